@@ -1,0 +1,83 @@
+"""What can go wrong, whose fault it is, and what to do about it.
+
+    GradcamError                  anything of ours; its text is one sentence for the user
+    ├── UsageError                what the user typed or set; nothing was sent                  (exit code 2)
+    │   ├── SettingsError         settings missing, wrong or misspelt, all of them at once
+    │   └── UnknownJob            no job of that name, or its lifetime is over
+    ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
+    ├── ItemError                 one image's own fault: it fails alone, the others go on
+    │   ├── FetchError            the address is refused, gone, too large or too slow   → `fetch`
+    │   ├── ImageError            the bytes are no picture we can decode                → `image`
+    │   ├── ModelError            the network gives no usable answer for it             → `model`
+    │   └── StoreError            its pictures cannot be written                        → `store`
+    ├── JobError                  every image of the job would fail alike: the job fails, once
+    └── WorkerError               this machine's fault: the chunk goes to another worker
+
+Policy reads the class, never the text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GradcamError(Exception):
+    """Something went wrong that has a sentence for the user."""
+
+
+class UsageError(GradcamError):
+    """What was typed or set cannot be used."""
+
+
+class SettingsError(UsageError):
+    """Settings are missing, wrong or misspelt."""
+
+
+class UnknownJob(UsageError):  # noqa: N818 - reads as what it is where it is caught
+    """No job of that name is known, or its lifetime is over."""
+
+
+class ServiceError(GradcamError):
+    """Redis or the object store cannot be used from here."""
+
+
+class ItemError(GradcamError):
+    """One image's own fault; it fails alone."""
+
+    #: The word under which the failure is counted.
+    reason: ClassVar[str] = "error"
+    #: Whether the same image may succeed when tried again.
+    retry: ClassVar[bool] = False
+
+
+class FetchError(ItemError):
+    """The image could not be fetched from its address."""
+
+    reason = "fetch"
+
+
+class ImageError(ItemError):
+    """The bytes are not a picture that can be decoded."""
+
+    reason = "image"
+
+
+class ModelError(ItemError):
+    """The network has no usable answer for this image."""
+
+    reason = "model"
+
+
+class StoreError(ItemError):
+    """The pictures of this image could not be stored."""
+
+    reason = "store"
+    retry = True
+
+
+class JobError(GradcamError):
+    """Every image of this job would fail alike."""
+
+
+class WorkerError(GradcamError):
+    """This worker cannot work; the job can go on elsewhere."""

@@ -1,0 +1,3 @@
+"""The transitions of the job table, one Lua script each."""
+
+from __future__ import annotations
