@@ -33,7 +33,7 @@ class SettingsError(UsageError):
     """Settings are missing, wrong or misspelt."""
 
 
-class UnknownJob(UsageError):  # noqa: N818 - reads as what it is where it is caught
+class UnknownJob(UsageError):
     """No job of that name is known, or its lifetime is over."""
 
 

@@ -1,0 +1,181 @@
+"""The Python client: the same verbs as the `gradcam` command.
+
+from producer.client import Client
+
+client = Client.from_env()
+job = client.submit(["photos/", "s3://bucket/cat.jpg"], network="resnet50")
+for status in client.watch(job):
+    print(status.done, "of", status.total)
+client.download(job, "results")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from producer.jobs.errors import GradcamError, UsageError
+from producer.jobs.settings import Connections, read
+from producer.jobs.spec import OUTPUTS, Failure, JobStatus, Result, checked_name, new_job_id
+from producer.jobs.storage import Storage
+from producer.jobs.table import JobTable, connect
+from producer.results import download, read_results
+from producer.sources import expand
+from producer.submit import Progress, Publish, make_spec, place_weights, send
+
+#: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
+_FIRST_LOOK_S = 0.2
+_SLOWEST_LOOK_S = 2.0
+
+
+class Client:
+    """Send images to be explained and see what became of them. Safe to share between threads."""
+
+    def __init__(self, settings: Connections) -> None:
+        self._settings = settings
+
+    @classmethod
+    def from_env(cls) -> Client:
+        """Make a client from `GRADCAM_*` and `AWS_*` environment variables.
+
+        Raises:
+            SettingsError: Names every missing, wrong and misspelt setting at once.
+        """
+        return cls(read(Connections))
+
+    def submit(
+        self,
+        images: Iterable[str],
+        *,
+        network: str = "resnet50",
+        weight_path: str | None = None,
+        layer_name: str = "last-conv",
+        class_id: int | None = None,
+        outputs: Iterable[str] = OUTPUTS,
+        format: str = "jpg",
+        chunk_size: int = 64,
+        name: str | None = None,
+        queue: str = "default",
+        progress: Progress | None = None,
+    ) -> str:
+        """Send images; returns when all are in the job table, long before they are explained.
+
+        Args:
+            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders; the latter two are uploaded.
+            network: `resnet50`, `vgg16`, … or `timm/NAME`.
+            weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or
+                `random`; torchvision's default weights when absent.
+            layer_name: `last-conv` or the dotted name of a module.
+            class_id: The class that drives all four pictures; the predicted one when absent.
+            outputs: Which of `heatmap`, `cam`, `gb`, `cam_gb`.
+            format: `jpg` or `png`.
+            chunk_size: Images a chunk, 1 to 512.
+            name: The job's name and id; submitting the same again under it continues instead of doubling.
+            queue: `high`, `default` or `low`.
+            progress: Called with images sent and images in all.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            UsageError: Something typed cannot be used; nothing was sent.
+            ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
+        """
+        job = checked_name(name) if name else new_job_id()
+        parameters = {
+            "network": network,
+            "layer": layer_name,
+            "class_id": class_id,
+            "outputs": tuple(dict.fromkeys(outputs)),
+            "format": format,
+            "chunk_size": chunk_size,
+            "queue": queue,
+        }
+        # Everything that was typed is checked before anything is sent.
+        make_spec(**parameters)
+        found = expand(images)
+        self.storage.check()
+        weights, digest = place_weights(weight_path, self.storage)
+        spec = make_spec(**parameters, weights=weights, weights_sha256=digest)
+        self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+        try:
+            publish = self._publisher(job, spec.queue)
+            send(self.table, self.storage, publish, job=job, spec=spec, sources=found, progress=progress)
+        except (GradcamError, KeyboardInterrupt):
+            # A named job can be continued; nobody could ever finish this one.
+            if name is None:
+                self.table.fail(job, "its submission was broken off; submit it again")
+            raise
+        return job
+
+    def status(self, job: str) -> JobStatus:
+        """Look at a job. Raises UnknownJob when there is none of that name."""
+        return self.table.status(job)
+
+    def watch(self, job: str) -> Iterator[JobStatus]:
+        """Look at a job again and again; the last status is that of its end."""
+        pause_s = _FIRST_LOOK_S
+        while not (status := self.status(job)).ended:
+            yield status
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
+        yield status
+
+    def wait(self, job: str, *, timeout_s: float | None = None) -> JobStatus:
+        """Wait for a job's end.
+
+        Raises:
+            TimeoutError: It had not ended by then; it goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for status in self.watch(job):
+            if status.ended:
+                return status
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:g} s")
+        raise AssertionError("watch ends with an ended status")
+
+    def failures(self, job: str) -> Iterator[Failure]:
+        """Images of a job that failed, each with its reason."""
+        return self.table.failures(job)
+
+    def results(self, job: str) -> Iterator[Result]:
+        """What is known of each image with an end, in the order of the images."""
+        self.status(job)
+        return read_results(self.storage, job)
+
+    def download(
+        self, job: str, output_dir: str | Path, *, progress: Callable[[Path], None] | None = None
+    ) -> list[Path]:
+        """Fetch the pictures there are, as `{stem}-{network}-{kind}.{format}`; returns the files written."""
+        if not str(output_dir):
+            raise UsageError("the output folder needs a name")
+        self.status(job)
+        return download(self.storage, job, Path(output_dir), progress=progress)
+
+    @cached_property
+    def table(self) -> JobTable:
+        """The job table."""
+        return JobTable(connect(self._settings))
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Our bucket."""
+        return Storage.from_settings(self._settings)
+
+    def _publisher(self, job: str, name: str) -> Publish:
+        # Celery takes 0.2 s to import, and only submit needs it.
+        from producer.jobs import queue
+
+        app = queue.make_app(self._settings.redis_url.get_secret_value())
+
+        def publish(chunk: int, published_at: float) -> None:
+            queue.publish(app, job, chunk, queue=name, published_at=published_at)
+
+        return publish
+
+    def list(self, *, limit: int = 20, offset: int = 0) -> Sequence[JobStatus]:
+        """Jobs, newest first."""
+        return self.table.jobs(limit=limit, offset=offset)

@@ -1,0 +1,36 @@
+"""Work that goes on ahead of the one who reads its results."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def ahead(pool: Executor, function: Callable[[_In], _Out], items: Iterable[_In], *, depth: int) -> Iterator[_Out]:
+    """Apply a function to a stream in a pool's threads; results come in order, memory stays flat.
+
+    Args:
+        pool: Whose threads do the work.
+        function: What to apply; its exception is raised where its result would have come.
+        items: Read only as far as needed.
+        depth: How many items may be under way or waiting to be read.
+
+    Yields:
+        The function's results, in the order of the items.
+    """
+    window: deque[Future[_Out]] = deque()
+    try:
+        for item in items:
+            window.append(pool.submit(function, item))
+            if len(window) >= depth:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    finally:
+        for future in window:
+            future.cancel()

@@ -1,0 +1,116 @@
+"""Every Redis key and every object key, made here and nowhere else.
+
+Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days` from its end):
+
+| key                  | type   | holds                                       | lives until    | written by            |
+| -------------------- | ------ | ------------------------------------------- | -------------- | --------------------- |
+| `J`                  | hash   | spec, state, ingest, counters, times, error | lifetime       | every transition      |
+| `J:chunks`           | hash   | chunk → digest:count                        | lifetime       | add_chunk             |
+| `J:items`            | hash   | chunk → compressed item lines               | chunk complete | add_chunk             |
+| `J:bits`             | string | 2 bits an item: pending, done, failed       | lifetime       | commit                |
+| `J:waiting`          | zset   | chunk → time published                      | claimed        | add_chunk, release, … |
+| `J:leases`           | zset   | chunk → deadline                            | committed      | claim, renew, commit  |
+| `J:holders`          | hash   | chunk → token:claim id of the lease         | committed      | claim                 |
+| `J:attempts`         | hash   | chunk → times handed out                    | chunk complete | claim, release        |
+| `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit                |
+| `J:reasons`          | hash   | reason → count                              | lifetime       | commit                |
+| `J:finaliser`        | string | who writes the summary                      | 30 s           | finalise              |
+| `gradcam:jobs`       | zset   | job → time created                          | job is gone    | create                |
+| `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
+| `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
+| `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
+| `gradcam:reconciler` | string | who reconciles                              | one interval   | worker, main process  |
+| `gradcam:queue:*`    | list … | Celery's messages and bindings              | consumed       | Celery (kombu)        |
+
+Object store (`P` is the prefix setting):
+
+| key                                                       | holds                                      |
+| --------------------------------------------------------- | ------------------------------------------ |
+| `P/<job>/job.json`                                        | spec, versions, counts; written at the end |
+| `P/<job>/inputs/<index>/<name>`                           | an uploaded local file                     |
+| `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
+| `P/<job>/manifest/<chunk>-<token>-<part>.jsonl`           | a line an image                            |
+| `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+JOBS = "gradcam:jobs"
+ACTIVE = "gradcam:active"
+WORKERS = "gradcam:workers"
+PROBLEMS = "gradcam:problems"
+RECONCILER = "gradcam:reconciler"
+#: kombu puts this before the name of each list it makes.
+QUEUE_PREFIX = "gradcam:queue:"
+
+
+@dataclass(frozen=True)
+class JobKeys:
+    """The Redis keys of one job."""
+
+    job: str
+
+    @property
+    def hash(self) -> str:
+        """The job itself."""
+        return f"gradcam:job:{self.job}"
+
+    def part(self, name: str) -> str:
+        """One of the keys beside the job's hash."""
+        return f"{self.hash}:{name}"
+
+    def parts(self, *names: str) -> list[str]:
+        """The job's hash and the named keys beside it."""
+        return [self.hash, *(self.part(name) for name in names)]
+
+
+def safe(text: str) -> str:
+    """Make a text safe as a part of an object key and of a local file name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "_"
+
+
+def _join(prefix: str, *parts: str) -> str:
+    return "/".join([prefix, *parts] if prefix else parts)
+
+
+def job_prefix(prefix: str, job: str) -> str:
+    """Everything of a job lies under this."""
+    return _join(prefix, job) + "/"
+
+
+def summary(prefix: str, job: str) -> str:
+    """The job's summary."""
+    return _join(prefix, job, "job.json")
+
+
+def uploaded_input(prefix: str, job: str, index: int, name: str) -> str:
+    """A local file that was uploaded as the image of that index."""
+    return _join(prefix, job, "inputs", f"{index:08d}", safe(name))
+
+
+def picture_name(stem: str, network: str, kind: str, suffix: str) -> str:
+    """The original program's file name for a picture."""
+    return f"{safe(stem)}-{safe(network)}-{kind}.{suffix}"
+
+
+def picture(prefix: str, job: str, index: int, name: str) -> str:
+    """A picture of the image of that index; a second run overwrites it with the same picture."""
+    return _join(prefix, job, "images", f"{index:08d}", name)
+
+
+def manifest_prefix(prefix: str, job: str) -> str:
+    """All manifest parts of a job lie under this."""
+    return _join(prefix, job, "manifest") + "/"
+
+
+def manifest(prefix: str, job: str, chunk: int, token: int, part: int) -> str:
+    """One part of a chunk's manifest; the token makes parts of different holders different objects."""
+    return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:08d}-{part:04d}.jsonl"
+
+
+def weights(prefix: str, sha256: str) -> str:
+    """An uploaded weights file, by content."""
+    return _join(prefix, "weights", sha256)

@@ -1,0 +1,14 @@
+-- The two bits of items first .. first+count-1 of a job: 0 pending, 1 done, 2 failed.
+local function read_bits(key, first, count)
+  local call = {'BITFIELD', key}
+  for i = first, first + count - 1 do
+    call[#call + 1] = 'GET'
+    call[#call + 1] = 'u2'
+    call[#call + 1] = '#' .. i
+  end
+  return redis.call(unpack(call))
+end
+
+local function write_bit(key, index, value)
+  redis.call('BITFIELD', key, 'SET', 'u2', '#' .. index, value)
+end

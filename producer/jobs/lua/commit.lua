@@ -1,0 +1,73 @@
+-- Record ends of items: pending -> done|failed, failed -> done. Counters move only where a bit changes, so that a
+-- repeated, late or lost call counts nothing twice. The holder of an old token may record `done` and nothing else.
+-- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 failures  10 reasons
+-- ARGV  1 chunk  2 token  3 lease (s)  4 chunk size  5 how many done
+--       then the offsets of the done, then offset, reason, failure (JSON) of each failed
+-- gives {'committed', newly done, newly failed, 1 if the chunk is complete, state} | {'gone'|state of a job that has ended}
+local f = redis.call('HMGET', KEYS[1], 'state', 'started_at')
+local state = f[1]
+if not state then return {'gone'} end
+if state ~= 'running' and state ~= 'paused' then return {state} end
+local chunk, token, size, n = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local first = tonumber(chunk) * size
+local known = redis.call('HGET', KEYS[2], chunk)
+if not known then return {'gone'} end
+local count = tonumber(string.match(known, ':(%d+)$'))
+local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') == token
+local states = read_bits(KEYS[8], first, count)
+local done, failed, healed = 0, 0, 0
+
+for i = 6, 5 + n do
+  local offset = tonumber(ARGV[i])
+  local old = states[offset + 1]
+  if old == 0 or old == 2 then
+    if old == 2 then
+      local reason = cjson.decode(redis.call('HGET', KEYS[9], first + offset)).reason
+      if redis.call('HINCRBY', KEYS[10], reason, -1) <= 0 then redis.call('HDEL', KEYS[10], reason) end
+      redis.call('HDEL', KEYS[9], first + offset)
+      healed = healed + 1
+    end
+    write_bit(KEYS[8], first + offset, 1)
+    states[offset + 1] = 1
+    done = done + 1
+  end
+end
+if mine then
+  for i = 6 + n, #ARGV, 3 do
+    local offset = tonumber(ARGV[i])
+    if states[offset + 1] == 0 then
+      write_bit(KEYS[8], first + offset, 2)
+      states[offset + 1] = 2
+      redis.call('HSET', KEYS[9], first + offset, ARGV[i + 2])
+      redis.call('HINCRBY', KEYS[10], ARGV[i + 1], 1)
+      failed = failed + 1
+    end
+  end
+end
+
+local pending = 0
+for _, value in ipairs(states) do
+  if value == 0 then pending = pending + 1 end
+end
+if pending == 0 then
+  redis.call('HDEL', KEYS[3], chunk)
+  redis.call('ZREM', KEYS[4], chunk)
+  redis.call('ZREM', KEYS[5], chunk)
+  redis.call('HDEL', KEYS[6], chunk)
+  redis.call('HDEL', KEYS[7], chunk)
+elseif mine then
+  redis.call('ZADD', KEYS[5], stamp(now() + tonumber(ARGV[3])), chunk)
+end
+if done + failed > 0 then
+  local all_done = redis.call('HINCRBY', KEYS[1], 'done', done)
+  local all_failed = redis.call('HINCRBY', KEYS[1], 'failed', failed - healed)
+  -- Two marks, at least 30 s apart, are enough for a speed over the last minute at O(1).
+  local t, finished = now(), all_done + all_failed
+  local mark = redis.call('HGET', KEYS[1], 'mark_at') or f[2] or stamp(t)
+  if t - tonumber(mark) >= 30 then
+    redis.call('HSET', KEYS[1], 'last_mark_at', mark, 'last_mark_n', redis.call('HGET', KEYS[1], 'mark_n') or 0,
+      'mark_at', stamp(t), 'mark_n', finished)
+  end
+  redis.call('HSET', KEYS[1], 'progress_at', stamp(t))
+end
+return {'committed', done, failed, pending == 0 and 1 or 0, finish_if_complete(KEYS[1])}

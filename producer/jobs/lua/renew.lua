@@ -1,0 +1,11 @@
+-- Keep a lease, after progress only. Any answer but 'renewed' makes the holder stop.
+-- KEYS  1 job  2 leases  3 holders
+-- ARGV  1 chunk  2 token  3 lease (s)
+-- gives 'renewed' | 'lost' | 'gone' | state
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 'gone' end
+if state ~= 'running' then return state end
+local holder = redis.call('HGET', KEYS[3], ARGV[1]) or ''
+if string.match(holder, '^(%d+):') ~= ARGV[2] then return 'lost' end
+redis.call('ZADD', KEYS[2], stamp(now() + tonumber(ARGV[3])), ARGV[1])
+return 'renewed'

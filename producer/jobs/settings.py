@@ -1,0 +1,138 @@
+"""Where Redis and the object store are: read once from the environment, every problem reported at once.
+
+| variable                   | meaning                                              | default         |
+|----------------------------|------------------------------------------------------|-----------------|
+| `GRADCAM_REDIS_URL`        | `redis://` or `rediss://` address of the job table   | required        |
+| `GRADCAM_S3_BUCKET`        | bucket of the pictures                               | required        |
+| `GRADCAM_S3_ENDPOINT_URL`  | an S3-compatible server                              | AWS             |
+| `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
+| `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
+| `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
+
+`GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from producer.jobs.errors import SettingsError
+
+_Model = TypeVar("_Model", bound=BaseSettings)
+_Other = TypeVar("_Other", bound=BaseSettings)
+
+#: Names that others read; they are not misspelt ones of ours.
+_OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        parts.port  # noqa: B018 - reading it is what checks it
+    except ValueError as error:
+        raise ValueError("is not a valid address") from error
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+        raise ValueError("must look like redis://[:password@]host:port/0 (or rediss:// for TLS)")
+    return value
+
+
+def _http_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must look like http://host:port or https://host")
+    if parts.username or parts.password:
+        raise ValueError("must not hold credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return value
+
+
+class Connections(BaseSettings):
+    """What producer and worker both need to reach each other."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADCAM_", frozen=True, extra="ignore")
+
+    #: Address of the Redis (or Valkey) that holds the queue and the job table; may hold the password.
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)]
+    #: Bucket that pictures, manifests and uploaded inputs go to.
+    s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    #: Address of an S3-compatible server; AWS itself when empty.
+    s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    #: All our keys begin with this.
+    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(lambda p: p.strip("/"))] = (
+        "gradcam"
+    )
+    #: How long a finished job stays in Redis.
+    job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+
+    @property
+    def redis_address(self) -> str:
+        """The address without its secret, for messages."""
+        parts = urlsplit(self.redis_url.get_secret_value())
+        return f"{parts.hostname}:{parts.port or 6379}"
+
+
+def read(model: type[_Model]) -> _Model:
+    """Read one model's settings from the environment.
+
+    Raises:
+        SettingsError: Names every missing, wrong and misspelt setting in one message.
+    """
+    settings, problems = _read(model)
+    if settings is None or problems:
+        raise SettingsError(_message(problems))
+    return settings
+
+
+def read_both(first: type[_Model], second: type[_Other]) -> tuple[_Model, _Other]:
+    """Read two models' settings, reporting the problems of both at once. Raises SettingsError."""
+    one, problems = _read(first)
+    two, more = _read(second)
+    if one is None or two is None or problems or more:
+        raise SettingsError(_message(problems + more))
+    return one, two
+
+
+def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
+    prefix = str(model.model_config.get("env_prefix", ""))
+    known = [f"{prefix}{name}".upper() for name in model.model_fields]
+    others = tuple(other for other in _OTHERS if other != prefix)
+    problems = _misspelt(os.environ, prefix, known, others)
+    try:
+        return model(), problems
+    except ValidationError as error:
+        return None, [_sentence(prefix, problem) for problem in error.errors()] + problems
+
+
+def _message(problems: list[str]) -> str:
+    return (
+        "settings cannot be used: "
+        + "; ".join(problems)
+        + ". For a stack on this machine run `make up`, then `source .gradcam/env`"
+    )
+
+
+def _sentence(prefix: str, problem: Mapping[str, Any]) -> str:
+    name = f"{prefix}{problem['loc'][0]}".upper()
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    # The value itself is left out: it may hold a password.
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name} {text}" if text.startswith(("must", "is ")) else f"{name} is wrong ({text})"
+
+
+def _misspelt(names: Mapping[str, str], prefix: str, known: list[str], others: tuple[str, ...]) -> list[str]:
+    problems = []
+    for name in sorted(names):
+        if not name.startswith(prefix) or name in known or name.startswith(others):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        problems.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
+    return problems

@@ -1,0 +1,189 @@
+"""What a job, an item, a status and a result are: frozen, versioned, unknown fields refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import zlib
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from producer.jobs.errors import UsageError
+from producer.jobs.states import TERMINAL, Ingest, JobState
+
+#: Items in one Lua call at most; a commit of 512 keeps the server busy for about 2 ms.
+MAX_CHUNK_SIZE = 512
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+Output = Literal["heatmap", "cam", "gb", "cam_gb"]
+OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
+Queue = Literal["high", "default", "low"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobSpec(_Frozen):
+    """What to compute, the same for every image of a job."""
+
+    #: Version of this message; another one is refused.
+    version: Literal[1] = 1
+    #: Name of the network as typed.
+    network: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_./-]+$")] = "resnet50"
+    #: A torchvision weights name, `random`, or the URI of a state dict.
+    weights: Annotated[str, Field(min_length=1, max_length=8192)] = "DEFAULT"
+    #: SHA-256 of the weights file where the producer knows it.
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    #: `last-conv` or the dotted name of a module.
+    layer: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")] = "last-conv"
+    #: Class that drives all four pictures; the predicted one when absent.
+    class_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    #: Which of the four pictures to make.
+    outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = OUTPUTS
+    #: Picture format.
+    format: Literal["jpg", "png"] = "jpg"
+    #: Items a chunk: what one message points to and one claim hands out.
+    chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = 64
+    #: Class of service.
+    queue: Queue = "default"
+
+
+class Item(_Frozen):
+    """One image of a job; its index is its place in the source."""
+
+    #: `s3://`, `http(s)://` or `file://` address.
+    uri: Annotated[str, Field(min_length=1, max_length=8192)]
+    #: What the user calls it; kept in results.
+    id: Annotated[str, Field(max_length=1024)] | None = None
+    #: Class of this image alone; beats the job's.
+    class_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+
+class Chunk(_Frozen):
+    """Consecutive items, in the form they lie in Redis."""
+
+    #: Its place in the job: items `number * chunk_size` and on.
+    number: int
+    #: How many items.
+    count: int
+    #: First 16 hex digits of the SHA-256 of the lines; the same source gives the same.
+    digest: str
+    #: zlib-compressed JSON lines.
+    payload: bytes
+
+    @classmethod
+    def pack(cls, number: int, items: list[Item]) -> Chunk:
+        """Pack items into a chunk."""
+        lines = "\n".join(item.model_dump_json(exclude_none=True) for item in items).encode()
+        digest = hashlib.sha256(lines).hexdigest()[:16]
+        return cls(number=number, count=len(items), digest=digest, payload=zlib.compress(lines, 6))
+
+
+def unpack(payload: bytes) -> list[Item]:
+    """Read a chunk's items back."""
+    return [Item.model_validate_json(line) for line in zlib.decompress(payload).split(b"\n")]
+
+
+class Failure(_Frozen):
+    """Why an item failed, as the job table keeps it."""
+
+    index: int
+    item: Item
+    #: The word it is counted under: `fetch`, `image`, `model`, `store`, …
+    reason: str
+    message: str
+    #: How many times its chunk had been handed out.
+    attempts: int = 1
+
+
+class JobStatus(_Frozen):
+    """What there is to know of a job at one moment; all counts are of images."""
+
+    job: str
+    #: What the user named it; none for a job with a made-up id.
+    name: str | None
+    state: JobState
+    ingest: Ingest
+    network: str
+    total: int
+    done: int
+    failed: int
+    cancelled: int
+    pending: int
+    #: reason → count
+    failures: dict[str, int]
+    #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image.
+    images_per_s: float | None
+    eta_s: float | None
+    created_at: datetime
+    finished_at: datetime | None
+    #: Why the whole job failed, in a sentence.
+    error: str | None = None
+    #: Workers heard of within the last minute.
+    workers: int = 0
+    #: What keeps one of them from working, in a sentence.
+    problem: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has reached its end."""
+        return self.state in TERMINAL
+
+
+class Guess(_Frozen):
+    """One of the network's most likely classes."""
+
+    class_id: int
+    class_name: str | None
+    probability: float
+
+
+class Result(_Frozen):
+    """One image's line in the manifest."""
+
+    index: int
+    uri: str
+    id: str | None = None
+    state: Literal["done", "failed"]
+    class_id: int | None = None
+    class_name: str | None = None
+    #: Softmax of the explained class.
+    probability: float | None = None
+    top5: tuple[Guess, ...] = ()
+    network: str | None = None
+    layer: str | None = None
+    #: The map was zero everywhere: nothing spoke for this class at this layer.
+    flat: bool | None = None
+    #: Guided ReLUs; 0 means that `gb` is the plain gradient.
+    guided_relus: int | None = None
+    #: The weights were seeded random numbers: a picture of nothing, for tests and benchmarks.
+    random_weights: bool | None = None
+    #: kind → object key
+    objects: dict[str, str] = {}
+    #: stage → seconds of work
+    seconds: dict[str, float] = {}
+    reason: str | None = None
+    message: str | None = None
+
+
+def new_job_id() -> str:
+    """Make a job id that sorts by time and cannot be guessed."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(5)}"
+
+
+def checked_name(name: str) -> str:
+    """Give the name back if a job may have it.
+
+    Raises:
+        UsageError: It has characters that object keys and Redis keys should not have.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit"
+        )
+    return name

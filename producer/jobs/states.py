@@ -1,0 +1,43 @@
+"""The states of jobs and items, a sentence each."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job stands; `running <-> paused -> finalizing ->` one of the ends."""
+
+    #: Chunks are handed out.
+    RUNNING = "running"
+    #: Nothing new is handed out until it is resumed.
+    PAUSED = "paused"
+    #: Every item has its end; the job's summary is being written.
+    FINALIZING = "finalizing"
+    #: Every image was explained.
+    SUCCEEDED = "succeeded"
+    #: Every image has its end, some failed: its own word, because people miss failures hidden in "completed".
+    COMPLETED_WITH_ERRORS = "completed_with_errors"
+    #: Something that every image shares is wrong; `error` says what.
+    FAILED = "failed"
+    #: Somebody stopped it.
+    CANCELLED = "cancelled"
+
+
+#: A job that is in one of these never leaves it by itself.
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED})
+
+
+class Ingest(StrEnum):
+    """Whether more items may come."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class ItemState(IntEnum):
+    """The two bits an item has in the job table."""
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2

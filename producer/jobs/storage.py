@@ -1,0 +1,156 @@
+"""The object store: one bucket, through one boto3 client a process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from producer.jobs.errors import JobError, StoreError, WorkerError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from producer.jobs.settings import Connections
+
+_TYPES = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json", "jsonl": "application/jsonl"}
+_OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled"}
+_OUR_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+}
+
+
+def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
+    """Make the S3 client of this process; about 100 ms, before any thread starts.
+
+    Args:
+        settings: Which endpoint; credentials and region are boto3's to find.
+        connections: How many threads will use it at once.
+    """
+    session = boto3.session.Session()
+    return session.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        # A region is always set: without one, signing fails on custom endpoints.
+        region_name=session.region_name or "us-east-1",
+        config=Config(
+            max_pool_connections=connections,
+            retries={"mode": "standard", "max_attempts": 6},
+            connect_timeout=5,
+            read_timeout=30,
+            # What custom endpoints understand.
+            s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+class Storage:
+    """Our bucket; keys are made by `keys.py`. Safe to share between threads."""
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
+        self.client = client
+        self.bucket = bucket
+        self.prefix = prefix
+
+    @classmethod
+    def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
+        """Open the bucket that the settings name."""
+        return cls(make_client(settings, connections=connections), settings.s3_bucket, settings.s3_prefix)
+
+    def uri(self, key: str) -> str:
+        """The address of one of our objects."""
+        return f"s3://{self.bucket}/{key}"
+
+    def check(self) -> None:
+        """Make sure that the bucket is there and ours to use.
+
+        Raises:
+            JobError: It is not there, or closed to us.
+            WorkerError: The store or the credentials cannot be used from here.
+        """
+        with self._errors("be listed"):
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write an object whole.
+
+        Raises:
+            StoreError: The store refused this object, after retries.
+            JobError, WorkerError: As `check`.
+        """
+        kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
+        with self._errors("be written to"):
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
+        with self._errors("be written to"), path.open("rb") as file:
+            self.client.upload_fileobj(file, self.bucket, key)
+
+    def get(self, key: str) -> bytes:
+        """Read an object whole. Errors as `put`."""
+        with self._errors("be read"):
+            return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None when there is no such object. Errors as `put`."""
+        with self._errors("be read"):
+            try:
+                return int(self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}:
+                    return None
+                raise
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys under a prefix, in order. Errors as `put`."""
+        with self._errors("be listed"):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield entry["Key"]
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        """Say whose fault it is: the bucket is every image's, credentials and network are this machine's."""
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError):
+            raise WorkerError(
+                "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in _OUR_BUCKET:
+                raise JobError(
+                    f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "
+                    "and its permissions"
+                ) from None
+            if code in _OUR_CREDENTIALS:
+                raise WorkerError(
+                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                ) from None
+            raise StoreError(f"bucket {self.bucket} could not {verb} ({code})") from None
+        except BotoCoreError as error:
+            raise WorkerError(
+                f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
+                "or the network"
+            ) from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""What a job made: its manifest lines, and its pictures on this disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from producer.jobs import keys
+from producer.jobs.ahead import ahead
+from producer.jobs.errors import UsageError
+from producer.jobs.spec import Result
+
+if TYPE_CHECKING:
+    from producer.jobs.storage import Storage
+
+DOWNLOAD_THREADS = 16
+
+
+def read_results(storage: Storage, job: str) -> Iterator[Result]:
+    """Read the manifest, in the order of the images; of an image written twice, done beats failed.
+
+    Memory holds one chunk at a time.
+    """
+    prefix = keys.manifest_prefix(storage.prefix, job)
+    for _, parts in groupby(storage.keys(prefix), key=lambda key: key.removeprefix(prefix).split("-", 1)[0]):
+        merged: dict[int, Result] = {}
+        for part in parts:
+            for line in storage.get(part).splitlines():
+                result = Result.model_validate_json(line)
+                if result.index not in merged or result.state == "done":
+                    merged[result.index] = result
+        yield from (merged[index] for index in sorted(merged))
+
+
+def download(
+    storage: Storage, job: str, output_dir: Path, *, progress: Callable[[Path], None] | None = None
+) -> list[Path]:
+    """Fetch all pictures of a job, many at once, each written whole or not at all.
+
+    Returns:
+        The files, named as the original program names them; the index goes before a name that two images share.
+
+    Raises:
+        UsageError: The folder cannot be written to.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output_dir} ({error.strerror}): choose another --output-dir") from None
+
+    def fetch(wanted: tuple[str, Path]) -> Path:
+        key, path = wanted
+        _write_whole(path, storage.get(key))
+        return path
+
+    paths = []
+    with ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="download") as pool:
+        for path in ahead(pool, fetch, _pictures(storage, job, output_dir), depth=4 * DOWNLOAD_THREADS):
+            paths.append(path)
+            if progress:
+                progress(path)
+    return paths
+
+
+def _pictures(storage: Storage, job: str, output_dir: Path) -> Iterator[tuple[str, Path]]:
+    ours = keys.job_prefix(storage.prefix, job)
+    taken: set[str] = set()
+    for result in read_results(storage, job):
+        for key in result.objects.values():
+            # The manifest is data: it names neither other people's objects nor files elsewhere on this disk.
+            if not key.startswith(ours):
+                continue
+            name = keys.safe(key.rsplit("/", 1)[-1])
+            if name in taken:
+                name = f"{result.index:08d}-{name}"
+            taken.add(name)
+            yield key, output_dir / name
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes files that only their owner reads; pictures are for everybody the folder is for.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(partial).chmod(0o666 & ~umask)
+        Path(partial).replace(path)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path} ({error.strerror})") from None
+        raise

@@ -1,0 +1,104 @@
+"""How a job's progress looks to a person: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from producer.jobs.spec import JobStatus
+from producer.jobs.states import JobState
+
+#: Seconds between lines where there is no terminal.
+LINE_EVERY_S = 5.0
+#: Exit codes, documented in the README.
+ALL_DONE, SOME_FAILED, JOB_FAILED = 0, 1, 3
+_EXIT_CODES = {JobState.SUCCEEDED: ALL_DONE, JobState.COMPLETED_WITH_ERRORS: SOME_FAILED}
+
+
+def exit_code(status: JobStatus) -> int:
+    """0 all done, 1 some images failed, 3 the job failed or was cancelled."""
+    return _EXIT_CODES.get(status.state, JOB_FAILED) if status.ended else ALL_DONE
+
+
+def follow(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    """Show progress until the job ends, and give back its last status."""
+    return _bar(statuses, console) if console.is_terminal else _lines(statuses, console)
+
+
+def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("waiting", total=None, note="")
+        for status in statuses:
+            finished = status.done + status.failed
+            bar.update(task, description=status.state, total=status.total, completed=finished, note=note(status))
+    return status
+
+
+def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    shown = -LINE_EVERY_S
+    for status in statuses:
+        if not status.ended and time.monotonic() - shown >= LINE_EVERY_S:
+            shown = time.monotonic()
+            console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
+    return status
+
+
+def note(status: JobStatus) -> str:
+    """What is worth saying beside the counts."""
+    if status.workers == 0 and not status.ended:
+        return "no worker is running: start `gradcam-worker`"
+    parts = [f"a worker cannot work: {status.problem}"] if status.problem else []
+    if status.failed:
+        parts.append(f"{status.failed} failed")
+    if status.images_per_s:
+        parts.append(f"{status.images_per_s:.1f} images/s")
+    if status.eta_s is not None:
+        parts.append(f"{status.eta_s:.0f} s left")
+    return ", ".join(parts)
+
+
+def summary(status: JobStatus) -> str:
+    """The status as lines for a person."""
+    rows = {
+        "job": status.job,
+        "state": f"{status.state}" + ("" if status.ended or status.ingest == "closed" else " (images still coming in)"),
+        "network": status.network,
+        "images": f"{status.done} done, {status.failed} failed, {status.pending} pending, "
+        f"{status.cancelled} cancelled, {status.total} in all",
+    }
+    if status.error:
+        rows["error"] = status.error
+    if status.failures:
+        rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
+    if status.images_per_s:
+        rows["speed"] = f"{status.images_per_s:.1f} images/s"
+    if status.eta_s is not None:
+        rows["left"] = f"{status.eta_s:.0f} s"
+    if not status.ended and not status.workers:
+        rows["workers"] = "none is running: start `gradcam-worker`"
+    if status.problem:
+        rows["problem"] = f"a worker cannot work: {status.problem}"
+    rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    if status.finished_at:
+        rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
+    return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def table(statuses: Iterable[JobStatus]) -> Table:
+    """Jobs as a table, a row each."""
+    made = Table("job", "state", "network", "total", "done", "failed", "pending", "created (UTC)", box=None)
+    for s in statuses:
+        counts = (str(n) for n in (s.total, s.done, s.failed, s.pending))
+        made.add_row(s.job, s.state, s.network, *counts, f"{s.created_at:%Y-%m-%d %H:%M:%S}")
+    return made

@@ -1,0 +1,82 @@
+"""The worker's wiring, in one place: settings, connections, task, reconciler. `celery -A worker.app` runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from producer.jobs import queue
+from producer.jobs.settings import Connections, read_both
+from producer.jobs.storage import Storage
+from producer.jobs.table import JobTable, connect
+from worker import tasks
+from worker.reconcile import Reconciler
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.work import Work
+
+log = logging.getLogger(__name__)
+
+connections, settings = read_both(Connections, WorkerSettings)
+app = queue.make_app(connections.redis_url.get_secret_value())
+_parent = os.getppid()
+_reconcilers: list[Reconciler] = []
+
+
+def _republish(job: str, chunk: int, published_at: float) -> None:
+    queue.publish(app, job, chunk, queue="recovery", published_at=published_at)
+
+
+def _make_work() -> Work:
+    from worker.work import Work  # the child only: it imports torch
+
+    storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
+    return Work(JobTable(connect(connections)), storage, settings, _republish)
+
+
+tasks.register(app, _make_work)
+
+
+@signals.setup_logging.connect
+def _log(**_: Any) -> None:
+    """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {settings.name} %(levelname)s %(message)s")
+    # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _end_when_orphaned() -> None:
+    """A worker whose launcher is gone would be one that nobody can stop."""
+    if os.getppid() != _parent:
+        log.warning("action=orphaned The launcher is gone; this worker ends as well.")
+        import signal
+
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@signals.worker_ready.connect
+def _start(**_: Any) -> None:
+    client = connect(connections)
+    reconciler = Reconciler(
+        JobTable(client),
+        client,
+        Storage.from_settings(connections),
+        _republish,
+        who=settings.name,
+        interval_s=settings.interval_s,
+        on_orphaned=_end_when_orphaned,
+    )
+    reconciler.start()
+    _reconcilers.append(reconciler)
+    log.info("action=ready The worker is ready.")
+
+
+@signals.worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    for reconciler in _reconcilers:
+        reconciler.stop()

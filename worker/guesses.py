@@ -1,0 +1,35 @@
+"""Logits become probabilities and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producer.jobs.spec import Guess
+
+
+def guesses(
+    logits: NDArray[np.floating[Any]], class_id: int, categories: Sequence[str] | None
+) -> tuple[Guess, tuple[Guess, ...]]:
+    """Softmax in float64.
+
+    Args:
+        logits: (K,), finite.
+        class_id: The class that was explained.
+        categories: K names, if there are any.
+
+    Returns:
+        The explained class, and the five most likely ones, most likely first.
+    """
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()  # (K,)
+
+    def guess(index: int) -> Guess:
+        name = categories[index] if categories else None
+        return Guess(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
+
+    top = np.argsort(-probabilities, kind="stable")[:5]
+    return guess(class_id), tuple(guess(int(index)) for index in top)

@@ -1,0 +1,121 @@
+"""Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`.
+
+Differences are taken in float32, as the network gives them; scaling to 0..255 is done in float64, where the product
+with 255 is exact. So truncation gives the number that paper and pencil give, and a picture's maximum is always 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from producer.jobs.errors import ModelError
+
+Floats = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
+
+#: The four pictures, in the order in which they are named everywhere.
+OUTPUTS: Final = ("heatmap", "cam", "gb", "cam_gb")
+#: How file formats are called and written; JPEG without chroma subsampling, whose red and blue edges would bleed.
+JPEG_QUALITY: Final = 95
+_ENCODINGS: Final[dict[str, list[int]]] = {
+    "jpg": [
+        cv2.IMWRITE_JPEG_QUALITY,
+        JPEG_QUALITY,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ],
+    "png": [],
+}
+#: (256, 1, 3) uint8: OpenCV's JET, from dark blue (0, 0, 128) over green to dark red (128, 0, 0), in RGB.
+JET: Final = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[..., ::-1].copy()
+
+
+def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str] = OUTPUTS) -> dict[str, Picture]:
+    """Draw the asked of the four pictures of one image, each (H, W, 3) uint8 RGB.
+
+    Args:
+        picture: (H, W, 3) RGB in [0, 1], as resized for the network, before mean and standard deviation.
+        map: (h, w), >= 0, Grad-CAM after ReLU and not normalised; resized bilinearly with half-pixel centres.
+        guided: (H, W, 3), signed guided gradient.
+        outputs: which of `OUTPUTS` to draw.
+
+    Every value is truncated, not rounded. A constant picture becomes zeros in each stretch from minimum to maximum.
+
+    Raises:
+        ModelError: map or guided gradient is not finite.
+        ValueError: an output is not known.
+    """
+    if unknown := set(outputs) - set(OUTPUTS):
+        raise ValueError(f"unknown outputs {sorted(unknown)}; known are {', '.join(OUTPUTS)}")
+    height, width = picture.shape[:2]
+    small, _flat = normalised(map)  # (h, w)
+    resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    heat = np.asarray(resized, np.float32)  # (H, W)
+    heatmap = _jet(heat)  # (H, W, 3)
+    draw: dict[str, Callable[[], Picture]] = {
+        "heatmap": lambda: heatmap,
+        # 255 times heatmap/255 + picture: the stretch does not see the factor, and bytes stay whole numbers.
+        "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap),
+        "gb": lambda: _stretched(guided),
+        "cam_gb": lambda: _stretched(guided * heat[..., None]),
+    }
+    return {name: draw[name]() for name in OUTPUTS if name in outputs}
+
+
+def normalised(map: Floats) -> tuple[NDArray[np.float32], bool]:
+    """Bring a (h, w) map to [0, 1] by its own minimum and maximum, float32; say whether it was flat, then it is all 0.
+
+    Raises:
+        ModelError: the map is not finite.
+    """
+    values = np.asarray(map, np.float32)
+    values = values - values.min()
+    high = _finite(values.max())
+    if high == 0:
+        return np.zeros_like(values), True
+    values /= high
+    return values, False
+
+
+def encode(image_rgb: Picture, format: str = "jpg") -> bytes:
+    """Write an (H, W, 3) uint8 RGB picture as `jpg` (quality 95, no chroma subsampling) or `png`.
+
+    Raises:
+        ValueError: the format is not known, or it cannot hold the picture.
+    """
+    if format not in _ENCODINGS:
+        raise ValueError(f"unknown picture format {format!r}; known are {', '.join(_ENCODINGS)}")
+    bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
+    written, data = cv2.imencode(f".{format}", bgr, _ENCODINGS[format])
+    if not written:
+        raise ValueError(f"a picture of {image_rgb.shape} cannot be written as {format}")
+    return data.tobytes()
+
+
+def _jet(heat: NDArray[np.float32]) -> Picture:
+    levels = (heat * np.float32(255)).astype(np.uint8)  # (H, W), truncated
+    return np.asarray(cv2.applyColorMap(levels, JET), np.uint8)  # (H, W, 3)
+
+
+def _stretched(values: Floats) -> Picture:
+    """Stretch from the minimum to the maximum over the whole picture to 0..255, truncated."""
+    values = np.asarray(values, np.float32)
+    values = values - values.min()
+    span = _finite(values.max())
+    if span == 0:
+        return np.zeros(values.shape, np.uint8)
+    scaled = np.multiply(values, 255, dtype=np.float64)
+    scaled /= span
+    return scaled.astype(np.uint8)
+
+
+def _finite(value: np.float32) -> np.float64:
+    # Minimum and maximum carry NaN and infinity along, so one number tells for the whole array.
+    if not np.isfinite(value):
+        raise ModelError("the network's gradients for this image are not finite")
+    return np.float64(value)

@@ -1,0 +1,77 @@
+"""The worker's settings, read once from `GRADCAM_WORKER_*`; where Redis and S3 are: `producer/jobs/settings.py`.
+
+| variable                          | meaning                                                        | default |
+|-----------------------------------|----------------------------------------------------------------|---------|
+| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass                                     | 16      |
+| `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
+| `GRADCAM_WORKER_LEASE_S`          | how long a chunk without progress stays ours                   | 30      |
+| `GRADCAM_WORKER_INTERVAL_S`       | how often lost work is looked for                              | 5       |
+| `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often progress is recorded within a chunk                  | 5       |
+| `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish the batch in hand        | 25      |
+| `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models                                              | 4 GiB   |
+| `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
+| `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
+| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
+| `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
+
+The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE` and `_DRAIN_FILE` for each process it starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from producer.jobs.uris import FetchPolicy
+
+
+def _by_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class WorkerSettings(BaseSettings):
+    """What a worker process needs beside the connections."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADCAM_WORKER_", frozen=True, extra="ignore")
+
+    #: This process's name in health and logs.
+    name: str = "worker"
+    #: `cpu` or `cuda`: the one device that this process can see.
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
+    #: Exists as soon as the process shall finish the batch in hand and give the rest back.
+    drain_file: Path | None = None
+    #: Images in one forward pass.
+    batch_size: Annotated[int, Field(ge=1, le=512)] = 16
+    #: Threads that fetch and decode, and as many that encode and upload.
+    io_threads: Annotated[int, Field(ge=1, le=128)] = 8
+    #: How long a chunk without progress stays ours.
+    lease_s: Annotated[float, Field(ge=1)] = 30.0
+    #: How often lost work is looked for.
+    interval_s: Annotated[float, Field(gt=0)] = 5.0
+    #: How often progress is recorded within a chunk.
+    commit_every_s: Annotated[float, Field(ge=0)] = 5.0
+    #: How long a stopping worker may finish the batch in hand.
+    grace_s: Annotated[float, Field(gt=0)] = 25.0
+    #: Memory for models, in bytes of their parameters.
+    model_cache_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
+    #: Largest image file.
+    max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
+    #: Time an image may take to be fetched.
+    fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    #: Private hosts images may come from.
+    allow_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+    #: Folders `file://` images may come from.
+    file_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+
+    @property
+    def fetch_policy(self) -> FetchPolicy:
+        """Which addresses may be fetched."""
+        return FetchPolicy(
+            allow_hosts=self.allow_hosts,
+            file_roots=self.file_roots,
+            max_bytes=self.max_image_bytes,
+            total_timeout_s=self.fetch_timeout_s,
+        )

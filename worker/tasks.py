@@ -1,0 +1,37 @@
+"""The one Celery task. This module is also imported by the main process, which must stay free of torch and CUDA."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from producer.jobs.queue import TASK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from worker.work import Work
+
+log = logging.getLogger(__name__)
+
+
+def register(app: Celery, make_work: Callable[[], Work]) -> None:
+    """Give the application its task.
+
+    Args:
+        app: Celery's.
+        make_work: Called in the child process, at its first message.
+    """
+    kept: list[Work] = []
+
+    @app.task(name=TASK)
+    def work(job: Any, chunk: Any) -> None:
+        """Work at the chunk that a message points to; the message is untrusted."""
+        if not isinstance(job, str) or not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
+            log.warning("action=bad_message A message that points to no chunk was dropped.")
+            return
+        if not kept:
+            kept.append(make_work())
+        kept[0].work(job, chunk)

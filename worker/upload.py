@@ -1,0 +1,37 @@
+"""Pictures go to the object store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from producer.jobs import keys
+from producer.jobs.storage import Storage
+
+
+def upload(
+    storage: Storage, pictures: Mapping[str, bytes], *, job: str, index: int, stem: str, network: str, suffix: str
+) -> dict[str, str]:
+    """Write one image's pictures; a second run overwrites them with the same bytes.
+
+    Args:
+        storage: Our bucket.
+        pictures: kind → file content.
+        job: Whose pictures.
+        index: The image's index in the job.
+        stem: Of the image's own file name.
+        network: As the user typed it.
+        suffix: `jpg` or `png`.
+
+    Returns:
+        kind → object key.
+
+    Raises:
+        StoreError: The store refused one of them.
+        JobError, WorkerError: See `Storage.check`.
+    """
+    written = {}
+    for kind, content in pictures.items():
+        key = keys.picture(storage.prefix, job, index, keys.picture_name(stem, network, kind, suffix))
+        storage.put(key, content)
+        written[kind] = key
+    return written

@@ -1,0 +1,161 @@
+"""Work at the chunk that a message points to. What becomes of each kind of fault is decided here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from producer.jobs.errors import FetchError, JobError, WorkerError
+from producer.jobs.fetch import Fetcher
+from producer.jobs.states import JobState
+from worker import networks
+from worker.cache import ModelCache
+from worker.device import choose
+from worker.finalise import finalise, versions
+from worker.pipeline import LeaseLost, Pipeline
+
+if TYPE_CHECKING:
+    from producer.jobs.spec import JobSpec
+    from producer.jobs.storage import Storage
+    from producer.jobs.table import Claim, JobTable
+    from worker.networks import Network
+    from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+#: The largest weights file that is fetched: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
+MAX_WEIGHTS_BYTES = 8 * 2**30
+#: A worker with a fault of its own waits this long before it tries again, twice as long each time.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+#: Called with job, chunk, queue and the time published.
+Republish = Callable[[str, int, float], None]
+
+
+class Work:
+    """What a worker process keeps between chunks: models, connections, pools."""
+
+    def __init__(self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish) -> None:
+        self._table, self._storage, self._settings, self._republish = table, storage, settings, republish
+        self._device = choose(settings.device)
+        self._fetcher = Fetcher(settings.fetch_policy, storage.client)
+        self._models: ModelCache[JobSpec, Network] = ModelCache(settings.model_cache_bytes, self._load)
+        self._pipeline = Pipeline(table, storage, self._fetcher, settings, stop=self.stopping)
+        self._pause_s = _FIRST_PAUSE_S
+
+    def stopping(self) -> bool:
+        """Whether the launcher asked this process to come to an end."""
+        return self._settings.drain_file is not None and self._settings.drain_file.exists()
+
+    def work(self, job: str, chunk: int) -> None:
+        """Work at a chunk, if there is anything to do; a pointer that is old, doubled or forged does nothing."""
+        if self.stopping():
+            return  # It still waits in the job table; the reconciler hands it out again.
+        try:
+            try:
+                self._work(job, chunk)
+            except JobError as error:
+                log.warning("action=job_failed job=%s The job fails: %s", job, error)
+                self._table.fail(job, str(error))
+            finalise(self._table, self._storage, job, self._settings.name)
+        except LeaseLost:
+            log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
+        except WorkerError as error:
+            self._complain(job, chunk, error)
+
+    def _work(self, job: str, chunk: int) -> None:
+        found = self._table.spec(job)
+        if found is None or found[1] is not JobState.RUNNING:
+            return
+        spec = found[0]
+        # Before the claim: a lease runs on progress, and loading a model may take longer than a lease.
+        network = self._models.get(_model_key(spec))
+        claim = self._table.claim(job, chunk, spec, claim_id=uuid.uuid4().hex, lease_s=self._settings.lease_s)
+        if claim is None:
+            return
+        self._annotate(job, network)
+        try:
+            complete = self._pipeline.run(claim, network)
+        except WorkerError:
+            self._release(claim)
+            raise
+        if not complete:
+            self._release(claim)
+        if self._pause_s > _FIRST_PAUSE_S:
+            self._pause_s = _FIRST_PAUSE_S
+            self._table.recovered(self._settings.name)
+
+    def _release(self, claim: Claim) -> None:
+        published_at = self._table.release(claim)
+        if published_at is not None:
+            self._republish(claim.job, claim.chunk, published_at)
+
+    def _complain(self, job: str, chunk: int, error: WorkerError) -> None:
+        """Say what is wrong with this worker, and leave the work to others for a while."""
+        log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
+        self._table.complain(self._settings.name, str(error))
+        until = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        while time.monotonic() < until and not self.stopping():
+            time.sleep(0.2)
+
+    def _annotate(self, job: str, network: Network) -> None:
+        self._table.annotate(
+            job,
+            weights_sha256=network.weights_digest,
+            layer=network.layer_name,
+            worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),
+        )
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def _load(self, spec: JobSpec) -> Network:
+        started = time.monotonic()
+        if "://" in spec.weights:
+            with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
+                path = self._fetch_weights(spec, Path(folder))
+                network = networks.load(spec.network, weights=path, layer=spec.layer, device=self._device)
+        else:
+            network = networks.load(
+                spec.network, weights=spec.weights, layer=spec.layer, device=self._device, download=self._download
+            )
+        if spec.class_id is not None and spec.class_id >= network.classes:
+            raise JobError(
+                f"--class-id {spec.class_id} is out of range: {spec.network} has classes 0 to {network.classes - 1}"
+            )
+        log.info(
+            "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
+            spec.network,
+            network.layer_name,
+            self._device,
+            time.monotonic() - started,
+        )
+        return network
+
+    def _fetch_weights(self, spec: JobSpec, folder: Path) -> Path:
+        path = folder / "weights"
+        try:
+            self._download(spec.weights, path)
+        except FetchError as error:
+            raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+        # Uploaded weights are named by their content; other bytes under that name are not what the user gave.
+        if spec.weights_sha256 and networks.digest(path) != spec.weights_sha256:
+            raise JobError(f"the weights at {spec.weights} are not those that were uploaded: submit them again")
+        return path
+
+    def _download(self, uri: str, path: Path) -> None:
+        try:
+            with path.open("wb") as file:
+                self._fetcher.fetch_to(uri, file, MAX_WEIGHTS_BYTES)
+        except OSError as error:
+            raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
+
+
+def _model_key(spec: JobSpec) -> JobSpec:
+    """Of a spec, what decides the model: jobs that differ elsewhere share it."""
+    return spec.model_copy(update={"outputs": ("cam",), "format": "jpg", "chunk_size": 1, "queue": "default"})
