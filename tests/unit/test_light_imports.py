@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "cv2", "numpy", "boto3", "celery", "kombu", "redis", "pydantic", "rich")
+
+
+def loaded_by(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return set(run.stdout.splitlines()[-1].split()) if run.stdout.strip() else set()
+
+
+def test_help_of_the_producer_loads_nothing_heavy() -> None:
+    code = "from producer.cli import cli\ntry:\n    cli(['submit', '--help'])\nexcept SystemExit:\n    pass"
+    assert loaded_by(code) == set()
+
+
+def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -> None:
+    assert not loaded_by("import producer.client") & {"torch", "cv2", "numpy", "celery"}
+
+
+@pytest.mark.parametrize("module", ["worker.launcher", "worker.tasks", "worker.reconcile"])
+def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
+    assert not loaded_by(f"import {module}") & {"torch", "cv2"}

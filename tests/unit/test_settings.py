@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from producer.jobs.errors import SettingsError
+from producer.jobs.settings import Connections, read, read_both
+from worker.settings import WorkerSettings
+
+GOOD = {"GRADCAM_REDIS_URL": "redis://:word@localhost:6379/0", "GRADCAM_S3_BUCKET": "pictures"}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("GRADCAM_"):
+            monkeypatch.delenv(name)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_good_settings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**GOOD, "GRADCAM_S3_PREFIX": "/deep/down/"})
+    settings = read(Connections)
+    assert settings.redis_address == "localhost:6379"
+    assert settings.s3_prefix == "deep/down"
+    assert settings.s3_endpoint_url is None
+
+
+def test_missing_wrong_and_misspelt_settings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(
+        monkeypatch,
+        {"GRADCAM_REDIS_URL": "localhost", "GRADCAM_S3_BUKET": "x", "GRADCAM_WORKER_BATCHSIZE": "3"},
+    )
+    with pytest.raises(SettingsError) as caught:
+        read_both(Connections, WorkerSettings)
+    text = str(caught.value)
+    assert "GRADCAM_REDIS_URL must look like redis://" in text
+    assert "GRADCAM_S3_BUCKET is missing" in text
+    assert "GRADCAM_S3_BUKET is not a setting (did you mean GRADCAM_S3_BUCKET?)" in text
+    assert "GRADCAM_WORKER_BATCHSIZE is not a setting (did you mean GRADCAM_WORKER_BATCH_SIZE?)" in text
+
+
+def test_no_message_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {"GRADCAM_REDIS_URL": "http://:hunter2@localhost", "GRADCAM_S3_BUCKET": "pictures"})
+    with pytest.raises(SettingsError) as caught:
+        read(Connections)
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:hunter2@localhost:6379/0")
+    assert "hunter2" not in repr(read(Connections))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GRADCAM_REDIS_URL", "redis://localhost:notaport/0"),
+        ("GRADCAM_S3_ENDPOINT_URL", "localhost:9000"),
+        ("GRADCAM_S3_ENDPOINT_URL", "http://user:word@localhost:9000"),
+        ("GRADCAM_S3_BUCKET", "UPPER"),
+        ("GRADCAM_S3_PREFIX", "a b"),
+        ("GRADCAM_JOB_LIFETIME_DAYS", "-1"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    set_all(monkeypatch, {**GOOD, name: value})
+    with pytest.raises(SettingsError, match=name):
+        read(Connections)
+
+
+def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAM_WORKER_ALLOW_HOSTS", "images.internal, 10.0.0.0/8")
+    monkeypatch.setenv("GRADCAM_WORKER_FILE_ROOTS", "/data,/more")
+    policy = read(WorkerSettings).fetch_policy
+    assert policy.allow_hosts == ("images.internal", "10.0.0.0/8")
+    assert [str(root) for root in policy.file_roots] == ["/data", "/more"]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from producer.jobs import keys
+from producer.jobs.errors import UsageError
+from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, unpack
+from producer.submit import make_spec
+
+ITEMS = [Item(uri="s3://b/a.jpg", id="first"), Item(uri="https://example.org/b.png", class_id=281)]
+
+
+def test_a_chunk_gives_its_items_back() -> None:
+    assert unpack(Chunk.pack(3, ITEMS).payload) == ITEMS
+
+
+def test_the_same_items_make_the_same_digest_and_others_do_not() -> None:
+    assert Chunk.pack(0, ITEMS).digest == Chunk.pack(0, list(ITEMS)).digest
+    assert Chunk.pack(0, ITEMS).digest != Chunk.pack(0, ITEMS[::-1]).digest
+
+
+@pytest.mark.parametrize("text", ['{"version": 2}', '{"colour": "red"}', '{"chunk_size": 0}', '{"outputs": ["gb", "x"]}'])
+def test_specs_of_other_versions_or_shapes_are_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        JobSpec.model_validate_json(text)
+
+
+def test_parameters_that_cannot_be_used_are_all_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        make_spec(network="no such", class_id=-1, outputs=("cam", "camm"))
+    assert all(word in str(caught.value) for word in ("network", "class_id", "outputs"))
+
+
+def test_job_ids_sort_by_time_and_may_name_jobs() -> None:
+    first, second = new_job_id(), new_job_id()
+    assert first != second
+    assert first[:15] <= second[:15]
+    assert checked_name(first) == first
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "-x", "a" * 64, "a b", "a\n"])
+def test_names_that_would_break_keys_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a job"):
+        checked_name(name)
+
+
+def test_no_text_of_a_user_leaves_its_place_in_a_key() -> None:
+    assert keys.picture_name("../../etc/passwd", "timm/resnet18", "cam", "jpg") == "_.._etc_passwd-timm_resnet18-cam.jpg"
+    assert keys.uploaded_input("p", "job", 7, "a b/c.jpg") == "p/job/inputs/00000007/a_b_c.jpg"
+    assert keys.summary("", "job") == "job/job.json"
