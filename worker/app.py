@@ -48,6 +48,8 @@ def _log(**_: Any) -> None:
     # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its warnings show whole addresses, and an address may hold a secret.
+    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 def _end_when_orphaned() -> None:

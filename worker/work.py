@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from producer.jobs import uris
 from producer.jobs.errors import FetchError, JobError, WorkerError
 from producer.jobs.fetch import Fetcher
 from producer.jobs.states import JobState
+from producer.jobs.storage import sha256_of
 from worker import networks
 from worker.cache import ModelCache
 from worker.device import choose
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: The largest weights file that is fetched: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
 MAX_WEIGHTS_BYTES = 8 * 2**30
+#: What fetching them may take: 8 GiB at 4 MB/s.
+WEIGHTS_TIMEOUT_S = 1800.0
 #: A worker with a fault of its own waits this long before it tries again, twice as long each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 #: Called with job, chunk, queue and the time published.
@@ -119,7 +123,11 @@ class Work:
         if "://" in spec.weights:
             with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
                 path = self._fetch_weights(spec, Path(folder))
-                network = networks.load(spec.network, weights=path, layer=spec.layer, device=self._device)
+                try:
+                    network = networks.load(spec.network, weights=path, layer=spec.layer, device=self._device)
+                except JobError as error:
+                    # The user knows the address, not the place on this worker's disk.
+                    raise JobError(str(error).replace(str(path), uris.redact(spec.weights))) from None
         else:
             network = networks.load(
                 spec.network, weights=spec.weights, layer=spec.layer, device=self._device, download=self._download
@@ -144,14 +152,14 @@ class Work:
         except FetchError as error:
             raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
         # Uploaded weights are named by their content; other bytes under that name are not what the user gave.
-        if spec.weights_sha256 and networks.digest(path) != spec.weights_sha256:
-            raise JobError(f"the weights at {spec.weights} are not those that were uploaded: submit them again")
+        if spec.weights_sha256 and sha256_of(path) != spec.weights_sha256:
+            raise JobError(f"the weights at {uris.redact(spec.weights)} are not those that were uploaded: submit them again")
         return path
 
     def _download(self, uri: str, path: Path) -> None:
         try:
             with path.open("wb") as file:
-                self._fetcher.fetch_to(uri, file, MAX_WEIGHTS_BYTES)
+                self._fetcher.fetch_to(uri, file, MAX_WEIGHTS_BYTES, WEIGHTS_TIMEOUT_S)
         except OSError as error:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
 

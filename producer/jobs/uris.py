@@ -72,6 +72,7 @@ _HOST_NAME: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[
 # What resolvers read as a number (WHATWG URL, "ends in a number"): 127.1, 0x7f.1, 0177.0.0.1, 2130706433.
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
+_EXTENSION: Final = re.compile(r"(?<=.)\.[A-Za-z0-9]{1,8}\Z", re.DOTALL)
 _SECRET_NAME: Final = re.compile(
     r"sig|token|secret|pass|pwd|auth|cred|key|session|policy|code|jwt|x-amz-|x-goog-", re.IGNORECASE
 )
@@ -272,11 +273,13 @@ def redact(uri: str) -> str:
 
 def _redact_parameter(text: str) -> str:
     name, equals, value = text.partition("=")
+    # An address inside a parameter has secrets of its own: url=https%3A%2F%2Fuser:word@host%2F%3Ftoken%3Dabc.
+    decoded = unquote_plus(text)
+    secret = "://" in decoded and "@" in decoded
     if not equals:
-        return "***" if len(text) >= _SECRET_CHARS else text
-    # An address inside a parameter has parameters of its own: url=https%3A%2F%2Fhost%2F%3Ftoken%3Dabc.
-    names = unquote_plus(text).rpartition("=")[0]
-    return f"{name}=***" if len(value) >= _SECRET_CHARS or _SECRET_NAME.search(names) else text
+        return "***" if secret or len(text) >= _SECRET_CHARS else text
+    secret = secret or len(value) >= _SECRET_CHARS or bool(_SECRET_NAME.search(decoded.rpartition("=")[0]))
+    return f"{name}=***" if secret else text
 
 
 def _shown(uri: str) -> str:
@@ -295,7 +298,7 @@ def stem(uri: str) -> str:
     if match and match[1].lower() in ("http", "https"):
         path = re.split(r"[?#]", match[2], maxsplit=1)[0].partition("/")[2]
     name = unquote(path.rstrip("/").rpartition("/")[2]).lstrip(".")
-    name = name.rpartition(".")[0] or name
+    name = _EXTENSION.sub("", name)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_MAX_STEM_CHARS].strip(".")
     return safe or "image"
 

@@ -1,0 +1,63 @@
+"""Real servers for the whole run: they start in about two seconds, and end with it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+with warnings.catch_warnings():
+    # Dependencies of dependencies warn while they are imported; what our own code warns of is an error.
+    warnings.simplefilter("ignore")
+    import redis
+    import s3_servers
+
+    from producer.client import Client
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+
+def pytest_report_header() -> str:
+    return f"S3 server: {s3_servers.chosen().__name__}; Redis server: Valkey"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Valkey and an S3 server, and this process's environment pointing at them."""
+    with pytest.MonkeyPatch.context() as patch, s3_servers.make_stack(tmp_path_factory.mktemp("stack")) as running:
+        for name in [name for name in os.environ if name.startswith("GRADCAM_") and "_TEST_" not in name]:
+            patch.delenv(name)
+        for name, value in running.env.items():
+            patch.setenv(name, value)
+        # Lost work is looked for often, so that tests need not wait.
+        patch.setenv("GRADCAM_WORKER_INTERVAL_S", "0.5")
+        patch.setenv("GRADCAM_WORKER_LEASE_S", "6")
+        patch.setenv("GRADCAM_WORKER_COMMIT_EVERY_S", "0.5")
+        yield running
+
+
+@pytest.fixture(scope="session")
+def worker(stack: Stack) -> Stack:
+    """The stack with one worker, as the command `gradcam-worker` starts it."""
+    if stack.worker is None or not stack.worker.alive:
+        stack.start_worker()
+    return stack
+
+
+@pytest.fixture
+def client(stack: Stack) -> Client:
+    return Client.from_env()
+
+
+@pytest.fixture
+def redis_client(stack: Stack) -> Iterator[redis.Redis]:
+    """A database of its own, empty; workers use another."""
+    with closing(redis.Redis.from_url(stack.redis.url.removesuffix("/0") + "/1")) as made:
+        made.flushdb()
+        yield made
+        made.flushdb()
