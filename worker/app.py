@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 connections, settings = read_both(Connections, WorkerSettings)
 app = queue.make_app(connections.redis_url.get_secret_value())
+# A spawned child starts from a pickled application without tasks; importing this module gives it ours.
+app.conf.include = ["worker.app"]
 _parent = os.getppid()
 _reconcilers: list[Reconciler] = []
 
@@ -31,14 +35,15 @@ def _republish(job: str, chunk: int, published_at: float) -> None:
     queue.publish(app, job, chunk, queue="recovery", published_at=published_at)
 
 
-def _make_work() -> Work:
+@cache
+def _work_of_process() -> Work:
     from worker.work import Work  # the child only: it imports torch
 
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
     return Work(JobTable(connect(connections)), storage, settings, _republish)
 
 
-tasks.register(app, _make_work)
+tasks.register(app, _work_of_process)
 
 
 @signals.setup_logging.connect
@@ -46,7 +51,7 @@ def _log(**_: Any) -> None:
     """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {settings.name} %(levelname)s %(message)s")
     # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+    for name in ("celery.worker.strategy", "celery.app.trace", "botocore.credentials", "multiprocessing"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Its warnings show whole addresses, and an address may hold a secret.
     logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
@@ -56,9 +61,13 @@ def _end_when_orphaned() -> None:
     """A worker whose launcher is gone would be one that nobody can stop."""
     if os.getppid() != _parent:
         log.warning("action=orphaned The launcher is gone; this worker ends as well.")
-        import signal
-
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@signals.worker_process_init.connect
+def _warm_up(**_: Any) -> None:
+    """Import torch before the first message comes; the main process stays free of it."""
+    _work_of_process()
 
 
 @signals.worker_ready.connect

@@ -85,9 +85,13 @@ def prepare(
     height, width = size
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W, 3)
     # Division, not a product with 1/255: so that 255 times the picture gives the bytes back exactly.
-    picture = np.divide(resized, 255, dtype=np.float32)
-    normalised = (picture - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return picture, np.ascontiguousarray(normalised.transpose(2, 0, 1))  # (3, H, W)
+    picture = resized.astype(np.float32)
+    picture /= 255
+    # Plane by plane: three times as fast as along the last axis of three.
+    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))  # (3, H, W)
+    planes -= np.asarray(mean, np.float32)[:, None, None]
+    planes /= np.asarray(std, np.float32)[:, None, None]
+    return picture, planes
 
 
 def _may_have_alpha(data: bytes, format: str) -> bool:

@@ -60,9 +60,9 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
     draw: dict[str, Callable[[], Picture]] = {
         "heatmap": lambda: heatmap,
         # 255 times heatmap/255 + picture: the stretch does not see the factor, and bytes stay whole numbers.
-        "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap),
+        "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap.astype(np.float32)),
         "gb": lambda: _stretched(guided),
-        "cam_gb": lambda: _stretched(guided * heat[..., None]),
+        "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
     }
     return {name: draw[name]() for name in OUTPUTS if name in outputs}
 
@@ -74,12 +74,10 @@ def normalised(map: Floats) -> tuple[NDArray[np.float32], bool]:
         ModelError: the map is not finite.
     """
     values = np.asarray(map, np.float32)
-    values = values - values.min()
-    high = _finite(values.max())
-    if high == 0:
+    low, span = _range(values)
+    if span == 0:
         return np.zeros_like(values), True
-    values /= high
-    return values, False
+    return (values - low) / span, False
 
 
 def encode(image_rgb: Picture, format: str = "jpg") -> bytes:
@@ -104,18 +102,21 @@ def _jet(heat: NDArray[np.float32]) -> Picture:
 
 def _stretched(values: Floats) -> Picture:
     """Stretch from the minimum to the maximum over the whole picture to 0..255, truncated."""
-    values = np.asarray(values, np.float32)
-    values = values - values.min()
-    span = _finite(values.max())
+    values = np.ascontiguousarray(values, np.float32)
+    low, span = _range(values)
     if span == 0:
         return np.zeros(values.shape, np.uint8)
-    scaled = np.multiply(values, 255, dtype=np.float64)
+    scaled = (values - low).astype(np.float64)
+    scaled *= 255
     scaled /= span
     return scaled.astype(np.uint8)
 
 
-def _finite(value: np.float32) -> np.float64:
-    # Minimum and maximum carry NaN and infinity along, so one number tells for the whole array.
-    if not np.isfinite(value):
+def _range(values: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
+    """Minimum, and maximum minus minimum; both carry NaN and infinity along, so they tell of the whole array."""
+    low, high = values.min(), values.max()
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+    if not np.isfinite(span):
         raise ModelError("the network's gradients for this image are not finite")
-    return np.float64(value)
+    return low, span

@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def register(app: Celery, make_work: Callable[[], Work]) -> None:
+def register(app: Celery, work_of_process: Callable[[], Work]) -> None:
     """Give the application its task.
 
     Args:
         app: Celery's.
-        make_work: Called in the child process, at its first message.
+        work_of_process: Called in the child process, for each message; gives the same each time.
     """
-    kept: list[Work] = []
 
     @app.task(name=TASK)
     def work(job: Any, chunk: Any) -> None:
@@ -32,6 +31,4 @@ def register(app: Celery, make_work: Callable[[], Work]) -> None:
         if not isinstance(job, str) or not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
             log.warning("action=bad_message A message that points to no chunk was dropped.")
             return
-        if not kept:
-            kept.append(make_work())
-        kept[0].work(job, chunk)
+        work_of_process().work(job, chunk)

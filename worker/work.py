@@ -46,7 +46,6 @@ class Work:
 
     def __init__(self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish) -> None:
         self._table, self._storage, self._settings, self._republish = table, storage, settings, republish
-        self._device = choose(settings.device)
         self._fetcher = Fetcher(settings.fetch_policy, storage.client)
         self._models: ModelCache[JobSpec, Network] = ModelCache(settings.model_cache_bytes, self._load)
         self._pipeline = Pipeline(table, storage, self._fetcher, settings, stop=self.stopping)
@@ -120,17 +119,18 @@ class Work:
 
     def _load(self, spec: JobSpec) -> Network:
         started = time.monotonic()
+        device = choose(self._settings.device)
         if "://" in spec.weights:
             with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
                 path = self._fetch_weights(spec, Path(folder))
                 try:
-                    network = networks.load(spec.network, weights=path, layer=spec.layer, device=self._device)
+                    network = networks.load(spec.network, weights=path, layer=spec.layer, device=device)
                 except JobError as error:
                     # The user knows the address, not the place on this worker's disk.
                     raise JobError(str(error).replace(str(path), uris.redact(spec.weights))) from None
         else:
             network = networks.load(
-                spec.network, weights=spec.weights, layer=spec.layer, device=self._device, download=self._download
+                spec.network, weights=spec.weights, layer=spec.layer, device=device, download=self._download
             )
         if spec.class_id is not None and spec.class_id >= network.classes:
             raise JobError(
@@ -140,7 +140,7 @@ class Work:
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
             spec.network,
             network.layer_name,
-            self._device,
+            device,
             time.monotonic() - started,
         )
         return network
@@ -153,7 +153,9 @@ class Work:
             raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
         # Uploaded weights are named by their content; other bytes under that name are not what the user gave.
         if spec.weights_sha256 and sha256_of(path) != spec.weights_sha256:
-            raise JobError(f"the weights at {uris.redact(spec.weights)} are not those that were uploaded: submit them again")
+            raise JobError(
+                f"the weights at {uris.redact(spec.weights)} are not those that were uploaded: submit them again"
+            )
         return path
 
     def _download(self, uri: str, path: Path) -> None:

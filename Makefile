@@ -1,0 +1,63 @@
+# `make` prints this file's targets. A fresh machine needs Python 3.11 or later, make and a package index; nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 1
+OUTPUT ?= results
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NEEDS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installations into one environment at the same time would spoil it.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/demo.stamp ## explain ten photos with everything on this machine; pictures in OUTPUT=results
+	@$(BIN)/python -m deploy.demo --output-dir "$(OUTPUT)"
+
+.PHONY: up
+up: $(VENV)/demo.stamp ## start the local stack in the background, with WORKERS=1 (0 for the servers alone)
+	@$(BIN)/python -m deploy.local up --workers "$(WORKERS)"
+
+.PHONY: down
+down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gradcam
+	@$(BIN)/python -m deploy.local down
+
+.PHONY: test
+test: $(VENV)/test.stamp ## run all tests, against real servers
+	$(BIN)/pytest tests
+
+.PHONY: check
+check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: clean
+clean: ## remove the environment, caches and results; the stack's data in .gradcam stays
+	rm -rf $(VENV) "$(OUTPUT)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) …"
+	@"$(PYTHON)" -m venv $(VENV)
+
+# A stamp is as new as the last installation: only a change of the requirements installs again.
+$(VENV)/demo.stamp: $(NEEDS) | $(BIN)/python
+	@echo "Installing what the demo needs; the first time this takes some minutes …"
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(NEEDS) | $(BIN)/python
+	@echo "Installing what the tests need; the first time this takes some minutes …"
+	@$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/demo.stamp

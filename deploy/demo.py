@@ -1,0 +1,195 @@
+"""`make demo`: real photos through the whole system, servers included, and what became of them on one sheet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from deploy import contact_sheet
+from deploy.directory import holder
+from deploy.stack import FOREIGN, Stack
+from producer.client import Client
+from producer.jobs.errors import GradcamError, UsageError
+from producer.jobs.spec import OUTPUTS, JobStatus, Result
+from producer.watch import exit_code, follow
+
+NETWORK = "efficientnet_lite0"
+CHUNK_SIZE = 4
+#: Photos that scikit-image has inside its package, so that nothing is downloaded.
+PHOTOS = (
+    "chelsea.png",
+    "coffee.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+    "astronaut.png",
+    "camera.png",
+    "coins.png",
+    "page.png",
+    "brick.png",
+    "hubble_deep_field.jpg",
+)
+_TEMPORARY = "gradcam-demo-"
+#: An older directory of ours that nobody holds belongs to a demo that was killed.
+_LEFT_AFTER_S = 60.0
+
+
+def run(output_dir: Path, console: Console) -> int:
+    """Explain the photos, write pictures and sheet, print a table; returns the exit code."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    photos = _photos()
+    with _temporary() as directory, ExitStack() as held:
+        with console.status("starting Valkey, SeaweedFS and a worker"):
+            stack = held.enter_context(Stack(directory))
+        held.enter_context(_in_force(stack))
+        client = Client.from_env()
+        job = client.submit(_upload(stack, photos), network=NETWORK, chunk_size=CHUNK_SIZE)
+        status = _follow(client, job, stack, console)
+        results = list(client.results(job))
+        client.download(job, output_dir)
+        # A demonstration has nothing to finish, so it needs no long goodbye.
+        stack.stop_worker(grace_s=5.0)
+    rows = [_row(photos[result.index], result, output_dir) for result in results]
+    sheet = output_dir / "contact-sheet.png"
+    contact_sheet.draw(rows, OUTPUTS).save(sheet)
+    _print(results, photos, status, sheet)
+    return exit_code(status)
+
+
+def _photos() -> list[Path]:
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    photos = [folder / name for name in PHOTOS if (folder / name).is_file()]
+    if not photos:
+        raise UsageError(f"this scikit-image has none of the demo's photos in {folder}; install the tested version")
+    return photos
+
+
+def _upload(stack: Stack, photos: Sequence[Path]) -> list[str]:
+    with closing(stack.s3.client()) as client:
+        for photo in photos:
+            client.upload_file(str(photo), stack.s3.bucket, f"photos/{photo.name}")
+    return [f"s3://{stack.s3.bucket}/photos/{photo.name}" for photo in photos]
+
+
+def _follow(client: Client, job: str, stack: Stack, console: Console) -> JobStatus:
+    statuses = _watch(client, job, stack)
+    with console.status("the worker loads PyTorch and the network"):
+        first = next(status for status in statuses if status.workers or status.ended)
+    return follow(chain([first], statuses), console)
+
+
+def _watch(client: Client, job: str, stack: Stack) -> Iterator[JobStatus]:
+    for status in client.watch(job):
+        if stack.worker is not None and not status.ended:
+            stack.worker.check()  # nobody else would ever finish the job
+        yield status
+
+
+def _row(photo: Path, result: Result, output_dir: Path) -> contact_sheet.Row:
+    paths = {kind: output_dir / f"{photo.stem}-{NETWORK}-{kind}.jpg" for kind in result.objects}
+    if result.state == "failed":
+        lines = [f"failed: {result.reason}", result.message or ""]
+    else:
+        lines = [_class(result), _percent(result), *(["nothing spoke for this class"] if result.flat else [])]
+    return contact_sheet.Row(photo, photo.name, lines, {kind: path for kind, path in paths.items() if path.exists()})
+
+
+def _print(results: Sequence[Result], photos: Sequence[Path], status: JobStatus, sheet: Path) -> None:
+    table = Table("image", "class", "probability", "layer", "status", box=None, pad_edge=False)
+    for result in results:
+        outcome = "done" if result.state == "done" else f"{result.reason}: {result.message}"
+        table.add_row(photos[result.index].name, _class(result), _percent(result), result.layer or "", outcome)
+    Console().print(table)
+    if status.error:
+        click.echo(f"error: {status.error}", err=True)
+    click.echo(f"\n{status.done} of {status.total} images explained; all their pictures on one sheet: {sheet}")
+
+
+def _class(result: Result) -> str:
+    return result.class_name or ("" if result.class_id is None else f"class {result.class_id}")
+
+
+def _percent(result: Result) -> str:
+    return "" if result.probability is None else f"{result.probability:.1%}"
+
+
+@contextmanager
+def _in_force(stack: Stack) -> Iterator[None]:
+    """Let this process see the stack's settings, and none for other services."""
+    before = dict(os.environ)
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(stack.env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A directory for the stack, removed afterwards, as are those of demos that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > _LEFT_AFTER_S:
+                _remove(left)
+    directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    try:
+        yield directory
+    finally:
+        # Everything has been told to end; another Ctrl-C must not leave the directory behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove(left: Path) -> None:
+    if holder(left) is None:
+        Stack(left).stop()  # its sockets lie outside the directory
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@click.command()
+@click.option(
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Where pictures and sheet are written.",
+)
+def demo(output_dir: Path) -> int:
+    """Explain some photos with everything running on this machine; needs neither Docker nor a GPU."""
+    return run(output_dir, Console(stderr=True))
+
+
+def main() -> None:
+    """Run the demo; exit 0 when all images were explained, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(demo(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except GradcamError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The embedded stack as commands: `python -m deploy.local up | down`, which `make up` and `make down` call."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deploy.directory import holder, make_private
+from deploy.stack import WORKER_GRACE_S, Stack
+from deploy.supervisor import supervise as hold_stack
+from producer.jobs.errors import GradcamError, ServiceError, UsageError
+
+__all__ = ["Stack", "main"]
+
+#: A little more than the servers' own limits, which have the better messages.
+_UP_WITHIN_S = 90.0
+_DOWN_WITHIN_S = WORKER_GRACE_S + 30.0
+
+_directory = click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".gradcam"),
+    show_default=True,
+    help="Where the stack's data, settings and logs are.",
+)
+
+
+@click.group()
+def cli() -> None:
+    """Run Valkey, SeaweedFS and workers on this machine, without Docker or root."""
+
+
+@cli.command()
+@_directory
+@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Celery workers; 0 for none.")
+def up(directory: Path, workers: int) -> None:
+    """Start the stack in the background; jobs and pictures of earlier times are still there."""
+    if holder(directory) is not None:
+        return _say_that_it_is_up(_state(directory), workers)
+    make_private(directory)
+    log = directory / "supervisor.log"
+    command = [sys.executable, "-m", "deploy.local", "supervise"]
+    with log.open("wb") as output:
+        supervisor = subprocess.Popen(
+            [*command, "--directory", str(directory.absolute()), "--workers", str(workers)],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_up(directory, supervisor)
+    except BaseException:
+        # Ctrl-C here means: not after all.
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+    supervisor.returncode = 0  # it lives on, and Python need not warn about that
+    env = directory / "env"
+    click.echo(
+        f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
+        f"  source {env}\n"
+        "  gradcam submit my-photos/ --network efficientnet_lite0\n"
+        "  gradcam status JOB\n\n"
+        "`make down` stops it; jobs and pictures stay."
+    )
+
+
+def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _UP_WITHIN_S
+    while _state(directory).get("pid") != supervisor.pid:
+        if supervisor.poll() is not None:
+            said = (directory / "supervisor.log").read_text(errors="replace").strip()
+            raise ServiceError(f"the stack did not come up:\n{said}")
+        if time.monotonic() > deadline:
+            raise ServiceError(f"the stack is not up after {_UP_WITHIN_S:g} s; its logs are in {directory}/")
+        time.sleep(0.1)
+
+
+def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
+    if not state:
+        raise UsageError("the stack is being started or stopped at this moment; try again in some seconds")
+    if state["workers"] != workers:
+        raise UsageError(
+            f"the stack is up already, with {_count(state['workers'])}; `make down` first to run it with {workers}"
+        )
+    click.echo(f"The stack is up already, with {_count(workers)}.")
+
+
+@cli.command()
+@_directory
+def down(directory: Path) -> None:
+    """Stop the stack: workers finish the batch in hand, then everything ends."""
+    supervisor = holder(directory)
+    if supervisor is None:
+        click.echo("The stack is not up; nothing to stop.")
+        return
+    click.echo("Stopping the stack …", err=True)
+    deadline = time.monotonic() + _DOWN_WITHIN_S
+    if supervisor:
+        os.kill(supervisor, signal.SIGTERM)
+    while holder(directory) == supervisor:
+        if time.monotonic() > deadline:
+            raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
+        time.sleep(0.1)
+    click.echo("The stack is down; jobs and pictures are kept for the next `make up`.")
+
+
+@cli.command(hidden=True)
+@_directory
+@click.option("--workers", type=int, default=1)
+def supervise(directory: Path, workers: int) -> None:
+    """Hold the stack in the foreground."""
+    hold_stack(directory, workers)
+
+
+def _state(directory: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    except FileNotFoundError:
+        return {}
+    # One that was killed could not take its file along.
+    return state if state["pid"] == holder(directory) else {}
+
+
+def _count(workers: int) -> str:
+    return f"{workers or 'no'} worker{'' if workers == 1 else 's'}"
+
+
+def main() -> None:
+    """Run a command; exit 0, or 2 for what was typed, 3 for a server, 130 for Ctrl-C, with one sentence on stderr."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    except click.Abort:
+        raise SystemExit(130) from None
+    except GradcamError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(2 if isinstance(error, UsageError) else 3) from error
+
+
+if __name__ == "__main__":
+    main()

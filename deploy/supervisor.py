@@ -1,0 +1,102 @@
+"""The process behind `make up`: it holds the stack, restarts what dies, and ends with everything when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from deploy.directory import write_private
+from deploy.servers import Server
+from deploy.stack import FOREIGN, Stack, Worker
+from producer.jobs.errors import GradcamError
+
+_LOOK_EVERY_S = 0.5
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+#: What has run for so long has recovered: its next death is met without a pause again.
+_HEALTHY_AFTER_S = 60.0
+
+
+@dataclass
+class Kept:
+    """One program that is started again when it dies, ever more slowly while it keeps dying."""
+
+    program: Server | Worker
+    pause_s: float = 0.0
+    started_at: float = field(default_factory=time.monotonic)
+    not_before: float = 0.0
+
+    def look(self) -> None:
+        """Start the program again if it has died and its pause is over."""
+        now = time.monotonic()
+        if self.program.alive:
+            if now - self.started_at > _HEALTHY_AFTER_S:
+                self.pause_s = 0.0
+            return
+        if now < self.not_before:
+            return
+        self.pause_s = min(max(_FIRST_PAUSE_S, self.pause_s * 2), _LONGEST_PAUSE_S)
+        say(f"{self.program.name} has died and is started again")
+        try:
+            self.program.restart()
+        except GradcamError as error:
+            say(f"{error}\nthe next try is in {self.pause_s:g} s")
+        self.started_at = time.monotonic()
+        self.not_before = self.started_at + self.pause_s
+
+
+def supervise(directory: Path, workers: int) -> None:
+    """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
+    # As Ctrl-C: it breaks off whatever is being waited for, and the `with` ends everything.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    env, state = directory / "env", directory / "state.json"
+    try:
+        with Stack(directory, workers) as stack:
+            try:
+                write_private(env, env_file(stack.env))
+                write_private(state, json.dumps({"pid": os.getpid(), "workers": workers}))
+                say(f"up with {workers} worker(s)")
+                _keep(stack)
+            finally:
+                # The end is orderly from here: another Ctrl-C or `down` has nothing to add.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                state.unlink(missing_ok=True)
+                env.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        say("down")
+
+
+def _keep(stack: Stack) -> None:
+    programs = [stack.redis, stack.s3, stack.worker]
+    kept = [Kept(program) for program in programs if program is not None]
+    while True:
+        for one in kept:
+            one.look()
+        time.sleep(_LOOK_EVERY_S)
+
+
+def env_file(settings: dict[str, str]) -> str:
+    """The settings as a file for `source`; the command `gradcam` itself comes along, wherever it is installed."""
+    exports = "".join(f"export {name}={_quoted(value)}\n" for name, value in settings.items())
+    return (
+        "# What `gradcam` needs to find the local stack: source this file.\n"
+        f"unset {' '.join(FOREIGN)}\n{exports}"
+        f'export PATH={_quoted(str(Path(sys.executable).parent))}:"$PATH"\n'
+    )
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\\''") + "'"
+
+
+def say(text: str) -> None:
+    """Write a line with its time to the supervisor's log."""
+    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", err=True)

@@ -1,0 +1,310 @@
+"""The embedded stack: real servers, and nothing of them left when it ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from botocore.exceptions import ClientError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.directory import InUse, holder
+from deploy.servers import Valkey
+from deploy.stack import Stack
+from producer.jobs.errors import ServiceError
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of our own, since its servers are killed here."""
+    with Stack(tmp_path_factory.mktemp("servers"), workers=0) as running:
+        yield running
+
+
+@pytest.fixture
+def database(servers: Stack) -> Iterator[redis.Redis]:
+    with closing(redis.Redis.from_url(servers.redis.url)) as client:
+        yield client
+
+
+def _wait(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _pids(stack: Stack) -> list[int]:
+    processes = [stack.redis.process, stack.s3.process]
+    return [process.pid for process in processes if process is not None]
+
+
+def _sockets(stack: Stack) -> list[Path]:
+    grpc = [port for name, port in stack.s3.ports.items() if name.endswith(".grpc")]
+    return [path for port in grpc for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+
+
+def test_both_servers_do_what_they_are_for(servers: Stack, database: redis.Redis) -> None:
+    assert database.ping()
+    assert database.config_get("appendfsync") == {"appendfsync": "everysec"}
+    assert database.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    with closing(servers.s3.client()) as client:
+        client.put_object(Bucket=servers.s3.bucket, Key="a/b", Body=b"pixels")
+        assert client.get_object(Bucket=servers.s3.bucket, Key="a/b")["Body"].read() == b"pixels"
+
+
+def test_wrong_passwords_are_refused(servers: Stack) -> None:
+    for password in ("", "wrong"):
+        stranger = redis.Redis(port=servers.redis.ports["redis"], password=password, retry=Retry(NoBackoff(), 0))
+        with closing(stranger), pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    right, servers.s3.secret_key = servers.s3.secret_key, "wrong"
+    try:
+        with closing(servers.s3.client()) as client, pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            client.list_buckets()
+    finally:
+        servers.s3.secret_key = right
+
+
+@pytest.mark.parametrize("port", ["s3.port", "filer.port"])
+def test_objects_are_closed_to_who_has_no_key(servers: Stack, port: str) -> None:
+    """The filer behind the S3 gateway serves the same files, and by default to everybody."""
+    path = "/a" if port == "s3.port" else "/buckets"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{servers.s3.ports[port]}{path}", timeout=10)
+    with closing(refused.value):
+        assert refused.value.code in {401, 403}
+
+
+def test_arguments_hold_no_secret(servers: Stack) -> None:
+    """`ps` shows the arguments of every process to every user."""
+    lines = [path.read_bytes() for pid in _pids(servers) for path in [Path(f"/proc/{pid}/cmdline")]]
+    assert all(lines)
+    secrets = (servers.redis.password, servers.s3.secret_key, servers.s3.access_key)
+    assert not [line for line in lines for secret in secrets if secret.encode() in line]
+
+
+def test_files_are_for_their_owner_alone(servers: Stack) -> None:
+    directories = [servers.directory, servers.directory / "valkey", servers.directory / "seaweedfs"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+    secret = ["settings.json", "valkey/valkey.conf", "seaweedfs/s3.json", "seaweedfs/security.toml"]
+    assert {stat.S_IMODE((servers.directory / name).stat().st_mode) for name in secret} == {0o600}
+
+
+def test_servers_listen_on_loopback_alone(servers: Stack) -> None:
+    for pid in _pids(servers):
+        listening = [c.laddr for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        assert {address.port for address in listening} <= {*servers.redis.ports.values(), *servers.s3.ports.values()}
+
+
+def test_ctrl_c_in_the_terminal_is_not_theirs(servers: Stack) -> None:
+    """They would end before the worker that needs them."""
+    assert not [pid for pid in _pids(servers) if os.getsid(pid) == os.getsid(0)]
+
+
+def test_killed_valkey_comes_back_with_its_data(servers: Stack, database: redis.Redis) -> None:
+    database.set("job", "here")
+    before = servers.redis.url
+    servers.redis.kill()
+    assert not servers.redis.alive
+    servers.redis.restart()
+    assert servers.redis.url == before
+    assert database.get("job") == b"here"
+
+
+def test_killed_seaweedfs_comes_back_with_its_objects(servers: Stack) -> None:
+    with closing(servers.s3.client()) as client:
+        client.put_object(Bucket=servers.s3.bucket, Key="kept", Body=b"here")
+        servers.s3.kill()
+        servers.s3.restart()
+        assert client.get_object(Bucket=servers.s3.bucket, Key="kept")["Body"].read() == b"here"
+
+
+def test_server_outlives_the_thread_that_started_it(servers: Stack, database: redis.Redis) -> None:
+    """Linux counts the end of the starting thread as the parent's death."""
+    thread = threading.Thread(target=servers.redis.restart)
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    assert servers.redis.alive
+    assert database.ping()
+
+
+def test_directory_has_one_stack_at_a_time(servers: Stack) -> None:
+    with pytest.raises(InUse, match="already runs"), Stack(servers.directory, workers=0):
+        pass
+    assert servers.redis.alive
+
+
+def test_taken_port_is_exchanged_for_a_free_one(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        taken = other.getsockname()[1]
+        server = Valkey(tmp_path, {"redis": taken}, "secret")
+        try:
+            server.start()
+            assert server.ports["redis"] != taken
+        finally:
+            server.stop()
+
+
+def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    broken = tmp_path / "data" / "appendonlydir" / "appendonly.aof.manifest"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no manifest\n")
+    with pytest.raises(ServiceError, match=r"(?s)Valkey ended as it started.*manifest"):
+        Valkey(tmp_path, {}, "secret").start()
+
+
+def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
+    pids = []
+
+    def break_in_the_middle() -> None:
+        with stack:
+            pids.extend(_pids(stack))
+            assert _sockets(stack)
+            raise ZeroDivisionError
+
+    stack = Stack(tmp_path, workers=0)
+    with pytest.raises(ZeroDivisionError):
+        break_in_the_middle()
+    assert len(pids) == 2
+    assert all(_gone(pid) for pid in pids)
+    assert not _sockets(stack)
+    assert holder(tmp_path) is None
+
+
+def test_nothing_is_left_of_a_stack_that_starts_only_half(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, workers=0)
+    (tmp_path / "seaweedfs" / "data").write_text("in the way")
+    with pytest.raises(FileExistsError), stack:
+        pass
+    valkey = tmp_path / "valkey"
+    assert b"bye bye" in (valkey / "log").read_bytes()
+    assert not [child for child in psutil.Process().children() if not _gone(child.pid) and child.cwd() == str(valkey)]
+    assert holder(tmp_path) is None
+
+
+_OWNER = """
+import sys, time
+from pathlib import Path
+from deploy.stack import Stack
+with Stack(Path(sys.argv[1]), workers=0) as stack:
+    print(stack.redis.process.pid, stack.s3.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_everything_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OWNER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pids = [int(pid) for pid in owner.stdout.readline().split()]
+        assert len(pids) == 2
+        owner.kill()
+    _wait(lambda: all(_gone(pid) for pid in pids), within_s=5)
+    assert holder(tmp_path) is None
+    Stack(tmp_path).stop()  # the next stack in the directory, a demo's sweep too, takes the sockets away
+    assert not _sockets(Stack(tmp_path))
+
+
+def _local(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.local", *arguments, "--directory", str(directory)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _sourced(directory: Path, name: str) -> str:
+    script = 'source "$1/env" && printenv "$2"'
+    command = ["bash", "-c", script, "bash", str(directory), name]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _supervisor(directory: Path) -> psutil.Process:
+    return psutil.Process(json.loads((directory / "state.json").read_text())["pid"])
+
+
+def _valkey(directory: Path) -> psutil.Process | None:
+    return next((child for child in _supervisor(directory).children() if child.name() == "valkey-server"), None)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a space and an apostrophe in its name, and whatever was left up in it taken down."""
+    made = tmp_path / "it's mine"
+    yield made
+    if supervisor := holder(made):
+        os.kill(supervisor, signal.SIGKILL)
+
+
+def test_up_restart_down_and_up_again(directory: Path) -> None:
+    assert "not up" in _local("down", directory=directory).stdout
+    up = _local("up", "--workers", "0", directory=directory)
+    assert (up.returncode, up.stderr) == (0, "")
+    assert "gradcam submit my-photos/ --network efficientnet_lite0" in up.stdout
+    assert stat.S_IMODE((directory / "env").stat().st_mode) == 0o600
+    url = _sourced(directory, "GRADCAM_REDIS_URL")
+    assert str(Path(sys.executable).parent) in _sourced(directory, "PATH")
+
+    again = _local("up", "--workers", "0", directory=directory)
+    assert (again.returncode, again.stdout) == (0, "The stack is up already, with no workers.\n")
+    other = _local("up", "--workers", "2", directory=directory)
+    assert (other.returncode, "`make down` first" in other.stderr) == (2, True)
+
+    with closing(redis.Redis.from_url(url)) as client:
+        client.set("job", "here")
+        first = _valkey(directory)
+        assert first is not None
+        first.kill()
+        _wait(lambda: (now := _valkey(directory)) is not None and now.pid != first.pid)
+        assert client.get("job") == b"here"
+        supervisor, servers = _supervisor(directory), _supervisor(directory).children()
+
+        down = _local("down", directory=directory)
+        assert (down.returncode, "is down" in down.stdout) == (0, True)
+        assert all(_gone(process.pid) for process in servers)
+        _wait(lambda: _gone(supervisor.pid), within_s=5)
+        assert not (directory / "env").exists()
+
+        assert _local("up", "--workers", "0", directory=directory).returncode == 0
+        assert _sourced(directory, "GRADCAM_REDIS_URL") == url
+        assert client.get("job") == b"here"
+
+
+def test_supervisor_that_was_killed_leaves_nothing_in_the_way(directory: Path) -> None:
+    """Its files stay behind, and another process may have its number by now."""
+    assert _local("up", "--workers", "0", directory=directory).returncode == 0
+    supervisor = _supervisor(directory)
+    servers = supervisor.children()
+    supervisor.kill()
+    _wait(lambda: all(_gone(process.pid) for process in (supervisor, *servers)), within_s=5)
+    assert (directory / "state.json").exists()
+    (directory / "state.json").write_text(json.dumps({"pid": os.getpid(), "workers": 0}))
+    assert "not up" in _local("down", directory=directory).stdout
+    assert _local("up", "--workers", "0", directory=directory).returncode == 0
+    assert "is down" in _local("down", directory=directory).stdout

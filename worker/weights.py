@@ -1,0 +1,229 @@
+"""Find the weights of a network, read them from a file that a stranger may have written, and fit them in.
+
+What a file is, its bytes say, not its name. No code in it is ever run. Weights come wrapped and prefixed by the
+programs that train; what is inside is what counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import socket
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from producer.jobs.errors import JobError
+
+State = dict[str, Tensor]
+#: Fetches an address into a file, or raises what it likes.
+Download = Callable[[str, Path], None]
+
+_TIMEOUT_S: Final = 20.0
+#: torchvision's files carry the beginning of their own SHA-256 in their names.
+_DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.")
+
+#: Under what training programs put the state dict, and what they put before each name.
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
+_PREFIXES: Final = ("module.", "model.", "_orig_mod.")
+#: What the two formats of torch.save begin with: a zip archive, and before torch 1.6 a bare pickle.
+_TORCH_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02")
+#: A safetensors file is a length of 8 bytes, little endian, then that many bytes of JSON, then the numbers.
+_SAFETENSORS_LENGTH_BYTES: Final = 8
+#: DenseNet's names from before dots in module names were forbidden; torchvision's own files still have them.
+_OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of the file, 64 hexadecimal digits."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(f"the weights file {path} cannot be read: {error.strerror}") from None
+
+
+def read(path: Path) -> State:
+    """Read a state dict (`.pth`, `.pt` or `.safetensors` by content), unwrapped, with today's names, on the CPU.
+
+    Raises:
+        JobError: the file cannot be read, is no weights file, is truncated, or holds more than tensors: maybe code.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SAFETENSORS_LENGTH_BYTES + 1)
+    except OSError as error:
+        raise JobError(f"the weights file {path} cannot be read: {error.strerror}") from None
+    if head.startswith(_TORCH_MAGIC):
+        content = _read_torch(path)
+    elif head[_SAFETENSORS_LENGTH_BYTES:] == b"{":
+        content = _read_safetensors(path)
+    else:
+        raise JobError(f"{path} is not a weights file: neither of torch.save nor of safetensors")
+    state = {_renamed(name): tensor for name, tensor in _unwrapped(content).items()}
+    if not state:
+        raise JobError(f"the weights file {path} holds no state dict")
+    if not all(map(_is_plain, state.values())):
+        raise JobError(f"the weights file {path} is broken: a tensor claims more numbers than the file has")
+    return state
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Put all of `state` into the model called `name`; nothing may be left over on either side.
+
+    Raises:
+        JobError: names the first weight missing, the first unexpected and the first of another shape.
+    """
+    own = model.state_dict()
+    # A counter for training only, which files from before torch 0.4.1 lack; torch fills it in itself.
+    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    faults = []
+    if missing:
+        faults.append(f"{missing[0]} is missing{_others(missing)}")
+    if unexpected:
+        faults.append(f"{unexpected[0]} is unexpected{_others(unexpected)}")
+    if misshapen:
+        key = misshapen[0]
+        faults.append(f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}{_others(misshapen)}")
+    if faults:
+        raise JobError(f"the weights do not fit {name}: {'; '.join(faults)}")
+    model.load_state_dict(state, strict=True)
+
+
+def head_of(model: nn.Module, classes: int) -> str:
+    """Name of the weight that makes the logits: that of the last layer with a row for each class, "" if none has."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return next((f"{name}.weight" for name in reversed(layers) if len(layers[name].weight) == classes), "")
+
+
+def renamed_by_position(state: State, names: list[str]) -> State:
+    """Give the weights other names, in order: for files of another implementation of the same network.
+
+    Raises:
+        JobError: their number or the last parts of their names (weight, bias, …) do not pair up.
+    """
+    if len(state) != len(names):
+        raise JobError(f"the weights do not fit: the file has {len(state)} of them, the network {len(names)}")
+    for old, new in zip(state, names, strict=True):
+        if old.rpartition(".")[2] != new.rpartition(".")[2]:
+            raise JobError(f"the weights do not fit: the file has {old} where the network has {new}")
+    return dict(zip(names, state.values(), strict=True))
+
+
+def checkpoint(name: str, url: str, download: Download) -> Path:
+    """Return the file of `url` among torch.hub's checkpoints, which other programs share; download it where it is not.
+
+    Raises:
+        JobError: it is not there and cannot be downloaded; names the network `name` and the remedy.
+    """
+    parts = Path(unquote(urlsplit(url).path)).parts[1:]
+    # A hub of models calls every file alike; there the whole path tells them apart.
+    file_name = parts[-1] if _DIGEST_IN_NAME.search(parts[-1]) else "-".join(parts)
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    if path.is_file():
+        return path
+    # Written beside and renamed, so that no other process ever reads half a file.
+    partial = path.with_name(f"{file_name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        download(url, partial)
+        _check_arrived(partial, _DIGEST_IN_NAME.search(file_name))
+        os.replace(partial, path)
+    # However it failed, the job cannot go on and the remedy is the same.
+    except Exception as error:
+        raise JobError(
+            f"the weights of {name} could not be downloaded from {url} ({error or type(error).__name__}); "
+            "give a file with --weight-path"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Download by HTTP; a server that is silent for 20 s is given up."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)  # urllib, which torch.hub uses, takes no other
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Give convolutions and linear layers the same random weights on every call, without touching global generators.
+
+    He's uniform initialisation over the inputs (arXiv:1502.01852, eq. 10), under which signals neither vanish nor
+    explode in depth; with the builders' own, logits of inception_v3 hardly depend on the picture.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = math.sqrt(6 / module.weight[0].numel())
+                module.weight.uniform_(-bound, bound, generator=generator)
+
+
+def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
+    if digest_in_name and not digest(path).startswith(digest_in_name[1]):
+        raise ValueError("what arrived is another file")
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever a broken or hostile pickle makes its reader trip over: the file is at fault.
+    except Exception as error:
+        unsafe = re.search(r"(?:GLOBAL|class|type|instruction|opcode) ([\w.$]+)", str(error))
+        if unsafe and "nsupported" in str(error):
+            raise JobError(
+                f"the weights file {path} is refused: it holds more than tensors ({unsafe[1]}), which might run code"
+            ) from None
+        raise JobError(f"the weights file {path} is broken or truncated") from None
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError):
+        raise JobError(f"the weights file {path} is broken or truncated") from None
+
+
+def _unwrapped(content: Any) -> State:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        return {}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # A view that repeats one number takes a few bytes in the file, and any amount of memory where it is copied.
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.untyped_storage().nbytes() >= tensor.nbytes
+
+
+def _renamed(name: str) -> str:
+    return _OLD_DENSENET.sub(r"\1\2", name)
+
+
+def _others(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
