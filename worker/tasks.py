@@ -26,7 +26,7 @@ def register(app: Celery, work_of_process: Callable[[], Work]) -> None:
     """
 
     @app.task(name=TASK)
-    def work(job: Any, chunk: Any) -> None:
+    def work(job: Any = None, chunk: Any = None) -> None:
         """Work at the chunk that a message points to; the message is untrusted."""
         if not isinstance(job, str) or not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
             log.warning("action=bad_message A message that points to no chunk was dropped.")

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -249,6 +249,12 @@ def _supervisor(directory: Path) -> psutil.Process:
     return psutil.Process(json.loads((directory / "state.json").read_text())["pid"])
 
 
+def _answers(url: str) -> bool:
+    with closing(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0))) as client, suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
+
+
 def _valkey(directory: Path) -> psutil.Process | None:
     return next((child for child in _supervisor(directory).children() if child.name() == "valkey-server"), None)
 
@@ -282,6 +288,7 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
         assert first is not None
         first.kill()
         _wait(lambda: (now := _valkey(directory)) is not None and now.pid != first.pid)
+        _wait(lambda: _answers(url))
         assert client.get("job") == b"here"
         supervisor, servers = _supervisor(directory), _supervisor(directory).children()
 
