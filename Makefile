@@ -40,9 +40,13 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: bench
+bench: $(VENV)/bench.stamp ## measure speed beside pytorch-grad-cam and captum; needs a quiet machine
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
+
 .PHONY: clean
 clean: ## remove the environment, caches and results; the stack's data in .gradcam stays
-	rm -rf $(VENV) "$(OUTPUT)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -61,3 +65,7 @@ $(VENV)/test.stamp: $(NEEDS) | $(BIN)/python
 	@echo "Installing what the tests need; the first time this takes some minutes …"
 	@$(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/bench.stamp: $(NEEDS) | $(BIN)/python
+	@$(INSTALL) -e '.[bench]'
+	@touch $@

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -54,7 +53,7 @@ def _wait(condition: Callable[[], object], within_s: float = 20.0) -> None:
 
 def _gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -183,7 +182,7 @@ def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
-    pids = []
+    pids: list[int] = []
 
     def break_in_the_middle() -> None:
         with stack:
@@ -264,8 +263,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     """A directory with a space and an apostrophe in its name, and whatever was left up in it taken down."""
     made = tmp_path / "it's mine"
     yield made
-    if supervisor := holder(made):
-        os.kill(supervisor, signal.SIGKILL)
+    _local("down", directory=made)
 
 
 def test_up_restart_down_and_up_again(directory: Path) -> None:
