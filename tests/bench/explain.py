@@ -2,8 +2,8 @@
 
     python tests/bench/explain.py [--network resnet50] [--batch 16] [--rounds 5]
 
-Same weights (random, seeded), same inputs, same threads. pytorch-grad-cam's guided backpropagation takes one image at a
-time; captum's takes the batch, its map another pass. Medians over the rounds with the spread, and how far results agree.
+Same weights (random, seeded), same inputs, same threads. pytorch-grad-cam's guided backpropagation takes one image at
+a time; captum's takes the batch, its map another pass. Medians over the rounds with the spread, and how far results agree.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def main(network: str, batch: int, rounds: int) -> None:
             run()
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    click.echo(f"{network}, batch {batch}, fp32, {torch.get_num_threads()} threads, {rounds} rounds, torch {torch.__version__}")
+    threads = torch.get_num_threads()
+    click.echo(f"{network}, batch {batch}, fp32, {threads} threads, {rounds} rounds, torch {torch.__version__}")
     click.echo(f"{'':<18}{'images/s':>9}{'spread':>15}{'ours is':>9}{'map differs':>13}{'gb differs':>12}")
     for name, median in medians.items():
         spread = f"{batch / max(seconds[name]):.1f}-{batch / min(seconds[name]):.1f}"

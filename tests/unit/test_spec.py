@@ -20,7 +20,9 @@ def test_the_same_items_make_the_same_digest_and_others_do_not() -> None:
     assert Chunk.pack(0, ITEMS).digest != Chunk.pack(0, ITEMS[::-1]).digest
 
 
-@pytest.mark.parametrize("text", ['{"version": 2}', '{"colour": "red"}', '{"chunk_size": 0}', '{"outputs": ["gb", "x"]}'])
+@pytest.mark.parametrize(
+    "text", ['{"version": 2}', '{"colour": "red"}', '{"chunk_size": 0}', '{"outputs": ["gb", "x"]}']
+)
 def test_specs_of_other_versions_or_shapes_are_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         JobSpec.model_validate_json(text)
@@ -46,6 +48,7 @@ def test_names_that_would_break_keys_are_refused(name: str) -> None:
 
 
 def test_no_text_of_a_user_leaves_its_place_in_a_key() -> None:
-    assert keys.picture_name("../../etc/passwd", "timm/resnet18", "cam", "jpg") == "_.._etc_passwd-timm_resnet18-cam.jpg"
+    name = keys.picture_name("../../etc/passwd", "timm/resnet18", "cam", "jpg")
+    assert name == "_.._etc_passwd-timm_resnet18-cam.jpg"
     assert keys.uploaded_input("p", "job", 7, "a b/c.jpg") == "p/job/inputs/00000007/a_b_c.jpg"
     assert keys.summary("", "job") == "job/job.json"
