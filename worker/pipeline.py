@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -101,20 +101,16 @@ class Pipeline:
     def _run(self, claim: Claim, network: Network, ledger: _Ledger) -> bool:
         size = self._settings.batch_size
         images = (_Image(offset, claim.items[offset]) for offset in claim.pending)
-        loaded = ahead(
-            self._before,
-            lambda image: self._load(image, network),
-            images,
-            depth=2 * size + self._settings.io_threads,
-        )
-        for batch in _batches(loaded, size):
-            for image, explained in self._explain(batch, network, claim.spec.class_id):
-                ledger.add(self._behind.submit(self._finish, image, explained, claim, network))
-            # At most two batches wait behind the device: memory stays flat when the store is slow.
-            ledger.harvest(leave=2 * size)
-            ledger.keep()
-            if self._stop():
-                break
+        depth = 2 * size + self._settings.io_threads
+        with closing(ahead(self._before, lambda image: self._load(image, network), images, depth=depth)) as loaded:
+            for batch in _batches(loaded, size):
+                for image, explained in self._explain(batch, network, claim.spec.class_id):
+                    ledger.add(self._behind.submit(self._finish, image, explained, claim, network))
+                # At most two batches wait behind the device: memory stays flat when the store is slow.
+                ledger.harvest(leave=2 * size)
+                ledger.keep()
+                if self._stop():
+                    break
         ledger.harvest(leave=0)
         ledger.commit()
         return ledger.complete

@@ -180,7 +180,9 @@ def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Given the path, torch would go by its ending.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     # Whatever a broken or hostile pickle makes its reader trip over: the file is at fault.
     except Exception as error:
         unsafe = re.search(r"(?:GLOBAL|class|type|instruction|opcode) ([\w.$]+)", str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
@@ -11,7 +11,9 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def ahead(pool: Executor, function: Callable[[_In], _Out], items: Iterable[_In], *, depth: int) -> Iterator[_Out]:
+def ahead(
+    pool: Executor, function: Callable[[_In], _Out], items: Iterable[_In], *, depth: int
+) -> Generator[_Out, None, None]:
     """Apply a function to a stream in a pool's threads; results come in order, memory stays flat.
 
     Args:

@@ -3,7 +3,8 @@
     python tests/bench/explain.py [--network resnet50] [--batch 16] [--rounds 5]
 
 Same weights (random, seeded), same inputs, same threads. pytorch-grad-cam's guided backpropagation takes one image at
-a time; captum's takes the batch, its map another pass. Medians over the rounds with the spread, and how far results agree.
+a time; captum's takes the batch, its map another pass. Medians over the rounds with the spread, and how far results
+agree.
 """
 
 from __future__ import annotations

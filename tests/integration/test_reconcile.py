@@ -1,0 +1,118 @@
+"""The reconciler on a real server: what is lost is published again, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+
+from producer.jobs import queue
+from producer.jobs.keys import QUEUE_PREFIX
+from producer.jobs.settings import Connections, read
+from producer.jobs.spec import Chunk, Item, JobSpec
+from producer.jobs.storage import Storage
+from producer.jobs.table import JobTable
+from worker.reconcile import reconcile
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from deploy.stack import Stack
+
+GRACE_S = 0.1
+
+
+class Bench:
+    """A table, a queue and a reconciler on a database of their own."""
+
+    def __init__(self, stack: Stack, client: redis.Redis) -> None:
+        self.client = client
+        self.table = JobTable(client)
+        self.app: Celery = queue.make_app(stack.redis.url.removesuffix("/0") + "/1")
+        self.storage = Storage.from_settings(read(Connections))
+
+    def add(self, job: str, *, send: bool = True, chunk: int = 0) -> None:
+        self.table.create(job, JobSpec(chunk_size=1), lifetime_s=60)
+        published_at = self.table.add_chunk(job, Chunk.pack(chunk, [Item(uri="s3://b/a.jpg")]))
+        assert published_at is not None
+        if send:
+            queue.publish(self.app, job, chunk, queue="default", published_at=published_at)
+
+    def reconcile(self) -> int:
+        def republish(job: str, chunk: int, published_at: float) -> None:
+            queue.publish(self.app, job, chunk, queue="recovery", published_at=published_at)
+
+        return reconcile(self.table, self.client, self.storage, republish, who="test", grace_s=GRACE_S)
+
+    def length(self, name: str) -> int:
+        return int(self.client.llen(QUEUE_PREFIX + name))
+
+
+@pytest.fixture
+def bench(stack: Stack, redis_client: redis.Redis) -> Bench:
+    return Bench(stack, redis_client)
+
+
+def test_messages_that_wait_their_turn_are_not_published_again(bench: Bench) -> None:
+    for chunk in range(3):
+        bench.add("job", chunk=chunk)
+    time.sleep(2 * GRACE_S)
+    assert bench.reconcile() == 0
+
+
+def test_a_small_jobs_lost_pointer_is_found_while_a_big_job_keeps_the_queue_full(bench: Bench) -> None:
+    bench.add("small", send=False)  # the producer died between the table and the queue
+    time.sleep(2 * GRACE_S)
+    for chunk in range(5):
+        bench.add("big", chunk=chunk)
+    assert bench.reconcile() == 1
+    assert (bench.length("recovery"), bench.length("default")) == (1, 5)
+    # It has a new publish time and a message now: nothing is published twice without cause.
+    time.sleep(2 * GRACE_S)
+    assert bench.reconcile() == 0
+
+
+def test_what_an_empty_queue_should_hold_is_published_again(bench: Bench) -> None:
+    bench.add("job", send=False)
+    assert bench.reconcile() == 0  # too fresh: its message may be on its way
+    time.sleep(2 * GRACE_S)
+    assert bench.reconcile() == 1
+
+
+def test_a_chunk_whose_lease_ran_out_is_published_again_and_one_at_work_is_not(bench: Bench) -> None:
+    for job in ("dead", "alive"):
+        bench.add(job)
+    bench.client.delete(QUEUE_PREFIX + "default")
+    bench.table.claim("dead", 0, JobSpec(chunk_size=1), claim_id="a", lease_s=0.05)
+    bench.table.claim("alive", 0, JobSpec(chunk_size=1), claim_id="b", lease_s=30)
+    time.sleep(2 * GRACE_S)
+    assert bench.reconcile() == 1
+    assert bench.length("recovery") == 1
+
+
+def test_a_damaged_message_hides_no_lost_pointer_for_ever(bench: Bench) -> None:
+    bench.add("job", send=False)
+    bench.client.lpush(QUEUE_PREFIX + "default", b"garbage")
+    time.sleep(2 * GRACE_S)
+    assert queue.oldest_published_at(bench.client, "default") == 0.0
+    bench.client.rpop(QUEUE_PREFIX + "default")  # a worker read and dropped it
+    assert bench.reconcile() == 1
+
+
+def test_a_job_whose_finaliser_died_gets_its_end(bench: Bench) -> None:
+    bench.add("job")
+    bench.table.close("job", chunks=1, items=1)
+    claim = bench.table.claim("job", 0, JobSpec(chunk_size=1), claim_id="a", lease_s=30)
+    assert claim is not None
+    bench.table.commit(claim, done=[0], failed=[], lease_s=30)
+    assert bench.table.status("job").state == "finalizing"
+    bench.reconcile()
+    assert bench.table.status("job").state == "succeeded"
+    assert bench.table.active() == []
+
+
+def test_one_worker_reconciles_at_a_time(bench: Bench) -> None:
+    assert bench.table.lead_reconciler("a", 10)
+    assert not bench.table.lead_reconciler("b", 10)

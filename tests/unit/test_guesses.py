@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from worker.guesses import guesses
+
+
+def test_probabilities_are_those_of_a_softmax_in_order() -> None:
+    logits = np.random.default_rng(0).standard_normal(10).astype(np.float32) * 30
+    chosen, top5 = guesses(logits, 3, None)
+    expected = torch.tensor(logits, dtype=torch.float64).softmax(0)
+    assert chosen.probability == pytest.approx(float(expected[3]), abs=1e-6)
+    assert [guess.class_id for guess in top5] == expected.topk(5).indices.tolist()
+    assert chosen.class_name is None
+
+
+def test_huge_logits_overflow_nothing_and_few_classes_are_enough() -> None:
+    chosen, top5 = guesses(np.array([3e38, 0.0], np.float32), 0, ["yes", "no"])
+    assert (chosen.class_name, chosen.probability) == ("yes", 1.0)
+    assert len(top5) == 2

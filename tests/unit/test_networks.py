@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import Inception_V3_Weights, get_model
+
+from producer.jobs.errors import JobError, WorkerError
+from worker import networks
+from worker.networks import Network, load
+
+LAST_CONVS = {
+    "vgg16": "features.28",
+    "vgg19": "features.34",
+    "resnet50": "layer4.2.conv3",
+    "resnet101": "layer4.2.conv3",
+    "densenet121": "features.denseblock4.denselayer16.conv2",
+    "inception_v3": "Mixed_7c.branch_pool.conv",
+}
+
+
+def _no_download(url: str, path: Path) -> None:
+    raise AssertionError(f"downloaded {url}")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def _saved(tmp_path: Path, name: str, classes: int = 7, **options: Any) -> tuple[Path, dict[str, torch.Tensor]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        state = get_model(name, weights=None, num_classes=classes, **options).state_dict()
+    torch.save(state, tmp_path / f"{name}.pth")
+    return tmp_path / f"{name}.pth", state
+
+
+def _assert_holds(network: Network, state: dict[str, torch.Tensor]) -> None:
+    own = network.model.state_dict()
+    assert set(own) <= set(state)
+    assert all(torch.equal(own[key], state[key]) for key in own)
+
+
+# --- names and what comes with them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAST_CONVS)
+def test_the_last_convolution_that_runs_is_found(name: str) -> None:
+    network = load(name, "random", download=_no_download)
+    assert network.layer_name == LAST_CONVS[name]
+    assert network.model.get_submodule(network.layer_name) is network.layer
+    assert network.size == ((299, 299) if name == "inception_v3" else (224, 224))
+    assert (network.mean, network.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert network.categories is not None
+    assert network.classes == len(network.categories) == 1000
+    assert (network.categories[281], network.categories[282]) == ("tabby", "tiger cat")
+
+
+@pytest.mark.parametrize(("alias", "name"), [("resnet", "resnet50"), ("densenet", "densenet121"), ("vgg", "vgg16")])
+def test_short_names_mean_the_commonest_of_their_kind(alias: str, name: str) -> None:
+    assert load(alias, "random").name == name
+
+
+def test_a_loaded_model_is_ready_to_be_explained_and_clean() -> None:
+    network = load("resnet18", "random")
+    assert not any(module.training for module in network.model.modules())
+    assert not any(p.requires_grad for p in network.model.parameters())
+    assert not any(module._forward_hooks for module in network.model.modules())
+    assert network.device == torch.device("cpu")
+
+
+def test_random_weights_are_the_same_every_time_and_disturb_nobody() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = load("mobilenet_v2", "random")
+    assert torch.equal(torch.rand(3), expected)
+    second = load("mobilenet_v2", "random")
+    _assert_holds(first, second.model.state_dict())
+    assert (first.weights_digest, first.random) == ("random", True)
+
+
+def test_a_model_loaded_in_inference_mode_can_be_explained() -> None:
+    with torch.inference_mode():
+        network = load("resnet18", "random")
+    assert not any(tensor.is_inference() for tensor in network.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("resnet5", "resnet50"), ("vgg_16", "vgg16"), ("timm/resnet5", "timm/resnet50")]
+)
+def test_a_wrong_name_is_told_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(JobError, match=f"^no network is called '{wrong}'; the nearest are .*{right}"):
+        load(wrong, "random")
+
+
+def test_without_timm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for name in ("efficientnet_lite0", "timm/resnet18"):
+        with pytest.raises(WorkerError, match=r"timm is missing here; run: pip install 'gradcam-queue\[timm\]'"):
+            load(name, "random")
+    assert load("resnet18", "random").name == "resnet18"
+
+
+def test_networks_of_timm_bring_their_own_preprocessing() -> None:
+    network = load("timm/tf_efficientnet_lite0", "random")
+    assert network.name == "timm/tf_efficientnet_lite0"
+    assert (network.size, network.mean, network.std) == ((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert network.categories is not None
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_any_module_can_be_the_layer() -> None:
+    network = load("resnet18", "random", "layer4")
+    assert network.layer is network.model.get_submodule("layer4")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "message"),
+    [
+        ("resnet18", "layer4.1.conv3", "has no layer 'layer4.1.conv3'; the nearest are layer4.1.conv2, layer4.1.conv1"),
+        ("resnet18", "", "has no layer ''"),
+        ("resnet18", "avgpool", r"gives \(1, 512, 1, 1\), not maps"),
+        ("resnet18", "fc", r"gives \(1, 1000\), not maps"),
+        ("resnet18", "layer4.1.relu", "runs 2 times in a forward pass, not once"),
+        ("convnext_tiny", "features.7.2.block.3", r"gives \(1, 7, 7, 3072\), not maps"),
+    ],
+)
+def test_a_layer_without_maps_is_told_why(name: str, layer: str, message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        load(name, "random", layer)
+
+
+def test_a_layer_that_never_runs_is_refused() -> None:
+    with pytest.raises(JobError, match="runs 0 times in a forward pass"):
+        load("swin_t", "random", "features.1.0.attn.qkv")  # its weight is used, the module is not called
+
+
+def test_a_convolution_behind_the_pooling_is_not_the_last_with_a_map() -> None:
+    assert load("timm/mobilenetv3_small_050", "random").layer_name == "blocks.5.0.conv"
+
+
+# --- weights from files -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_brings_its_own_number_of_classes(tmp_path: Path) -> None:
+    path, state = _saved(tmp_path, "resnet18")
+    network = load("resnet18", path)
+    _assert_holds(network, state)
+    assert (network.classes, network.categories, network.random) == (7, None, False)
+    assert network.weights_digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert network.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v2", "googlenet", "densenet121", "regnet_y_400mf"])
+def test_heads_of_every_kind_are_found(tmp_path: Path, name: str) -> None:
+    options = {"init_weights": False} if name == "googlenet" else {}
+    path, state = _saved(tmp_path, name, **options)
+    network = load(name, str(path))
+    _assert_holds(network, state)
+    assert network.classes == 7
+
+
+def test_a_file_with_a_thousand_classes_keeps_their_names(tmp_path: Path) -> None:
+    path, _ = _saved(tmp_path, "resnet18", 1000)
+    network = load("resnet18", path)
+    assert network.categories is not None
+    assert network.categories[0] == "tench"
+
+
+def test_a_wrapped_safetensors_file_works_too(tmp_path: Path) -> None:
+    _, state = _saved(tmp_path, "resnet18")
+    save_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "net.bin")
+    _assert_holds(load("resnet18", tmp_path / "net.bin"), state)
+
+
+def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
+    path, _ = _saved(tmp_path, "resnet18")
+    with pytest.raises(
+        JobError, match=r"^the weights do not fit resnet34: layer1\.2\.conv1\.weight is missing"
+    ) as caught:
+        load("resnet34", path)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("aux_logits", [True, False])
+def test_inception_is_the_same_with_and_without_its_auxiliary_head(tmp_path: Path, aux_logits: bool) -> None:
+    path, state = _saved(tmp_path, "inception_v3", aux_logits=aux_logits, init_weights=False)
+    network = load("inception_v3", path)
+    _assert_holds(network, state)
+    assert network.classes == 7
+    # As torchvision builds it for its own weights.
+    assert network.model.transform_input is True
+    assert load("inception_v3", "random").model.transform_input is True
+
+
+def test_a_name_that_is_neither_weights_nor_file_lists_the_names() -> None:
+    with pytest.raises(JobError, match=r"neither a file nor .* of resnet50 \(DEFAULT, IMAGENET1K_V1, .*, random\)"):
+        load("resnet50", "IMAGENET1K_V9")
+
+
+# --- the networks' own weights ----------------------------------------------------------------------------------------
+
+
+def test_weights_that_torch_hub_has_are_not_downloaded_again(hub: Path) -> None:
+    hub.mkdir(parents=True)
+    file_name = Inception_V3_Weights.DEFAULT.url.rpartition("/")[2]
+    state = get_model("inception_v3", weights=None, init_weights=False).state_dict()
+    torch.save(state, hub / file_name)
+    for name in (None, "DEFAULT", "IMAGENET1K_V1"):
+        network = load("inception", name, download=_no_download)
+        _assert_holds(network, state)
+        assert network.weights_digest == hashlib.sha256((hub / file_name).read_bytes()).hexdigest()
+
+
+def test_named_weights_bring_their_own_preprocessing(hub: Path) -> None:
+    asked = []
+
+    def download(url: str, path: Path) -> None:
+        asked.append(url)
+        raise OSError("offline")
+
+    with pytest.raises(JobError, match=r"^the weights of regnet_y_16gf could not be .*offline.*--weight-path$"):
+        load("regnet_y_16gf", "IMAGENET1K_SWAG_E2E_V1", download=download)
+    assert asked == ["https://download.pytorch.org/models/regnet_y_16gf_swag-43afe44d.pth"]
+
+
+def test_timm_asks_for_the_file_that_belongs_to_the_network(hub: Path, tmp_path: Path) -> None:
+    import timm
+
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    asked = []
+
+    def download(url: str, path: Path) -> None:
+        asked.append(url)
+        save_file(state, path)
+
+    network = load("timm/resnet18", download=download)
+    _assert_holds(network, state)
+    assert asked == ["https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
+
+
+def test_efficientnet_lite0_comes_with_real_weights(tmp_path: Path) -> None:
+    network = load("efficientnet_lite0", download=_no_download)
+    assert network.weights_digest.startswith("57934424")  # the package's file names its own digest
+    assert (network.size, network.mean, network.std) == ((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert network.layer_name == "conv_head"
+    # The same weights under timm's own names.
+    torch.save(network.model.state_dict(), tmp_path / "timm.pth")
+    _assert_holds(load("efficientnet_lite0", tmp_path / "timm.pth"), network.model.state_dict())
+
+
+def test_networks_can_be_named_without_any_optional_package() -> None:
+    program = (
+        "import sys; sys.modules['timm'] = sys.modules['cv2'] = None; import worker.networks as n; print(*n.names())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert {"resnet", "resnet50", "efficientnet_lite0", "inception_v3"} <= set(run.stdout.split())
+    assert run.stdout.split() == networks.names()
