@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,8 @@ from producer.jobs import keys
 from producer.jobs.errors import JobError, ServiceError, UnknownJob, UsageError
 from producer.jobs.keys import JobKeys
 from producer.jobs.spec import Chunk, Failure, Item, JobSpec, JobStatus, unpack
-from producer.jobs.states import TERMINAL, Ingest, ItemState, JobState
+from producer.jobs.states import ItemState, JobState
+from producer.jobs.status import FIELDS, make_status, to_time
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -36,22 +37,6 @@ FINALISER_LEASE_S = 30
 FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
 _LIBRARY = ("_now", "_bits", "_end")
 _PARTS = ("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons")
-_STATUS_FIELDS = [
-    "name",
-    "state",
-    "ingest",
-    "network",
-    "total",
-    "done",
-    "failed",
-    "created_at",
-    "started_at",
-    "finished_at",
-    "error",
-    "last_mark_at",
-    "last_mark_n",
-    "progress_at",
-]
 
 
 @dataclass(frozen=True)
@@ -264,7 +249,7 @@ class JobTable:
         answer = self._run("finalise", JobKeys(job).parts("finaliser"), [who, FINALISER_LEASE_S])
         if answer[0] != b"yours":
             return None
-        return JobState(_text(answer[1])), _time(answer[2])
+        return JobState(_text(answer[1])), to_time(answer[2])
 
     def finish(self, job: str, who: str, end: JobState, finished_at: datetime) -> bool:
         """Enter the end; False when somebody else did."""
@@ -350,12 +335,12 @@ class JobTable:
         """
         names = [*JobKeys(job).parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         # A missing last element is how Lua says nil.
-        values, reasons, workers, *problem = self._run("status", names, [WORKER_SILENT_S, *_STATUS_FIELDS])
-        fields = {name: _text(value) for name, value in zip(_STATUS_FIELDS, values, strict=True) if value is not None}
+        values, reasons, workers, *problem = self._run("status", names, [WORKER_SILENT_S, *FIELDS])
+        fields = {name: _text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
             raise UnknownJob(_no_such(job))
         counts = {_text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
-        return _status(job, fields, counts, workers, _text(problem[0]) if problem and problem[0] else None)
+        return make_status(job, fields, counts, workers, _text(problem[0]) if problem and problem[0] else None)
 
     def jobs(self, *, limit: int, offset: int = 0) -> list[JobStatus]:
         """Jobs, newest first; those whose lifetime is over drop out."""
@@ -396,47 +381,5 @@ def _text(value: bytes) -> str:
     return value.decode()
 
 
-def _time(value: str | bytes) -> datetime:
-    return datetime.fromtimestamp(float(value), UTC)
-
-
 def _no_such(job: str) -> str:
     return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"
-
-
-def _status(job: str, fields: dict[str, str], failures: dict[str, int], workers: int, problem: str | None) -> JobStatus:
-    state = JobState(fields["state"])
-    total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
-    left = total - done - failed
-    ended = state in TERMINAL
-    speed = _images_per_s(fields, done + failed)
-    return JobStatus(
-        job=job,
-        name=fields["name"] or None,
-        state=state,
-        ingest=Ingest(fields["ingest"]),
-        network=fields["network"],
-        total=total,
-        done=done,
-        failed=failed,
-        cancelled=left if ended else 0,
-        pending=0 if ended else left,
-        failures=failures,
-        images_per_s=round(speed, 3) if speed else None,
-        eta_s=round(left / speed, 1) if speed and not ended else None,
-        created_at=_time(fields["created_at"]),
-        finished_at=_time(fields["finished_at"]) if "finished_at" in fields else None,
-        error=fields.get("error"),
-        workers=workers,
-        problem=None if ended else problem,
-    )
-
-
-def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
-    if "progress_at" not in fields:
-        return None
-    until = float(fields["progress_at"])
-    since, before = float(fields["started_at"]), 0
-    if "finished_at" not in fields and "last_mark_at" in fields:
-        since, before = float(fields["last_mark_at"]), int(fields["last_mark_n"])
-    return (finished - before) / max(until - since, 1e-3)

@@ -1,0 +1,80 @@
+"""What the counters and times of a job's hash mean to the one who asks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from producer.jobs.spec import JobStatus
+from producer.jobs.states import TERMINAL, Ingest, JobState
+
+#: Fields of the job's hash that its status is made of.
+FIELDS = (
+    "name",
+    "state",
+    "ingest",
+    "network",
+    "total",
+    "done",
+    "failed",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "error",
+    "last_mark_at",
+    "last_mark_n",
+    "progress_at",
+)
+
+
+def to_time(seconds: str | bytes) -> datetime:
+    """Read a time as the scripts write it: seconds since 1970."""
+    return datetime.fromtimestamp(float(seconds), UTC)
+
+
+def make_status(
+    job: str, fields: dict[str, str], failures: dict[str, int], workers: int, problem: str | None
+) -> JobStatus:
+    """Make a job's status of what its hash holds.
+
+    Args:
+        job: Its id.
+        fields: Those of `FIELDS` that are set.
+        failures: reason → count.
+        workers: Workers heard of lately.
+        problem: What keeps one of them from working.
+    """
+    state = JobState(fields["state"])
+    total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
+    left = total - done - failed
+    ended = state in TERMINAL
+    speed = _images_per_s(fields, done + failed)
+    return JobStatus(
+        job=job,
+        name=fields["name"] or None,
+        state=state,
+        ingest=Ingest(fields["ingest"]),
+        network=fields["network"],
+        total=total,
+        done=done,
+        failed=failed,
+        cancelled=left if ended else 0,
+        pending=0 if ended else left,
+        failures=failures,
+        images_per_s=round(speed, 3) if speed else None,
+        eta_s=round(left / speed, 1) if speed and not ended else None,
+        created_at=to_time(fields["created_at"]),
+        finished_at=to_time(fields["finished_at"]) if "finished_at" in fields else None,
+        error=fields.get("error"),
+        workers=workers,
+        problem=None if ended else problem,
+    )
+
+
+def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
+    if "progress_at" not in fields:
+        return None
+    until = float(fields["progress_at"])
+    since, before = float(fields["started_at"]), 0
+    if "finished_at" not in fields and "last_mark_at" in fields:
+        since, before = float(fields["last_mark_at"]), int(fields["last_mark_n"])
+    return (finished - before) / max(until - since, 1e-3)
