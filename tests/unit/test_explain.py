@@ -253,7 +253,7 @@ def test_the_model_is_left_as_it_was(frozen: bool) -> None:
 
 
 @pytest.mark.parametrize("where", ["forward", "map", "guided"])
-def test_the_model_is_left_as_it_was_after_an_error(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was_after_an_error(where: str) -> None:
     class Breaks(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -274,6 +274,32 @@ def test_the_model_is_left_as_it_was_after_an_error(where: str, monkeypatch: pyt
     with pytest.raises(RuntimeError, match="broken"):
         explain(net, layer, _inputs())
     _assert_untouched(net, before)
+
+
+def test_no_hook_stays_in_a_graph_that_somebody_keeps() -> None:
+    """After an error in front of the ReLU the graph behind it is whole, and must give plain gradients again."""
+
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            raise RuntimeError("broken")
+
+    kept: list[Tensor] = []
+
+    def middle(net: Any, x: Tensor) -> Tensor:
+        kept.append(net.first(x))
+        kept.append(F.relu(kept[0]))
+        return net.second(Breaks.apply(kept[1]))
+
+    with pytest.raises(RuntimeError, match="broken"):
+        explain(*_with_layer(middle), _inputs())
+    before, after = kept
+    (gradient,) = torch.autograd.grad(-after.sum(), before)
+    assert torch.equal(gradient, -(before > 0).to(gradient))
 
 
 def test_an_explanation_does_not_depend_on_those_before() -> None:

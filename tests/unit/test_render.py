@@ -77,6 +77,15 @@ def test_cam_is_exact_for_every_pair_of_levels() -> None:
     assert pictures["cam"].tolist() == (255 * total // 383).tolist()
 
 
+def test_truncation_is_exact_for_every_span() -> None:
+    """Quotients that are whole numbers must not fall below them, as they do in float32."""
+    for span in range(1, 511):
+        levels = np.arange(span + 1)
+        guided = np.repeat(levels[:, None, None], 3, axis=2).astype(np.float32)  # (span + 1, 1, 3)
+        gb = render(_zeros(span + 1, 1), np.zeros((1, 1)), guided, ["gb"])["gb"]
+        assert np.array_equal(gb[:, 0, 0], 255 * levels // span)
+
+
 def test_gb_is_stretched_over_all_channels_together() -> None:
     guided = np.array([[[-1.0, 0.0, 1.0], [3.0, 2.0, -1.0]]], np.float32)
     pictures = render(_zeros(1, 2), np.array([[0.0, 1.0]]), guided)
