@@ -63,7 +63,12 @@ def cli() -> None:
 )
 @click.argument("source", nargs=-1)
 @click.option("--image-path", multiple=True, help="One more SOURCE, as the original program names it.")
-@click.option("--network", default="resnet50", show_default=True, help="Network; `gradcam-worker networks` lists them.")
+@click.option(
+    "--network",
+    default="resnet50",
+    show_default=True,
+    help="vgg16, vgg19, resnet50, resnet101, densenet121, inception_v3, efficientnet_lite0, or another of torchvision.",
+)
 @click.option(
     "--weight-path",
     help="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights name, or "

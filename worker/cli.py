@@ -25,7 +25,7 @@ from producer.jobs.errors import GradcamError, UsageError
 )
 @click.pass_context
 def cli(context: click.Context, devices: str, processes_per_device: int) -> None:
-    r"""Work off jobs: one supervised process on each device, until stopped.
+    """Work off jobs: one supervised process on each device, until stopped.
 
     Settings come from the environment: GRADCAM_REDIS_URL, GRADCAM_S3_*, AWS_* as for `gradcam`, and GRADCAM_WORKER_*.
 
@@ -34,7 +34,7 @@ def cli(context: click.Context, devices: str, processes_per_device: int) -> None
       gradcam-worker
       gradcam-worker --devices cuda:0,1
       gradcam-worker --devices cpu --processes-per-device 2
-    """
+    """  # noqa: D301 - click reads the escape
     if context.invoked_subcommand is None:
         sys.exit(_run(devices, processes_per_device))
 
