@@ -177,7 +177,8 @@ def demo(output_dir: Path) -> int:
 
 def main() -> None:
     """Run the demo; exit 0 when all images were explained, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(demo(standalone_mode=False))
     except click.ClickException as error:

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
+import redis
 
 from deploy.directory import holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
 from deploy.supervisor import supervise as hold_stack
+from producer.jobs import keys
 from producer.jobs.errors import GradcamError, ServiceError, UsageError
 
 __all__ = ["Stack", "main"]
 
 #: A little more than the servers' own limits, which have the better messages.
 _UP_WITHIN_S = 90.0
+_WORKERS_WITHIN_S = 30.0
 _DOWN_WITHIN_S = WORKER_GRACE_S + 30.0
 
 _directory = click.option(
@@ -64,6 +68,7 @@ def up(directory: Path, workers: int) -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
+    _wait_for_workers(directory, workers)
     supervisor.returncode = 0  # it lives on, and Python need not warn about that
     env = directory / "env"
     click.echo(
@@ -84,6 +89,17 @@ def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack is not up after {_UP_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
+
+
+def _wait_for_workers(directory: Path, workers: int) -> None:
+    """Wait for the first sign of life; a worker that gives none says why in its log, and is started again."""
+    deadline = time.monotonic() + _WORKERS_WITHIN_S
+    with closing(redis.Redis.from_url(Stack(directory).redis.url)) as client:
+        while client.zcount(keys.WORKERS, time.time() - _WORKERS_WITHIN_S, "+inf") < workers:
+            if time.monotonic() > deadline:
+                click.echo(f"the workers have not reported yet; their log is {directory}/worker.log", err=True)
+                return
+            time.sleep(0.1)
 
 
 def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:

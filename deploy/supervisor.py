@@ -55,7 +55,8 @@ class Kept:
 def supervise(directory: Path, workers: int) -> None:
     """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
     # As Ctrl-C: it breaks off whatever is being waited for, and the `with` ends everything.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     env, state = directory / "env", directory / "state.json"
     try:
         with Stack(directory, workers) as stack:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -104,11 +105,13 @@ def submit(
     SOURCE is an address (s3://, http://, https://, file://), an image file, or a folder of images. Local files are
     uploaded first.
     """
+    if output_dir is not None and not output_dir:
+        raise UsageError("--output-dir needs the name of a folder")
     client, talk = _client(), _talk()
     job = _submit(client, talk, [*source, *image_path], outputs=_list(outputs), **parameters)
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
-        talk.print(f"watch it: gradcam status {job} --watch", highlight=False)
+        talk.print(f"watch it: gradcam status {job} --watch")
         return
     if not as_json:
         click.echo(job)
@@ -116,7 +119,7 @@ def submit(
     if output_dir:
         _download(client, talk, job, output_dir)
     elif status.done:
-        talk.print(f"the pictures: gradcam results {job} --output-dir results", highlight=False)
+        talk.print(f"the pictures: gradcam results {job} --output-dir results")
     _end(status, as_json, talk)
 
 
@@ -135,7 +138,7 @@ def status(job: str, watch: bool, as_json: bool) -> None:
 
 
 @cli.command(name="list", cls=_Examples, epilog=_examples("gradcam list", "gradcam list --limit 100 --json"))
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_jobs(limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
@@ -150,7 +153,8 @@ def list_jobs(limit: int, as_json: bool) -> None:
 
     from producer.watch import table
 
-    Console(soft_wrap=True).print(table(found))
+    # Ids are there to be copied: a line is never cut, however narrow the terminal.
+    Console(width=200, markup=False, highlight=False).print(table(found), crop=False)
 
 
 @cli.command(cls=_Examples, epilog=_examples("gradcam failures JOB", "gradcam failures JOB --json | jq .item.uri"))
@@ -162,7 +166,10 @@ def failures(job: str, as_json: bool) -> None:
         if as_json:
             click.echo(failure.model_dump_json(exclude_none=True))
         else:
-            click.echo(f"{failure.index}\t{failure.reason}\t{failure.item.id or failure.item.uri}\t{failure.message}")
+            named = failure.item.id or failure.item.uri
+            click.echo(
+                "\t".join(_one_line(text) for text in (str(failure.index), failure.reason, named, failure.message))
+            )
 
 
 @cli.command(
@@ -174,6 +181,8 @@ def failures(job: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an image.")
 def results(job: str, output_dir: str | None, as_json: bool) -> None:
     """Download a job's pictures, or print what is known of each image."""
+    if output_dir is not None and not output_dir:
+        raise UsageError("--output-dir needs the name of a folder")
     client, talk = _client(), _talk()
     if as_json:
         for result in client.results(job):
@@ -184,6 +193,9 @@ def results(job: str, output_dir: str | None, as_json: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command; the one place where errors become sentences and exit codes."""
+    # A submission that is stopped by any means tidies up after itself.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run(lambda: cli(standalone_mode=False)))
 
 
@@ -201,12 +213,14 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except GradcamError as error:
         return _say(error, SERVICE)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; jobs that were sent go on", err=True)
+        click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; Python must not complain about stdout while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _say(f"the output cannot be written ({error.strerror or error})", USAGE)
     except Exception as error:
         if _is_redis(error):
             return _say(f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE)
@@ -235,7 +249,13 @@ def _client() -> Client:
 def _talk() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True)
+    # What users and images are called is shown as it is, not read as markup.
+    return Console(stderr=True, soft_wrap=True, markup=False)
+
+
+def _one_line(text: str) -> str:
+    """Without the characters that would break a line of columns, or the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _list(text: str) -> list[str]:
@@ -243,6 +263,17 @@ def _list(text: str) -> list[str]:
 
 
 def _submit(client: Client, talk: Console, images: list[str], **parameters: Any) -> str:
+    try:
+        return _send(client, talk, images, **parameters)
+    except KeyboardInterrupt:
+        name = parameters.get("name")
+        talk.print(
+            f"continue with the same command and --name {name}" if name else "the job is given up: submit it again"
+        )
+        raise
+
+
+def _send(client: Client, talk: Console, images: list[str], **parameters: Any) -> str:
     if not talk.is_terminal:
         return client.submit(images, **parameters)
     from rich.progress import Progress
@@ -261,12 +292,16 @@ def _print_submitted(client: Client, job: str, as_json: bool) -> None:
 def _follow(client: Client, talk: Console, job: str) -> JobStatus:
     from producer.watch import follow
 
-    return follow(client.watch(job), talk)
+    try:
+        return follow(client.watch(job), talk)
+    except KeyboardInterrupt:
+        talk.print(f"job {job} goes on: gradcam status {job} --watch")
+        raise
 
 
 def _download(client: Client, talk: Console, job: str, output_dir: str) -> None:
     files = client.download(job, output_dir)
-    talk.print(f"{len(files)} pictures in {output_dir}", highlight=False)
+    talk.print(f"{len(files)} pictures in {output_dir}")
 
 
 def _summary(status: JobStatus) -> str:
@@ -285,9 +320,9 @@ def _end(status: JobStatus, as_json: bool, talk: Console) -> NoReturn:
     if as_json:
         click.echo(status.model_dump_json())
     else:
-        talk.print(_summary(status), highlight=False, markup=False)
+        talk.print(_summary(status))
     if status.failed:
-        talk.print(f"why: gradcam failures {status.job}", highlight=False)
+        talk.print(f"why: gradcam failures {status.job}")
     sys.exit(_exit_code(status))
 
 

@@ -11,16 +11,19 @@ client.download(job, "results")
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from producer.jobs.errors import GradcamError, UsageError
+import redis
+
+from producer.jobs.errors import ServiceError, UsageError
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import OUTPUTS, Failure, JobStatus, Result, checked_name, new_job_id
 from producer.jobs.storage import Storage
-from producer.jobs.table import JobTable, connect
+from producer.jobs.table import BROKEN_OFF, JobTable, connect
 from producer.results import download, read_results
 from producer.sources import expand
 from producer.submit import Progress, Publish, make_spec, place_weights, send
@@ -28,6 +31,8 @@ from producer.submit import Progress, Publish, make_spec, place_weights, send
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
 _SLOWEST_LOOK_S = 2.0
+#: How long `watch` waits for a Redis that does not answer.
+_AWAY_S = 60.0
 
 
 class Client:
@@ -47,10 +52,10 @@ class Client:
 
     def submit(
         self,
-        images: Iterable[str],
+        images: Iterable[str | os.PathLike[str]],
         *,
         network: str = "resnet50",
-        weight_path: str | None = None,
+        weight_path: str | os.PathLike[str] | None = None,
         layer_name: str = "last-conv",
         class_id: int | None = None,
         outputs: Iterable[str] = OUTPUTS,
@@ -83,7 +88,7 @@ class Client:
             UsageError: Something typed cannot be used; nothing was sent.
             ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
         """
-        job = checked_name(name) if name else new_job_id()
+        job = new_job_id() if name is None else checked_name(name)
         parameters = {
             "network": network,
             "layer": layer_name,
@@ -97,16 +102,16 @@ class Client:
         make_spec(**parameters)
         found = expand(images)
         self.storage.check()
-        weights, digest = place_weights(weight_path, self.storage)
-        spec = make_spec(**parameters, weights=weights, weights_sha256=digest)
+        weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
+        spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
         self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
         try:
             publish = self._publisher(job, spec.queue)
             send(self.table, self.storage, publish, job=job, spec=spec, sources=found, progress=progress)
-        except (GradcamError, KeyboardInterrupt):
-            # A named job can be continued; nobody could ever finish this one.
+        except BaseException:
+            # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
             if name is None:
-                self.table.fail(job, "its submission was broken off; submit it again")
+                self.table.fail(job, BROKEN_OFF)
             raise
         return job
 
@@ -115,13 +120,26 @@ class Client:
         return self.table.status(job)
 
     def watch(self, job: str) -> Iterator[JobStatus]:
-        """Look at a job again and again; the last status is that of its end."""
-        pause_s = _FIRST_LOOK_S
-        while not (status := self.status(job)).ended:
-            yield status
+        """Look at a job again and again; the last status is that of its end. A Redis that restarts is waited for.
+
+        Raises:
+            UnknownJob: There is no such job.
+            ServiceError: Redis has been away for a minute.
+        """
+        pause_s, seen = _FIRST_LOOK_S, time.monotonic()
+        while True:
+            try:
+                status = self.status(job)
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+                if time.monotonic() - seen > _AWAY_S:
+                    raise ServiceError(f"Redis has been away for {_AWAY_S:.0f} s ({type(error).__name__})") from None
+            else:
+                seen = time.monotonic()
+                yield status
+                if status.ended:
+                    return
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
-        yield status
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> JobStatus:
         """Wait for a job's end.
@@ -143,7 +161,7 @@ class Client:
 
     def results(self, job: str) -> Iterator[Result]:
         """What is known of each image with an end, in the order of the images."""
-        self.status(job)
+        self._same_store(job)
         return read_results(self.storage, job)
 
     def download(
@@ -152,7 +170,7 @@ class Client:
         """Fetch the pictures there are, as `{stem}-{network}-{kind}.{format}`; returns the files written."""
         if not str(output_dir):
             raise UsageError("the output folder needs a name")
-        self.status(job)
+        self._same_store(job)
         return download(self.storage, job, Path(output_dir), progress=progress)
 
     @cached_property
@@ -164,6 +182,15 @@ class Client:
     def storage(self) -> Storage:
         """Our bucket."""
         return Storage.from_settings(self._settings)
+
+    def _same_store(self, job: str) -> None:
+        self.status(job)
+        found = self.table.spec(job)
+        if found and found[0].store not in {"", self.storage.place}:
+            raise UsageError(
+                f"the pictures of job {job} are in {found[0].store}, not in {self.storage.place}: "
+                "correct GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
+            )
 
     def _publisher(self, job: str, name: str) -> Publish:
         # Celery takes 0.2 s to import, and only submit needs it.

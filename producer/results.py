@@ -53,9 +53,11 @@ def download(
     except OSError as error:
         raise UsageError(f"cannot write to {output_dir} ({error.strerror}): choose another --output-dir") from None
 
+    mode = _usual_mode()
+
     def fetch(wanted: tuple[str, Path]) -> Path:
         key, path = wanted
-        _write_whole(path, storage.get(key))
+        _write_whole(path, storage.get(key), mode)
         return path
 
     paths = []
@@ -82,15 +84,20 @@ def _pictures(storage: Storage, job: str, output_dir: Path) -> Iterator[tuple[st
             yield key, output_dir / name
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def _usual_mode() -> int:
+    """The mode of new files: mkstemp's are for their owner alone, pictures for everybody the folder is for."""
+    # It can only be read by setting it, for the whole process: once, before there are threads.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _write_whole(path: Path, data: bytes, mode: int) -> None:
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        # mkstemp makes files that only their owner reads; pictures are for everybody the folder is for.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(partial).chmod(0o666 & ~umask)
+        Path(partial).chmod(mode)
         Path(partial).replace(path)
     except BaseException as error:
         Path(partial).unlink(missing_ok=True)

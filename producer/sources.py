@@ -31,19 +31,28 @@ class Source:
     path: Path | None = None
 
 
-def expand(arguments: Iterable[str]) -> list[Source]:
+def expand(arguments: Iterable[str | os.PathLike[str]]) -> list[Source]:
     """Turn arguments into images; nothing is sent before all of them are known to be usable.
 
     Raises:
         UsageError: An argument is no address, file or folder of images; names it and says what is allowed.
     """
-    found = [source for argument in arguments for source in _expand(argument)]
+    if isinstance(arguments, str | os.PathLike):
+        raise UsageError("images must be a list of addresses, files and folders, not one alone")
+    found = [source for argument in arguments for source in _expand(os.fspath(argument))]
     if not found:
         raise UsageError("nothing to explain: name images, folders or addresses (`gradcam submit photos/`)")
     return found
 
 
+def printable(text: str) -> str:
+    """A path as text that can be sent and shown: a file name may hold bytes that are no UTF-8."""
+    return os.fsencode(text).decode("utf-8", "replace")
+
+
 def _expand(argument: str) -> Iterator[Source]:
+    if not argument.strip():
+        raise UsageError("an image has an empty name: is a variable of your shell not set?")
     if "://" in argument:
         try:
             address = uris.parse(argument)
@@ -60,15 +69,16 @@ def _expand(argument: str) -> Iterator[Source]:
         yield _file(path)
     else:
         raise UsageError(
-            f"{argument[:200]!r} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
+            f"{printable(argument)[:200]!r} is neither a file nor a folder here, nor an address "
+            "(s3://, http://, https://, file://)"
         )
 
 
 def _file(path: Path) -> Source:
     if path.suffix and path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path} is not an image: {', '.join(sorted(SUFFIXES))} are")
+        raise UsageError(f"{printable(str(path))} is not an image: {', '.join(sorted(SUFFIXES))} are")
     if not os.access(path, os.R_OK):
-        raise UsageError(f"{path} cannot be read: check its permissions")
+        raise UsageError(f"{printable(str(path))} cannot be read: check its permissions")
     return Source(path=path)
 
 

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from producer.jobs import keys, uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import FetchError, UsageError
-from producer.jobs.spec import Chunk, Item, JobSpec
+from producer.jobs.spec import MAX_CHUNK_SIZE, OUTPUTS, Chunk, Item, JobSpec
 from producer.jobs.storage import Storage, sha256_of
+from producer.sources import printable
 
 if TYPE_CHECKING:
     from producer.jobs.table import JobTable
@@ -26,6 +27,17 @@ UPLOAD_THREADS = 16
 #: A torchvision weights name, as `IMAGENET1K_V1`.
 _WEIGHTS_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
+#: What is said of a parameter that cannot be used, in the words of the command line.
+_ADVICE = {
+    "network": "--network must be the name of a network, such as resnet50",
+    "weights": "--weight-path must be a file, an address, or a name of weights",
+    "layer": "--layer-name must be last-conv or the dotted name of a module, such as layer4.2.conv3",
+    "class_id": "--class-id must be a whole number, 0 or more",
+    "outputs": f"--outputs must be some of {','.join(OUTPUTS)}",
+    "format": "--format must be jpg or png",
+    "chunk_size": f"--chunk-size must be 1 to {MAX_CHUNK_SIZE}",
+    "queue": "--queue must be high, default or low",
+}
 #: Called with images sent so far and images in all.
 Progress = Callable[[int, int], None]
 #: Called with a chunk's number and the time to publish its pointer with.
@@ -41,8 +53,8 @@ def make_spec(**parameters: Any) -> JobSpec:
     try:
         return JobSpec(**parameters)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg'].lower()}" for p in error.errors()]
-        raise UsageError("; ".join(problems)) from None
+        fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        raise UsageError("; ".join(_ADVICE.get(field, f"{field} cannot be used") for field in fields)) from None
 
 
 def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str | None]:
@@ -101,7 +113,7 @@ def send(
             storage.put_file(key, source.path)
         except OSError as error:
             raise UsageError(f"{source.path} cannot be read ({error.strerror})") from None
-        return Item(uri=storage.uri(key), id=str(source.path)[-1024:])
+        return Item(uri=storage.uri(key), id=printable(str(source.path))[-1024:])
 
     sent = chunks = 0
     with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:

@@ -31,10 +31,10 @@ def follow(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
@@ -97,7 +97,9 @@ def summary(status: JobStatus) -> str:
 
 def table(statuses: Iterable[JobStatus]) -> Table:
     """Jobs as a table, a row each."""
-    made = Table("job", "state", "network", "total", "done", "failed", "pending", "created (UTC)", box=None)
+    made = Table(box=None)
+    for heading in ("job", "state", "network", "total", "done", "failed", "pending", "created (UTC)"):
+        made.add_column(heading, no_wrap=True)
     for s in statuses:
         counts = (str(n) for n in (s.total, s.done, s.failed, s.pending))
         made.add_row(s.job, s.state, s.network, *counts, f"{s.created_at:%Y-%m-%d %H:%M:%S}")

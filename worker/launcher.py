@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,10 @@ _LOOK_EVERY_S = 0.2
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 #: A process that lived this long had started well; its next death is a new story.
 _HEALTHY_AFTER_S = 60.0
+
+
+#: What asks us to stop; SIGHUP is a terminal that was closed.
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Launcher:
         with tempfile.TemporaryDirectory(prefix="gradcam-worker-") as folder:
             drain_file = Path(folder) / "drain"
             self._processes = [_Process(slot, drain_file) for slot in self.slots]
-            previous = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+            previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
                 while not self._signals:
                     self._keep_running()
@@ -149,7 +154,8 @@ class Launcher:
                 self._died(process, code)
 
     def _start(self, process: _Process) -> None:
-        slot = process.slot
+        # Its own each time: what a predecessor says when it ends at last must not be taken for this one's word.
+        slot = replace(process.slot, name=f"{process.slot.name}-{secrets.token_hex(2)}")
         log.info("action=starting Starting %s on %s with %d threads.", slot.name, slot.device, slot.threads)
         # Its own session: a Ctrl-C on the terminal reaches the launcher alone, which drains the workers in order.
         process.running = subprocess.Popen(

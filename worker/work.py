@@ -76,6 +76,11 @@ class Work:
         if found is None or found[1] is not JobState.RUNNING:
             return
         spec = found[0]
+        if spec.store not in {"", self._storage.place}:
+            raise JobError(
+                f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
+                "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
+            )
         # Before the claim: a lease runs on progress, and loading a model may take longer than a lease.
         network = self._models.get(_model_key(spec))
         claim = self._table.claim(job, chunk, spec, claim_id=uuid.uuid4().hex, lease_s=self._settings.lease_s)
@@ -127,7 +132,8 @@ class Work:
                     network = networks.load(spec.network, weights=path, layer=spec.layer, device=device)
                 except JobError as error:
                     # The user knows the address, not the place on this worker's disk.
-                    raise JobError(str(error).replace(str(path), uris.redact(spec.weights))) from None
+                    given = "given with --weight-path" if spec.weights_sha256 else uris.redact(spec.weights)
+                    raise JobError(str(error).replace(str(path), given)) from None
         else:
             network = networks.load(
                 spec.network, weights=spec.weights, layer=spec.layer, device=device, download=self._download
@@ -168,4 +174,6 @@ class Work:
 
 def _model_key(spec: JobSpec) -> JobSpec:
     """Of a spec, what decides the model: jobs that differ elsewhere share it."""
-    return spec.model_copy(update={"outputs": ("cam",), "format": "jpg", "chunk_size": 1, "queue": "default"})
+    return spec.model_copy(
+        update={"outputs": ("cam",), "store": "", "format": "jpg", "chunk_size": 1, "queue": "default"}
+    )

@@ -370,7 +370,9 @@ def _s3_error(address: S3Address, error: ClientError) -> GradcamError:
     code = str(error.response.get("Error", {}).get("Code", "")) or "an error"
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _OWN_CREDENTIALS:
-        return WorkerError(f"S3 refuses this worker's credentials: it answered {code}")
+        return WorkerError(
+            f"S3 refuses this worker's credentials ({code}): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if code in ("NoSuchKey", "404"):
         return FetchError(f"there is no object {address.shown}")
     if code == "NoSuchBucket":

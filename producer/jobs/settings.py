@@ -38,9 +38,17 @@ def _redis_url(value: SecretStr) -> SecretStr:
         parts.port  # noqa: B018 - reading it is what checks it
     except ValueError as error:
         raise ValueError("is not a valid address") from error
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+    database = parts.path.strip("/")
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or not (database.isdigit() or not database):
         raise ValueError("must look like redis://[:password@]host:port/0 (or rediss:// for TLS)")
     return value
+
+
+def _prefix(value: str) -> str:
+    parts = value.strip("/").split("/")
+    if any(part in {".", ".."} for part in parts) or "" in parts[1:]:
+        raise ValueError("must be a path like team/gradcam, without . and ..")
+    return "/".join(parts)
 
 
 def _http_url(value: str | None) -> str | None:
@@ -66,9 +74,7 @@ class Connections(BaseSettings):
     #: Address of an S3-compatible server; AWS itself when empty.
     s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     #: All our keys begin with this.
-    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(lambda p: p.strip("/"))] = (
-        "gradcam"
-    )
+    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = "gradcam"
     #: How long a finished job stays in Redis.
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
 

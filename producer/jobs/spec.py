@@ -50,6 +50,8 @@ class JobSpec(_Frozen):
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = 64
     #: Class of service.
     queue: Queue = "default"
+    #: Where the producer looks for the pictures, as bucket/prefix; workers that write elsewhere refuse the job.
+    store: Annotated[str, Field(max_length=512)] = ""
 
 
 class Item(_Frozen):

@@ -12,7 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from producer.jobs.errors import JobError, StoreError, WorkerError
+from producer.jobs.errors import JobError, ServiceError, StoreError, WorkerError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -37,6 +37,14 @@ def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
         settings: Which endpoint; credentials and region are boto3's to find.
         connections: How many threads will use it at once.
     """
+    try:
+        return _make_client(settings, connections)
+    except BotoCoreError as error:
+        # An unknown profile, half of the credentials, an endpoint that is none.
+        raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
+
+
+def _make_client(settings: Connections, connections: int) -> S3Client:
     session = boto3.session.Session()
     return session.client(
         "s3",
@@ -68,6 +76,11 @@ class Storage:
     def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
         """Open the bucket that the settings name."""
         return cls(make_client(settings, connections=connections), settings.s3_bucket, settings.s3_prefix)
+
+    @property
+    def place(self) -> str:
+        """Where everything of ours lies: bucket/prefix."""
+        return f"{self.bucket}/{self.prefix}"
 
     def uri(self, key: str) -> str:
         """The address of one of our objects."""
@@ -142,7 +155,9 @@ class Storage:
                     f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY"
                 ) from None
-            raise StoreError(f"bucket {self.bucket} could not {verb} ({code})") from None
+            raise StoreError(
+                f"bucket {self.bucket} could not {verb}: the store answered {code}; try again later"
+            ) from None
         except BotoCoreError as error:
             raise WorkerError(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 WORKER_SILENT_S = 60
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
+#: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
+SILENT_INGEST_S = 3600
+BROKEN_OFF = "its submission was broken off; submit it again"
 #: How long the one who writes a job's summary may take before another may try.
 FINALISER_LEASE_S = 30
 #: Facts that `annotate` may note: what the weights were, which layer was meant.
@@ -100,6 +103,8 @@ def connect(settings: Connections, *, retries: int | None = None) -> redis.Redis
         client.ping()
     except redis.exceptions.AuthenticationError:
         raise ServiceError(f"Redis at {settings.redis_address} refuses the password in GRADCAM_REDIS_URL") from None
+    except redis.exceptions.ResponseError as error:
+        raise ServiceError(f"Redis at {settings.redis_address} refuses GRADCAM_REDIS_URL: {error}") from None
     except redis.exceptions.RedisError as error:
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
@@ -277,7 +282,7 @@ class JobTable:
         answer = self._run(
             "reconcile",
             JobKeys(job).parts("waiting", "leases", "holders"),
-            [f"{lost_before:.3f}", at_most],
+            [f"{lost_before:.3f}", at_most, SILENT_INGEST_S, BROKEN_OFF],
         )
         state = _text(answer[0])
         if state == "gone":

@@ -398,8 +398,8 @@ def checked_addresses(host: str, port: int, policy: FetchPolicy, resolve: Resolv
         kind = _forbidden_kind(address)
         if kind and not _is_open(name, address, kind, policy):
             raise FetchError(
-                f"the host {name} leads to a {kind} address, which is fetched from only where {ALLOW_HOSTS_SETTING}"
-                " lists it"
+                f"the host {name} is refused: its address is {kind}, and only hosts in {ALLOW_HOSTS_SETTING} may have"
+                " such a one"
             )
     return [str(address) for address in found]
 

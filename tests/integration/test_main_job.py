@@ -240,8 +240,8 @@ def test_a_worker_process_killed_at_work_loses_nothing(client: Client, own_worke
 
 
 def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(client: Client, own_worker: Stack) -> None:
-    images = [str(PHOTOS / "coffee.png")] * 200
-    job = client.submit(images, network="resnet50", weight_path="random", chunk_size=200, outputs=["cam"])
+    images = [str(PHOTOS / "coffee.png")] * 400
+    job = client.submit(images, network=NETWORK, chunk_size=400, outputs=["cam"])
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not client.status(job).done:
         time.sleep(0.1)
@@ -251,7 +251,7 @@ def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(client: Clie
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=40) == 0
     status = client.status(job)
-    assert 0 < status.done < 200
+    assert 0 < status.done < 400
     # Given back at once: no lease is waited for.
     assert client.table._redis.zcard(f"gradcam:job:{job}:leases") == 0
     assert client.table._redis.zcard(f"gradcam:job:{job}:waiting") == 1
@@ -287,3 +287,60 @@ def test_unknown_jobs_are_told_apart_by_the_client(client: Client) -> None:
     for call in (client.status, client.failures, client.results):
         with pytest.raises(UnknownJob):
             list(call("no-such-job"))  # type: ignore[arg-type]
+
+
+def test_a_submission_that_is_killed_ends_its_job(client: Client, stack: Stack, tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.png").write_bytes((PHOTOS / "chelsea.png").read_bytes())
+    before = {job.job for job in client.list(limit=1000)}
+    command = [sys.executable, "-m", "producer.cli", "submit", str(tmp_path), "--network", NETWORK]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sending:
+        deadline = time.monotonic() + 30
+        while not (made := {job.job for job in client.list(limit=1000)} - before) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        sending.terminate()
+        assert sending.wait(20) == 130
+    (job,) = made
+    status = client.status(job)
+    assert "broken off" in (status.error or ""), status
+    if stack.worker is None:
+        stack.start_worker()
+    assert client.wait(job, timeout_s=30).state is JobState.FAILED
+
+
+def test_a_client_and_workers_with_other_stores_are_told(client: Client, worker: Stack, tmp_path: Path) -> None:
+    other = {"GRADCAM_S3_PREFIX": "elsewhere"}
+    job = gradcam("submit", str(PHOTOS / "coffee.png"), "--network", NETWORK, env=other).stdout.strip()
+    status = client.wait(job, timeout_s=60)
+    assert status.state is JobState.FAILED
+    assert "GRADCAM_S3_PREFIX" in (status.error or "")
+    told = gradcam("results", job, "--output-dir", str(tmp_path), code=2).stderr
+    assert "elsewhere" in told
+
+
+def test_watching_goes_on_when_redis_was_away(client: Client, worker: Stack) -> None:
+    images = [str(PHOTOS / "coffee.png")] * 60
+    job = client.submit(images, network=NETWORK, chunk_size=4, outputs=["cam"])
+    statuses = client.watch(job)
+    next(statuses)
+    worker.redis.kill()
+    time.sleep(0.5)
+    worker.redis.restart()
+    *_, last = statuses
+    assert (last.state, last.done) == (JobState.SUCCEEDED, 60)
+
+
+def test_settings_that_boto3_refuses_are_one_sentence(stack: Stack) -> None:
+    assert "AWS" in gradcam("submit", str(PHOTOS), code=4, env={"AWS_PROFILE": "no-such-profile"}).stderr
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "producer.cli", "list", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert "Traceback" not in run.stderr
+
+
+def test_ids_in_a_list_are_never_cut(client: Client) -> None:
+    name = "a-name-that-is-as-long-as-a-name-of-a-job-may-ever-be-63-letters"[:63]
+    client.submit([str(PHOTOS / "coffee.png")], network=NETWORK, name=name)
+    assert name in gradcam("list", env={"COLUMNS": "60"}).stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from producer.jobs.errors import UsageError
-from producer.sources import expand
+from producer.sources import expand, printable
 
 
 @pytest.fixture
@@ -55,3 +55,24 @@ def test_a_file_that_is_no_image_is_an_error(photos: Path) -> None:
 def test_nothing_at_all_is_an_error() -> None:
     with pytest.raises(UsageError, match="nothing to explain"):
         expand([])
+
+
+def test_an_empty_name_is_an_error_and_not_the_folder_one_stands_in() -> None:
+    """`gradcam submit "$UNSET"` would upload everything there is."""
+    with pytest.raises(UsageError, match="empty name"):
+        expand([""])
+
+
+def test_a_path_object_is_as_good_as_its_name_and_a_single_name_is_no_list(photos: Path) -> None:
+    assert len(expand([photos])) == 3
+    with pytest.raises(UsageError, match="must be a list"):
+        expand(str(photos))
+
+
+def test_a_file_name_that_is_no_utf8_can_be_sent_and_shown(tmp_path: Path) -> None:
+    (tmp_path / "bad\udcff.jpg").write_bytes(b"x")
+    (source,) = expand([tmp_path])
+    assert source.path is not None
+    assert printable(source.path.name) == "bad\ufffd.jpg"
+    with pytest.raises(UsageError, match="\ufffd"):
+        expand([str(tmp_path / "other\udcff.jpg")])

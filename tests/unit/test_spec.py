@@ -31,7 +31,7 @@ def test_specs_of_other_versions_or_shapes_are_refused(text: str) -> None:
 def test_parameters_that_cannot_be_used_are_all_named() -> None:
     with pytest.raises(UsageError) as caught:
         make_spec(network="no such", class_id=-1, outputs=("cam", "camm"))
-    assert all(word in str(caught.value) for word in ("network", "class_id", "outputs"))
+    assert all(word in str(caught.value) for word in ("--network", "--class-id", "--outputs"))
 
 
 def test_job_ids_sort_by_time_and_may_name_jobs() -> None:

@@ -14,4 +14,5 @@ redis.call('HSET', KEYS[2], ARGV[1], value)
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 redis.call('ZADD', KEYS[4], t, ARGV[1])
 redis.call('HINCRBY', KEYS[1], 'total', ARGV[2])
+redis.call('HSET', KEYS[1], 'ingest_at', t)
 return {'added', t}

@@ -9,7 +9,7 @@ end
 local t = now()
 redis.call('HSET', KEYS[1], 'spec', ARGV[2], 'name', ARGV[3], 'network', ARGV[4], 'queue', ARGV[5],
   'lifetime_s', ARGV[6], 'state', 'running', 'ingest', 'open', 'generation', 1, 'token', 0,
-  'total', 0, 'done', 0, 'failed', 0, 'ends', 0, 'created_at', stamp(t))
+  'total', 0, 'done', 0, 'failed', 0, 'ends', 0, 'created_at', stamp(t), 'ingest_at', stamp(t))
 redis.call('ZADD', KEYS[2], stamp(t), ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[1])
 return 'created'

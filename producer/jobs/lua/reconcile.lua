@@ -1,12 +1,18 @@
 -- Find chunks of one job that nobody works at and no message points to any more, and give them a new publish time:
--- those whose lease ran out, and those that wait since before `lost` (see table.py for how that time is found).
+-- those whose lease ran out, and those that wait since before `lost` (see worker/reconcile.py for how that time is
+-- found). A job without a name whose producer died while sending can never be continued: it fails.
 -- KEYS  1 job  2 waiting  3 leases  4 holders
--- ARGV  1 lost (time)  2 at most
+-- ARGV  1 lost (time)  2 at most  3 how long a producer may be silent (s)  4 what to say then
 -- gives {state, time published, chunks with an expired lease, chunks with a lost pointer} | {'gone'}
-local state = redis.call('HGET', KEYS[1], 'state')
+local f = redis.call('HMGET', KEYS[1], 'state', 'ingest', 'name', 'ingest_at')
+local state = f[1]
 if not state then return {'gone'} end
 if state ~= 'running' then return {state, '0', {}, {}} end
 local t = now()
+if f[2] == 'open' and f[3] == '' and t - tonumber(f[4]) > tonumber(ARGV[3]) then
+  redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', ARGV[4], 'state', 'finalizing', 'ingest', 'closed')
+  return {'finalizing', '0', {}, {}}
+end
 local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', stamp(t), 'LIMIT', 0, ARGV[2])
 local lost = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[2])
 for _, chunk in ipairs(expired) do
