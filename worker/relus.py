@@ -71,7 +71,9 @@ def _relu_nodes(logits: Tensor) -> list[Node]:
         raise ValueError("the logits do not depend on the inputs")
     graph = readers(logits.grad_fn)
     for node in graph:
-        if node.name().startswith(_OPAQUE_NODES):
+        # What is done to a view in place becomes a CopySlices, whatever it was: with one input it may be a ReLU.
+        in_a_view = node.name().endswith("CopySlices") and len(node.next_functions) == 1
+        if in_a_view or node.name().startswith(_OPAQUE_NODES):
             raise ValueError(f"the model hides its ReLUs from guided backpropagation ({node.name()})")
     return [node for node, read_by in graph.items() if _is_relu(node) and not _is_gate(node, read_by)]
 
