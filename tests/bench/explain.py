@@ -1,95 +1,238 @@
-"""Images per second of map and guided gradient: ours beside pytorch-grad-cam and captum, interleaved, in one run.
+"""Images per second of map and guided gradient: ours beside the others' and beside what the hardware allows.
 
-    python tests/bench/explain.py [--network resnet50] [--batch 16] [--rounds 5]
+    python tests/bench/explain.py [--network resnet50]… [--batch 16] [--rounds 5] [--precision fp32]…
 
-Same weights (random, seeded), same inputs, same threads. pytorch-grad-cam's guided backpropagation takes one image at
-a time; captum's takes the batch, its map another pass. Medians over the rounds with the spread, and how far results
-agree.
+Same weights (random, seeded), same inputs, same threads, one process. The contestants take turns round by round, so
+that a busy machine slows all of them; medians with the spread, and beside the times how far results agree with ours.
+
+pytorch-grad-cam's guided backpropagation takes one image at a time; captum's and torchcam's take the batch, but need a
+forward pass each for map and gradient. "two passes an image" is how Grad-CAM programs mostly are written: image by
+image, a forward and a full backward pass for the map and again for the gradient, gradients of all parameters among it.
+
+The limit is the time of the folded network's convolutions and linear layers alone, each forward and back to its input,
+channels last, in fp32: the best of all rounds.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import click
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from captum.attr import GuidedBackprop, LayerGradCam
     from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from torchvision.models import get_model
 
-from worker import networks
-from worker.explain import explain
+from worker import device
+from worker.explain import View, as_they_are, explain_many
+from worker.fold import prepare
+from worker.methods import average_maps
 
+NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
+OURS = "gradcam-queue"
+#: Maps after ReLU, (N, h, w), and guided gradients, (N, 3, H, W).
 Answer = tuple[np.ndarray, np.ndarray]
+Explain = Callable[[Tensor, Tensor], Answer]
 
 
-def contestants(name: str, inputs: torch.Tensor, classes: torch.Tensor) -> dict[str, Callable[[], Answer]]:
-    """Each gives (N, h, w) maps after ReLU and (N, 3, H, W) guided gradients."""
-    ours, theirs, captums = (networks.load(name, weights="random") for _ in range(3))
-    for other in (theirs, captums):  # as their users have them; pytorch-grad-cam does not run otherwise
-        other.model.requires_grad_(True)
+def built(name: str) -> tuple[nn.Module, nn.Module]:
+    """Build a network as its users have it, its parameters asking for gradients, and give its last convolution."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        options = {"aux_logits": False} if name == "inception_v3" else {}
+        model = get_model(name, weights=None, **options).eval()
+    return model, [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
 
-    def us() -> Answer:
-        answer = explain(ours.model, ours.layer, inputs, classes)
-        return answer.maps.numpy(), answer.guided.numpy()
 
-    def pytorch_grad_cam() -> Answer:
-        targets = [ClassifierOutputTarget(c) for c in classes.tolist()]
-        with GradCAM(model=theirs.model, target_layers=[theirs.layer]) as cam:
-            maps = cam(input_tensor=inputs, targets=targets)
-        guided = GuidedBackpropReLUModel(model=theirs.model, device=torch.device("cpu"))
+def ours(name: str, size: tuple[int, int], precision: str) -> Explain:
+    model, layer = built(name)
+    prepare(model.requires_grad_(False), [layer], size)
+
+    def run(inputs: Tensor, classes: Tensor) -> Answer:
+        batch = inputs.contiguous(memory_format=torch.channels_last)
+        answer = explain_many(model, [View(layer, as_they_are)], batch, classes, autocast=device.PRECISIONS[precision])
+        return answer.maps[0][:, 0].numpy(), answer.guided[:, 0].numpy()
+
+    return run
+
+
+def pytorch_grad_cam(name: str) -> Explain:
+    model, layer = built(name)
+
+    def run(inputs: Tensor, classes: Tensor) -> Answer:
+        with GradCAM(model=model, target_layers=[layer]) as cam:
+            maps = cam(input_tensor=inputs, targets=[ClassifierOutputTarget(c) for c in classes.tolist()])
+        guided = GuidedBackpropReLUModel(model=model, device=torch.device("cpu"))
         gradients = [guided(image[None], target_category=c) for image, c in zip(inputs, classes.tolist(), strict=True)]
         return maps, np.stack([g.transpose(2, 0, 1) for g in gradients])
 
-    def captum() -> Answer:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            maps = LayerGradCam(captums.model, captums.layer).attribute(inputs, classes, relu_attributions=True)
-            guided = GuidedBackprop(captums.model).attribute(inputs.clone().requires_grad_(), classes)
+    return run
+
+
+def captum(name: str) -> Explain:
+    model, layer = built(name)
+
+    def run(inputs: Tensor, classes: Tensor) -> Answer:
+        maps = LayerGradCam(model, layer).attribute(inputs, classes, relu_attributions=True)
+        guided = GuidedBackprop(model).attribute(inputs.clone().requires_grad_(), classes)
         return maps.detach().numpy()[:, 0], guided.detach().numpy()
 
-    return {"gradcam-queue": us, "pytorch-grad-cam": pytorch_grad_cam, "captum": captum}
+    return run
 
 
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest difference as a share of the largest value; nan when the shapes differ (a resized map)."""
-    return float(np.abs(a - b).max() / np.abs(b).max()) if a.shape == b.shape else float("nan")
+def torchcam(name: str) -> Explain:
+    from torchcam.methods import GradCAM as TorchCam
+
+    model, layer = built(name)
+
+    def run(inputs: Tensor, classes: Tensor) -> Answer:
+        with TorchCam(model, layer) as cam:
+            (maps,) = cam(classes.tolist(), model(inputs.clone().requires_grad_()), normalized=False)
+        guided = GuidedBackprop(model).attribute(inputs.clone().requires_grad_(), classes)
+        return maps.detach().relu().numpy(), guided.detach().numpy()
+
+    return run
+
+
+def two_passes(name: str) -> Explain:
+    model, layer = built(name)
+    guided_model = copy.deepcopy(model)
+    for module in guided_model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+            module.register_full_backward_hook(lambda _module, gradients, _outputs: (gradients[0].clamp(min=0),))
+
+    def one(image: Tensor, class_id: int) -> Answer:
+        kept: list[Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+            kept.append(output)
+            output.retain_grad()
+            return output.clone()
+
+        handle = layer.register_forward_hook(keep)
+        model.zero_grad()
+        model(image)[0, class_id].backward()
+        handle.remove()
+        (output,) = kept
+        assert output.grad is not None
+        map_ = (output.grad.mean((2, 3), keepdim=True) * output).sum(1).relu()
+        x = image.clone().requires_grad_()
+        guided_model.zero_grad()
+        guided_model(x)[0, class_id].backward()
+        assert x.grad is not None
+        return map_.detach().numpy(), x.grad.numpy()
+
+    def run(inputs: Tensor, classes: Tensor) -> Answer:
+        answers = [one(image[None], c) for image, c in zip(inputs, classes.tolist(), strict=True)]
+        maps, guided = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+        return maps, guided
+
+    return run
+
+
+def limit(name: str, inputs: Tensor) -> Callable[[], float]:
+    """Give the seconds of all convolutions and linear layers, forward and back to their inputs."""
+    model, layer = built(name)
+    prepare(model.requires_grad_(False), [layer], (inputs.shape[2], inputs.shape[3]))
+    calls: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda m, args, _out: calls.append((m, args[0].clone().requires_grad_())))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        model(inputs.contiguous(memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+
+    def seconds() -> float:
+        total = 0.0
+        for module, x in calls:
+            gradient = torch.ones_like(module(x))
+            started = time.perf_counter()
+            torch.autograd.grad(module(x), x, gradient)
+            total += time.perf_counter() - started
+        return total
+
+    return seconds
+
+
+def differences(answer: Answer, reference: Answer, size: tuple[int, int]) -> tuple[float, float]:
+    """Largest difference of maps, each in 0..1 and resized; and of gradients, as a share of the largest."""
+    maps = max(
+        float(np.abs(average_maps([a], size) - average_maps([b], size)).max())
+        for a, b in zip(answer[0], reference[0], strict=True)
+    )
+    return maps, float(np.abs(answer[1] - reference[1]).max() / np.abs(reference[1]).max())
+
+
+def contest(name: str, batch: int, rounds: int, precisions: tuple[str, ...]) -> None:
+    """Run one network's contest and print its table."""
+    size = (299, 299) if name == "inception_v3" else (224, 224)
+    inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(batch)
+    teams = {f"{OURS} {precision}": ours(name, size, precision) for precision in precisions}
+    others = {
+        "pytorch-grad-cam": pytorch_grad_cam,
+        "captum": captum,
+        "torchcam + captum": torchcam,
+        "two passes an image": two_passes,
+    }
+    teams |= {label: make(name) for label, make in others.items()}
+    floor = limit(name, inputs)
+    answers = {label: run(inputs, classes) for label, run in teams.items()}
+    first = next(iter(teams))
+    seconds: dict[str, list[float]] = {label: [] for label in teams}
+    floors = [floor()]
+    for _ in range(rounds):
+        for label, run in teams.items():
+            started = time.perf_counter()
+            run(inputs, classes)
+            seconds[label].append(time.perf_counter() - started)
+        floors.append(floor())
+    medians = {label: statistics.median(values) for label, values in seconds.items()}
+    click.echo(
+        f"\n{name}, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds, torch {torch.__version__}; "
+        f"limit {batch / min(floors):.1f} images/s"
+    )
+    ratios = "".join(f"{label.split()[-1] + ' is':>10}" for label in list(teams)[: len(precisions)])
+    click.echo(f"{'':<22}{'images/s':>9}{'spread':>13}{'of limit':>10}{ratios}{'map differs':>13}{'gb differs':>12}")
+    for label, median in medians.items():
+        spread = f"{batch / max(seconds[label]):.1f}-{batch / min(seconds[label]):.1f}"
+        faster = "".join(f"{median / medians[f'{OURS} {precision}']:>9.1f}x" for precision in precisions)
+        map_, guided = differences(answers[label], answers[first], size)
+        click.echo(
+            f"{label:<22}{batch / median:>9.1f}{spread:>13}{min(floors) / median:>10.2f}{faster}"
+            f"{map_:>13.1e}{guided:>12.1e}"
+        )
 
 
 @click.command()
-@click.option("--network", default="resnet50")
+@click.option("--network", "names", multiple=True, default=NETWORKS, type=click.Choice(NETWORKS))
 @click.option("--batch", default=16)
 @click.option("--rounds", default=5)
-def main(network: str, batch: int, rounds: int) -> None:
-    """Run the contest and print a table."""
-    size = networks.load(network, weights="random").size
-    inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    classes = torch.arange(batch)
-    teams = contestants(network, inputs, classes)
-    reference = teams["gradcam-queue"]()
-    agreement = {name: [relative(x, y) for x, y in zip(run(), reference, strict=True)] for name, run in teams.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in teams}
-    for _ in range(rounds):
-        for name, run in teams.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    threads = torch.get_num_threads()
-    click.echo(f"{network}, batch {batch}, fp32, {threads} threads, {rounds} rounds, torch {torch.__version__}")
-    click.echo(f"{'':<18}{'images/s':>9}{'spread':>15}{'ours is':>9}{'map differs':>13}{'gb differs':>12}")
-    for name, median in medians.items():
-        spread = f"{batch / max(seconds[name]):.1f}-{batch / min(seconds[name]):.1f}"
-        ratio = median / medians["gradcam-queue"]
-        map_, guided = agreement[name]
-        click.echo(f"{name:<18}{batch / median:>9.1f}{spread:>15}{ratio:>8.1f}x{map_:>13.1e}{guided:>12.1e}")
+@click.option(
+    "--precision", "precisions", multiple=True, default=("fp32", "bf16"), type=click.Choice(tuple(device.PRECISIONS))
+)
+def main(names: tuple[str, ...], batch: int, rounds: int, precisions: tuple[str, ...]) -> None:
+    """Run the contests, one a network."""
+    warnings.simplefilter("ignore")
+    device.choose("cpu")
+    for name in names:
+        contest(name, batch, rounds, precisions)
 
 
 if __name__ == "__main__":

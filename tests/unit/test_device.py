@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from producer.jobs.errors import JobError, ModelError, WorkerError
-from worker.device import Explained, choose, explain_arrays
+from worker.device import Explained, choose, explain_arrays, explain_classes, oom_halvings
+from worker.explain import View, as_they_are
 from worker.networks import Network
 
 
@@ -106,3 +109,84 @@ def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
     assert choose("cpu").type == "cpu"
     with pytest.raises(WorkerError, match="no CUDA device"):
         choose("cuda")
+
+
+# --- classes, layers, methods, precision ------------------------------------------------------------------------------
+
+
+def of(answers: list[list[Explained] | ModelError]) -> list[list[Explained]]:
+    assert not any(isinstance(answer, ModelError) for answer in answers)
+    return [answer for answer in answers if not isinstance(answer, ModelError)]
+
+
+def test_each_image_gets_as_many_classes_as_it_asked_for(small: Network) -> None:
+    batch = images(4)
+    answers = of(explain_classes(small, batch, [None, 2, [3, 0, 1], None], top_k=2))
+    classes = [[one.class_id for one in answer] for answer in answers]
+    assert [len(row) for row in classes] == [2, 1, 3, 2]
+    assert classes[1:3] == [[2], [3, 0, 1]]
+    assert classes[0] == np.argsort(-answers[0][0].logits)[:2].tolist()
+    for array, answer in zip(batch, answers, strict=True):
+        for one in answer:
+            alone = explain_arrays(small, [array], [one.class_id])[0]
+            assert isinstance(alone, Explained)
+            np.testing.assert_allclose(one.map, alone.map, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(one.guided, alone.guided, rtol=1e-4, atol=1e-7)
+
+
+def test_more_classes_than_there_are_is_all_of_them(small: Network) -> None:
+    (answer,) = of(explain_classes(small, images(1), [None], top_k=9))
+    assert sorted(one.class_id for one in answer) == [0, 1, 2, 3]
+
+
+def test_an_image_that_is_not_finite_fails_with_all_its_classes(small: Network) -> None:
+    batch = images(2)
+    batch[0][:] = np.nan
+    bad, good = explain_classes(small, batch, [None, None], top_k=3)
+    assert isinstance(bad, ModelError)
+    assert isinstance(good, list)
+    assert len(good) == 3
+
+
+@dataclass(frozen=True)
+class Viewed(Network):
+    views: tuple[View, ...] = ()
+
+
+def test_each_layer_looked_at_gives_a_map(small: Network) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.MaxPool2d(2), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(36, 4))
+    views = tuple(View(model[i], as_they_are) for i in (0, 2))
+    network = Viewed(**{**vars(network_of(model, model[2])), "views": views})
+    (answer,) = of(explain_classes(network, images(1), [1]))
+    assert [map_.shape for map_ in answer[0].maps] == [(6, 6), (3, 3)]
+    assert answer[0].map is answer[0].maps[0]
+
+
+def test_a_method_changes_the_map_alone(small: Network) -> None:
+    one, other = (explain_arrays(small, images(1), [1], method=method)[0] for method in ("gradcam", "layercam"))
+    assert isinstance(one, Explained)
+    assert isinstance(other, Explained)
+    assert not np.array_equal(one.map, other.map)
+    assert np.array_equal(one.guided, other.guided)
+    with pytest.raises(JobError, match="unknown method"):
+        explain_arrays(small, images(1), [1], method="cam")
+
+
+def test_precision_is_of_the_pass_not_of_the_answer(small: Network) -> None:
+    full, half = (explain_arrays(small, images(1), [1], precision=name)[0] for name in ("fp32", "bf16"))
+    assert isinstance(full, Explained)
+    assert isinstance(half, Explained)
+    assert {half.logits.dtype, half.map.dtype, half.guided.dtype} == {np.dtype(np.float32)}
+    assert 0 < np.abs(half.logits - full.logits).max() < 0.05
+    with pytest.raises(JobError, match="fp16 needs a CUDA device"):
+        explain_arrays(small, images(1), [1], precision="fp16")
+    with pytest.raises(JobError, match="unknown precision 'fp8'; known are fp32, bf16, fp16"):
+        explain_arrays(small, images(1), [1], precision="fp8")
+
+
+def test_halvings_are_counted() -> None:
+    conv = nn.Conv2d(3, 5, 3)
+    network = network_of(nn.Sequential(Narrow(), conv, nn.Flatten(), nn.Linear(5 * 36, 4)), conv)
+    before = oom_halvings.value
+    assert len(of(explain_classes(network, images(7), [None] * 7, top_k=2))) == 7
+    assert oom_halvings.value - before == 3  # 7 -> 3 + 4 -> 1 + 2 + 2 + 2
