@@ -75,8 +75,47 @@ def cli() -> None:
     help="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights name, or "
     "`random`.  [default: torchvision's own, downloaded by the worker]",
 )
-@click.option("--layer-name", default="last-conv", show_default=True, help="`last-conv`, or any module by its name.")
+@click.option(
+    "--layer-name",
+    default="last-conv",
+    show_default=True,
+    help="`last-conv`, `last-features`, or any module by its name; several by commas are averaged.",
+)
 @click.option("--class-id", type=click.IntRange(min=0), help="Class to explain.  [default: the predicted one]")
+@click.option("--class-name", help="The same by its name, such as `tabby`.")
+@click.option(
+    "--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="Explain so many most likely classes."
+)
+@click.option("--labels", help="A file of class names, one a line, for weights with classes of their own.")
+@click.option(
+    "--method",
+    type=click.Choice(["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]),
+    default="gradcam",
+    show_default=True,
+    help="How maps are made.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["squash", "crop", "pad"]),
+    default="squash",
+    show_default=True,
+    help="How a picture is brought to the network's size.",
+)
+@click.option(
+    "--output-size",
+    type=click.Choice(["input", "original"]),
+    default="input",
+    show_default=True,
+    help="Pictures of the network's size, or of the original's.",
+)
+@click.option("--raw", is_flag=True, help="Also store map and guided gradient as numbers (.npz).")
 @click.option(
     "--outputs", default="heatmap,cam,gb,cam_gb", show_default=True, help="Which of the four pictures, by commas."
 )

@@ -25,8 +25,8 @@ from producer.jobs.spec import OUTPUTS, Failure, JobStatus, Result, checked_name
 from producer.jobs.storage import Storage
 from producer.jobs.table import BROKEN_OFF, JobTable, connect
 from producer.results import download, read_results
-from producer.sources import expand
-from producer.submit import Progress, Publish, make_spec, place_weights, send
+from producer.sources import Source, expand
+from producer.submit import Progress, Publish, make_spec, place_weights, read_labels, send
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
@@ -52,12 +52,20 @@ class Client:
 
     def submit(
         self,
-        images: Iterable[str | os.PathLike[str]],
+        images: Iterable[str | os.PathLike[str] | Source],
         *,
         network: str = "resnet50",
         weight_path: str | os.PathLike[str] | None = None,
         layer_name: str = "last-conv",
         class_id: int | None = None,
+        class_name: str | None = None,
+        top_k: int = 1,
+        labels: str | os.PathLike[str] | None = None,
+        method: str = "gradcam",
+        precision: str = "fp32",
+        fit: str = "squash",
+        output_size: str = "input",
+        raw: bool = False,
         outputs: Iterable[str] = OUTPUTS,
         format: str = "jpg",
         chunk_size: int = 64,
@@ -69,11 +77,20 @@ class Client:
 
         Args:
             images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders; the latter two are uploaded.
+                A `producer.sources.Source` gives one a class or an id of its own.
             network: `resnet50`, `vgg16`, … or `timm/NAME`.
             weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or
                 `random`; torchvision's default weights when absent.
-            layer_name: `last-conv` or the dotted name of a module.
+            layer_name: `last-conv`, `last-features` or the dotted name of a module; several by commas are averaged.
             class_id: The class that drives all four pictures; the predicted one when absent.
+            class_name: The same by its name.
+            top_k: Pictures of so many of the most likely classes, where no class is given.
+            labels: A file of class names, one a line, in place of those that come with the weights.
+            method: `gradcam`, `gradcam++`, `hirescam`, `layercam` or `xgradcam`.
+            precision: `fp32`, `bf16` or (on a GPU) `fp16`.
+            fit: `squash`, `crop` or `pad`: how a picture is brought to the network's size.
+            output_size: `input` or `original`: the size of the pictures made.
+            raw: Also store the map and the guided gradient as numbers.
             outputs: Which of `heatmap`, `cam`, `gb`, `cam_gb`.
             format: `jpg` or `png`.
             chunk_size: Images a chunk, 1 to 512.
@@ -93,11 +110,23 @@ class Client:
             "network": network,
             "layer": layer_name,
             "class_id": class_id,
+            "class_name": class_name,
+            "top_k": top_k,
+            "labels": read_labels(None if labels is None else Path(labels)),
+            "method": method,
+            "precision": precision,
+            "fit": fit,
+            "output_size": output_size,
+            "raw": raw,
             "outputs": tuple(dict.fromkeys(outputs)),
             "format": format,
             "chunk_size": chunk_size,
             "queue": queue,
         }
+        if class_id is not None and class_name is not None:
+            raise UsageError("give --class-id or --class-name, not both")
+        if top_k > 1 and (class_id is not None or class_name is not None):
+            raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
         # Everything that was typed is checked before anything is sent.
         make_spec(**parameters)
         found = expand(images)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from producer.jobs import uris
@@ -29,9 +29,14 @@ class Source:
 
     uri: str | None = None
     path: Path | None = None
+    #: What the user calls it; a local file's path when absent.
+    id: str | None = None
+    #: The class of this image alone, by number or by name.
+    class_id: int | None = None
+    class_name: str | None = None
 
 
-def expand(arguments: Iterable[str | os.PathLike[str]]) -> list[Source]:
+def expand(arguments: Iterable[str | os.PathLike[str] | Source]) -> list[Source]:
     """Turn arguments into images; nothing is sent before all of them are known to be usable.
 
     Raises:
@@ -39,7 +44,7 @@ def expand(arguments: Iterable[str | os.PathLike[str]]) -> list[Source]:
     """
     if isinstance(arguments, str | os.PathLike):
         raise UsageError("images must be a list of addresses, files and folders, not one alone")
-    found = [source for argument in arguments for source in _expand(os.fspath(argument))]
+    found = [source for argument in arguments for source in _sources(argument)]
     if not found:
         raise UsageError("nothing to explain: name images, folders or addresses (`gradcam submit photos/`)")
     return found
@@ -48,6 +53,15 @@ def expand(arguments: Iterable[str | os.PathLike[str]]) -> list[Source]:
 def printable(text: str) -> str:
     """A path as text that can be sent and shown: a file name may hold bytes that are no UTF-8."""
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def _sources(argument: str | os.PathLike[str] | Source) -> Iterator[Source]:
+    if not isinstance(argument, Source):
+        yield from _expand(os.fspath(argument))
+        return
+    # Checked as if it had been typed; the class and the id of a folder are those of each image in it.
+    for source in _expand(argument.uri or os.fspath(argument.path or "")):
+        yield replace(source, id=argument.id, class_id=argument.class_id, class_name=argument.class_name)
 
 
 def _expand(argument: str) -> Iterator[Source]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from producer.jobs import keys, uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import FetchError, UsageError
-from producer.jobs.spec import MAX_CHUNK_SIZE, OUTPUTS, Chunk, Item, JobSpec
+from producer.jobs.spec import MAX_CHUNK_SIZE, METHODS, OUTPUTS, Chunk, Item, JobSpec
 from producer.jobs.storage import Storage, sha256_of
 from producer.sources import printable
 
@@ -31,9 +31,16 @@ _WEIGHTS_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _ADVICE = {
     "network": "--network must be the name of a network, such as resnet50",
     "weights": "--weight-path must be a file, an address, or a name of weights",
-    "layer": "--layer-name must be last-conv or the dotted name of a module, such as layer4.2.conv3",
+    "layer": "--layer-name must be last-conv, last-features or dotted names of modules, such as layer4.2.conv3,layer3",
     "class_id": "--class-id must be a whole number, 0 or more",
     "outputs": f"--outputs must be some of {','.join(OUTPUTS)}",
+    "class_name": "--class-name must be the name of a class, such as tabby",
+    "top_k": "--top-k must be 1 to 100",
+    "labels": "--labels must be a file with one class name a line",
+    "method": f"--method must be one of {', '.join(METHODS)}",
+    "precision": "--precision must be fp32, bf16 or fp16",
+    "fit": "--fit must be squash, crop or pad",
+    "output_size": "--output-size must be input or original",
     "format": "--format must be jpg or png",
     "chunk_size": f"--chunk-size must be 1 to {MAX_CHUNK_SIZE}",
     "queue": "--queue must be high, default or low",
@@ -55,6 +62,25 @@ def make_spec(**parameters: Any) -> JobSpec:
     except ValidationError as error:
         fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise UsageError("; ".join(_ADVICE.get(field, f"{field} cannot be used") for field in fields)) from None
+
+
+def read_labels(path: Path | None) -> tuple[str, ...] | None:
+    """Read class names, one a line, in the order of their ids.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no names.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"--labels {path} cannot be read: {reason}") from None
+    names = tuple(line.strip() for line in lines)
+    if not any(names):
+        raise UsageError(f"--labels {path} holds no names: write one class name a line")
+    return names
 
 
 def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str | None]:
@@ -106,14 +132,15 @@ def send(
 
     def place(numbered: tuple[int, Source]) -> Item:
         index, source = numbered
+        own = {"class_id": source.class_id, "class_name": source.class_name}
         if source.path is None:
-            return Item(uri=str(source.uri))
+            return Item(uri=str(source.uri), id=source.id, **own)
         key = keys.uploaded_input(storage.prefix, job, index, source.path.name)
         try:
             storage.put_file(key, source.path)
         except OSError as error:
             raise UsageError(f"{source.path} cannot be read ({error.strerror})") from None
-        return Item(uri=storage.uri(key), id=printable(str(source.path))[-1024:])
+        return Item(uri=storage.uri(key), id=source.id or printable(str(source.path))[-1024:], **own)
 
     sent = chunks = 0
     with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:

@@ -10,34 +10,43 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from producer.jobs import keys, uris
+import numpy as np
+
+from producer.jobs import uris
 from producer.jobs.ahead import ahead
-from producer.jobs.errors import GradcamError, ItemError, ModelError, StoreError, WorkerError
-from producer.jobs.spec import Failure, Item, Result
-from worker.decode import decode, prepare
-from worker.device import Explained, explain_arrays
+from producer.jobs.errors import GradcamError, ImageError, ItemError, JobError, ModelError
+from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
+from worker.classes import checked_class
+from worker.decode import Picture, decode, normalise
+from worker.device import Explained, explain_classes
+from worker.geometry import Frame, fit
 from worker.guesses import guesses
-from worker.render import encode, normalised, render
+from worker.ledger import Ended, Ledger
+from worker.methods import average_maps
+from worker.raw import pack
+from worker.render import draw, encode, normalised
 from worker.upload import upload
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from producer.jobs.fetch import Fetcher
     from producer.jobs.storage import Storage
-    from producer.jobs.table import Claim, Committed, JobTable
+    from producer.jobs.table import Claim, JobTable
     from worker.networks import Network
     from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+#: Pictures of the original's size take 40 bytes a pixel while they are drawn: 640 MiB for the largest.
+MAX_ORIGINAL_PIXELS: Final = 16 * 2**20
 
 
 @dataclass
@@ -48,10 +57,16 @@ class _Image:
     item: Item
     #: stage → seconds of work
     seconds: dict[str, float] = field(default_factory=dict)
-    #: Float RGB in [0, 1], (H, W, 3).
-    picture: NDArray[np.float32] | None = None
+    #: The class asked for of this image alone.
+    asked: int | None = None
+    #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
+    picture: Picture | None = None
+    #: The way back to the original's geometry.
+    frame: Frame | None = None
     #: What the network reads, (3, H, W).
     input: NDArray[np.float32] | None = None
+    #: One a class, once explained.
+    explained: list[Explained] = field(default_factory=list)
     #: Why it fails alone.
     error: ItemError | None = None
 
@@ -62,11 +77,7 @@ class _Image:
         try:
             yield
         finally:
-            self.seconds[stage] = round(time.perf_counter() - started, 6)
-
-
-class LeaseLost(GradcamError):
-    """The chunk is not ours any more."""
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - started, 6)
 
 
 class Pipeline:
@@ -89,7 +100,7 @@ class Pipeline:
             LeaseLost: The chunk is not ours any more, or the job goes no further.
             JobError, WorkerError: Somebody else's fault than an image's; what was finished is committed.
         """
-        ledger = _Ledger(self._table, self._storage, claim, self._settings)
+        ledger = Ledger(self._table, self._storage, claim, self._settings)
         try:
             return self._run(claim, network, ledger)
         except BaseException:
@@ -98,14 +109,16 @@ class Pipeline:
                 ledger.commit()
             raise
 
-    def _run(self, claim: Claim, network: Network, ledger: _Ledger) -> bool:
+    def _run(self, claim: Claim, network: Network, ledger: Ledger) -> bool:
         size = self._settings.batch_size
         images = (_Image(offset, claim.items[offset]) for offset in claim.pending)
         depth = 2 * size + self._settings.io_threads
-        with closing(ahead(self._before, lambda image: self._load(image, network), images, depth=depth)) as loaded:
+        with closing(
+            ahead(self._before, lambda image: self._load(image, network, claim.spec), images, depth=depth)
+        ) as loaded:
             for batch in _batches(loaded, size):
-                for image, explained in self._explain(batch, network, claim.spec.class_id):
-                    ledger.add(self._behind.submit(self._finish, image, explained, claim, network))
+                for image in self._explain(batch, network, claim.spec):
+                    ledger.add(self._behind.submit(self._finish, image, claim, network))
                 # At most two batches wait behind the device: memory stays flat when the store is slow.
                 ledger.harvest(leave=2 * size)
                 ledger.keep()
@@ -115,155 +128,82 @@ class Pipeline:
         ledger.commit()
         return ledger.complete
 
-    def _load(self, image: _Image, network: Network) -> _Image:
+    def _load(self, image: _Image, network: Network, spec: JobSpec) -> _Image:
         with _own_fault(image):
+            image.asked = _class_of(image.item, network)
             with image.timed("fetch"):
                 data = self._fetcher.fetch(image.item.uri)
             with image.timed("decode"):
-                image.picture, image.input = prepare(decode(data), network.size, network.mean, network.std)
+                original = decode(data)
+                fitted, image.frame = fit(original, network.size, spec.fit, network.resize_px)
+                image.input = normalise(fitted, network.mean, network.std)
+                image.picture = fitted if spec.output_size == "input" else _small_enough(original)
         return image
 
-    def _explain(
-        self, batch: list[_Image], network: Network, class_id: int | None
-    ) -> Iterator[tuple[_Image, Explained | None]]:
-        wanted = [_class_of(image, class_id) for image in batch]
-        for image, class_of in zip(batch, wanted, strict=True):
-            if image.error is None and class_of is not None and network.classes <= class_of:
-                image.error = ModelError(
-                    f"class {class_of} is out of range: {network.name} has classes 0 to {network.classes - 1}"
-                )
-        good = [(image, class_of) for image, class_of in zip(batch, wanted, strict=True) if image.error is None]
-        yield from ((image, None) for image in batch if image.error is not None)
+    def _explain(self, batch: list[_Image], network: Network, spec: JobSpec) -> list[_Image]:
+        """Explain those of a batch that came this far; one whose answer cannot be used fails alone."""
+        good = [image for image in batch if image.error is None and image.input is not None]
         if not good:
-            return
+            return batch
         started = time.perf_counter()
-        answers = explain_arrays(network, [i.input for i, _ in good if i.input is not None], [c for _, c in good])
+        usual = checked_class(network, spec.class_id, spec.class_name)
+        answers = explain_classes(
+            network,
+            [image.input for image in good if image.input is not None],
+            [usual if image.asked is None else image.asked for image in good],
+            top_k=spec.top_k,
+            method=spec.method,
+            precision=spec.precision,
+        )
         share = round((time.perf_counter() - started) / len(good), 6)
-        for (image, _), answer in zip(good, answers, strict=True):
+        for image, answer in zip(good, answers, strict=True):
             image.seconds["explain"], image.input = share, None
-            if isinstance(answer, ItemError):
+            if isinstance(answer, ModelError):
                 image.error = answer
-                yield image, None
             else:
-                yield image, answer
+                image.explained = answer
+        return batch
 
-    def _finish(self, image: _Image, explained: Explained | None, claim: Claim, network: Network) -> _Ended:
-        if explained is None or image.picture is None:
-            return _failed(image, claim)
+    def _finish(self, image: _Image, claim: Claim, network: Network) -> Ended:
         objects: dict[str, str] = {}
+        flats: list[bool] = []
         with _own_fault(image):
-            with image.timed("render"):
-                pictures = render(image.picture, explained.map, explained.guided, claim.spec.outputs)
-                _, flat = normalised(explained.map)
-            with image.timed("encode"):
-                files = {kind: encode(picture, claim.spec.format) for kind, picture in pictures.items()}
-            with image.timed("upload"):
-                objects = upload(
-                    self._storage,
-                    files,
-                    job=claim.job,
-                    index=claim.index(image.offset),
-                    stem=uris.stem(image.item.uri),
-                    network=claim.spec.network,
-                    suffix=claim.spec.format,
-                )
-        if image.error is not None:
+            several = len(image.explained) > 1
+            for explained in image.explained:
+                files, flat = self._draw(image, explained, claim.spec)
+                flats.append(flat)
+                with image.timed("upload"):
+                    objects |= upload(
+                        self._storage,
+                        {
+                            f"class{explained.class_id}-{name}" if several else name: file
+                            for name, file in files.items()
+                        },
+                        job=claim.job,
+                        index=claim.index(image.offset),
+                        stem=uris.stem(image.item.uri),
+                        network=claim.spec.network,
+                    )
+        if image.error is not None or not image.explained:
             return _failed(image, claim)
-        chosen, top5 = guesses(explained.logits, explained.class_id, network.categories)
-        result = Result(
-            index=claim.index(image.offset),
-            uri=uris.redact(image.item.uri),
-            id=image.item.id,
-            state="done",
-            class_id=chosen.class_id,
-            class_name=chosen.class_name,
-            probability=chosen.probability,
-            top5=top5,
-            network=claim.spec.network,
-            layer=network.layer_name,
-            flat=flat,
-            guided_relus=explained.guided_relus,
-            random_weights=network.random,
-            objects=objects,
-            seconds=image.seconds,
-        )
-        return _Ended(image.offset, result, None)
+        return Ended(image.offset, _done(image, claim, network, flats, objects), None)
 
-
-@dataclass(frozen=True)
-class _Ended:
-    """An item's end, to be recorded."""
-
-    offset: int
-    result: Result
-    failure: Failure | None
-
-
-class _Ledger:
-    """Ends of one chunk's items on their way into manifest and job table; keeps the lease while there is progress."""
-
-    def __init__(self, table: JobTable, storage: Storage, claim: Claim, settings: WorkerSettings) -> None:
-        self._table, self._storage, self._claim, self._settings = table, storage, claim, settings
-        self._underway: list[Future[_Ended]] = []
-        self._ended: list[_Ended] = []
-        self._part = 0
-        self._renewed = self._committed = time.monotonic()
-        self.complete = False
-
-    def add(self, future: Future[_Ended]) -> None:
-        self._underway.append(future)
-
-    def harvest(self, *, leave: int) -> None:
-        """Take in what has ended, waiting until at most `leave` are under way."""
-        while self._underway and (len(self._underway) > leave or self._underway[0].done()):
-            self._ended.append(self._underway.pop(0).result())
-            self.keep()
-        if time.monotonic() - self._committed >= self._settings.commit_every_s:
-            self.commit()
-
-    def keep(self) -> None:
-        """Renew the lease, after progress, not more often than needed.
-
-        Raises:
-            LeaseLost: It is not ours any more.
-        """
-        if time.monotonic() - self._renewed < self._settings.lease_s / 4:
-            return
-        self._renewed = time.monotonic()
-        if not self._table.renew(self._claim, lease_s=self._settings.lease_s):
-            raise LeaseLost
-
-    def commit(self) -> None:
-        """Record what has ended: the manifest first, then the bits."""
-        self._committed = time.monotonic()
-        ended, self._ended = self._ended, []
-        if not ended:
-            return
-        claim = self._claim
-        key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part)
-        self._part += 1
-        lines = (end.result.model_dump_json(exclude_none=True) for end in ended)
-        try:
-            self._storage.put(key, "\n".join(lines).encode())
-        except StoreError as error:
-            # No image's fault: without its manifest nothing of this part counts, another worker may do better.
-            raise WorkerError(str(error)) from None
-        done = [end.offset for end in ended if end.failure is None]
-        failed = [end.failure for end in ended if end.failure is not None]
-        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._settings.lease_s)
-        self._note(committed)
-
-    def _note(self, committed: Committed | None) -> None:
-        if committed is None:
-            raise LeaseLost
-        self.complete = committed.complete
-        log.info(
-            "action=committed job=%s chunk=%d %d images done, %d failed.",
-            self._claim.job,
-            self._claim.chunk,
-            committed.done,
-            committed.failed,
-        )
+    def _draw(self, image: _Image, explained: Explained, spec: JobSpec) -> tuple[dict[str, tuple[str, bytes]], bool]:
+        """One class's files: kind → suffix and content; and whether its map is flat."""
+        if image.picture is None or image.frame is None:
+            raise AssertionError("an image was explained that was never decoded")
+        with image.timed("render"):
+            flat = all([normalised(map_)[1] for map_ in explained.maps])
+            heat = average_maps(explained.maps, explained.guided.shape[:2])
+            guided = explained.guided
+            if spec.output_size == "original":
+                heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)
+            pictures = draw(image.picture / np.float32(255), heat, guided, spec.outputs)
+        with image.timed("encode"):
+            files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
+            if spec.raw:
+                files["raw"] = ("npz", pack(list(explained.maps), explained.guided))
+        return files, flat
 
 
 class _Unexpected(ItemError):
@@ -287,7 +227,7 @@ def _own_fault(image: _Image) -> Iterator[None]:
         image.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
 
 
-def _failed(image: _Image, claim: Claim) -> _Ended:
+def _failed(image: _Image, claim: Claim) -> Ended:
     error = image.error or _Unexpected("nothing came of it, and nothing says why")
     index, message = claim.index(image.offset), str(error)[:500]
     failure = Failure(index=index, item=image.item, reason=error.reason, message=message, attempts=claim.attempt)
@@ -301,11 +241,53 @@ def _failed(image: _Image, claim: Claim) -> _Ended:
         reason=error.reason,
         message=message,
     )
-    return _Ended(image.offset, result, failure)
+    return Ended(image.offset, result, failure)
 
 
-def _class_of(image: _Image, of_the_job: int | None) -> int | None:
-    return of_the_job if image.item.class_id is None else image.item.class_id
+def _class_of(item: Item, network: Network) -> int | None:
+    """The class asked for of this image alone.
+
+    Raises:
+        ModelError: The network has no such class.
+    """
+    try:
+        return checked_class(network, item.class_id, item.class_name)
+    except JobError as error:
+        raise ModelError(str(error)) from None
+
+
+def _small_enough(original: Picture) -> Picture:
+    if original.shape[0] * original.shape[1] > MAX_ORIGINAL_PIXELS:
+        raise ImageError(f"it has more than {MAX_ORIGINAL_PIXELS} pixels, too many for --output-size original")
+    return original
+
+
+def _done(image: _Image, claim: Claim, network: Network, flats: list[bool], objects: dict[str, str]) -> Result:
+    first = image.explained[0]
+    chosen, top5 = guesses(first.logits, first.class_id, network.categories)
+    several = [guesses(each.logits, each.class_id, network.categories)[0] for each in image.explained]
+    return Result(
+        index=claim.index(image.offset),
+        uri=uris.redact(image.item.uri),
+        id=image.item.id,
+        state="done",
+        class_id=chosen.class_id,
+        class_name=chosen.class_name,
+        probability=chosen.probability,
+        top5=top5,
+        classes=tuple(
+            ExplainedClass(**guess.model_dump(), flat=flat) for guess, flat in zip(several, flats, strict=True)
+        )
+        if len(several) > 1
+        else (),
+        network=claim.spec.network,
+        layer=network.layer_name,
+        flat=flats[0],
+        guided_relus=first.guided_relus,
+        random_weights=network.random,
+        objects=objects,
+        seconds=image.seconds,
+    )
 
 
 def _batches(stream: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -50,14 +50,31 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         ModelError: map or guided gradient is not finite.
         ValueError: an output is not known.
     """
-    if unknown := set(outputs) - set(OUTPUTS):
-        raise ValueError(f"unknown outputs {sorted(unknown)}; known are {', '.join(OUTPUTS)}")
     height, width = picture.shape[:2]
     small, _flat = normalised(map)  # (h, w)
     resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    heat = np.asarray(resized, np.float32)  # (H, W)
+    return draw(picture, np.asarray(resized, np.float32), guided, outputs)
+
+
+def draw(
+    picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
+) -> dict[str, Picture]:
+    """Draw pictures as `render` does, of a map that is normalised and has the picture's size already.
+
+    Args:
+        picture: (H, W, 3) RGB in [0, 1].
+        heat: (H, W) float32 in [0, 1]; not normalised again.
+        guided: (H, W, 3), signed guided gradient.
+        outputs: which of `OUTPUTS` to draw.
+
+    Raises:
+        ModelError: the guided gradient is not finite.
+        ValueError: an output is not known.
+    """
+    if unknown := set(outputs) - set(OUTPUTS):
+        raise ValueError(f"unknown outputs {sorted(unknown)}; known are {', '.join(OUTPUTS)}")
     heatmap = _jet(heat)  # (H, W, 3)
-    draw: dict[str, Callable[[], Picture]] = {
+    make: dict[str, Callable[[], Picture]] = {
         "heatmap": lambda: heatmap,
         # 255 times heatmap/255 + picture: the stretch does not see the factor, and bytes stay whole numbers.
         "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap.astype(np.float32)),
@@ -65,7 +82,7 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
     }
     with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity is told as our own error
-        return {name: draw[name]() for name in OUTPUTS if name in outputs}
+        return {name: make[name]() for name in OUTPUTS if name in outputs}
 
 
 def normalised(map: Floats) -> tuple[NDArray[np.float32], bool]:

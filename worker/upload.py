@@ -9,18 +9,17 @@ from producer.jobs.storage import Storage
 
 
 def upload(
-    storage: Storage, pictures: Mapping[str, bytes], *, job: str, index: int, stem: str, network: str, suffix: str
+    storage: Storage, files: Mapping[str, tuple[str, bytes]], *, job: str, index: int, stem: str, network: str
 ) -> dict[str, str]:
     """Write one image's pictures; a second run overwrites them with the same bytes.
 
     Args:
         storage: Our bucket.
-        pictures: kind → file content.
+        files: kind → suffix and content.
         job: Whose pictures.
         index: The image's index in the job.
         stem: Of the image's own file name.
         network: As the user typed it.
-        suffix: `jpg` or `png`.
 
     Returns:
         kind → object key.
@@ -30,7 +29,7 @@ def upload(
         JobError, WorkerError: See `Storage.check`.
     """
     written = {}
-    for kind, content in pictures.items():
+    for kind, (suffix, content) in files.items():
         key = keys.picture(storage.prefix, job, index, keys.picture_name(stem, network, kind, suffix))
         storage.put(key, content)
         written[kind] = key

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, JobError, WorkerError
 from producer.jobs.fetch import Fetcher
+from producer.jobs.spec import JobSpec
 from producer.jobs.states import JobState
 from producer.jobs.storage import sha256_of
 from worker import networks
 from worker.cache import ModelCache
+from worker.classes import checked_class
 from worker.device import choose
 from worker.finalise import finalise, versions
 from worker.pipeline import LeaseLost, Pipeline
 
 if TYPE_CHECKING:
-    from producer.jobs.spec import JobSpec
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, JobTable
     from worker.networks import Network
@@ -124,29 +125,24 @@ class Work:
 
     def _load(self, spec: JobSpec) -> Network:
         started = time.monotonic()
-        device = choose(self._settings.device)
+        options = {"layer": spec.layer, "labels": spec.labels, "device": choose(self._settings.device)}
         if "://" in spec.weights:
             with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
                 path = self._fetch_weights(spec, Path(folder))
                 try:
-                    network = networks.load(spec.network, weights=path, layer=spec.layer, device=device)
+                    network = networks.load(spec.network, weights=path, **options)
                 except JobError as error:
                     # The user knows the address, not the place on this worker's disk.
                     given = "given with --weight-path" if spec.weights_sha256 else uris.redact(spec.weights)
                     raise JobError(str(error).replace(str(path), given)) from None
         else:
-            network = networks.load(
-                spec.network, weights=spec.weights, layer=spec.layer, device=device, download=self._download
-            )
-        if spec.class_id is not None and spec.class_id >= network.classes:
-            raise JobError(
-                f"--class-id {spec.class_id} is out of range: {spec.network} has classes 0 to {network.classes - 1}"
-            )
+            network = networks.load(spec.network, weights=spec.weights, download=self._download, **options)
+        checked_class(network, spec.class_id, spec.class_name)
         log.info(
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
             spec.network,
             network.layer_name,
-            device,
+            network.device,
             time.monotonic() - started,
         )
         return network
@@ -174,6 +170,5 @@ class Work:
 
 def _model_key(spec: JobSpec) -> JobSpec:
     """Of a spec, what decides the model: jobs that differ elsewhere share it."""
-    return spec.model_copy(
-        update={"outputs": ("cam",), "store": "", "format": "jpg", "chunk_size": 1, "queue": "default"}
-    )
+    kept = ("network", "weights", "weights_sha256", "layer", "labels", "class_id", "class_name")
+    return JobSpec(**{name: getattr(spec, name) for name in kept})

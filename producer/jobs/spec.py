@@ -21,6 +21,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 Output = Literal["heatmap", "cam", "gb", "cam_gb"]
 OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
 Queue = Literal["high", "default", "low"]
+Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
+METHODS: tuple[Method, ...] = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam")
 
 
 class _Frozen(BaseModel):
@@ -38,10 +40,28 @@ class JobSpec(_Frozen):
     weights: Annotated[str, Field(min_length=1, max_length=8192)] = "DEFAULT"
     #: SHA-256 of the weights file where the producer knows it.
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    #: `last-conv` or the dotted name of a module.
-    layer: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")] = "last-conv"
+    #: `last-conv`, `last-features` or the dotted name of a module; several with commas, whose maps are averaged.
+    layer: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$")] = (
+        "last-conv"
+    )
     #: Class that drives all four pictures; the predicted one when absent.
     class_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    #: The same by its name.
+    class_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    #: So many pictures of each kind, of the most likely classes, where no class is given.
+    top_k: Annotated[int, Field(ge=1, le=100)] = 1
+    #: The name of each class, in place of those that come with the weights.
+    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)] | None = None
+    #: How maps are made of activations and gradients.
+    method: Method = "gradcam"
+    #: In what the forward pass runs where it may.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    #: How a picture is brought to the network's size.
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    #: The size of the pictures made: the network's, or the original's.
+    output_size: Literal["input", "original"] = "input"
+    #: Whether to store the map and the guided gradient as numbers, too.
+    raw: bool = False
     #: Which of the four pictures to make.
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)] = OUTPUTS
     #: Picture format.
@@ -63,6 +83,8 @@ class Item(_Frozen):
     id: Annotated[str, Field(max_length=1024)] | None = None
     #: Class of this image alone; beats the job's.
     class_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    #: The same by its name.
+    class_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 class Chunk(_Frozen):
@@ -144,6 +166,15 @@ class Guess(_Frozen):
     probability: float
 
 
+class ExplainedClass(_Frozen):
+    """One of several classes that were explained of one image."""
+
+    class_id: int
+    class_name: str | None
+    probability: float
+    flat: bool
+
+
 class Result(_Frozen):
     """One image's line in the manifest."""
 
@@ -156,6 +187,8 @@ class Result(_Frozen):
     #: Softmax of the explained class.
     probability: float | None = None
     top5: tuple[Guess, ...] = ()
+    #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.
+    classes: tuple[ExplainedClass, ...] = ()
     network: str | None = None
     layer: str | None = None
     #: The map was zero everywhere: nothing spoke for this class at this layer.
@@ -164,7 +197,7 @@ class Result(_Frozen):
     guided_relus: int | None = None
     #: The weights were seeded random numbers: a picture of nothing, for tests and benchmarks.
     random_weights: bool | None = None
-    #: kind → object key
+    #: kind → object key; with several classes `class<ID>-<kind>`
     objects: dict[str, str] = {}
     #: stage → seconds of work
     seconds: dict[str, float] = {}

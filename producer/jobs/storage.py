@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from producer.jobs.settings import Connections
 
-_TYPES = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json", "jsonl": "application/jsonl"}
+_TYPES = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "json": "application/json",
+    "jsonl": "application/jsonl",
+    "npz": "application/zip",
+}
 _OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled"}
 _OUR_CREDENTIALS = {
     "InvalidAccessKeyId",
