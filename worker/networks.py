@@ -5,24 +5,21 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
-import difflib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from producer.jobs.errors import JobError, WorkerError
 from worker import weights as files
+from worker.layers import LAST_CONV, View, choose, nearest, survey
 
-LAST_CONV: Final = "last-conv"
 DEFAULT: Final = "DEFAULT"
 RANDOM: Final = "random"
 _ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
@@ -37,10 +34,6 @@ _BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
 }
 #: What names of weights of those auxiliary heads begin with.
 _AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
-_NEAREST: Final = 5
-
-#: Names of layers in the order in which they end, each with the shape of its output.
-_Ran = list[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,8 @@ class Network:
     #: The full name, aliases resolved.
     name: str
     model: nn.Module
-    #: The module of `model` whose output the maps are made of, and its dotted name.
+    #: The (first) module of `model` whose output the maps are made of, and its dotted name. For `last-conv` of a
+    #: transformer, whose one convolution is its entrance, that of `last-features`.
     layer: nn.Module
     layer_name: str
     #: (height, width) of the input in px; mean and standard deviation of RGB in [0, 1].
@@ -64,6 +58,9 @@ class Network:
     #: SHA-256 of the weights file in hexadecimal, or "random".
     weights_digest: str
     random: bool
+    #: Each layer asked for with the way to its maps, and their dotted names.
+    views: tuple[View, ...] = ()
+    layer_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,7 @@ def load(
     layer: str = LAST_CONV,
     device: str | torch.device = "cpu",
     download: files.Download | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
 
@@ -94,12 +92,15 @@ def load(
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
         weights: None or "DEFAULT"; a torchvision weights name; the path of a state dict, whose number of classes is
             read from its head, with the preprocessing of the default weights; or "random", the same on each call.
-        layer: "last-conv", the last convolution with a map that runs in a forward pass; or a module's dotted name.
+        layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
+            "last-features", the last map with all its channels before global pooling; a module's dotted name; or
+            several of them with commas between.
         device: where the model is put.
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
+        labels: the name of each class, in place of those that come with the weights.
 
     Raises:
-        JobError: the name, weights or layer cannot be used, in one sentence that says what can.
+        JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
         WorkerError: an optional package is missing here.
     """
     name = _ALIASES.get(name, name)
@@ -113,22 +114,42 @@ def load(
             path = _weights_file(architecture, weights, download or files.download)
             digest, model = files.digest(path), _weighted(architecture, path)
         model.eval().requires_grad_(False)
-        layer_name, classes = _choose_layer(model, layer, architecture)
+        seen = survey(name, model, architecture.size)
+        views = choose(seen, layer)
         model.to(device)
     return Network(
         name=name,
         model=model,
-        layer=model.get_submodule(layer_name),
-        layer_name=layer_name,
+        layer=next(iter(views.values())).module,
+        layer_name=next(iter(views)),
         size=architecture.size,
         mean=architecture.mean,
         std=architecture.std,
-        classes=classes,
-        categories=architecture.categories if classes == architecture.classes else None,
+        classes=seen.classes,
+        categories=_categories(architecture, seen.classes, labels),
         device=torch.device(device),
         weights_digest=digest,
         random=weights == RANDOM,
+        views=tuple(views.values()),
+        layer_names=tuple(views),
     )
+
+
+def class_id_of(network: Network, name: str) -> int:
+    """Find a class by its name; where only its letters' case differs, it must be the only one.
+
+    Raises:
+        JobError: the classes have no names, none is called so, or several are.
+    """
+    if network.categories is None:
+        raise JobError(f"the classes of these weights of {network.name} have no names; give them, or a class id")
+    for spelling in (str, str.casefold):
+        ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
+        if len(ids) > 1:
+            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
+        if ids:
+            return ids[0]
+    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
 def names() -> list[str]:
@@ -142,7 +163,7 @@ def _architecture(name: str, weights: str | Path | None) -> _Architecture:
     if name.startswith(_TIMM):
         return _timm(name)
     if name not in names():
-        raise JobError(f"no network is called {name!r}{_nearest(name, names())}")
+        raise JobError(f"no network is called {name!r}{nearest(name, names())}")
     return _torchvision(name, str(weights) if weights in _weights_names(name) else DEFAULT)
 
 
@@ -170,9 +191,7 @@ def _timm(name: str) -> _Architecture:
     model_name = name.removeprefix(_TIMM)
     config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
     if config is None:
-        raise JobError(
-            f"no network is called {name!r}{_nearest(name, [_TIMM + known for known in timm.list_models()])}"
-        )
+        raise JobError(f"no network is called {name!r}{nearest(name, [_TIMM + known for known in timm.list_models()])}")
 
     def own_file(download: files.Download) -> Path:
         if not config.hf_hub_id:
@@ -245,60 +264,12 @@ def _built(architecture: _Architecture, classes: int) -> nn.Module:
         return architecture.build(classes)
 
 
-def _choose_layer(model: nn.Module, wanted: str, architecture: _Architecture) -> tuple[str, int]:
-    """Find the layer by one forward pass: its dotted name, and the number of classes the pass gave."""
-    watched: dict[str, nn.Module]
-    if wanted == LAST_CONV:
-        watched = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    else:
-        known = dict(model.named_modules(remove_duplicate=False))
-        if not wanted or wanted not in known:
-            raise JobError(f"{architecture.name} has no layer {wanted!r}{_nearest(wanted, filter(None, known))}")
-        watched = {wanted: known[wanted]}
-    ran, classes = _ran(model, watched, architecture.size)
-    times = Counter(name for name, _ in ran)
-    usable = [name for name, shape in ran if times[name] == 1 and _is_map(shape, architecture.size)]
-    if usable:
-        return usable[-1], classes
-    if wanted == LAST_CONV:
-        raise JobError(f"{architecture.name} has no convolution that maps can be made of; name a layer")
-    if times[wanted] != 1:
-        raise JobError(
-            f"layer {wanted!r} of {architecture.name} runs {times[wanted]} times in a forward pass, not once"
-        )
-    shape = ran[0][1] or "no tensor"
-    raise JobError(f"layer {wanted!r} of {architecture.name} gives {shape}, not maps (images, channels, height, width)")
-
-
-def _ran(model: nn.Module, watched: Mapping[str, nn.Module], size: tuple[int, int]) -> tuple[_Ran, int]:
-    """Run the model on nothing: which watched modules ran, and the number of classes."""
-    ran: _Ran = []
-
-    def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        ran.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
-
-    handles = [module.register_forward_hook(partial(note, name)) for name, module in watched.items()]
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, *size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran, logits.shape[-1]
-
-
-def _is_map(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
-    match shape:
-        case (1, _, height, width):
-            # Within a pixel of the input's proportions; (1, 7, 7, 768) has its channels last and is no map.
-            skew = abs(height * size[1] - width * size[0])
-            return height * width > 1 and skew <= max(size)
-    return False
-
-
-def _nearest(wanted: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(wanted, list(known), n=_NEAREST, cutoff=0.4)
-    return f"; the nearest are {', '.join(near)}" if near else ""
+def _categories(architecture: _Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
+    if labels is None:
+        return architecture.categories if classes == architecture.classes else None
+    if len(labels) != classes:
+        raise JobError(f"there are {len(labels)} labels, but {architecture.name} has {classes} classes here")
+    return list(labels)
 
 
 def _imagenet() -> list[str]:
