@@ -44,6 +44,10 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 bench: $(VENV)/bench.stamp ## measure speed beside pytorch-grad-cam and captum; needs a quiet machine
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 
+.PHONY: sweep
+sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
+	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/sweep/sweep.py --timm
+
 .PHONY: clean
 clean: ## remove the environment, caches and results; the stack's data in .gradcam stays
 	rm -rf $(VENV) results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

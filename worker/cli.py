@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import NoReturn
 
 import click
 
-from producer.jobs.errors import GradcamError, UsageError
+from producer.jobs.errors import GradcamError, JobError, UsageError
 
 
 @click.group(
@@ -34,9 +37,82 @@ def cli(context: click.Context, devices: str, processes_per_device: int) -> None
       gradcam-worker
       gradcam-worker --devices cuda:0,1
       gradcam-worker --devices cpu --processes-per-device 2
-    """  # noqa: D301 - click reads the escape
+      gradcam-worker networks
+      gradcam-worker layers resnet50
+    """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
         sys.exit(_run(devices, processes_per_device))
+
+
+@cli.command("networks", short_help="List the networks that can be explained.")
+@click.option("--timm", is_flag=True, help="Also those of timm, more than a thousand.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
+def networks_command(timm: bool, as_json: bool) -> None:
+    """List the networks: input size in px, classes, family and weights; a * marks weights that need no download.
+
+    \b
+    Examples:
+      gradcam-worker networks
+      gradcam-worker networks --timm --json | jq -r '.[] | select(.at_hand != []) | .name'
+    """  # noqa: D301 - click reads the backspace
+    _need_worker_packages()
+    from worker.architectures import catalogue
+
+    found = catalogue(with_timm=timm)
+    if as_json:
+        click.echo(json.dumps([asdict(network) for network in found], indent=1))
+        return
+    rows = [("NAME", "INPUT", "CLASSES", "FAMILY", "WEIGHTS")]
+    for network in found:
+        weights = " ".join(f"{name}*" if name in network.at_hand else name for name in network.weights)
+        name = f"{network.name} ({', '.join(network.aliases)})" if network.aliases else network.name
+        rows.append((name, _by(network.size), str(network.classes or "-"), network.family or "-", weights))
+    _print_table(rows)
+
+
+@cli.command("layers", short_help="List the layers of a network.")
+@click.argument("network")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
+def layers_command(network: str, as_json: bool) -> None:
+    """List what runs in NETWORK, in the order in which it ends: name, kind, shape of the output, and of its maps.
+
+    A name in a row with MAPS (channels x height x width) can be given as a layer; marked are those of `last-conv` and
+    `last-features`. What runs more than once in a forward pass has no maps.
+
+    \b
+    Examples:
+      gradcam-worker layers densenet121
+      gradcam-worker layers timm/vit_small_patch16_224
+      gradcam-worker layers vgg16 --json | jq -r '.[] | select(.last_conv) | .name'
+    """  # noqa: D301 - click reads the backspace
+    _need_worker_packages()
+    from worker.layers import listed
+    from worker.networks import survey_of
+
+    try:
+        found = listed(survey_of(network))
+    except JobError as error:
+        raise UsageError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps([asdict(layer) for layer in found], indent=1))
+        return
+    rows = [("NAME", "KIND", "OUTPUT", "MAPS", "")]
+    for layer in found:
+        marks = [
+            name for name, is_it in (("last-conv", layer.last_conv), ("last-features", layer.last_features)) if is_it
+        ]
+        rows.append((layer.name, layer.kind, _by(layer.shape), _by(layer.maps), " ".join(marks)))
+    _print_table(rows)
+
+
+def _by(shape: Sequence[int] | None) -> str:
+    return "x".join(map(str, shape)) if shape else "-"
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _run(devices: str, processes_per_device: int) -> int:

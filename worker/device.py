@@ -169,7 +169,7 @@ def _explain(
     method: str,
     autocast: torch.dtype | None,
 ) -> list[list[Explained] | ModelError]:
-    views: Sequence[View] = getattr(network, "views", None) or [View(network.layer, as_they_are)]
+    views = network.views or [View(network.layer, as_they_are)]
     asked = [_row(ids, min(top_k, network.classes)) for ids in class_ids]
     answer = explain_many(
         network.model,

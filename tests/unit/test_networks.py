@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, get_model
 
 from producer.jobs.errors import JobError, WorkerError
-from worker import networks
-from worker.networks import Network, load
+from worker import architectures, weights
+from worker.networks import Network, class_id_of, load
 
 LAST_CONVS = {
     "vgg16": "features.28",
@@ -135,12 +137,25 @@ def test_any_module_can_be_the_layer() -> None:
         ("resnet18", "avgpool", r"gives \(1, 512, 1, 1\), not maps"),
         ("resnet18", "fc", r"gives \(1, 1000\), not maps"),
         ("resnet18", "layer4.1.relu", "runs 2 times in a forward pass, not once"),
-        ("convnext_tiny", "features.7.2.block.3", r"gives \(1, 7, 7, 3072\), not maps"),
+        ("vit_b_32", "encoder.layers.encoder_layer_11.self_attention", "gives no tensor, not maps"),
     ],
 )
 def test_a_layer_without_maps_is_told_why(name: str, layer: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
         load(name, "random", layer)
+
+
+def test_several_layers_come_with_a_view_each() -> None:
+    network = load("resnet18", "random", "layer3,last-features")
+    assert network.layer_names == ("layer3", "layer4")
+    assert [view.module for view in network.views] == [network.model.layer3, network.model.layer4]
+    assert (network.layer_name, network.layer) == ("layer3", network.model.layer3)
+
+
+def test_the_layer_of_a_transformer_is_one_of_tokens_and_its_name_says_so() -> None:
+    network = load("vit_b_32", "random")
+    assert network.layer_names == (network.layer_name,) == ("encoder.layers.encoder_layer_11.ln_1",)
+    assert network.views[0].to_maps(torch.zeros(2, 50, 768)).shape == (2, 768, 7, 7)
 
 
 def test_a_layer_that_never_runs_is_refused() -> None:
@@ -150,6 +165,52 @@ def test_a_layer_that_never_runs_is_refused() -> None:
 
 def test_a_convolution_behind_the_pooling_is_not_the_last_with_a_map() -> None:
     assert load("timm/mobilenetv3_small_050", "random").layer_name == "blocks.5.0.conv"
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> Network:
+    return load("resnet18", "random")
+
+
+@pytest.mark.parametrize(("name", "class_id"), [("tabby", 281), ("TABBY", 281), ("Cardigan", 264), ("cardigan", 474)])
+def test_a_class_is_found_by_its_name(resnet18: Network, name: str, class_id: int) -> None:
+    assert class_id_of(resnet18, name) == class_id
+
+
+def test_a_name_that_only_capitals_tell_apart_is_ambiguous_in_other_spellings(resnet18: Network) -> None:
+    with pytest.raises(JobError, match="'CARDIGAN' is the name of classes 264 and 474; give a class id"):
+        class_id_of(resnet18, "CARDIGAN")
+
+
+def test_a_name_that_two_classes_have_is_ambiguous(resnet18: Network) -> None:
+    assert resnet18.categories is not None
+    network = replace(resnet18, categories=["crane", "cat", "crane"])
+    with pytest.raises(JobError, match="'crane' is the name of classes 0 and 2; give a class id"):
+        class_id_of(network, "crane")
+    with pytest.raises(JobError, match="'Crane' is the name of classes 0 and 2"):
+        class_id_of(network, "Crane")
+
+
+def test_a_wrong_class_name_is_told_the_nearest(resnet18: Network) -> None:
+    with pytest.raises(JobError, match=r"no class of resnet18 is called 'taby'; the nearest are .*tabby"):
+        class_id_of(resnet18, "taby")
+
+
+def test_classes_without_names_say_so(resnet18: Network) -> None:
+    with pytest.raises(JobError, match="the classes of these weights of resnet18 have no names"):
+        class_id_of(replace(resnet18, categories=None), "tabby")
+
+
+def test_labels_name_the_classes_of_a_file(tmp_path: Path) -> None:
+    path, _ = _saved(tmp_path, "resnet18", 3)
+    network = load("resnet18", path, labels=("ant", "bee", "cow"))
+    assert network.categories == ["ant", "bee", "cow"]
+    assert class_id_of(network, "Bee") == 1
+    with pytest.raises(JobError, match="there are 2 labels, but resnet18 has 3 classes here"):
+        load("resnet18", path, labels=["ant", "bee"])
 
 
 # --- weights from files -----------------------------------------------------------------------------------------------
@@ -171,6 +232,39 @@ def test_heads_of_every_kind_are_found(tmp_path: Path, name: str) -> None:
     network = load(name, str(path))
     _assert_holds(network, state)
     assert network.classes == 7
+
+
+def test_the_head_is_found_in_every_network_of_torchvision() -> None:
+    """With another number of classes the weight and bias of the head have another shape, nothing else."""
+    families = {line.family: line.name for line in architectures.catalogue() if line.name != "efficientnet_lite0"}
+    assert len(families) >= 17
+    for name in families.values():
+        build = architectures.find(name, None).build
+        with torch.device("meta"):
+            model, other = build(1000), build(7).state_dict()
+        head = weights.head_of(model, 1000)
+        differing = {key for key, tensor in model.state_dict().items() if tensor.shape != other[key].shape}
+        assert head in differing <= {head, head.replace("weight", "bias")}, name
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050"])
+def test_heads_of_timms_networks_are_found(tmp_path: Path, name: str) -> None:
+    import timm
+
+    torch.save(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "weights.pth")
+    assert load(f"timm/{name}", tmp_path / "weights.pth").classes == 7
+
+
+def test_a_densenet_with_the_names_of_old_is_loaded(tmp_path: Path) -> None:
+    _, state = _saved(tmp_path, "densenet121")
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
+    assert set(old) != set(state)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in old.items()}}, tmp_path / "old.pth.tar")
+    _assert_holds(load("densenet121", tmp_path / "old.pth.tar"), state)
+
+
+def test_weights_without_classes_are_not_offered() -> None:
+    assert "IMAGENET1K_FEATURES" not in architectures.weights_names("vgg16")
 
 
 def test_a_file_with_a_thousand_classes_keeps_their_names(tmp_path: Path) -> None:
@@ -264,8 +358,9 @@ def test_efficientnet_lite0_comes_with_real_weights(tmp_path: Path) -> None:
 
 def test_networks_can_be_named_without_any_optional_package() -> None:
     program = (
-        "import sys; sys.modules['timm'] = sys.modules['cv2'] = None; import worker.networks as n; print(*n.names())"
+        "import sys; sys.modules['timm'] = sys.modules['cv2'] = None; import worker.networks\n"
+        "from worker.architectures import names; print(*names())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert {"resnet", "resnet50", "efficientnet_lite0", "inception_v3"} <= set(run.stdout.split())
-    assert run.stdout.split() == networks.names()
+    assert run.stdout.split() == architectures.names()

@@ -43,6 +43,11 @@ def test_what_safetensors_saved_is_read(tmp_path: Path) -> None:
     assert _same({key: got[key] for key in STATE})
 
 
+def test_what_safetensors_files_say_about_themselves_is_no_weight(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "model.safetensors", metadata={"format": "pt", "epoch": "3"})
+    assert set(weights.read(tmp_path / "model.safetensors")) == set(STATE)
+
+
 def test_content_decides_not_the_name(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "really-safetensors.pth")
     assert set(weights.read(tmp_path / "really-safetensors.pth")) == set(STATE)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torchvision.models import ResNet18_Weights
+
+from worker.cli import cli, main
+
+
+def _run(*arguments: str) -> Result:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _by_name(text: str) -> dict[str, dict[str, Any]]:
+    return {line["name"]: line for line in json.loads(text)}
+
+
+def _fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:
+    monkeypatch.setattr(sys, "argv", ["gradcam-worker", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return ended.value.code, captured.err
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_listed_with_kind_and_shape_and_the_two_are_marked() -> None:
+    lines = [line.split() for line in _run("layers", "resnet18").stdout.splitlines()]
+    assert lines[0] == ["NAME", "KIND", "OUTPUT", "MAPS"]
+    assert ["layer4.1.conv2", "Conv2d", "512x7x7", "512x7x7", "last-conv"] in lines
+    assert ["layer4", "Sequential", "512x7x7", "512x7x7", "last-features"] in lines
+    assert ["layer4.1.relu", "ReLU", "512x7x7", "-"] in lines  # it runs twice
+    assert ["fc", "Linear", "1000", "-"] in lines
+
+
+def test_layers_are_told_to_programs_as_json() -> None:
+    layers = _by_name(_run("layers", "vit_b_32", "--json").stdout)
+    tokens = layers["encoder.layers.encoder_layer_11.ln_1"]
+    assert (tokens["shape"], tokens["maps"], tokens["times"]) == ([50, 768], [768, 7, 7], 1)
+    assert (tokens["last_conv"], tokens["last_features"]) == (True, True)
+    assert sum(layer["last_conv"] for layer in layers.values()) == 1
+    assert layers["encoder.layers.encoder_layer_11.self_attention"]["shape"] == []
+
+
+def test_layers_of_a_network_without_recognised_maps_are_listed_all_the_same() -> None:
+    layers = _by_name(_run("layers", "timm/levit_128s", "--json").stdout)
+    assert not any(layer["last_conv"] or layer["last_features"] for layer in layers.values())
+
+
+def test_short_names_have_layers_too() -> None:
+    assert "Mixed_7c " in _run("layers", "inception").stdout
+
+
+def test_a_wrong_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = _fails(monkeypatch, capsys, "layers", "resnet5")
+    assert code == 2
+    assert error.startswith("Error: no network is called 'resnet5'; the nearest are resnet50, ")
+    assert error.count("\n") == 1
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_networks_are_listed_with_what_they_need() -> None:
+    lines = [line.split() for line in _run("networks").stdout.splitlines()]
+    assert lines[0] == ["NAME", "INPUT", "CLASSES", "FAMILY", "WEIGHTS"]
+    assert ["resnet50", "(resnet)", "224x224", "1000", "resnet", "DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2"] in lines
+    assert ["efficientnet_lite0", "224x224", "1000", "efficientnet", "DEFAULT*"] in lines
+
+
+def test_weights_at_hand_are_told_from_those_to_download(hub: Path) -> None:
+    assert not hub.exists()
+    networks = _by_name(_run("networks", "--json").stdout)
+    assert not hub.exists()  # looking changes nothing
+    assert networks["resnet18"]["at_hand"] == []
+    assert networks["efficientnet_lite0"]["at_hand"] == ["DEFAULT"]
+    hub.mkdir(parents=True)
+    (hub / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]).touch()
+    networks = _by_name(_run("networks", "--json").stdout)
+    assert networks["resnet18"]["at_hand"] == ["DEFAULT", "IMAGENET1K_V1"]
+    assert networks["vgg16"]["aliases"] == ["vgg"]
+    assert networks["vit_h_14"]["size"] == [518, 518]
+
+
+def test_networks_of_timm_are_listed_where_asked_for() -> None:
+    networks = _by_name(_run("networks", "--timm", "--json").stdout)
+    assert networks["timm/levit_128s"]["family"] == "levit"
+    assert len(networks) > 1000
+
+
+def test_networks_are_listed_without_timm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    networks = _by_name(_run("networks", "--json").stdout)
+    assert networks["efficientnet_lite0"] | {"size": None, "at_hand": []} == networks["efficientnet_lite0"]
+    assert networks["resnet18"]["size"] == [224, 224]
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["layers"], ["layers", "a", "b"], ["networks", "extra"], ["layer", "resnet18"]])
+def test_what_was_typed_wrong_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    code, error = _fails(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert "Error: " in error
+
+
+@pytest.mark.parametrize("arguments", [["layers", "resnet18"], ["networks"]])
+def test_the_light_client_is_told_what_to_install(arguments: list[str]) -> None:
+    program = (
+        "import importlib.util as u, sys; real = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name.startswith('torch') else real(name, *rest)\n"
+        f"sys.argv = ['gradcam-worker', *{arguments!r}]; from worker.cli import main; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == (
+        "Error: torch, torchvision not installed: this is the light client; `pip install 'gradcam-queue[worker]'`\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["layers", "networks"])
+def test_help_has_examples_a_line_each(command: str) -> None:
+    lines = _run(command, "--help").stdout.splitlines()
+    assert sum(line.startswith(f"    gradcam-worker {command}") for line in lines) >= 2
+    assert "  layers    List the layers of a network." in _run("--help").stdout.splitlines()
