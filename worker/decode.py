@@ -104,7 +104,8 @@ def prepare(
     """
     height, width = size
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W, 3)
-    return resized.astype(np.float32) / np.float32(255), normalise(resized, mean, std)
+    fitted = np.asarray(resized, np.uint8)
+    return np.divide(fitted, 255, dtype=np.float32), normalise(fitted, mean, std)
 
 
 def _may_have_alpha(data: bytes, format: str) -> bool:

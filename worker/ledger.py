@@ -46,7 +46,6 @@ class Ledger:
 
     def add(self, future: Future[Ended]) -> None:
         """Take note of an item that is being finished."""
-        """Take note of an item that is being finished."""
         self._underway.append(future)
 
     def harvest(self, *, leave: int) -> None:

@@ -16,8 +16,9 @@ from torch import nn
 from producer.jobs.errors import JobError
 from worker import weights as files
 from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
+from worker.explain import View
 from worker.fold import prepare
-from worker.layers import LAST_CONV, Survey, View, choose, nearest, survey
+from worker.layers import LAST_CONV, Survey, choose, nearest, survey
 
 RANDOM: Final = "random"
 #: What names of weights of auxiliary heads, which never run in eval mode, begin with.

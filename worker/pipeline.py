@@ -200,7 +200,9 @@ class Pipeline:
                 heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)
             pictures = draw(image.picture / np.float32(255), heat, guided, spec.outputs)
         with image.timed("encode"):
-            files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
+            files: dict[str, tuple[str, bytes]] = {
+                kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()
+            }
             if spec.raw:
                 files["raw"] = ("npz", pack(list(explained.maps), explained.guided))
         return files, flat

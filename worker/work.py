@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from worker.cache import ModelCache
 from worker.classes import checked_class
 from worker.device import choose
 from worker.finalise import finalise, versions
-from worker.pipeline import LeaseLost, Pipeline
+from worker.ledger import LeaseLost
+from worker.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from producer.jobs.storage import Storage
@@ -125,18 +127,25 @@ class Work:
 
     def _load(self, spec: JobSpec) -> Network:
         started = time.monotonic()
-        options = {"layer": spec.layer, "labels": spec.labels, "device": choose(self._settings.device)}
+        load = partial(
+            networks.load,
+            spec.network,
+            layer=spec.layer,
+            labels=spec.labels,
+            device=choose(self._settings.device),
+            download=self._download,
+        )
         if "://" in spec.weights:
             with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
                 path = self._fetch_weights(spec, Path(folder))
                 try:
-                    network = networks.load(spec.network, weights=path, **options)
+                    network = load(weights=path)
                 except JobError as error:
                     # The user knows the address, not the place on this worker's disk.
                     given = "given with --weight-path" if spec.weights_sha256 else uris.redact(spec.weights)
                     raise JobError(str(error).replace(str(path), given)) from None
         else:
-            network = networks.load(spec.network, weights=spec.weights, download=self._download, **options)
+            network = load(weights=spec.weights)
         checked_class(network, spec.class_id, spec.class_name)
         log.info(
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",

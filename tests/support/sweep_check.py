@@ -90,7 +90,7 @@ def _compare(model: nn.Module, views: list[View], rows: list[Row], batch: int) -
 def explain_views(
     model: nn.Module, views: Sequence[View], inputs: Tensor, class_ids: Tensor
 ) -> tuple[list[Tensor], Tensor, int]:
-    """Maps (N, h, w) of each view, guided gradients (N, 3, H, W) and the number of guided ReLUs: the code under test."""
+    """Maps (N, h, w) of each view, guided gradients (N, 3, H, W) and the number of guided ReLUs: what is tested."""
     fold_batch_norms(model, [view.module for view in views], inputs[:1])
     answer = explain_many(model, views, inputs, class_ids)
     return [maps[:, 0] for maps in answer.maps], answer.guided[:, 0], answer.guided_relus
