@@ -195,6 +195,8 @@ class Pipeline:
         with image.timed("render"):
             flat = all([normalised(map_)[1] for map_ in explained.maps])
             heat = average_maps(explained.maps, explained.guided.shape[:2])
+            if len(explained.maps) > 1:
+                heat, _ = normalised(heat)  # as pytorch-grad-cam does with an average
             guided = explained.guided
             if spec.output_size == "original":
                 heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)
@@ -283,7 +285,7 @@ def _done(image: _Image, claim: Claim, network: Network, flats: list[bool], obje
         if len(several) > 1
         else (),
         network=claim.spec.network,
-        layer=network.layer_name,
+        layer=",".join(network.layer_names),
         flat=flats[0],
         guided_relus=first.guided_relus,
         random_weights=network.random,

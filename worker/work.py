@@ -119,7 +119,7 @@ class Work:
         self._table.annotate(
             job,
             weights_sha256=network.weights_digest,
-            layer=network.layer_name,
+            layer=",".join(network.layer_names),
             worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),
         )
 
