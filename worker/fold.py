@@ -90,9 +90,9 @@ def fold_batch_norms(
     Returns:
         The same model, and how many BatchNorms were folded.
     """
-    dtype = next(model.parameters()).dtype
     if not any(_can_fold(module) for module in model.modules()):
         return model, 0
+    dtype = next(model.parameters()).dtype
     with torch.inference_mode(False), _in_float64(model, dtype):
         example = example_input.detach().double()
         try:
