@@ -29,9 +29,10 @@ class _CountedReLUs(reference._GuidedReLUs):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
-        is_relu6 = func is not torch.nn.functional.hardtanh or type(result.grad_fn).__name__.startswith("_GuidedReLU")
+        bounds = [*args[1:3], *((kwargs or {}).get(name) for name in ("min_val", "max_val"))]
+        is_relu = func in self.replaced and (func is not nn.functional.hardtanh or bounds[:2] == [0, 6])
         # A ReLU of what does not depend on the picture, as in Swin v2's position bias, guides nothing.
-        self.count += func in self.replaced and is_relu6 and result.requires_grad
+        self.count += is_relu and result.requires_grad
         return result
 
 

@@ -234,13 +234,14 @@ def test_heads_of_every_kind_are_found(tmp_path: Path, name: str) -> None:
     assert network.classes == 7
 
 
-def test_the_head_is_found_in_every_network_of_torchvision() -> None:
+def test_the_head_is_found_in_every_family_of_torchvision() -> None:
     """With another number of classes the weight and bias of the head have another shape, nothing else."""
     families = {line.family: line.name for line in architectures.catalogue() if line.name != "efficientnet_lite0"}
     assert len(families) >= 17
-    for name in families.values():
+    families["regnet"] = "regnet_y_400mf"  # needs numbers while it is built
+    for family, name in families.items():
         build = architectures.find(name, None).build
-        with torch.device("meta"):
+        with torch.device("cpu" if family == "regnet" else "meta"):
             model, other = build(1000), build(7).state_dict()
         head = weights.head_of(model, 1000)
         differing = {key for key, tensor in model.state_dict().items() if tensor.shape != other[key].shape}
