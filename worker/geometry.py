@@ -105,10 +105,11 @@ def fit(
     if how not in FITS:
         raise ValueError(f"unknown fit {how!r}; known are {', '.join(FITS)}")
     original = (rgb.shape[0], rgb.shape[1])
-    if how == "squash":
-        inner = size
-    else:
-        inner = _inside(original, size) if how == "pad" else _resized(original, size, resize)
+    inner = size
+    if how == "pad":
+        inner = _inside(original, size)
+    elif how == "crop":
+        inner = _resized(original, size, resize)
     top, left = _offset(size[0], inner[0]), _offset(size[1], inner[1])
     frame = Frame(original, size, top, left, *inner)
     rows, columns = frame._seen()
@@ -178,7 +179,7 @@ def _along(values: NDArray[Any], at: NDArray[np.float64], axis: int) -> NDArray[
     low = at.astype(np.intp)
     weight = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
     near = np.take(values, low, axis).astype(np.float32)
-    far = np.take(values, np.minimum(low + 1, last), axis).astype(np.float32)
+    far: NDArray[np.float32] = np.take(values, np.minimum(low + 1, last), axis).astype(np.float32)
     far -= near
     far *= weight
     far += near

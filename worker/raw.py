@@ -36,13 +36,13 @@ def pack(maps: Sequence[Floats], guided: Floats) -> bytes:
     if not maps:
         raise ValueError("there is no map to pack")
     names = ["map"] if len(maps) == 1 else [f"map_{i}" for i in range(len(maps))]
-    arrays: dict[str, NDArray[Any]] = {name: _finite(map) for name, map in zip(names, maps, strict=True)}
+    arrays: dict[str, Any] = {name: _finite(map) for name, map in zip(names, maps, strict=True)}
     gradient = _finite(guided)
     scale = np.abs(gradient).max()
     arrays["guided"] = (gradient / (scale or np.float32(1))).astype(np.float16)
     arrays["guided_scale"] = np.asarray(scale, np.float32)
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)  # dates every member 1980-01-01
+    np.savez_compressed(file, **arrays)  # dates every member 1980-01-01
     return file.getvalue()
 
 

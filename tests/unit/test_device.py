@@ -22,6 +22,7 @@ def network_of(model: nn.Module, layer: nn.Module) -> Network:
         size=(8, 8),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
+        resize_px=8,
         classes=4,
         categories=None,
         weights_digest="random",
