@@ -61,6 +61,8 @@ def load(
     device: str | torch.device = "cpu",
     download: files.Download | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    prepared: bool = True,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
 
@@ -74,6 +76,8 @@ def load(
         device: where the model is put.
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
+        prepared: whether to make the model fast: BatchNorms folded into convolutions, channels last in memory. Its
+            answers are the same to rounding; its state dict is not.
 
     Raises:
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
@@ -92,7 +96,10 @@ def load(
         model.eval().requires_grad_(False)
         seen = survey(name, model, architecture.size)
         views = choose(seen, layer)
-        prepare(model, [view.module for view in views.values()], architecture.size, device)
+        if prepared:
+            prepare(model, [view.module for view in views.values()], architecture.size, device)
+        else:
+            model.to(device)
     return Network(
         name=name,
         model=model,
