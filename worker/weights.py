@@ -173,6 +173,9 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = math.sqrt(6 / module.weight[0].numel())
                 module.weight.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+                # Some start with their residual branches shut, and every map inside of them would be zero.
+                module.weight.fill_(1)
 
 
 def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:

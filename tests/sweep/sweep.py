@@ -23,7 +23,8 @@ mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobile
 nest_tiny nf_resnet26 pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 repvgg_a0 res2net50_14w_8s resmlp_12_224
 resnest14d resnet18 rexnet_100 seresnext26d_32x4d swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
 tf_efficientnet_lite0 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small vgg11 visformer_tiny
-vit_small_patch16_rpn_224 vit_small_patch32_224 vit_small_r26_s32_224 volo_d1_224 xception41 xcit_nano_12_p16_224
+vit_relpos_medium_patch16_rpn_224 vit_small_patch32_224 vit_small_r26_s32_224 volo_d1_224 xception41
+xcit_nano_12_p16_224
 """.split()  # noqa: SIM905 - one a line would be a page
 
 
