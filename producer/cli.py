@@ -68,7 +68,7 @@ def cli() -> None:
     "--network",
     default="resnet50",
     show_default=True,
-    help="vgg16, vgg19, resnet50, resnet101, densenet121, inception_v3, efficientnet_lite0, or another of torchvision.",
+    help="resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.",
 )
 @click.option(
     "--weight-path",

@@ -5,6 +5,7 @@ Pixels are areas: pixel i covers [i, i + 1) and its centre is i + 0.5 (half-pixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,6 +124,25 @@ def fit(
     picture[:] = border
     picture[rows, columns] = shown
     return picture, frame
+
+
+def average_maps(maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Average the maps of several layers, each brought to [0, 1] by its own range and to one size before.
+
+    Args:
+        maps: one (h, w) a layer, finite, each of its own size; a constant one counts as 0.
+        size: (H, W) of the answer; resized bilinearly with half-pixel centres.
+
+    Returns:
+        (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
+    """
+    height, width = size
+    total = np.zeros(size, np.float32)
+    for values in maps:
+        stretched = np.asarray(values, np.float32) - values.min()  # (h, w)
+        stretched /= stretched.max() or 1
+        total += cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
+    return total / np.float32(len(maps))
 
 
 def _inside(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

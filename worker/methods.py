@@ -1,4 +1,4 @@
-"""How a layer's output and its gradient become a map, in five ways, and how the maps of several layers become one.
+"""How a layer's output and its gradient become a map, in five ways.
 
 In every way A is the layer's output and G the gradient of one image's class score, the logit, with respect to it, both
 (N, C, h, w) in float32 or float64. A map is (N, h, w), >= 0, neither normalised nor resized. A may be negative: a
@@ -9,12 +9,8 @@ convolution's output precedes its ReLU, and then the papers' sums over A are sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,22 +69,3 @@ METHODS: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "layercam": layercam,
     "xgradcam": xgradcam,
 }
-
-
-def average_maps(maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Average the maps of several layers, each brought to [0, 1] by its own range and to one size before.
-
-    Args:
-        maps: one (h, w) a layer, finite, each of its own size; a constant one counts as 0.
-        size: (H, W) of the answer; resized bilinearly with half-pixel centres.
-
-    Returns:
-        (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
-    """
-    height, width = size
-    total = np.zeros(size, np.float32)
-    for values in maps:
-        stretched = np.asarray(values, np.float32) - values.min()  # (h, w)
-        stretched /= stretched.max() or 1
-        total += cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
-    return total / np.float32(len(maps))

@@ -25,10 +25,9 @@ from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
 from worker.classes import checked_class
 from worker.decode import Picture, decode, normalise
 from worker.device import Explained, explain_classes
-from worker.geometry import Frame, fit
+from worker.geometry import Frame, average_maps, fit
 from worker.guesses import guesses
 from worker.ledger import Ended, Ledger
-from worker.methods import average_maps
 from worker.raw import pack
 from worker.render import draw, encode, normalised
 from worker.upload import upload

@@ -37,7 +37,7 @@ with warnings.catch_warnings():
 from worker import device
 from worker.explain import View, as_they_are, explain_many
 from worker.fold import prepare
-from worker.methods import average_maps
+from worker.geometry import average_maps
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
 OURS = "gradcam-queue"

@@ -21,7 +21,7 @@ from torch import Tensor
 from worker import decode, networks
 from worker.explain import Explanations, View, as_they_are, explain_many
 from worker.fold import prepare
-from worker.methods import average_maps
+from worker.geometry import average_maps
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 

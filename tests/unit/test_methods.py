@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from worker.explain import View, as_they_are, explain_many
-from worker.methods import METHODS, average_maps, gradcam_plus_plus, xgradcam
+from worker.geometry import average_maps
+from worker.methods import METHODS, gradcam_plus_plus, xgradcam
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

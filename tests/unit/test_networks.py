@@ -218,7 +218,7 @@ def test_labels_name_the_classes_of_a_file(tmp_path: Path) -> None:
 
 def test_a_file_brings_its_own_number_of_classes(tmp_path: Path) -> None:
     path, state = _saved(tmp_path, "resnet18")
-    network = load("resnet18", path)
+    network = load("resnet18", path, prepared=False)
     _assert_holds(network, state)
     assert (network.classes, network.categories, network.random) == (7, None, False)
     assert network.weights_digest == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -229,7 +229,7 @@ def test_a_file_brings_its_own_number_of_classes(tmp_path: Path) -> None:
 def test_heads_of_every_kind_are_found(tmp_path: Path, name: str) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}
     path, state = _saved(tmp_path, name, **options)
-    network = load(name, str(path))
+    network = load(name, str(path), prepared=False)
     _assert_holds(network, state)
     assert network.classes == 7
 
@@ -253,7 +253,7 @@ def test_heads_of_timms_networks_are_found(tmp_path: Path, name: str) -> None:
     import timm
 
     torch.save(timm.create_model(name, num_classes=7).state_dict(), tmp_path / "weights.pth")
-    assert load(f"timm/{name}", tmp_path / "weights.pth").classes == 7
+    assert load(f"timm/{name}", tmp_path / "weights.pth", prepared=False).classes == 7
 
 
 def test_a_densenet_with_the_names_of_old_is_loaded(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_densenet_with_the_names_of_old_is_loaded(tmp_path: Path) -> None:
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
     assert set(old) != set(state)
     torch.save({"state_dict": {f"module.{key}": value for key, value in old.items()}}, tmp_path / "old.pth.tar")
-    _assert_holds(load("densenet121", tmp_path / "old.pth.tar"), state)
+    _assert_holds(load("densenet121", tmp_path / "old.pth.tar", prepared=False), state)
 
 
 def test_weights_without_classes_are_not_offered() -> None:
@@ -270,7 +270,7 @@ def test_weights_without_classes_are_not_offered() -> None:
 
 def test_a_file_with_a_thousand_classes_keeps_their_names(tmp_path: Path) -> None:
     path, _ = _saved(tmp_path, "resnet18", 1000)
-    network = load("resnet18", path)
+    network = load("resnet18", path, prepared=False)
     assert network.categories is not None
     assert network.categories[0] == "tench"
 
@@ -278,7 +278,7 @@ def test_a_file_with_a_thousand_classes_keeps_their_names(tmp_path: Path) -> Non
 def test_a_wrapped_safetensors_file_works_too(tmp_path: Path) -> None:
     _, state = _saved(tmp_path, "resnet18")
     save_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "net.bin")
-    _assert_holds(load("resnet18", tmp_path / "net.bin"), state)
+    _assert_holds(load("resnet18", tmp_path / "net.bin", prepared=False), state)
 
 
 def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("aux_logits", [True, False])
 def test_inception_is_the_same_with_and_without_its_auxiliary_head(tmp_path: Path, aux_logits: bool) -> None:
     path, state = _saved(tmp_path, "inception_v3", aux_logits=aux_logits, init_weights=False)
-    network = load("inception_v3", path)
+    network = load("inception_v3", path, prepared=False)
     _assert_holds(network, state)
     assert network.classes == 7
     # As torchvision builds it for its own weights.
@@ -315,7 +315,7 @@ def test_weights_that_torch_hub_has_are_not_downloaded_again(hub: Path) -> None:
     state = get_model("resnet18", weights=None).state_dict()
     torch.save(state, path)
     for name in (None, "DEFAULT", "IMAGENET1K_V1"):
-        network = load("resnet18", name, download=_no_download)
+        network = load("resnet18", name, download=_no_download, prepared=False)
         _assert_holds(network, state)
         assert network.weights_digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -342,19 +342,19 @@ def test_timm_asks_for_the_file_that_belongs_to_the_network(hub: Path, tmp_path:
         asked.append(url)
         save_file(state, path)
 
-    network = load("timm/resnet18", download=download)
+    network = load("timm/resnet18", download=download, prepared=False)
     _assert_holds(network, state)
     assert asked == ["https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
 
 
 def test_efficientnet_lite0_comes_with_real_weights(tmp_path: Path) -> None:
-    network = load("efficientnet_lite0", download=_no_download)
+    network = load("efficientnet_lite0", download=_no_download, prepared=False)
     assert network.weights_digest.startswith("57934424")  # the package's file names its own digest
     assert (network.size, network.mean, network.std) == ((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert network.layer_name == "conv_head"
     # The same weights under timm's own names.
     torch.save(network.model.state_dict(), tmp_path / "timm.pth")
-    _assert_holds(load("efficientnet_lite0", tmp_path / "timm.pth"), network.model.state_dict())
+    _assert_holds(load("efficientnet_lite0", tmp_path / "timm.pth", prepared=False), network.model.state_dict())
 
 
 def test_networks_can_be_named_without_any_optional_package() -> None:
