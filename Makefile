@@ -43,6 +43,7 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 .PHONY: bench
 bench: $(VENV)/bench.stamp ## measure speed beside pytorch-grad-cam and captum; needs a quiet machine
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
 
 .PHONY: sweep
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour

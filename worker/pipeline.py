@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -86,6 +86,8 @@ class Pipeline:
         self, table: JobTable, storage: Storage, fetcher: Fetcher, settings: WorkerSettings, *, stop: Callable[[], bool]
     ) -> None:
         self._table, self._storage, self._fetcher, self._settings, self._stop = table, storage, fetcher, settings, stop
+        #: The network whose lack of ReLUs was told of last.
+        self._told: Network | None = None
         self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
         self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
 
@@ -155,6 +157,7 @@ class Pipeline:
             precision=spec.precision,
         )
         share = round((time.perf_counter() - started) / len(good), 6)
+        self._tell_if_unguided(network, answers)
         for image, answer in zip(good, answers, strict=True):
             image.seconds["explain"], image.input = share, None
             if isinstance(answer, ModelError):
@@ -162,6 +165,12 @@ class Pipeline:
             else:
                 image.explained = answer
         return batch
+
+    def _tell_if_unguided(self, network: Network, answers: Sequence[list[Explained] | ModelError]) -> None:
+        explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
+        if explained is not None and explained.guided_relus == 0 and self._told is not network:
+            self._told = network
+            log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
 
     def _finish(self, image: _Image, claim: Claim, network: Network) -> Ended:
         objects: dict[str, str] = {}
