@@ -2,8 +2,9 @@
 
     python tests/bench/explain.py [--network resnet50]… [--batch 16] [--rounds 5] [--precision fp32]…
 
-Same weights (random, seeded), same inputs, same threads, one process. The contestants take turns round by round, so
-that a busy machine slows all of them; medians with the spread, and beside the times how far results agree with ours.
+Same weights (random, seeded), same inputs, same threads. Each contestant has a process of its own, as its users have
+it: ours keeps freed memory as the worker does, which would speed up the others in the same process. They take turns
+round by round, so that a busy machine slows all of them; medians with the spread, and how far results agree with ours.
 
 pytorch-grad-cam's guided backpropagation takes one image at a time; captum's and torchcam's take the batch, but need a
 forward pass each for map and gradient. "two passes an image" is how Grad-CAM programs mostly are written: image by
@@ -19,7 +20,10 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import click
@@ -41,6 +45,7 @@ from worker.geometry import average_maps
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
 OURS = "gradcam-queue"
+LIMIT = "limit"
 #: Maps after ReLU, (N, h, w), and guided gradients, (N, 3, H, W).
 Answer = tuple[np.ndarray, np.ndarray]
 Explain = Callable[[Tensor, Tensor], Answer]
@@ -179,43 +184,88 @@ def differences(answer: Answer, reference: Answer, size: tuple[int, int]) -> tup
     return maps, float(np.abs(answer[1] - reference[1]).max() / np.abs(reference[1]).max())
 
 
+def contestant(label: str, name: str, size: tuple[int, int]) -> Explain:
+    """Make the contestant of that label."""
+    if label.startswith(OURS):
+        device.choose("cpu")  # as the worker sets its process up
+        return ours(name, size, label.rsplit(maxsplit=1)[-1])
+    return OTHERS[label](name)
+
+
+OTHERS: dict[str, Callable[[str], Explain]] = {
+    "pytorch-grad-cam": pytorch_grad_cam,
+    "captum": captum,
+    "torchcam + captum": torchcam,
+    "two passes an image": two_passes,
+}
+
+
+def serve(pipe: Connection, label: str, name: str, batch: int) -> None:
+    """Answer once, then be timed whenever asked; in a process of its own."""
+    warnings.simplefilter("ignore")
+    size = (299, 299) if name == "inception_v3" else (224, 224)
+    inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    if label == LIMIT:
+        device.choose("cpu")
+        measure = limit(name, inputs)
+        pipe.send(None)
+    else:
+        classes = torch.arange(batch)
+        run = contestant(label, name, size)
+        pipe.send(run(inputs, classes))
+
+        def measure() -> float:
+            started = time.perf_counter()
+            run(inputs, classes)
+            return time.perf_counter() - started
+
+    while pipe.recv():
+        pipe.send(measure())
+
+
+@contextmanager
+def process(label: str, name: str, batch: int) -> Iterator[Connection]:
+    """Start a contestant; it idles until asked."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=serve, args=(there, label, name, batch), daemon=True)
+    child.start()
+    try:
+        yield here
+        here.send(False)
+        child.join()
+    finally:
+        child.kill()
+
+
 def contest(name: str, batch: int, rounds: int, precisions: tuple[str, ...]) -> None:
     """Run one network's contest and print its table."""
     size = (299, 299) if name == "inception_v3" else (224, 224)
-    inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    classes = torch.arange(batch)
-    teams = {f"{OURS} {precision}": ours(name, size, precision) for precision in precisions}
-    others = {
-        "pytorch-grad-cam": pytorch_grad_cam,
-        "captum": captum,
-        "torchcam + captum": torchcam,
-        "two passes an image": two_passes,
-    }
-    teams |= {label: make(name) for label, make in others.items()}
-    floor = limit(name, inputs)
-    answers = {label: run(inputs, classes) for label, run in teams.items()}
-    first = next(iter(teams))
-    seconds: dict[str, list[float]] = {label: [] for label in teams}
-    floors = [floor()]
-    for _ in range(rounds):
-        for label, run in teams.items():
-            started = time.perf_counter()
-            run(inputs, classes)
-            seconds[label].append(time.perf_counter() - started)
-        floors.append(floor())
+    teams = [f"{OURS} {precision}" for precision in precisions] + list(OTHERS)
+    seconds: dict[str, list[float]] = {label: [] for label in [*teams, LIMIT]}
+    with ExitStack() as running:
+        pipes, answers = {}, {}
+        for label in seconds:
+            pipes[label] = running.enter_context(process(label, name, batch))
+            answers[label] = pipes[label].recv()
+        for _ in range(rounds):
+            for label, pipe in pipes.items():
+                pipe.send(True)
+                seconds[label].append(pipe.recv())
     medians = {label: statistics.median(values) for label, values in seconds.items()}
+    floor = min(seconds[LIMIT])
     click.echo(
         f"\n{name}, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds, torch {torch.__version__}; "
-        f"limit {batch / min(floors):.1f} images/s"
+        f"limit {batch / floor:.1f} images/s"
     )
-    ratios = "".join(f"{label.split()[-1] + ' is':>10}" for label in list(teams)[: len(precisions)])
+    ratios = "".join(f"{precision + ' is':>10}" for precision in precisions)
     click.echo(f"{'':<22}{'images/s':>9}{'spread':>13}{'of limit':>10}{ratios}{'map differs':>13}{'gb differs':>12}")
-    for label, median in medians.items():
+    for label in teams:
         spread = f"{batch / max(seconds[label]):.1f}-{batch / min(seconds[label]):.1f}"
-        faster = "".join(f"{median / medians[f'{OURS} {precision}']:>9.1f}x" for precision in precisions)
-        map_, guided = differences(answers[label], answers[first], size)
+        faster = "".join(f"{medians[label] / medians[f'{OURS} {precision}']:>9.1f}x" for precision in precisions)
+        map_, guided = differences(answers[label], answers[teams[0]], size)
         click.echo(
-            f"{label:<22}{batch / median:>9.1f}{spread:>13}{min(floors) / median:>10.2f}{faster}"
+            f"{label:<22}{batch / medians[label]:>9.1f}{spread:>13}{floor / medians[label]:>10.2f}{faster}"
             f"{map_:>13.1e}{guided:>12.1e}"
         )
 
@@ -229,8 +279,6 @@ def contest(name: str, batch: int, rounds: int, precisions: tuple[str, ...]) -> 
 )
 def main(names: tuple[str, ...], batch: int, rounds: int, precisions: tuple[str, ...]) -> None:
     """Run the contests, one a network."""
-    warnings.simplefilter("ignore")
-    device.choose("cpu")
     for name in names:
         contest(name, batch, rounds, precisions)
 
