@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from producer.client import Client
     from producer.jobs.spec import JobStatus
+    from producer.sources import Source
 
 USAGE, SERVICE, BUG, INTERRUPTED = 2, 4, 70, 130
 _CODES = (
@@ -146,8 +147,12 @@ def submit(
     """
     if output_dir is not None and not output_dir:
         raise UsageError("--output-dir needs the name of a folder")
+    from producer.sources import expand
+
+    # What was typed is looked at before the settings are: it is nearer to the one who typed it.
+    images = expand([*source, *image_path])
     client, talk = _client(), _talk()
-    job = _submit(client, talk, [*source, *image_path], outputs=_list(outputs), **parameters)
+    job = _submit(client, talk, images, outputs=_list(outputs), **parameters)
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
         talk.print(f"watch it: gradcam status {job} --watch")
@@ -301,7 +306,7 @@ def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _submit(client: Client, talk: Console, images: list[str], **parameters: Any) -> str:
+def _submit(client: Client, talk: Console, images: list[Source], **parameters: Any) -> str:
     try:
         return _send(client, talk, images, **parameters)
     except KeyboardInterrupt:
@@ -312,7 +317,7 @@ def _submit(client: Client, talk: Console, images: list[str], **parameters: Any)
         raise
 
 
-def _send(client: Client, talk: Console, images: list[str], **parameters: Any) -> str:
+def _send(client: Client, talk: Console, images: list[Source], **parameters: Any) -> str:
     if not talk.is_terminal:
         return client.submit(images, **parameters)
     from rich.progress import Progress

@@ -26,3 +26,12 @@ def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -
 @pytest.mark.parametrize("module", ["worker.launcher", "worker.tasks", "worker.reconcile"])
 def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "cv2"}
+
+
+def test_what_was_typed_is_told_before_settings_that_are_missing() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "producer.cli", "submit", "nonsense"],
+        capture_output=True, text=True, check=False, timeout=60, env={},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.startswith("Error: 'nonsense' is neither a file nor a folder")
