@@ -19,11 +19,13 @@ from pathlib import Path
 
 import redis
 
+from producer.jobs.control import BROKEN_OFF
 from producer.jobs.errors import ServiceError, UsageError
+from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import OUTPUTS, Failure, JobStatus, Result, checked_name, new_job_id
 from producer.jobs.storage import Storage
-from producer.jobs.table import BROKEN_OFF, JobTable, connect
+from producer.jobs.table import JobTable
 from producer.results import download, read_results
 from producer.sources import Source, expand
 from producer.submit import Progress, Publish, make_spec, place_weights, read_labels, send

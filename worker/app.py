@@ -8,15 +8,18 @@ import signal
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from billiard.exceptions import WorkerLostError
 from celery import signals
 
 from producer.jobs import queue
+from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
-from producer.jobs.table import JobTable, connect
+from producer.jobs.table import JobTable
 from worker import tasks
-from worker.reconcile import Reconciler
+from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
+from worker.watchdog import UNKNOWN, Watchdog
 
 if TYPE_CHECKING:
     from worker.work import Work
@@ -24,11 +27,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 connections, settings = read_both(Connections, WorkerSettings)
+#: A message is a pointer: job, chunk.
+_POINTER_LENGTH = 2
 app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
 _parent = os.getppid()
+# The main process's, once it is ready.
 _reconcilers: list[Reconciler] = []
+_watchdogs: list[Watchdog] = []
 
 
 def _republish(job: str, chunk: int, published_at: float) -> None:
@@ -43,7 +50,7 @@ def _work_of_process() -> Work:
     return Work(JobTable(connect(connections)), storage, settings, _republish)
 
 
-tasks.register(app, _work_of_process)
+tasks.register(app, settings.name, _work_of_process)
 
 
 @signals.setup_logging.connect
@@ -84,7 +91,22 @@ def _start(**_: Any) -> None:
     )
     reconciler.start()
     _reconcilers.append(reconciler)
+    if settings.busy_file is not None:
+        watchdog = Watchdog(settings.busy_file, grace_s=settings.interval_s)
+        watchdog.start()
+        _watchdogs.append(watchdog)
     log.info("action=ready The worker is ready.")
+
+
+@signals.task_failure.connect
+def _child_died(task_id: str, exception: BaseException, args: tuple[Any, ...], **_: Any) -> None:
+    """Give a dead child's chunk to others now; nobody needs to wait for its lease to run out."""
+    if not isinstance(exception, WorkerLostError) or len(args) != _POINTER_LENGTH:
+        return
+    claim_id = tasks.claim_id_of(settings.name, task_id)
+    weight = _watchdogs[0].weight(claim_id, str(exception)) if _watchdogs else UNKNOWN
+    for reconciler in _reconcilers:
+        reconciler.report(Death(job=args[0], chunk=args[1], claim_id=claim_id, weight=weight))
 
 
 @signals.worker_shutdown.connect

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from producer.jobs.errors import JobError, ModelError, WorkerError
+from producer.jobs.errors import DeviceError, JobError, ModelError, WorkerError
 from worker.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
 from worker.methods import GRADCAM
 
@@ -140,7 +140,7 @@ def explain_classes(
     except ValueError as error:
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
     except RuntimeError as error:
-        raise WorkerError(f"{network.device} failed: {str(error).splitlines()[0]}") from error
+        raise DeviceError(f"{network.device} failed: {str(error).splitlines()[0]}") from error
     oom_halvings.value += 1
     if network.device.type == "cuda":
         torch.cuda.empty_cache()

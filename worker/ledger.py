@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from producer.jobs import keys
 from producer.jobs.errors import GradcamError, StoreError, WorkerError
 from producer.jobs.spec import Failure, Result
+from worker.lease import LeaseLost
 
 if TYPE_CHECKING:
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, Committed, JobTable
-    from worker.settings import WorkerSettings
+    from worker.image import Image
+    from worker.lease import Lease
 
 log = logging.getLogger(__name__)
 
-
-class LeaseLost(GradcamError):
-    """The chunk is not ours any more."""
+#: How long uploads that are under way may take to end when something broke off.
+_SETTLE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,39 +39,72 @@ class Ended:
 
 
 class Ledger:
-    """Ends of one chunk's items on their way into manifest and job table; keeps the lease while there is progress."""
+    """Ends of one chunk's items on their way into manifest and job table, and which items are under way.
 
-    def __init__(self, table: JobTable, storage: Storage, claim: Claim, settings: WorkerSettings) -> None:
-        self._table, self._storage, self._claim, self._settings = table, storage, claim, settings
-        self._underway: list[Future[Ended]] = []
+    Args:
+        table: The job table.
+        storage: Our bucket.
+        claim: The chunk in hand.
+        lease: Its lease.
+        lease_s: How long a commit extends it.
+        commit_every_s: How often what has ended is recorded.
+        wait: Gives the end of an image that is being finished, waiting for it.
+    """
+
+    def __init__(
+        self,
+        table: JobTable,
+        storage: Storage,
+        claim: Claim,
+        lease: Lease,
+        *,
+        lease_s: float,
+        commit_every_s: float,
+        wait: Callable[[Image, Future[Ended]], Ended],
+    ) -> None:
+        self._table, self._storage, self._claim, self._lease, self._lease_s = table, storage, claim, lease, lease_s
+        self._commit_every_s, self._wait = commit_every_s, wait
+        self._underway: deque[tuple[Image, Future[Ended]]] = deque()
+        self._marked: set[int] = set()
         self._ended: list[Ended] = []
         self._part = 0
-        self._renewed = self._committed = time.monotonic()
+        self._committed = time.monotonic()
         self.complete = False
 
-    def add(self, future: Future[Ended]) -> None:
+    def marked(self, images: Iterable[Image], *, at_once: int) -> Iterator[Image]:
+        """Pass images on, each of them marked before: those that are under way when a process dies are suspect."""
+        stream = iter(images)
+        while group := list(islice(stream, at_once)):
+            self._marked |= {image.offset for image in group}
+            self._lease.mark(sorted(self._marked))
+            yield from group
+
+    def add(self, image: Image, future: Future[Ended]) -> None:
         """Take note of an item that is being finished."""
-        self._underway.append(future)
+        self._underway.append((image, future))
+
+    def end(self, ended: Iterable[Ended]) -> None:
+        """Take note of items that have their end."""
+        self._ended += ended
 
     def harvest(self, *, leave: int) -> None:
-        """Take in what has ended, waiting until at most `leave` are under way."""
-        while self._underway and (len(self._underway) > leave or self._underway[0].done()):
-            self._ended.append(self._underway.pop(0).result())
-            self.keep()
-        if time.monotonic() - self._committed >= self._settings.commit_every_s:
+        """Take in what has ended, waiting until at most `leave` are under way; record it from time to time."""
+        while self._underway and (len(self._underway) > leave or self._underway[0][1].done()):
+            image, future = self._underway.popleft()
+            self._ended.append(self._wait(image, future))
+            self._marked.discard(image.offset)
+        if time.monotonic() - self._committed >= self._commit_every_s:
             self.commit()
 
-    def keep(self) -> None:
-        """Renew the lease, after progress, not more often than needed.
-
-        Raises:
-            LeaseLost: It is not ours any more.
-        """
-        if time.monotonic() - self._renewed < self._settings.lease_s / 4:
-            return
-        self._renewed = time.monotonic()
-        if not self._table.renew(self._claim, lease_s=self._settings.lease_s):
-            raise LeaseLost
+    def settle(self) -> None:
+        """Something broke off: record what has ended all the same, and leave nothing running behind."""
+        running = [future for _, future in self._underway if not future.cancel()]
+        self._ended += [
+            future.result() for future in wait(running, timeout=_SETTLE_S).done if future.exception() is None
+        ]
+        self._underway.clear()
+        with suppress(GradcamError):
+            self.commit()
 
     def commit(self) -> None:
         """Record what has ended: the manifest first, then the bits."""
@@ -85,7 +123,7 @@ class Ledger:
             raise WorkerError(str(error)) from None
         done = [end.offset for end in ended if end.failure is None]
         failed = [end.failure for end in ended if end.failure is not None]
-        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._settings.lease_s)
+        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s)
         self._note(committed)
 
     def _note(self, committed: Committed | None) -> None:

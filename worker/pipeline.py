@@ -10,73 +10,44 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from producer.jobs import uris
 from producer.jobs.ahead import ahead
-from producer.jobs.errors import GradcamError, ImageError, ItemError, JobError, ModelError
-from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
+from producer.jobs.errors import CrashedWorker, ImageError, ItemError, ItemTimeout, JobError, ModelError, WorkerError
 from worker.classes import checked_class
 from worker.decode import Picture, decode, normalise
 from worker.device import Explained, explain_classes
-from worker.geometry import Frame, average_maps, fit
-from worker.guesses import guesses
+from worker.geometry import average_maps, fit
+from worker.image import Image, done, failed, own_fault
 from worker.ledger import Ended, Ledger
 from worker.raw import pack
 from worker.render import draw, encode, normalised
 from worker.upload import upload
+from worker.watchdog import CONVICTING, HUNG
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from producer.jobs.fetch import Fetcher
+    from producer.jobs.spec import Item, JobSpec
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, JobTable
+    from worker.lease import Lease
     from worker.networks import Network
     from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+#: How often a future that is waited for is looked at.
+_LOOK_EVERY_S = 0.5
 
 #: Pictures of the original's size take 40 bytes a pixel while they are drawn: 640 MiB for the largest.
 MAX_ORIGINAL_PIXELS: Final = 16 * 2**20
-
-
-@dataclass
-class _Image:
-    """One item on its way through the stages."""
-
-    offset: int
-    item: Item
-    #: stage → seconds of work
-    seconds: dict[str, float] = field(default_factory=dict)
-    #: The class asked for of this image alone.
-    asked: int | None = None
-    #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
-    picture: Picture | None = None
-    #: The way back to the original's geometry.
-    frame: Frame | None = None
-    #: What the network reads, (3, H, W).
-    input: NDArray[np.float32] | None = None
-    #: One a class, once explained.
-    explained: list[Explained] = field(default_factory=list)
-    #: Why it fails alone.
-    error: ItemError | None = None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Measure one stage's work on this image."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - started, 6)
 
 
 class Pipeline:
@@ -90,8 +61,10 @@ class Pipeline:
         self._told: Network | None = None
         self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
         self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
+        #: Threads that an image keeps from ever ending; a process with one should end after its chunk.
+        self.hanging = 0
 
-    def run(self, claim: Claim, network: Network) -> bool:
+    def run(self, claim: Claim, network: Network, lease: Lease) -> bool:
         """Work off a chunk.
 
         Returns:
@@ -101,36 +74,97 @@ class Pipeline:
             LeaseLost: The chunk is not ours any more, or the job goes no further.
             JobError, WorkerError: Somebody else's fault than an image's; what was finished is committed.
         """
-        ledger = Ledger(self._table, self._storage, claim, self._settings)
+        ledger = Ledger(
+            self._table,
+            self._storage,
+            claim,
+            lease,
+            lease_s=self._settings.lease_s,
+            commit_every_s=self._settings.commit_every_s,
+            wait=partial(self._finished, claim, lease),
+        )
         try:
-            return self._run(claim, network, ledger)
+            self._run(claim, network, lease, ledger)
         except BaseException:
             # What is finished stays finished, also under an old token; the first error is the one to tell.
-            with suppress(GradcamError):
-                ledger.commit()
+            ledger.settle()
             raise
-
-    def _run(self, claim: Claim, network: Network, ledger: Ledger) -> bool:
-        size = self._settings.batch_size
-        images = (_Image(offset, claim.items[offset]) for offset in claim.pending)
-        depth = 2 * size + self._settings.io_threads
-        with closing(
-            ahead(self._before, lambda image: self._load(image, network, claim.spec), images, depth=depth)
-        ) as loaded:
-            for batch in _batches(loaded, size):
-                for image in self._explain(batch, network, claim.spec):
-                    ledger.add(self._behind.submit(self._finish, image, claim, network))
-                # At most two batches wait behind the device: memory stays flat when the store is slow.
-                ledger.harvest(leave=2 * size)
-                ledger.keep()
-                if self._stop():
-                    break
-        ledger.harvest(leave=0)
-        ledger.commit()
         return ledger.complete
 
-    def _load(self, image: _Image, network: Network, spec: JobSpec) -> _Image:
-        with _own_fault(image):
+    def _run(self, claim: Claim, network: Network, lease: Lease, ledger: Ledger) -> None:
+        lease.step(self._settings.item_timeout_s)
+        images = [Image(offset, claim.items[offset]) for offset in claim.pending]
+        for image in images:
+            image.error = verdict(claim.suspects.get(image.offset, 0))
+        ledger.end(failed(image, claim) for image in images if image.error is not None)
+        left = [image for image in images if image.error is None]
+        self._stream(
+            [image for image in left if image.offset not in claim.suspects],
+            self._settings.batch_size,
+            claim,
+            network,
+            lease,
+            ledger,
+        )
+        # Each alone, so that the next death says whose fault it is; last, so that it takes nobody along.
+        for image in left:
+            if image.offset in claim.suspects and not self._stop():
+                ledger.harvest(leave=0)
+                self._stream([image], 1, claim, network, lease, ledger)
+        ledger.harvest(leave=0)
+        ledger.commit()
+
+    def _stream(
+        self, images: Sequence[Image], size: int, claim: Claim, network: Network, lease: Lease, ledger: Ledger
+    ) -> None:
+        """Take images through all stages in batches, until they end or this process is told to stop."""
+        loaded = ahead(
+            self._before,
+            lambda image: self._load(image, network, claim.spec),
+            ledger.marked(images, at_once=size),
+            depth=min(2 * size + self._settings.io_threads, len(images) or 1),
+            wait=partial(self._loaded, lease),
+        )
+        with closing(loaded):
+            for batch in _batches(loaded, size):
+                lease.step(self._settings.item_timeout_s)
+                for image in self._explain(batch, network, claim.spec):
+                    ledger.add(image, self._behind.submit(self._finish, image, claim, network))
+                # At most two batches wait behind the device: memory stays flat when the store is slow.
+                ledger.harvest(leave=2 * size)
+                if self._stop():
+                    break
+
+    def _loaded(self, lease: Lease, image: Image, future: Future[Image]) -> Image:
+        stage = self._hangs(lease, image, future)
+        return future.result() if stage is None else self._given_up(image, stage)
+
+    def _finished(self, claim: Claim, lease: Lease, image: Image, future: Future[Ended]) -> Ended:
+        stage = self._hangs(lease, image, future)
+        return future.result() if stage is None else failed(self._given_up(image, stage), claim)
+
+    def _hangs(self, lease: Lease, image: Image, future: Future[Any]) -> str | None:
+        """Wait for a future; the stage in which its image takes longer than it may, None when the future is done."""
+        limit_s = self._settings.item_timeout_s
+        while not wait([future], timeout=_LOOK_EVERY_S).done:
+            stage = image.overdue(limit_s)
+            if stage is not None:
+                return stage
+            if self.hanging >= self._settings.io_threads and future.cancel():
+                raise WorkerError("every thread hangs at an image; this process starts anew")
+            lease.step(limit_s)
+        return None
+
+    def _given_up(self, image: Image, stage: str) -> Image:
+        """The image in place of one that a thread still has in hand, and may have for ever."""
+        self.hanging += 1
+        limit_s = self._settings.item_timeout_s
+        log.warning("action=hanging An image hangs in %s: %s", stage, uris.redact(image.item.uri))
+        error = ItemTimeout(f"{stage} takes longer than {limit_s:g} s")
+        return Image(image.offset, image.item, seconds=dict(image.seconds), error=error)
+
+    def _load(self, image: Image, network: Network, spec: JobSpec) -> Image:
+        with own_fault(image):
             image.asked = _class_of(image.item, network)
             with image.timed("fetch"):
                 data = self._fetcher.fetch(image.item.uri)
@@ -141,7 +175,7 @@ class Pipeline:
                 image.picture = fitted if spec.output_size == "input" else _small_enough(original)
         return image
 
-    def _explain(self, batch: list[_Image], network: Network, spec: JobSpec) -> list[_Image]:
+    def _explain(self, batch: list[Image], network: Network, spec: JobSpec) -> list[Image]:
         """Explain those of a batch that came this far; one whose answer cannot be used fails alone."""
         good = [image for image in batch if image.error is None and image.input is not None]
         if not good:
@@ -172,10 +206,10 @@ class Pipeline:
             self._told = network
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
 
-    def _finish(self, image: _Image, claim: Claim, network: Network) -> Ended:
+    def _finish(self, image: Image, claim: Claim, network: Network) -> Ended:
         objects: dict[str, str] = {}
         flats: list[bool] = []
-        with _own_fault(image):
+        with own_fault(image):
             several = len(image.explained) > 1
             for explained in image.explained:
                 files, flat = self._draw(image, explained, claim.spec)
@@ -193,10 +227,10 @@ class Pipeline:
                         network=claim.spec.network,
                     )
         if image.error is not None or not image.explained:
-            return _failed(image, claim)
-        return Ended(image.offset, _done(image, claim, network, flats, objects), None)
+            return failed(image, claim)
+        return done(image, claim, network, flats, objects)
 
-    def _draw(self, image: _Image, explained: Explained, spec: JobSpec) -> tuple[dict[str, tuple[str, bytes]], bool]:
+    def _draw(self, image: Image, explained: Explained, spec: JobSpec) -> tuple[dict[str, tuple[str, bytes]], bool]:
         """One class's files: kind → suffix and content; and whether its map is flat."""
         if image.picture is None or image.frame is None:
             raise AssertionError("an image was explained that was never decoded")
@@ -218,42 +252,15 @@ class Pipeline:
         return files, flat
 
 
-class _Unexpected(ItemError):
-    """Something went wrong that nobody thought of; the worker's log has the details."""
-
-    reason = "internal"
-
-
-@contextmanager
-def _own_fault(image: _Image) -> Iterator[None]:
-    """What goes wrong with one image stays with it; other people's faults go on."""
-    try:
-        yield
-    except ItemError as error:
-        image.error = error
-    except GradcamError:
-        raise
-    except Exception as error:
-        # The edge of an item: a bug that one picture brings out must not take its neighbours along.
-        log.exception("action=item_bug A stage failed on %s.", uris.redact(image.item.uri))
-        image.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
-
-
-def _failed(image: _Image, claim: Claim) -> Ended:
-    error = image.error or _Unexpected("nothing came of it, and nothing says why")
-    index, message = claim.index(image.offset), str(error)[:500]
-    failure = Failure(index=index, item=image.item, reason=error.reason, message=message, attempts=claim.attempt)
-    result = Result(
-        index=index,
-        uri=uris.redact(image.item.uri),
-        id=image.item.id,
-        state="failed",
-        network=claim.spec.network,
-        seconds=image.seconds,
-        reason=error.reason,
-        message=message,
-    )
-    return Ended(image.offset, result, failure)
+def verdict(weight: int) -> ItemError | None:
+    """What the deaths that an image was alone in say of it."""
+    if weight >= HUNG:
+        return ItemTimeout("the process that worked at it hung and had to be killed")
+    if weight >= CONVICTING:
+        return CrashedWorker(
+            "the processes that worked at it alone died: it crashes a decoder, or needs too much memory"
+        )
+    return None
 
 
 def _class_of(item: Item, network: Network) -> int | None:
@@ -272,34 +279,6 @@ def _small_enough(original: Picture) -> Picture:
     if original.shape[0] * original.shape[1] > MAX_ORIGINAL_PIXELS:
         raise ImageError(f"it has more than {MAX_ORIGINAL_PIXELS} pixels, too many for --output-size original")
     return original
-
-
-def _done(image: _Image, claim: Claim, network: Network, flats: list[bool], objects: dict[str, str]) -> Result:
-    first = image.explained[0]
-    chosen, top5 = guesses(first.logits, first.class_id, network.categories)
-    several = [guesses(each.logits, each.class_id, network.categories)[0] for each in image.explained]
-    return Result(
-        index=claim.index(image.offset),
-        uri=uris.redact(image.item.uri),
-        id=image.item.id,
-        state="done",
-        class_id=chosen.class_id,
-        class_name=chosen.class_name,
-        probability=chosen.probability,
-        top5=top5,
-        classes=tuple(
-            ExplainedClass(**guess.model_dump(), flat=flat) for guess, flat in zip(several, flats, strict=True)
-        )
-        if len(several) > 1
-        else (),
-        network=claim.spec.network,
-        layer=",".join(network.layer_names),
-        flat=flats[0],
-        guided_relus=first.guided_relus,
-        random_weights=network.random,
-        objects=objects,
-        seconds=image.seconds,
-    )
 
 
 def _batches(stream: Iterable[_T], size: int) -> Iterator[list[_T]]:

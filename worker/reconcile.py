@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from producer.jobs.errors import GradcamError
+from producer.jobs.finalise import finalise
+from producer.jobs.keys import QUEUE_PREFIX
 from producer.jobs.queue import oldest_published_at
-from producer.jobs.table import JobTable
-from worker.finalise import finalise
 
 if TYPE_CHECKING:
     import redis
 
     from producer.jobs.storage import Storage
+    from producer.jobs.table import JobTable
 
 log = logging.getLogger(__name__)
 
 #: Called with job, chunk and the time published; sends a pointer to the queue `recovery`.
 Republish = Callable[[str, int, float], None]
+#: So many messages in `recovery` are enough: every worker reads it first, and other jobs have to have their turn.
+FULL_RECOVERY = 1000
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Death:
+    """A child process that died with a chunk in hand, as its parent saw it."""
+
+    job: str
+    chunk: int
+    claim_id: str
+    #: How much it speaks against an image that was alone under the mark.
+    weight: int
 
 
 def reconcile(
@@ -35,31 +52,41 @@ def reconcile(
     Returns:
         How many chunks were published again.
     """
-    now = table.now()
-    recovery = oldest_published_at(client, "recovery")
-    republished = 0
-    for job in table.active():
-        found = table.spec(job)
-        if found is None:
-            table.forget_active(job)
-            continue
-        spec, state = found
-        if state == "finalizing":
-            finalise(table, storage, job, who)
-            continue
-        heads = [now, recovery, oldest_published_at(client, spec.queue)]
-        _, repaired = table.reconcile(job, lost_before=min(head for head in heads if head is not None) - grace_s)
+    table.forget_expired()
+    return sum(_reconcile(table, client, storage, republish, job, who, grace_s) for job in table.active())
+
+
+def _reconcile(
+    table: JobTable, client: redis.Redis, storage: Storage, republish: Republish, job: str, who: str, grace_s: float
+) -> int:
+    found = table.spec(job)
+    if found is None:
+        table.forget_active(job)
+        return 0
+    spec, state = found
+    if state == "finalizing":
+        finalise(table, storage, job, who)
+        return 0
+    expired = lost = 0
+    while client.llen(QUEUE_PREFIX + "recovery") < FULL_RECOVERY:
+        # Before the heads are read: what is published after this moment is behind them.
+        now = table.roster.now()
+        heads = [now, oldest_published_at(client, "recovery"), oldest_published_at(client, spec.queue)]
+        oldest = min(head for head in heads if head is not None)
+        _, repaired = table.reconcile(job, lost_before=oldest - grace_s, at_most=_AT_ONCE)
         for chunk in repaired.expired + repaired.lost:
             republish(job, chunk, repaired.published_at)
-        if repaired.expired or repaired.lost:
-            log.warning(
-                "action=republished job=%s %d leases had run out and %d pointers were lost; published again.",
-                job,
-                len(repaired.expired),
-                len(repaired.lost),
-            )
-        republished += len(repaired.expired) + len(repaired.lost)
-    return republished
+        expired, lost = expired + len(repaired.expired), lost + len(repaired.lost)
+        if max(len(repaired.expired), len(repaired.lost)) < _AT_ONCE:
+            break
+    if expired or lost:
+        log.warning(
+            "action=republished job=%s %d leases had run out and %d pointers were lost; published again.",
+            job,
+            expired,
+            lost,
+        )
+    return expired + lost
 
 
 class Reconciler(threading.Thread):
@@ -79,11 +106,12 @@ class Reconciler(threading.Thread):
         super().__init__(name="reconciler", daemon=True)
         self._table, self._client, self._storage, self._republish = table, client, storage, republish
         self._who, self._interval_s, self._on_orphaned = who, interval_s, on_orphaned
-        self._stopped = threading.Event()
+        self._deaths: deque[Death] = deque()
+        self._wake, self._stopped = threading.Event(), False
 
     def run(self) -> None:
         """Go on until stopped; a Redis that is away is waited for."""
-        while True:
+        while not self._stopped:
             try:
                 self._once()
             except Exception as error:
@@ -93,20 +121,29 @@ class Reconciler(threading.Thread):
                     type(error).__name__,
                     exc_info=None if expected else error,
                 )
-            if self._stopped.wait(self._interval_s):
-                return
+            self._wake.wait(self._interval_s)
+            self._wake.clear()
+
+    def report(self, death: Death) -> None:
+        """Have a dead child's chunk given back now, not when its lease runs out; called from another thread."""
+        self._deaths.append(death)
+        self._wake.set()
 
     def stop(self) -> None:
         """Stop, and say that this worker is gone."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()
         self.join(timeout=2)
-        self._table.retire(self._who)
+        self._table.roster.retire(self._who)
 
     def _once(self) -> None:
         self._on_orphaned()
-        self._table.beat(self._who)
+        while self._deaths:
+            self._bury(self._deaths[0])
+            self._deaths.popleft()
+        self._table.roster.beat(self._who)
         # The lock is shorter than the interval, so that its holder's death delays nobody by more than one.
-        if self._table.lead_reconciler(self._who, 0.9 * self._interval_s):
+        if self._table.roster.lead(self._who, 0.9 * self._interval_s):
             reconcile(
                 self._table,
                 self._client,
@@ -115,3 +152,9 @@ class Reconciler(threading.Thread):
                 who=self._who,
                 grace_s=self._interval_s,
             )
+
+    def _bury(self, death: Death) -> None:
+        published_at = self._table.bury(death.job, death.chunk, claim_id=death.claim_id, weight=death.weight)
+        if published_at is not None:
+            log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)
+            self._republish(death.job, death.chunk, published_at)

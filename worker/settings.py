@@ -4,13 +4,14 @@
 |-----------------------------------|----------------------------------------------------------------|---------|
 | `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass                                     | 16      |
 | `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
-| `GRADCAM_WORKER_LEASE_S`          | how long a chunk without progress stays ours                   | 30      |
+| `GRADCAM_WORKER_LEASE_S`          | how long the chunk of a dead process stays its own             | 30      |
 | `GRADCAM_WORKER_INTERVAL_S`       | how often lost work is looked for                              | 5       |
 | `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often progress is recorded within a chunk                  | 5       |
 | `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish the batch in hand        | 25      |
 | `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models                                              | 4 GiB   |
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
+| `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
 
@@ -47,7 +48,7 @@ class WorkerSettings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1, le=512)] = 16
     #: Threads that fetch and decode, and as many that encode and upload.
     io_threads: Annotated[int, Field(ge=1, le=128)] = 8
-    #: How long a chunk without progress stays ours.
+    #: How long the chunk of a dead process stays its own.
     lease_s: Annotated[float, Field(ge=1)] = 30.0
     #: How often lost work is looked for.
     interval_s: Annotated[float, Field(gt=0)] = 5.0
@@ -61,10 +62,17 @@ class WorkerSettings(BaseSettings):
     max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     #: Time an image may take to be fetched.
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
+    item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     #: Private hosts images may come from.
     allow_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = ()
     #: Folders `file://` images may come from.
     file_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+
+    @property
+    def busy_file(self) -> Path | None:
+        """Exists while this process has a chunk in hand."""
+        return None if self.drain_file is None else self.drain_file.with_name(f"{self.name}.busy")
 
     @property
     def fetch_policy(self) -> FetchPolicy:

@@ -10,25 +10,31 @@ from producer.jobs.queue import TASK
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery import Celery
+    from celery import Celery, Task
 
     from worker.work import Work
 
 log = logging.getLogger(__name__)
 
 
-def register(app: Celery, work_of_process: Callable[[], Work]) -> None:
+def claim_id_of(worker: str, delivery: str) -> str:
+    """What a process claims a chunk with; it never comes twice, and the process's parent can make it, too."""
+    return f"{worker}/{delivery}"
+
+
+def register(app: Celery, worker: str, work_of_process: Callable[[], Work]) -> None:
     """Give the application its task.
 
     Args:
         app: Celery's.
+        worker: This worker's name.
         work_of_process: Called in the child process, for each message; gives the same each time.
     """
 
-    @app.task(name=TASK)
-    def work(job: Any = None, chunk: Any = None) -> None:
+    @app.task(name=TASK, bind=True)
+    def work(self: Task[Any, Any], job: Any = None, chunk: Any = None) -> None:
         """Work at the chunk that a message points to; the message is untrusted."""
         if not isinstance(job, str) or not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
             log.warning("action=bad_message A message that points to no chunk was dropped.")
             return
-        work_of_process().work(job, chunk)
+        work_of_process().work(job, chunk, claim_id_of(worker, str(self.request.id)))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs import uris
-from producer.jobs.errors import FetchError, JobError, WorkerError
+from producer.jobs.errors import DeviceError, FetchError, GradcamError, JobError, ServiceError, WorkerError
 from producer.jobs.fetch import Fetcher
+from producer.jobs.finalise import finalise, versions
 from producer.jobs.spec import JobSpec
 from producer.jobs.states import JobState
 from producer.jobs.storage import sha256_of
@@ -22,8 +24,7 @@ from worker import networks
 from worker.cache import ModelCache
 from worker.classes import checked_class
 from worker.device import choose
-from worker.finalise import finalise, versions
-from worker.ledger import LeaseLost
+from worker.lease import Lease, LeaseLost
 from worker.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ MAX_WEIGHTS_BYTES = 8 * 2**30
 WEIGHTS_TIMEOUT_S = 1800.0
 #: A worker with a fault of its own waits this long before it tries again, twice as long each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+#: The exit code of a process that makes way for a new one, having recorded and given back everything.
+RETIRED = 75
 #: Called with job, chunk, queue and the time published.
 Republish = Callable[[str, int, float], None]
 
@@ -49,7 +52,7 @@ class Work:
 
     def __init__(self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish) -> None:
         self._table, self._storage, self._settings, self._republish = table, storage, settings, republish
-        self._fetcher = Fetcher(settings.fetch_policy, storage.client)
+        self._fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers)
         self._models: ModelCache[JobSpec, Network] = ModelCache(settings.model_cache_bytes, self._load)
         self._pipeline = Pipeline(table, storage, self._fetcher, settings, stop=self.stopping)
         self._pause_s = _FIRST_PAUSE_S
@@ -58,23 +61,35 @@ class Work:
         """Whether the launcher asked this process to come to an end."""
         return self._settings.drain_file is not None and self._settings.drain_file.exists()
 
-    def work(self, job: str, chunk: int) -> None:
-        """Work at a chunk, if there is anything to do; a pointer that is old, doubled or forged does nothing."""
+    def work(self, job: str, chunk: int, claim_id: str) -> None:
+        """Work at a chunk, if there is anything to do; a pointer that is old, doubled or forged does nothing.
+
+        Args:
+            job: What the message says.
+            chunk: What the message says.
+            claim_id: What the chunk is claimed with; the process's parent knows it, too.
+        """
         if self.stopping():
             return  # It still waits in the job table; the reconciler hands it out again.
         try:
             try:
-                self._work(job, chunk)
+                self._work(job, chunk, claim_id)
             except JobError as error:
                 log.warning("action=job_failed job=%s The job fails: %s", job, error)
                 self._table.fail(job, str(error))
             finalise(self._table, self._storage, job, self._settings.name)
         except LeaseLost:
             log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
-        except WorkerError as error:
+        except (WorkerError, ServiceError) as error:
             self._complain(job, chunk, error)
+        if self._pipeline.hanging:
+            log.warning(
+                "action=retired %d threads hang at images; this process makes way for a new one.",
+                self._pipeline.hanging,
+            )
+            os._exit(RETIRED)
 
-    def _work(self, job: str, chunk: int) -> None:
+    def _work(self, job: str, chunk: int, claim_id: str) -> None:
         found = self._table.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return
@@ -84,36 +99,44 @@ class Work:
                 f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
                 "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
             )
-        # Before the claim: a lease runs on progress, and loading a model may take longer than a lease.
-        network = self._models.get(_model_key(spec))
-        claim = self._table.claim(job, chunk, spec, claim_id=uuid.uuid4().hex, lease_s=self._settings.lease_s)
+        settings = self._settings
+        claim = self._table.claim(job, chunk, spec, claim_id=claim_id, lease_s=settings.lease_s)
         if claim is None:
             return
-        self._annotate(job, network)
         try:
-            complete = self._pipeline.run(claim, network)
-        except WorkerError:
+            with Lease(
+                self._table, claim, claim_id=claim_id, lease_s=settings.lease_s, busy_file=settings.busy_file
+            ) as lease:
+                lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
+                network = self._models.get(_model_key(spec))
+                self._annotate(job, network)
+                complete = self._pipeline.run(claim, network, lease)
+        except (WorkerError, ServiceError, LeaseLost):
             self._release(claim)
             raise
         if not complete:
             self._release(claim)
         if self._pause_s > _FIRST_PAUSE_S:
             self._pause_s = _FIRST_PAUSE_S
-            self._table.recovered(self._settings.name)
+            self._table.roster.recovered(settings.name)
 
     def _release(self, claim: Claim) -> None:
         published_at = self._table.release(claim)
         if published_at is not None:
             self._republish(claim.job, claim.chunk, published_at)
 
-    def _complain(self, job: str, chunk: int, error: WorkerError) -> None:
+    def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
         """Say what is wrong with this worker, and leave the work to others for a while."""
         log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
-        self._table.complain(self._settings.name, str(error))
+        with suppress(ServiceError):
+            self._table.roster.complain(self._settings.name, str(error))
         until = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         while time.monotonic() < until and not self.stopping():
             time.sleep(0.2)
+        if isinstance(error, DeviceError):
+            log.warning("action=retired The device failed; this process makes way for a new one.")
+            os._exit(RETIRED)
 
     def _annotate(self, job: str, network: Network) -> None:
         self._table.annotate(

@@ -12,7 +12,12 @@ _Out = TypeVar("_Out")
 
 
 def ahead(
-    pool: Executor, function: Callable[[_In], _Out], items: Iterable[_In], *, depth: int
+    pool: Executor,
+    function: Callable[[_In], _Out],
+    items: Iterable[_In],
+    *,
+    depth: int,
+    wait: Callable[[_In, Future[_Out]], _Out] = lambda _, future: future.result(),
 ) -> Generator[_Out, None, None]:
     """Apply a function to a stream in a pool's threads; results come in order, memory stays flat.
 
@@ -21,18 +26,19 @@ def ahead(
         function: What to apply; its exception is raised where its result would have come.
         items: Read only as far as needed.
         depth: How many items may be under way or waiting to be read.
+        wait: Gives the result of an item's future, or something in its place.
 
     Yields:
         The function's results, in the order of the items.
     """
-    window: deque[Future[_Out]] = deque()
+    window: deque[tuple[_In, Future[_Out]]] = deque()
     try:
         for item in items:
-            window.append(pool.submit(function, item))
+            window.append((item, pool.submit(function, item)))
             if len(window) >= depth:
-                yield window.popleft().result()
+                yield wait(*window.popleft())
         while window:
-            yield window.popleft().result()
+            yield wait(*window.popleft())
     finally:
-        for future in window:
+        for _, future in window:
             future.cancel()

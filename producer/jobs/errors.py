@@ -6,12 +6,16 @@
     │   └── UnknownJob            no job of that name, or its lifetime is over
     ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
     ├── ItemError                 one image's own fault: it fails alone, the others go on
-    │   ├── FetchError            the address is refused, gone, too large or too slow   → `fetch`
+    │   ├── FetchError            the address is refused, gone or too large             → `fetch`
+    │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
     │   ├── ImageError            the bytes are no picture we can decode                → `image`
     │   ├── ModelError            the network gives no usable answer for it             → `model`
-    │   └── StoreError            its pictures cannot be written                        → `store`
+    │   ├── StoreError            its pictures cannot be written                        → `store`
+    │   ├── ItemTimeout           a stage takes longer than an image may                → `timeout`
+    │   └── CrashedWorker         it killed the process that worked at it, repeatedly   → `crashed_worker`
     ├── JobError                  every image of the job would fail alike: the job fails, once
     └── WorkerError               this machine's fault: the chunk goes to another worker
+        └── DeviceError           its device failed: a new process may do better
 
 Policy reads the class, never the text.
 """
@@ -56,6 +60,13 @@ class FetchError(ItemError):
     reason = "fetch"
 
 
+class FetchTimeout(FetchError):
+    """The image takes longer to be fetched than it may."""
+
+    reason = "timeout"
+    retry = True
+
+
 class ImageError(ItemError):
     """The bytes are not a picture that can be decoded."""
 
@@ -75,9 +86,26 @@ class StoreError(ItemError):
     retry = True
 
 
+class ItemTimeout(ItemError):
+    """A stage takes longer with this image than it may."""
+
+    reason = "timeout"
+    retry = True
+
+
+class CrashedWorker(ItemError):
+    """The image killed the process that worked at it, more than once."""
+
+    reason = "crashed_worker"
+
+
 class JobError(GradcamError):
     """Every image of this job would fail alike."""
 
 
 class WorkerError(GradcamError):
     """This worker cannot work; the job can go on elsewhere."""
+
+
+class DeviceError(WorkerError):
+    """The device of this process failed; a new process may do better."""

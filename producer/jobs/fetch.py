@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from io import BytesIO
@@ -26,7 +26,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from producer.jobs import uris
-from producer.jobs.errors import FetchError, GradcamError, WorkerError
+from producer.jobs.errors import FetchError, FetchTimeout, GradcamError, WorkerError
 from producer.jobs.uris import FetchPolicy, FileAddress, HttpAddress, S3Address
 
 if TYPE_CHECKING:
@@ -72,9 +72,18 @@ class Fetcher:
         policy: What may be fetched and how much of it.
         s3: The process's S3 client; its own settings bound the waits for S3. None: `s3://` is refused.
         resolve: Answers like `socket.getaddrinfo`.
+        store_answers: Says whether S3 as such is well; tells the fault of one object from that of the store. None:
+            every fault is the object's.
     """
 
-    def __init__(self, policy: FetchPolicy, s3: S3Client | None, resolve: uris.Resolve = socket.getaddrinfo) -> None:
+    def __init__(
+        self,
+        policy: FetchPolicy,
+        s3: S3Client | None,
+        resolve: uris.Resolve = socket.getaddrinfo,
+        store_answers: Callable[[], bool] | None = None,
+    ) -> None:
+        self._store_answers = store_answers
         self._policy = policy
         self._s3 = s3
         self._resolve = resolve
@@ -126,17 +135,28 @@ class Fetcher:
         address = uris.parse(uri)
         limit_bytes = self._policy.max_bytes if max_bytes is None else max_bytes
         deadline = _Deadline(self._policy.total_timeout_s if total_timeout_s is None else total_timeout_s)
+        try:
+            return self._copy_patiently(address, file, limit_bytes, deadline)
+        except (_TryAgain, FetchTimeout) as error:
+            if not isinstance(address, S3Address) or self._store_answers is None:
+                raise
+            if not self._store_answers():
+                raise WorkerError(f"the object store does not answer this worker: {error}") from error
+        # The store is well: one more time, in case it has become so only now.
+        return self._copy_patiently(address, file, limit_bytes, deadline.again())
+
+    def _copy_patiently(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: _Deadline) -> int:
         start = file.tell()
-        for pause_s in _PAUSES_S:
+        for pause_s in (*_PAUSES_S, None):
             try:
                 return self._copy(address, file, limit_bytes, deadline)
-            except _TryAgain:
-                if deadline.remaining_s() <= pause_s:
+            except (_TryAgain, FetchTimeout) as error:
+                file.seek(start)
+                file.truncate()
+                if pause_s is None or isinstance(error, FetchTimeout) or deadline.remaining_s() <= pause_s:
                     raise
-            time.sleep(pause_s)
-            file.seek(start)
-            file.truncate()
-        return self._copy(address, file, limit_bytes, deadline)
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
 
     def _copy(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: _Deadline) -> int:
         written_bytes = 0
@@ -290,12 +310,16 @@ class _Deadline:
         self._limit_s = limit_s
         self._end_s = time.monotonic() + limit_s
 
+    def again(self) -> _Deadline:
+        """As much time once more."""
+        return _Deadline(self._limit_s)
+
     def remaining_s(self) -> float:
         return self._end_s - time.monotonic()
 
     def check(self, shown: str) -> None:
         if self.remaining_s() <= 0:
-            raise FetchError(f"{shown} cannot be fetched: it took longer than {self._limit_s:g} s")
+            raise FetchTimeout(f"{shown} cannot be fetched: it took longer than {self._limit_s:g} s")
 
 
 class _IdleConnections:

@@ -6,14 +6,16 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | -------------------- | ------ | ------------------------------------------- | -------------- | --------------------- |
 | `J`                  | hash   | spec, state, ingest, counters, times, error | lifetime       | every transition      |
 | `J:chunks`           | hash   | chunk → digest:count                        | lifetime       | add_chunk             |
-| `J:items`            | hash   | chunk → compressed item lines               | chunk complete | add_chunk             |
-| `J:bits`             | string | 2 bits an item: pending, done, failed       | lifetime       | commit                |
+| `J:items`            | hash   | chunk → compressed item lines               | chunk complete | add_chunk, reopen     |
+| `J:bits`             | string | 2 bits an item: pending, done, failed       | lifetime       | commit, reopen        |
 | `J:waiting`          | zset   | chunk → time published                      | claimed        | add_chunk, release, … |
 | `J:leases`           | zset   | chunk → deadline                            | committed      | claim, renew, commit  |
 | `J:holders`          | hash   | chunk → token:claim id of the lease         | committed      | claim                 |
 | `J:attempts`         | hash   | chunk → times handed out                    | chunk complete | claim, release        |
-| `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit                |
-| `J:reasons`          | hash   | reason → count                              | lifetime       | commit                |
+| `J:marks`            | hash   | chunk → offsets about to be decoded         | chunk complete | renew                 |
+| `J:suspects`         | hash   | chunk → offset=weight of deaths alone in it | chunk complete | claim, bury, …        |
+| `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit, reopen        |
+| `J:reasons`          | hash   | reason → count                              | lifetime       | commit, reopen        |
 | `J:finaliser`        | string | who writes the summary                      | 30 s           | finalise              |
 | `gradcam:jobs`       | zset   | job → time created                          | job is gone    | create                |
 | `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
@@ -31,6 +33,7 @@ Object store (`P` is the prefix setting):
 | `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
 | `P/<job>/manifest/<chunk>-<token>-<part>.jsonl`           | a line an image                            |
 | `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
+| `P/.probe`                                                | nothing: does the store take objects?      |
 """
 
 from __future__ import annotations
@@ -43,6 +46,11 @@ ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
 PROBLEMS = "gradcam:problems"
 RECONCILER = "gradcam:reconciler"
+#: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
+JOB_PARTS = (
+    *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
+    *("marks", "suspects"),
+)
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
 
@@ -107,10 +115,15 @@ def manifest_prefix(prefix: str, job: str) -> str:
 
 
 def manifest(prefix: str, job: str, chunk: int, token: int, part: int) -> str:
-    """One part of a chunk's manifest; the token makes parts of different holders different objects."""
-    return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:08d}-{part:04d}.jsonl"
+    """One part of a chunk's manifest; the token makes parts of different holders different objects, in their order."""
+    return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:014d}-{part:04d}.jsonl"
 
 
 def weights(prefix: str, sha256: str) -> str:
     """An uploaded weights file, by content."""
     return _join(prefix, "weights", sha256)
+
+
+def probe(prefix: str) -> str:
+    """An empty object: whether the store takes it tells one object's trouble from the store's."""
+    return _join(prefix, ".probe")

@@ -107,9 +107,16 @@ class Chunk(_Frozen):
         return cls(number=number, count=len(items), digest=digest, payload=zlib.compress(lines, 6))
 
 
-def unpack(payload: bytes) -> list[Item]:
-    """Read a chunk's items back."""
-    return [Item.model_validate_json(line) for line in zlib.decompress(payload).split(b"\n")]
+def pack_some(items: dict[int, Item]) -> bytes:
+    """Pack some of a chunk's items, by their offset; the others are empty lines."""
+    lines = [items[n].model_dump_json(exclude_none=True) if n in items else "" for n in range(max(items) + 1)]
+    return zlib.compress("\n".join(lines).encode(), 6)
+
+
+def unpack(payload: bytes) -> dict[int, Item]:
+    """Read a chunk's items back, by their offset."""
+    lines = zlib.decompress(payload).split(b"\n")
+    return {offset: Item.model_validate_json(line) for offset, line in enumerate(lines) if line}
 
 
 class Failure(_Frozen):
@@ -151,6 +158,10 @@ class JobStatus(_Frozen):
     workers: int = 0
     #: What keeps one of them from working, in a sentence.
     problem: str | None = None
+    #: 1 at first, one more with each retry.
+    generation: int = 1
+    #: Chunks handed out again because a lease ran out or a message was lost.
+    republished: int = 0
 
     @property
     def ended(self) -> bool:

@@ -23,6 +23,9 @@ FIELDS = (
     "last_mark_at",
     "last_mark_n",
     "progress_at",
+    "generation",
+    "republished",
+    "base_n",
 )
 
 
@@ -67,14 +70,17 @@ def make_status(
         error=fields.get("error"),
         workers=workers,
         problem=None if ended else problem,
+        generation=int(fields["generation"]),
+        republished=int(fields.get("republished", 0)),
     )
 
 
 def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
-    if "progress_at" not in fields:
+    if "progress_at" not in fields or "started_at" not in fields:
         return None
     until = float(fields["progress_at"])
-    since, before = float(fields["started_at"]), 0
+    since, before = float(fields["started_at"]), int(fields.get("base_n", 0))
     if "finished_at" not in fields and "last_mark_at" in fields:
         since, before = float(fields["last_mark_at"]), int(fields["last_mark_n"])
-    return (finished - before) / max(until - since, 1e-3)
+    # An old holder's work may be recorded before anything of a new generation was handed out.
+    return max(finished - before, 0) / max(until - since, 1e-3)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from urllib3.exceptions import HTTPError
 
+from producer.jobs import keys
 from producer.jobs.errors import JobError, ServiceError, StoreError, WorkerError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
     from producer.jobs.settings import Connections
 
@@ -34,6 +37,14 @@ _OUR_CREDENTIALS = {
     "InvalidToken",
     "RequestTimeTooSkewed",
 }
+#: How often one object is tried, each time with boto3's own retries, while the store answers others.
+_TRIES = 3
+_SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
+_T = TypeVar("_T")
+
+
+class StoreAway(WorkerError):
+    """The object store is away, overloaded or broken, as seen from here."""
 
 
 def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
@@ -106,22 +117,69 @@ class Storage:
         """Write an object whole.
 
         Raises:
-            StoreError: The store refused this object, after retries.
+            StoreError: The store refused this object, again and again, while it took others.
             JobError, WorkerError: As `check`.
         """
         kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
-        with self._errors("be written to"):
-            self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
+
+        def put() -> object:
+            return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
+
+        self._patiently("be written to", put, probe=self.takes)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
-        with self._errors("be written to"), path.open("rb") as file:
-            self.client.upload_fileobj(file, self.bucket, key)
+
+        def put() -> None:
+            with path.open("rb") as file:
+                self.client.upload_fileobj(file, self.bucket, key)
+
+        with path.open("rb") as file:
+            file.read(1)  # whether it can be read is told before the store's faults are
+        self._patiently("be written to", put, probe=self.takes)
 
     def get(self, key: str) -> bytes:
         """Read an object whole. Errors as `put`."""
-        with self._errors("be read"):
+
+        def get() -> bytes:
             return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+        return self._patiently("be read", get, probe=self.answers)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
+        wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names]
+        with self._errors("be written to"):
+            self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+
+    def answers(self) -> bool:
+        """Whether the store answers requests that read."""
+        try:
+            self.check()
+        except StoreAway:
+            return False
+        return True
+
+    def takes(self) -> bool:
+        """Whether the store takes what is written: one with a full disk still answers those who read."""
+        try:
+            with self._errors("be written to"):
+                self.client.put_object(Bucket=self.bucket, Key=keys.probe(self.prefix), Body=b"")
+        except StoreAway:
+            return False
+        return True
+
+    def _patiently(self, verb: str, call: Callable[[], _T], *, probe: Callable[[], bool]) -> _T:
+        """Tell the fault of one object from that of the store, which is nobody's image's."""
+        for _ in range(_TRIES):
+            try:
+                with self._errors(verb):
+                    return call()
+            except StoreAway as error:
+                if not probe():
+                    raise
+                why = str(error)
+        raise StoreError(f"{why} (for this object, again and again; it took others meanwhile)")
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None when there is no such object. Errors as `put`."""
@@ -161,11 +219,13 @@ class Storage:
                     f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY"
                 ) from None
-            raise StoreError(
-                f"bucket {self.bucket} could not {verb}: the store answered {code}; try again later"
-            ) from None
-        except BotoCoreError as error:
-            raise WorkerError(
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
+                raise StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
+            raise StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
+        except (BotoCoreError, HTTPError, OSError) as error:
+            # The last two are bodies that break off; a local file's own errors are told before.
+            raise StoreAway(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
                 "or the network"
             ) from None

@@ -6,40 +6,37 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import redis
 from pydantic import ValidationError
 
 from producer.jobs import keys
-from producer.jobs.errors import JobError, ServiceError, UnknownJob, UsageError
+from producer.jobs.control import BROKEN_OFF, Control, no_such, text
+from producer.jobs.errors import JobError, UnknownJob, UsageError
 from producer.jobs.keys import JobKeys
+from producer.jobs.roster import WORKER_SILENT_S, Roster
+from producer.jobs.scripts import PATIENCE_S, Scripts
 from producer.jobs.spec import Chunk, Failure, Item, JobSpec, JobStatus, unpack
 from producer.jobs.states import ItemState, JobState
 from producer.jobs.status import FIELDS, make_status, to_time
 
-if TYPE_CHECKING:
-    from redis.commands.core import Script
-
-    from producer.jobs.settings import Connections
-
-#: A worker not heard of for this long does not count as alive.
-WORKER_SILENT_S = 60
-#: A problem that is not told again is over, or its worker is.
-PROBLEM_LIFETIME_S = 120
 #: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
 SILENT_INGEST_S = 3600
-BROKEN_OFF = "its submission was broken off; submit it again"
 #: How long the one who writes a job's summary may take before another may try.
-FINALISER_LEASE_S = 30
+FINALISER_LEASE_S = 30.0
+#: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
+SILENT_RETRY_S = 60.0
+#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
+FULL_SHARE = 0.8
 #: Facts that `annotate` may note: what the weights were, which layer was meant.
 FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
-_LIBRARY = ("_now", "_bits", "_end")
-_PARTS = ("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons")
+_SUSPECT = re.compile(r"(\d+)=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,12 @@ class Claim:
     token: int
     attempt: int
     spec: JobSpec
-    items: list[Item]
-    #: Which items still need work: offsets into `items`.
+    #: offset → item, of all that still need work and perhaps of others.
+    items: dict[int, Item]
+    #: Which items still need work: their offsets in the chunk.
     pending: list[int]
+    #: offset → weight of the deaths it was alone in, of items that a dead holder had marked.
+    suspects: dict[int, int] = field(default_factory=dict)
 
     def index(self, offset: int) -> int:
         """The index in the job of the item at that offset."""
@@ -79,46 +79,27 @@ class Reconciled:
     lost: list[int]
 
 
-def connect(settings: Connections, *, retries: int | None = None) -> redis.Redis:
-    """Connect to Redis and make sure that it answers.
+@dataclass(frozen=True)
+class Finalising:
+    """The right to write a job's summary and to enter its end."""
 
-    Raises:
-        ServiceError: It does not, or refuses us; names the address, never the password.
-    """
-    options: dict[str, Any] = {}
-    if retries is not None:
-        from redis.backoff import ConstantBackoff
-        from redis.retry import Retry
-
-        options["retry"] = Retry(ConstantBackoff(0.1), retries)
-    client = redis.Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=30,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=25,
-        **options,
-    )
-    try:
-        client.ping()
-    except redis.exceptions.AuthenticationError:
-        raise ServiceError(f"Redis at {settings.redis_address} refuses the password in GRADCAM_REDIS_URL") from None
-    except redis.exceptions.ResponseError as error:
-        raise ServiceError(f"Redis at {settings.redis_address} refuses GRADCAM_REDIS_URL: {error}") from None
-    except redis.exceptions.RedisError as error:
-        raise ServiceError(
-            f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
-            "start it, or correct GRADCAM_REDIS_URL"
-        ) from None
-    return client
+    end: JobState
+    at: datetime
+    generation: int
 
 
 class JobTable:
-    """Every read and every transition of jobs; safe to share between threads."""
+    """Every read and every transition of jobs; safe to share between threads.
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-        self._scripts: dict[str, Script] = {}
+    Every method waits for a Redis that is away, starting or full, up to `patience_s` seconds, and then raises
+    ServiceError; whatever it sent may be sent again.
+    """
+
+    def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
+        self.redis = client
+        self._scripts = Scripts(client, patience_s=patience_s)
+        self.control = Control(self._scripts)
+        self.roster = Roster(self._scripts)
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
@@ -131,10 +112,10 @@ class JobTable:
         Raises:
             UsageError: A job of that name exists with another spec.
         """
-        answer = self._run(
+        answer = self._scripts.run(
             "create",
             [JobKeys(job).hash, keys.JOBS, keys.ACTIVE],
-            [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s],
+            [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size],
         )
         if answer == b"differs":
             raise UsageError(
@@ -151,12 +132,12 @@ class JobTable:
         Raises:
             UsageError: The job holds other items in that place, or takes no more.
         """
-        answer = self._run(
+        answer = self._scripts.run(
             "add_chunk",
             JobKeys(job).parts("chunks", "items", "waiting"),
             [chunk.number, chunk.count, chunk.digest, chunk.payload],
         )
-        match _text(answer[0]):
+        match text(answer[0]):
             case "added":
                 return float(answer[1])
             case "same":
@@ -164,60 +145,91 @@ class JobTable:
             case "differs":
                 raise UsageError(f"job {job} was made from another source: choose another --name for this one")
             case "gone":
-                raise UnknownJob(_no_such(job))
+                raise UnknownJob(no_such(job))
             case state:
                 raise UsageError(f"job {job} takes no more images: it is {state}")
 
-    def close(self, job: str, *, chunks: int, items: int) -> None:
-        """Say that no more items come, and check that all that were sent are there.
+    def close(self, job: str, *, chunks: int, items: int) -> int:
+        """Say that no more items come, unless some of those that were sent are not there.
+
+        Returns:
+            How many images Redis holds; `items` when the ingest is closed. Redis may have lost its last second.
 
         Raises:
-            ServiceError: Redis lost some of them; submitting again under the same name sends what is missing.
+            UnknownJob: It has lost the whole job.
         """
-        answer = self._run("close", JobKeys(job).parts("chunks"), [chunks, items])
-        match _text(answer[0]):
-            case "gone":
-                raise UnknownJob(_no_such(job))
-            case "missing":
-                raise ServiceError(
-                    f"Redis holds {_text(answer[2])} of the {items} images sent for job {job}: "
-                    f"submit the same again with --name {job} to send what is missing"
-                )
+        answer = self._scripts.run("close", JobKeys(job).parts("chunks"), [chunks, items])
+        if answer[0] == b"gone":
+            raise UnknownJob(no_such(job))
+        return int(answer[2]) if answer[0] == b"missing" else items
+
+    def to_disk(self) -> None:
+        """Wait until what this process wrote last is on Redis' disk, where it has one and can tell (since 7.2)."""
+
+        def wait(client: redis.Redis) -> None:
+            with suppress(redis.exceptions.ResponseError):
+                client.waitaof(1, 0, 2000)
+
+        self._scripts.do(wait)
+
+    def chunks(self, job: str) -> dict[int, str]:
+        """The chunks of a job that are there: number → digest:count."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
+        return {int(number): text(value) for number, value in found.items()}
+
+    def fullness(self) -> float:
+        """The share of its `maxmemory` that Redis holds; 0 where it has no limit."""
+        info = self._scripts.do(lambda client: client.info("memory"))
+        limit = int(info.get("maxmemory", 0))
+        return int(info["used_memory"]) / limit if limit else 0.0
 
     def fail(self, job: str, sentence: str) -> None:
         """Bring a job to its end because of something that all its images share."""
-        self._run("fail", [JobKeys(job).hash], [sentence])
+        self._scripts.run("fail", [JobKeys(job).hash], [sentence])
 
     # -- the worker's side ---------------------------------------------------------------------------------------
 
     def annotate(self, job: str, **facts: str) -> None:
         """Keep facts that only a worker can know with a job that runs."""
-        self._run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
+        self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
-        values = cast("list[bytes | None]", self._redis.hmget(JobKeys(job).hash, FACTS))
-        return {name: _text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
+        values = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS)))
+        return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
         """Take a chunk for a time; None when there is nothing to do for this pointer.
 
         The same `claim_id` asking twice gets the same lease: its first reply may have been lost.
         """
-        answer = self._run(
+        answer = self._scripts.run(
             "claim",
-            JobKeys(job).parts("chunks", "items", "waiting", "leases", "holders", "attempts", "bits"),
-            [chunk, claim_id, lease_s, spec.chunk_size],
+            JobKeys(job).parts(
+                "chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "marks", "suspects"
+            ),
+            [chunk, claim_id, lease_s],
         )
         if answer[0] != b"claimed":
             return None
-        _, token, attempt, payload, states = answer
+        _, token, attempt, payload, states, suspects = answer
         pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
-        return Claim(job, chunk, token, attempt, spec, unpack(payload), pending)
+        weights = {int(offset): int(weight) for offset, weight in _SUSPECT.findall(text(suspects))}
+        return Claim(job, chunk, token, attempt, spec, unpack(payload), pending, weights)
 
-    def renew(self, claim: Claim, *, lease_s: float) -> bool:
-        """Keep the lease after progress; False makes the holder stop."""
-        answer = self._run("renew", JobKeys(claim.job).parts("leases", "holders"), [claim.chunk, claim.token, lease_s])
+    def renew(self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None) -> bool:
+        """Keep the lease after progress; False makes the holder stop.
+
+        Args:
+            claim: The chunk in hand.
+            lease_s: How long it stays ours from now.
+            marked: Offsets of the items that are about to be decoded or computed, which come under suspicion if this
+                process dies; as they were when absent.
+        """
+        marks = [] if marked is None else [",".join(map(str, marked))]
+        answer = self._scripts.run(
+            "renew", JobKeys(claim.job).parts("leases", "holders", "marks"), [claim.chunk, claim.token, lease_s, *marks]
+        )
         return bool(answer == b"renewed")
 
     def commit(
@@ -232,37 +244,62 @@ class JobTable:
             lease_s: The lease that goes on if the chunk is not complete.
         """
         first = claim.index(0)
-        arguments: list[Any] = [claim.chunk, claim.token, lease_s, claim.spec.chunk_size, len(done), *done]
+        arguments: list[Any] = [claim.chunk, claim.token, lease_s, len(done), *done]
         for failure in failed:
             arguments += [failure.index - first, failure.reason, failure.model_dump_json(exclude_none=True)]
-        answer = self._run("commit", JobKeys(claim.job).parts(*_PARTS), arguments)
+        answer = self._scripts.run("commit", JobKeys(claim.job).parts(*keys.JOB_PARTS), arguments)
         if answer[0] != b"committed":
             return None
-        return Committed(answer[1], answer[2], bool(answer[3]), JobState(_text(answer[4])))
+        return Committed(answer[1], answer[2], bool(answer[3]), JobState(text(answer[4])))
 
     def release(self, claim: Claim) -> float | None:
-        """Give the chunk back unfinished; the time to publish its pointer with, or None if it was not ours any more."""
-        answer = self._run(
+        """Give the chunk back unfinished.
+
+        Returns:
+            The time to publish its pointer with; None if it was not ours any more, or the job is paused.
+        """
+        answer = self._scripts.run(
             "release",
-            JobKeys(claim.job).parts("waiting", "leases", "holders", "attempts"),
+            JobKeys(claim.job).parts("waiting", "leases", "holders", "attempts", "marks"),
             [claim.chunk, claim.token],
         )
-        return float(answer[1]) if answer[0] == b"released" else None
+        return _published_at(answer)
 
-    def finalise(self, job: str, who: str) -> tuple[JobState, datetime] | None:
-        """Become the one who writes the job's summary: the end it will enter and the time; None if it is not ours."""
-        answer = self._run("finalise", JobKeys(job).parts("finaliser"), [who, FINALISER_LEASE_S])
+    def bury(self, job: str, chunk: int, *, claim_id: str, weight: int) -> float | None:
+        """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
+
+        Args:
+            job: Its id.
+            chunk: Which one.
+            claim_id: The dead holder's.
+            weight: How much this death speaks against an item that was alone under the holder's mark.
+
+        Returns:
+            As `release`.
+        """
+        answer = self._scripts.run(
+            "bury",
+            JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects"),
+            [chunk, claim_id, weight],
+        )
+        return _published_at(answer)
+
+    def finalise(self, job: str, who: str, *, lease_s: float = FINALISER_LEASE_S) -> Finalising | None:
+        """Become the one who writes the job's summary; None if it is not ours."""
+        answer = self._scripts.run("finalise", JobKeys(job).parts("finaliser"), [who, lease_s])
         if answer[0] != b"yours":
             return None
-        return JobState(_text(answer[1])), to_time(answer[2])
+        return Finalising(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]))
 
-    def finish(self, job: str, who: str, end: JobState, finished_at: datetime) -> bool:
+    def finish(self, job: str, who: str, mine: Finalising) -> bool:
         """Enter the end; False when somebody else did."""
         names = JobKeys(job)
-        answer = self._run(
+        first = ("items", "waiting", "leases", "holders", "attempts", "marks", "suspects")
+        others = [part for part in keys.JOB_PARTS if part not in first]
+        answer = self._scripts.run(
             "finish",
-            [names.hash, keys.ACTIVE, names.part("finaliser"), *(names.part(part) for part in _PARTS)],
-            [who, job, end.value, f"{finished_at.timestamp():.3f}"],
+            [names.hash, keys.ACTIVE, names.part("finaliser"), *map(names.part, (*first, *others))],
+            [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation],
         )
         return bool(answer == b"ended")
 
@@ -270,51 +307,34 @@ class JobTable:
 
     def active(self) -> list[str]:
         """Jobs that have not ended."""
-        members = cast("set[bytes]", self._redis.smembers(keys.ACTIVE))
-        return sorted(_text(member) for member in members)
+        members = self._scripts.do(lambda client: cast("set[bytes]", client.smembers(keys.ACTIVE)))
+        return sorted(text(member) for member in members)
 
     def forget_active(self, job: str) -> None:
         """Drop a job that is not there from the set of active ones."""
-        self._redis.srem(keys.ACTIVE, job)
+        self._scripts.do(lambda client: client.srem(keys.ACTIVE, job))
+
+    def forget_expired(self, at_most: int = 100) -> None:
+        """Drop the oldest jobs whose lifetime is over from the list of jobs."""
+
+        def forget(client: redis.Redis) -> None:
+            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, at_most - 1)):
+                if not client.exists(JobKeys(text(name)).hash):
+                    client.zrem(keys.JOBS, name)
+
+        self._scripts.do(forget)
 
     def reconcile(self, job: str, *, lost_before: float, at_most: int = 100) -> tuple[str, Reconciled]:
         """Find chunks whose lease ran out or that wait since before `lost_before`, and give them a new publish time."""
-        answer = self._run(
+        answer = self._scripts.run(
             "reconcile",
-            JobKeys(job).parts("waiting", "leases", "holders"),
-            [f"{lost_before:.3f}", at_most, SILENT_INGEST_S, BROKEN_OFF],
+            JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects"),
+            [f"{lost_before:.3f}", at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S],
         )
-        state = _text(answer[0])
+        state = text(answer[0])
         if state == "gone":
             return state, Reconciled(0, [], [])
         return state, Reconciled(float(answer[1]), [int(c) for c in answer[2]], [int(c) for c in answer[3]])
-
-    def lead_reconciler(self, who: str, for_s: float) -> bool:
-        """Whether this process is the one that reconciles for the next interval."""
-        return bool(self._redis.set(keys.RECONCILER, who, nx=True, px=max(1, int(for_s * 1000))))
-
-    def beat(self, worker: str) -> None:
-        """Say that a worker is alive."""
-        self._redis.zadd(keys.WORKERS, {worker: self.now()})
-
-    def retire(self, worker: str) -> None:
-        """Say that a worker is gone."""
-        self._redis.zrem(keys.WORKERS, worker)
-        self._redis.hdel(keys.PROBLEMS, worker)
-
-    def complain(self, worker: str, sentence: str) -> None:
-        """Say what keeps a worker from working; whoever looks at a job sees it."""
-        self._redis.hset(keys.PROBLEMS, worker, sentence)
-        self._redis.expire(keys.PROBLEMS, PROBLEM_LIFETIME_S)
-
-    def recovered(self, worker: str) -> None:
-        """Say that nothing keeps a worker from working any more."""
-        self._redis.hdel(keys.PROBLEMS, worker)
-
-    def now(self) -> float:
-        """The server's time in seconds since 1970."""
-        seconds, micros = self._redis.time()
-        return seconds + micros / 1e6
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -324,11 +344,13 @@ class JobTable:
         Raises:
             JobError: Another version of this program wrote it.
         """
-        text, state = cast("list[bytes | None]", self._redis.hmget(JobKeys(job).hash, ("spec", "state")))
-        if text is None or state is None:
+        written, state = self._scripts.do(
+            lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, ("spec", "state")))
+        )
+        if written is None or state is None:
             return None
         try:
-            return JobSpec.model_validate_json(text), JobState(_text(state))
+            return JobSpec.model_validate_json(written), JobState(text(state))
         except ValidationError:
             raise JobError(f"job {job} was written by another version of gradcam-queue: update this one") from None
 
@@ -340,51 +362,34 @@ class JobTable:
         """
         names = [*JobKeys(job).parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         # A missing last element is how Lua says nil.
-        values, reasons, workers, *problem = self._run("status", names, [WORKER_SILENT_S, *FIELDS])
-        fields = {name: _text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
+        values, reasons, workers, *problem = self._scripts.run("status", names, [WORKER_SILENT_S, *FIELDS])
+        fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
-            raise UnknownJob(_no_such(job))
-        counts = {_text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
-        return make_status(job, fields, counts, workers, _text(problem[0]) if problem and problem[0] else None)
+            raise UnknownJob(no_such(job))
+        counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
+        return make_status(job, fields, counts, workers, text(problem[0]) if problem and problem[0] else None)
 
     def jobs(self, *, limit: int, offset: int = 0) -> list[JobStatus]:
         """Jobs, newest first; those whose lifetime is over drop out."""
-        names = cast("list[bytes]", self._redis.zrevrange(keys.JOBS, offset, offset + limit - 1))
+        names = self._scripts.do(
+            lambda client: cast("list[bytes]", client.zrevrange(keys.JOBS, offset, offset + limit - 1))
+        )
         found = []
         for name in names:
             try:
-                found.append(self.status(_text(name)))
+                found.append(self.status(text(name)))
             except UnknownJob:
-                self._redis.zrem(keys.JOBS, name)
+                continue  # The reconciler drops it.
         return found
 
     def failures(self, job: str) -> Iterator[Failure]:
-        """The failed images of a job, in no particular order.
+        """The failed images of a job, in order.
 
         Raises:
             UnknownJob: There is no such job.
         """
-        names = JobKeys(job)
-        if not self._redis.exists(names.hash):
-            raise UnknownJob(_no_such(job))
-        for _, text in self._redis.hscan_iter(names.part("failures"), count=500):
-            yield Failure.model_validate_json(text)
-
-    def _run(self, name: str, names: list[str], arguments: Sequence[Any]) -> Any:
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self._redis.register_script(_source(name))
-        return script(keys=names, args=list(arguments))
+        yield from self.control.failures(job, self.status(job).total)
 
 
-def _source(name: str) -> str:
-    lua = files("producer.jobs.lua")
-    return "\n".join((lua / f"{part}.lua").read_text() for part in (*_LIBRARY, name))
-
-
-def _text(value: bytes) -> str:
-    return value.decode()
-
-
-def _no_such(job: str) -> str:
-    return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"
+def _published_at(answer: list[bytes]) -> float | None:
+    return float(answer[1]) if answer[0] == b"released" and answer[2] == b"running" else None

@@ -193,7 +193,7 @@ def test_messages_that_point_to_nothing_are_dropped_and_the_worker_goes_on(clien
     app = queue.make_app(os.environ["GRADCAM_REDIS_URL"])
     for args in (("no-such-job", 0), ("x", -1), (["list"], {"a": 1}), ()):
         app.send_task(queue.TASK, args=args, queue="high")
-    client.table._redis.lpush("gradcam:queue:high", b"garbage")
+    client.table.redis.lpush("gradcam:queue:high", b"garbage")
     job = client.submit([str(PHOTOS / "coffee.png")], network=NETWORK)
     assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
 
@@ -202,7 +202,7 @@ def test_a_lost_message_is_published_again(client: Client, worker: Stack) -> Non
     """The queue may lose pointers: the job table knows what waits."""
     worker.stop_worker()
     job = client.submit([str(PHOTOS / "coffee.png"), str(PHOTOS / "camera.png")], network=NETWORK, chunk_size=1)
-    assert client.table._redis.delete("gradcam:queue:default") == 1
+    assert client.table.redis.delete("gradcam:queue:default") == 1
     worker.start_worker()
     assert client.wait(job, timeout_s=90).done == 2
 
@@ -232,7 +232,7 @@ def test_a_worker_process_killed_at_work_loses_nothing(client: Client, own_worke
     images = [str(PHOTOS / "coffee.png")] * 12
     job = client.submit(images, network="resnet50", weight_path="random", chunk_size=12, outputs=["cam"])
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not client.table._redis.zcard(f"gradcam:job:{job}:leases"):
+    while time.monotonic() < deadline and not client.table.redis.zcard(f"gradcam:job:{job}:leases"):
         time.sleep(0.05)
     child_of(own_worker).kill()
     status = client.wait(job, timeout_s=120)
@@ -253,8 +253,8 @@ def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(client: Clie
     status = client.status(job)
     assert 0 < status.done < 400
     # Given back at once: no lease is waited for.
-    assert client.table._redis.zcard(f"gradcam:job:{job}:leases") == 0
-    assert client.table._redis.zcard(f"gradcam:job:{job}:waiting") == 1
+    assert client.table.redis.zcard(f"gradcam:job:{job}:leases") == 0
+    assert client.table.redis.zcard(f"gradcam:job:{job}:waiting") == 1
     client.table.fail(job, "enough")
 
 

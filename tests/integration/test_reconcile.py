@@ -114,5 +114,5 @@ def test_a_job_whose_finaliser_died_gets_its_end(bench: Bench) -> None:
 
 
 def test_one_worker_reconciles_at_a_time(bench: Bench) -> None:
-    assert bench.table.lead_reconciler("a", 10)
-    assert not bench.table.lead_reconciler("b", 10)
+    assert bench.table.roster.lead("a", 10)
+    assert not bench.table.roster.lead("b", 10)

@@ -12,3 +12,8 @@ end
 local function write_bit(key, index, value)
   redis.call('BITFIELD', key, 'SET', 'u2', '#' .. index, value)
 end
+
+-- How many items a chunk has, by its entry in `chunks` (digest:count).
+local function count_of(chunks, chunk)
+  return tonumber(string.match(redis.call('HGET', chunks, chunk) or ':0', ':(%d+)$'))
+end

@@ -1,10 +1,11 @@
 -- Take a chunk for `lease` seconds. The same claim id asking again (its first reply was lost) gets the same lease.
--- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits
--- ARGV  1 chunk  2 claim id  3 lease (s)  4 chunk size
--- gives {'claimed', token, attempt, payload, states of its items} | {'gone'|'complete'|'leased'|state}
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return {'gone'} end
-if state ~= 'running' then return {state} end
+-- A token never comes twice, also when Redis lost its last second: it is never less than the time in milliseconds.
+-- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 marks  10 suspects
+-- ARGV  1 chunk  2 claim id  3 lease (s)
+-- gives {'claimed', token, attempt, payload, states of its items, suspects} | {'gone'|'complete'|'leased'|state}
+local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token')
+if not f[1] then return {'gone'} end
+if f[1] ~= 'running' then return {f[1]} end
 local payload = redis.call('HGET', KEYS[3], ARGV[1])
 if not payload then return {'complete'} end
 local t = now()
@@ -16,13 +17,14 @@ if deadline and tonumber(deadline) > t then
   if holder ~= (token or '') .. ':' .. ARGV[2] then return {'leased'} end
   attempt = redis.call('HGET', KEYS[7], ARGV[1])
 else
-  token = redis.call('HINCRBY', KEYS[1], 'token', 1)
+  if deadline then note_death(KEYS[9], KEYS[10], ARGV[1], 1) end
+  token = string.format('%.0f', math.max(tonumber(f[3]) + 1, math.floor(t * 1000)))
   attempt = redis.call('HINCRBY', KEYS[7], ARGV[1], 1)
+  redis.call('HSET', KEYS[1], 'token', token)
   redis.call('HSET', KEYS[6], ARGV[1], token .. ':' .. ARGV[2])
   redis.call('HSETNX', KEYS[1], 'started_at', stamp(t))
 end
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[5], stamp(t + tonumber(ARGV[3])), ARGV[1])
-local count = tonumber(string.match(redis.call('HGET', KEYS[2], ARGV[1]), ':(%d+)$'))
-local states = read_bits(KEYS[8], tonumber(ARGV[1]) * tonumber(ARGV[4]), count)
-return {'claimed', tonumber(token), tonumber(attempt), payload, states}
+local states = read_bits(KEYS[8], tonumber(ARGV[1]) * tonumber(f[2]), count_of(KEYS[2], ARGV[1]))
+return {'claimed', tonumber(token), tonumber(attempt), payload, states, redis.call('HGET', KEYS[10], ARGV[1]) or ''}

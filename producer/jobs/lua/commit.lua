@@ -1,30 +1,28 @@
 -- Record ends of items: pending -> done|failed, failed -> done. Counters move only where a bit changes, so that a
 -- repeated, late or lost call counts nothing twice. The holder of an old token may record `done` and nothing else.
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 failures  10 reasons
--- ARGV  1 chunk  2 token  3 lease (s)  4 chunk size  5 how many done
+--       11 marks  12 suspects
+-- ARGV  1 chunk  2 token  3 lease (s)  4 how many done
 --       then the offsets of the done, then offset, reason, failure (JSON) of each failed
 -- gives {'committed', newly done, newly failed, 1 if the chunk is complete, state} | {'gone'|state of a job that has ended}
-local f = redis.call('HMGET', KEYS[1], 'state', 'started_at')
+local f = redis.call('HMGET', KEYS[1], 'state', 'started_at', 'chunk_size')
 local state = f[1]
 if not state then return {'gone'} end
 if state ~= 'running' and state ~= 'paused' then return {state} end
-local chunk, token, size, n = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
-local first = tonumber(chunk) * size
-local known = redis.call('HGET', KEYS[2], chunk)
-if not known then return {'gone'} end
-local count = tonumber(string.match(known, ':(%d+)$'))
+local chunk, token, n = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local first = tonumber(chunk) * tonumber(f[3])
+local count = count_of(KEYS[2], chunk)
+if count == 0 then return {'gone'} end
 local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') == token
 local states = read_bits(KEYS[8], first, count)
 local done, failed, healed = 0, 0, 0
 
-for i = 6, 5 + n do
+for i = 5, 4 + n do
   local offset = tonumber(ARGV[i])
   local old = states[offset + 1]
   if old == 0 or old == 2 then
     if old == 2 then
-      local reason = cjson.decode(redis.call('HGET', KEYS[9], first + offset)).reason
-      if redis.call('HINCRBY', KEYS[10], reason, -1) <= 0 then redis.call('HDEL', KEYS[10], reason) end
-      redis.call('HDEL', KEYS[9], first + offset)
+      forget_failure(KEYS[9], KEYS[10], first + offset)
       healed = healed + 1
     end
     write_bit(KEYS[8], first + offset, 1)
@@ -33,7 +31,7 @@ for i = 6, 5 + n do
   end
 end
 if mine then
-  for i = 6 + n, #ARGV, 3 do
+  for i = 5 + n, #ARGV, 3 do
     local offset = tonumber(ARGV[i])
     if states[offset + 1] == 0 then
       write_bit(KEYS[8], first + offset, 2)
@@ -55,6 +53,8 @@ if pending == 0 then
   redis.call('ZREM', KEYS[5], chunk)
   redis.call('HDEL', KEYS[6], chunk)
   redis.call('HDEL', KEYS[7], chunk)
+  redis.call('HDEL', KEYS[11], chunk)
+  redis.call('HDEL', KEYS[12], chunk)
 elseif mine then
   redis.call('ZADD', KEYS[5], stamp(now() + tonumber(ARGV[3])), chunk)
 end

@@ -5,5 +5,6 @@
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'gone' end
 if state ~= 'running' and state ~= 'paused' then return state end
-redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', ARGV[1], 'state', 'finalizing', 'ingest', 'closed')
+redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', ARGV[1], 'state', 'finalizing')
+redis.call('HDEL', KEYS[1], 'reopening')
 return 'finalizing'

@@ -1,7 +1,7 @@
 -- Give a chunk back unfinished; this attempt is not held against its images.
--- KEYS  1 job  2 waiting  3 leases  4 holders  5 attempts
+-- KEYS  1 job  2 waiting  3 leases  4 holders  5 attempts  6 marks
 -- ARGV  1 chunk  2 token
--- gives {'released', time published} | {'lost'} | {'gone'} | {state of a job that has ended}
+-- gives {'released', time published, state} | {'lost'} | {'gone'} | {state of a job that has ended}
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'gone'} end
 -- Its keys have their lifetime by now; a new one would stay for ever.
@@ -10,6 +10,7 @@ if string.match(redis.call('HGET', KEYS[4], ARGV[1]) or '', '^(%d+):') ~= ARGV[2
 local t = stamp(now())
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[6], ARGV[1])
 redis.call('HINCRBY', KEYS[5], ARGV[1], -1)
 redis.call('ZADD', KEYS[2], t, ARGV[1])
-return {'released', t}
+return {'released', t, state}

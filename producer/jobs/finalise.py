@@ -1,4 +1,4 @@
-"""A job whose images all have their end gets its summary, then enters its end; once, whoever does it."""
+"""A job's summary in the object store, at its beginning and its end, which it enters once, whoever does it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 
 from producer.jobs import keys
-from producer.jobs.errors import JobError, StoreError
+from producer.jobs.errors import JobError, StoreError, UsageError
+from producer.jobs.spec import JobSpec
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 
@@ -23,11 +24,10 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     mine = table.finalise(job, who)
     if mine is None:
         return False
-    end, finished_at = mine
     found = table.spec(job)
     if found is None:
         return False
-    status = table.status(job).model_copy(update={"state": end, "finished_at": finished_at})
+    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
     summary = {
@@ -41,10 +41,34 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     except (JobError, StoreError) as error:
         # A bucket that is gone may be the very reason why the job ends; it has to end all the same.
         log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
-    ended = table.finish(job, who, end, finished_at)
+    ended = table.finish(job, who, mine)
     if ended:
-        log.info("action=job_ended job=%s The job has ended: %s.", job, end)
+        log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
     return ended
+
+
+def begin(storage: Storage, job: str, spec: JobSpec) -> None:
+    """Write down what a job computes before it begins: were Redis wiped, its name and pictures still belong to it.
+
+    Raises:
+        UsageError: The store holds a job of that name with another spec.
+        StoreError, JobError, WorkerError: The store cannot be used.
+    """
+    key = keys.summary(storage.prefix, job)
+    if storage.size(key) is None:
+        storage.put(key, json.dumps({"spec": spec.model_dump(mode="json")}, indent=1).encode())
+        return
+    try:
+        known = JobSpec.model_validate(json.loads(storage.get(key))["spec"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{storage.uri(key)} is not one of ours, or of another version: choose another --name"
+        ) from None
+    if known != spec:
+        raise UsageError(
+            f"the store holds a job named {job} with other parameters: choose another --name, or give the same "
+            "parameters"
+        )
 
 
 def versions(*names: str) -> dict[str, str]:

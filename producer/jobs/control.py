@@ -1,0 +1,154 @@
+"""What a user does with a job that is there: cancel, pause, resume, and try its failed images again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from producer.jobs import keys
+from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.keys import JobKeys
+from producer.jobs.spec import Failure, Item, unpack
+from producer.jobs.states import ItemState, JobState
+
+if TYPE_CHECKING:
+    from producer.jobs.scripts import Scripts
+
+BROKEN_OFF = "its submission was broken off; submit it again"
+_STATES_AT_ONCE = 65_536
+_FAILURES_AT_ONCE = 500
+#: byte → the states of its four items, the first in the highest bits.
+_FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
+
+
+class Control:
+    """The verbs of `gradcam cancel | pause | resume | retry | audit` on the job table."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    def cancel(self, job: str) -> JobState:
+        """Stop a job for good; where it stands then. Raises UnknownJob."""
+        return self._control("cancel", job)
+
+    def pause(self, job: str) -> JobState:
+        """Hand out nothing more until it is resumed; where it stands then. Raises UnknownJob."""
+        return self._control("pause", job)
+
+    def resume(self, job: str) -> JobState:
+        """Go on with a paused job; where it stands then. Raises UnknownJob."""
+        return self._control("resume", job)
+
+    def _control(self, verb: str, job: str) -> JobState:
+        state = text(self._scripts.run(verb, [JobKeys(job).hash], []))
+        if state == "gone":
+            raise UnknownJob(no_such(job))
+        return JobState(state)
+
+    def retry(self, job: str, *, retry_id: str, reason: str | None = None, repair: bool = False) -> int:
+        """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
+
+        Args:
+            job: Its id.
+            retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
+            reason: Only items that failed for it are going to be reopened.
+            repair: Done items are going to be reopened.
+
+        Returns:
+            The number of the generation.
+
+        Raises:
+            UnknownJob: There is no such job, or its lifetime is over.
+            UsageError: It cannot be tried again, or nothing failed.
+        """
+        names = JobKeys(job)
+        others = [names.part(part) for part in keys.JOB_PARTS if part != "reasons"]
+        answer = self._scripts.run(
+            "retry",
+            [names.hash, keys.ACTIVE, names.part("reasons"), *others],
+            [job, retry_id, reason or "", int(repair)],
+        )
+        match text(answer[0]):
+            case "begun":
+                return int(answer[1])
+            case "gone":
+                raise UnknownJob(no_such(job))
+            case "nothing":
+                why = f" with the reason {reason!r}; `gradcam status {job}` lists the reasons" if reason else ""
+                raise UsageError(f"job {job} has no failed images{why}")
+            case "open":
+                raise UsageError(f"job {job} was never sent whole: {BROKEN_OFF}")
+            case "cancelled":
+                raise UsageError(f"job {job} was cancelled: submit it again under another name")
+            case state:
+                raise UsageError(f"job {job} has not ended, it is {state}: wait for it, or cancel it")
+
+    def reopen(self, job: str, generation: int, chunk: int, payload: bytes, offsets: Sequence[int]) -> float | None:
+        """Make items pending again, chunk by chunk in ascending order.
+
+        Args:
+            job: Its id.
+            generation: As `retry` gave it.
+            chunk: Which one.
+            payload: The items to work at, with those the chunk still holds: `items_of`.
+            offsets: Which items.
+
+        Returns:
+            The time to publish the chunk's pointer with; None when it was reopened before, or the job went on.
+        """
+        answer = self._scripts.run(
+            "reopen",
+            JobKeys(job).parts("items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects"),
+            [chunk, generation, payload, *offsets],
+        )
+        return float(answer[1]) if answer[0] == b"reopened" else None
+
+    def reopened(self, job: str, generation: int) -> None:
+        """Say that everything is reopened: the job may end again."""
+        self._scripts.run("reopened", [JobKeys(job).hash], [generation])
+
+    def items_of(self, job: str, chunk: int) -> dict[int, Item]:
+        """The items a chunk still holds, by their offset; none when it is complete."""
+        payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
+        return unpack(cast("bytes", payload)) if payload else {}
+
+    def states(self, job: str, total: int) -> Iterator[tuple[int, bytes]]:
+        """The state of every item, as index of the first and one byte (an ItemState) an item, in pieces.
+
+        Memory stays flat: a piece is of 65,536 items.
+        """
+        for first in range(0, total, _STATES_AT_ONCE):
+            start = first // 4
+            packed = self._scripts.do(
+                lambda client, start=start: cast(  # type: ignore[misc]
+                    "bytes", client.getrange(JobKeys(job).part("bits"), start, start + _STATES_AT_ONCE // 4 - 1)
+                )
+            )
+            found = b"".join(_FOUR_STATES[byte] for byte in packed).ljust(_STATES_AT_ONCE, b"\0")
+            yield first, found[: total - first]
+
+    def failures(self, job: str, total: int) -> Iterator[Failure]:
+        """The failures of a job of so many items, in order; memory stays flat."""
+        for first, states in self.states(job, total):
+            failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
+            for start in range(0, len(failed), _FAILURES_AT_ONCE):
+                yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
+
+    def failures_at(self, job: str, indices: Sequence[int]) -> list[Failure]:
+        """The failures of those of the items that failed."""
+        found = self._scripts.do(
+            lambda client: cast(
+                "list[bytes | None]", client.hmget(JobKeys(job).part("failures"), [str(index) for index in indices])
+            )
+        )
+        return [Failure.model_validate_json(line) for line in found if line is not None]
+
+
+def no_such(job: str) -> str:
+    """What is said of a job that is not there."""
+    return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"
+
+
+def text(value: bytes) -> str:
+    """A word of Redis."""
+    return value.decode()

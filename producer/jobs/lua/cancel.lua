@@ -1,0 +1,9 @@
+-- Somebody stops the job: what is done stays done, no bit is touched, nothing more is handed out or taken in.
+-- KEYS  1 job
+-- gives state | 'gone'
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 'gone' end
+if state ~= 'running' and state ~= 'paused' then return state end
+redis.call('HSET', KEYS[1], 'outcome', 'cancelled', 'state', 'finalizing')
+redis.call('HDEL', KEYS[1], 'reopening')
+return 'finalizing'

@@ -1,0 +1,8 @@
+-- Nothing more is handed out until the job is resumed; holders stop after the batch in hand, which may be committed.
+-- KEYS  1 job
+-- gives state | 'gone'
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 'gone' end
+if state ~= 'running' then return state end
+redis.call('HSET', KEYS[1], 'state', 'paused')
+return 'paused'

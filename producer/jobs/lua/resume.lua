@@ -1,0 +1,8 @@
+-- A paused job goes on. Pointers that workers read and dropped meanwhile are lost ones: the reconciler finds them.
+-- KEYS  1 job
+-- gives state | 'gone'
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 'gone' end
+if state ~= 'paused' then return state end
+redis.call('HSET', KEYS[1], 'state', 'running')
+return 'running'

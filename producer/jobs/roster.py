@@ -1,0 +1,51 @@
+"""Which workers there are, what keeps them from working, and which of them looks for lost work now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from producer.jobs import keys
+
+if TYPE_CHECKING:
+    from producer.jobs.scripts import Scripts
+
+#: A worker not heard of for this long does not count as alive.
+WORKER_SILENT_S = 60
+#: A problem that is not told again is over, or its worker is.
+PROBLEM_LIFETIME_S = 120
+
+
+class Roster:
+    """The workers, as they tell of themselves."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    def beat(self, worker: str) -> None:
+        """Say that a worker is alive."""
+        now = self.now()
+        self._scripts.do(lambda client: client.zadd(keys.WORKERS, {worker: now}))
+
+    def retire(self, worker: str) -> None:
+        """Say that a worker is gone."""
+        self._scripts.do(lambda client: client.zrem(keys.WORKERS, worker))
+        self.recovered(worker)
+
+    def complain(self, worker: str, sentence: str) -> None:
+        """Say what keeps a worker from working; whoever looks at a job sees it."""
+        self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
+        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, PROBLEM_LIFETIME_S))
+
+    def recovered(self, worker: str) -> None:
+        """Say that nothing keeps a worker from working any more."""
+        self._scripts.do(lambda client: client.hdel(keys.PROBLEMS, worker))
+
+    def lead(self, worker: str, for_s: float) -> bool:
+        """Whether this worker is the one that looks for lost work for so long."""
+        for_ms = max(1, int(for_s * 1000))
+        return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
+
+    def now(self) -> float:
+        """The server's time in seconds since 1970."""
+        seconds, micros = self._scripts.do(lambda client: client.time())
+        return seconds + micros / 1e6

@@ -1,0 +1,144 @@
+"""One image on its way through the stages, and what is written down of it at its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from producer.jobs import uris
+from producer.jobs.errors import GradcamError, ItemError
+from producer.jobs.spec import ExplainedClass, Failure, Item, Result
+from worker.guesses import guesses
+from worker.ledger import Ended
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from producer.jobs.table import Claim
+    from worker.decode import Picture
+    from worker.device import Explained
+    from worker.geometry import Frame
+    from worker.networks import Network
+
+log = logging.getLogger(__name__)
+
+#: Stages that talk to servers have limits of their own, with all their retries; this much later they hang.
+_NETWORK_S = 600.0
+
+
+@dataclass
+class Image:
+    """One item on its way through the stages."""
+
+    offset: int
+    item: Item
+    #: stage → seconds of work
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: The stage it is in and since when, in seconds of the monotonic clock.
+    stage: tuple[str, float] | None = None
+    #: The class asked for of this image alone.
+    asked: int | None = None
+    #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
+    picture: Picture | None = None
+    #: The way back to the original's geometry.
+    frame: Frame | None = None
+    #: What the network reads, (3, H, W).
+    input: NDArray[np.float32] | None = None
+    #: One a class, once explained.
+    explained: list[Explained] = field(default_factory=list)
+    #: Why it fails alone.
+    error: ItemError | None = None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Measure one stage's work on this image."""
+        started = time.monotonic()
+        self.stage = (stage, started)
+        try:
+            yield
+        finally:
+            self.stage = None
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 6)
+
+    def overdue(self, limit_s: float) -> str | None:
+        """The stage this image is in for longer than it may; None when it is not."""
+        stage = self.stage
+        if stage is None:
+            return None
+        name, since = stage
+        allowed_s = limit_s + (_NETWORK_S if name in {"fetch", "upload"} else 0)
+        return name if time.monotonic() - since > allowed_s else None
+
+
+class _Unexpected(ItemError):
+    """Something went wrong that nobody thought of; the worker's log has the details."""
+
+    reason = "internal"
+
+
+@contextmanager
+def own_fault(image: Image) -> Iterator[None]:
+    """What goes wrong with one image stays with it; other people's faults go on."""
+    try:
+        yield
+    except ItemError as error:
+        image.error = error
+    except GradcamError:
+        raise
+    except Exception as error:
+        # The edge of an item: a bug that one picture brings out must not take its neighbours along.
+        log.exception("action=item_bug A stage failed on %s.", uris.redact(image.item.uri))
+        image.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
+
+
+def failed(image: Image, claim: Claim) -> Ended:
+    """What is written down of an image that fails."""
+    error = image.error or _Unexpected("nothing came of it, and nothing says why")
+    index, message = claim.index(image.offset), str(error)[:500]
+    failure = Failure(index=index, item=image.item, reason=error.reason, message=message, attempts=claim.attempt)
+    result = Result(
+        index=index,
+        uri=uris.redact(image.item.uri),
+        id=image.item.id,
+        state="failed",
+        network=claim.spec.network,
+        seconds=image.seconds,
+        reason=error.reason,
+        message=message,
+    )
+    return Ended(image.offset, result, failure)
+
+
+def done(image: Image, claim: Claim, network: Network, flats: list[bool], objects: dict[str, str]) -> Ended:
+    """What is written down of an image whose pictures are in the object store."""
+    first = image.explained[0]
+    chosen, top5 = guesses(first.logits, first.class_id, network.categories)
+    several = [guesses(each.logits, each.class_id, network.categories)[0] for each in image.explained]
+    result = Result(
+        index=claim.index(image.offset),
+        uri=uris.redact(image.item.uri),
+        id=image.item.id,
+        state="done",
+        class_id=chosen.class_id,
+        class_name=chosen.class_name,
+        probability=chosen.probability,
+        top5=top5,
+        classes=tuple(
+            ExplainedClass(**guess.model_dump(), flat=flat) for guess, flat in zip(several, flats, strict=True)
+        )
+        if len(several) > 1
+        else (),
+        network=claim.spec.network,
+        layer=",".join(network.layer_names),
+        flat=flats[0],
+        guided_relus=first.guided_relus,
+        random_weights=network.random,
+        objects=objects,
+        seconds=image.seconds,
+    )
+    return Ended(image.offset, result, None)

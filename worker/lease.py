@@ -1,0 +1,107 @@
+"""A chunk in hand: its lease, and how long the step in hand may take before the process counts as hanging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from producer.jobs.errors import GradcamError, ServiceError
+
+if TYPE_CHECKING:
+    from producer.jobs.table import Claim, JobTable
+
+log = logging.getLogger(__name__)
+
+
+class LeaseLost(GradcamError):
+    """The chunk is not ours any more."""
+
+
+class Lease:
+    """Keeps a claimed chunk ours while each step is within its time; used in a `with`, by the thread that works.
+
+    A thread of its own renews the lease, since one step (loading a model, one batch on a slow processor) may take
+    longer than a lease. A dead or frozen process renews nothing; one that hangs renews until the step's time is over.
+    `busy_file` says all this to the parent process, which kills a child that hangs (`worker/watchdog.py`).
+
+    Args:
+        table: The job table.
+        claim: The chunk in hand.
+        claim_id: What it was claimed with.
+        lease_s: How long the chunk stays ours when this process dies.
+        busy_file: Exists while the chunk is in hand; its time is when the step in hand must be over.
+    """
+
+    def __init__(
+        self, table: JobTable, claim: Claim, *, claim_id: str, lease_s: float, busy_file: Path | None = None
+    ) -> None:
+        self._table, self._claim, self._claim_id, self._lease_s, self._file = table, claim, claim_id, lease_s, busy_file
+        self._until = 0.0
+        self._renewed = time.monotonic()
+        self._lost = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._file is not None:
+            words = {
+                "pid": os.getpid(),
+                "job": self._claim.job,
+                "chunk": self._claim.chunk,
+                "claim_id": self._claim_id,
+            }
+            partial = self._file.with_suffix(".new")
+            partial.write_text(json.dumps(words))
+            partial.replace(self._file)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def step(self, limit_s: float) -> None:
+        """Begin a step that may take so long.
+
+        Raises:
+            LeaseLost: The chunk is not ours any more, or the job goes no further.
+        """
+        if self._lost:
+            raise LeaseLost
+        self._until = time.monotonic() + limit_s
+        if self._file is not None:
+            until = time.time() + limit_s
+            with suppress(FileNotFoundError):  # the launcher's folder is gone: so are we, in a moment
+                os.utime(self._file, (until, until))
+
+    def mark(self, offsets: Sequence[int]) -> None:
+        """Say which items are about to be decoded or computed: they come under suspicion if this process dies now.
+
+        Raises:
+            LeaseLost: As `step`; known at once, so that a job which is cancelled or paused stops here.
+        """
+        self._renew(offsets)
+        if self._lost:
+            raise LeaseLost
+
+    def _keep(self) -> None:
+        while not self._over.wait(self._lease_s / 8):
+            due = time.monotonic() - self._renewed >= self._lease_s / 3
+            if due and not self._lost and time.monotonic() < self._until:
+                # Redis is away: it hands out our chunk no more than it renews it.
+                with suppress(ServiceError):
+                    self._renew(None)
+
+    def _renew(self, offsets: Sequence[int] | None) -> None:
+        if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets):
+            self._lost = True
+        self._renewed = time.monotonic()

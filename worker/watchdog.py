@@ -1,0 +1,100 @@
+"""The parent's eye on its child: one that hangs is killed, and what each death says of the images is weighed.
+
+This runs in the worker's main process, which has no torch and survives whatever an image does to the child.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+#: An image is convicted of killing its process when the deaths it was alone in weigh this much.
+CONVICTING: Final = 4
+#: A process that was killed from outside, or whose end nobody saw: it may have been a coincidence.
+UNKNOWN: Final = 1
+#: A process that crashed by itself, or was killed by the kernel for want of memory.
+CRASHED: Final = 2
+#: A process that hung until its time was over: that is no coincidence.
+HUNG: Final = 100
+
+_LOOK_EVERY_S = 1.0
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS})
+_SIGNAL, _EXIT = re.compile(r"signal (\d+)"), re.compile(r"exitcode (\d+)")
+_CGROUP, _VMSTAT = Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for want of memory, in our control group or, where it tells nothing, here."""
+    for path in (_CGROUP, _VMSTAT):
+        with suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def weigh(how: str, *, out_of_memory: bool) -> int:
+    """Weigh a death by the words of the pool, as `signal 11 (SIGSEGV)` or `exitcode 1`.
+
+    Args:
+        how: What the pool says.
+        out_of_memory: Whether the kernel killed for want of memory meanwhile.
+    """
+    if found := _SIGNAL.search(how):
+        number = int(found[1])
+        return CRASHED if number in _CRASHES or (number == signal.SIGKILL and out_of_memory) else UNKNOWN
+    return CRASHED if _EXIT.search(how) else UNKNOWN
+
+
+class Watchdog(threading.Thread):
+    """Kills a child whose step takes longer than it may; started in the main process.
+
+    Args:
+        busy_file: What `worker/lease.py` writes.
+        grace_s: How long after the step's time the child is killed.
+    """
+
+    def __init__(self, busy_file: Path, *, grace_s: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._file, self._grace_s = busy_file, grace_s
+        self._oom_kills = oom_kills()
+        #: Claims whose holder was killed because it hung.
+        self._hung: set[str] = set()
+
+    def run(self) -> None:
+        """Look, again and again."""
+        while True:
+            time.sleep(min(_LOOK_EVERY_S, self._grace_s))
+            self.look()
+
+    def look(self) -> None:
+        """Kill the child if its step takes longer than it may."""
+        try:
+            late_s = time.time() - self._file.stat().st_mtime
+            words = json.loads(self._file.read_text()) if late_s > self._grace_s else None
+        except (FileNotFoundError, ValueError):
+            return
+        if words is None or words["claim_id"] in self._hung:
+            return
+        log.error("action=hung job=%s chunk=%d The process hangs; it is killed.", words["job"], words["chunk"])
+        self._hung.add(words["claim_id"])
+        with suppress(ProcessLookupError):
+            os.kill(words["pid"], signal.SIGKILL)
+
+    def weight(self, claim_id: str, how: str) -> int:
+        """Weigh the death of the holder of a claim."""
+        self._file.unlink(missing_ok=True)
+        if claim_id in self._hung:
+            return HUNG
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return weigh(how, out_of_memory=self._oom_kills > before)
