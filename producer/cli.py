@@ -14,34 +14,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from producer.console import (
+    Examples,
+    end,
+    examples,
+    exit_code_of,
+    follow_job,
+    make_client,
+    make_talk,
+    one_line,
+    summary_of,
+)
+from producer.control_cli import COMMANDS
 from producer.jobs.errors import GradcamError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from producer.client import Client
-    from producer.jobs.spec import JobStatus
     from producer.sources import Source
 
 USAGE, SERVICE, BUG, INTERRUPTED = 2, 4, 70, 130
-_CODES = (
-    "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
-    "4 Redis or the object store cannot be used."
-)
-
-
-class _Examples(click.Command):
-    """A command whose epilog keeps its line breaks."""
-
-    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            formatter.write_paragraph()
-            for line in self.epilog.splitlines():
-                formatter.write(f"{line}\n")
-
-
-def _examples(*lines: str) -> str:
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", _CODES])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,8 +48,8 @@ def cli() -> None:
 
 
 @cli.command(
-    cls=_Examples,
-    epilog=_examples(
+    cls=Examples,
+    epilog=examples(
         "gradcam submit photos/ --network resnet50 --wait",
         "gradcam submit cat.jpg --network vgg16 --class-id 281 --output-dir results",
         "gradcam submit s3://bucket/a.jpg https://example.org/b.png --name audit-7 --json",
@@ -151,7 +144,7 @@ def submit(
 
     # What was typed is looked at before the settings are: it is nearer to the one who typed it.
     images = expand([*source, *image_path])
-    client, talk = _client(), _talk()
+    client, talk = make_client(), make_talk()
     job = _submit(client, talk, images, outputs=_list(outputs), **parameters)
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
@@ -159,39 +152,39 @@ def submit(
         return
     if not as_json:
         click.echo(job)
-    status = _follow(client, talk, job)
+    status = follow_job(client, talk, job)
     if output_dir:
         _download(client, talk, job, output_dir)
     elif status.done:
         talk.print(f"the pictures: gradcam results {job} --output-dir results")
-    _end(status, as_json, talk)
+    end(status, as_json, talk)
 
 
 @cli.command(
-    cls=_Examples, epilog=_examples("gradcam status JOB", "gradcam status JOB --watch", "gradcam status JOB --json")
+    cls=Examples, epilog=examples("gradcam status JOB", "gradcam status JOB --watch", "gradcam status JOB --json")
 )
 @click.argument("job")
 @click.option("--watch", is_flag=True, help="Show progress until the job ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(job: str, watch: bool, as_json: bool) -> None:
     """Say where a job stands."""
-    client, talk = _client(), _talk()
-    found = _follow(client, talk, job) if watch else client.status(job)
-    click.echo(found.model_dump_json() if as_json else _summary(found))
-    sys.exit(_exit_code(found))
+    client, talk = make_client(), make_talk()
+    found = follow_job(client, talk, job) if watch else client.status(job)
+    click.echo(found.model_dump_json() if as_json else summary_of(found))
+    sys.exit(exit_code_of(found))
 
 
-@cli.command(name="list", cls=_Examples, epilog=_examples("gradcam list", "gradcam list --limit 100 --json"))
+@cli.command(name="list", cls=Examples, epilog=examples("gradcam list", "gradcam list --limit 100 --json"))
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_jobs(limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    found = _client().list(limit=limit)
+    found = make_client().list(limit=limit)
     if as_json:
         click.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return
     if not found:
-        _talk().print("no jobs yet: gradcam submit photos/")
+        make_talk().print("no jobs yet: gradcam submit photos/")
         return
     from rich.console import Console
 
@@ -201,24 +194,24 @@ def list_jobs(limit: int, as_json: bool) -> None:
     Console(width=200, markup=False, highlight=False).print(table(found), crop=False)
 
 
-@cli.command(cls=_Examples, epilog=_examples("gradcam failures JOB", "gradcam failures JOB --json | jq .item.uri"))
+@cli.command(cls=Examples, epilog=examples("gradcam failures JOB", "gradcam failures JOB --json | jq .item.uri"))
 @click.argument("job")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an image.")
 def failures(job: str, as_json: bool) -> None:
     """List the images of a job that failed, and why."""
-    for failure in _client().failures(job):
+    for failure in make_client().failures(job):
         if as_json:
             click.echo(failure.model_dump_json(exclude_none=True))
         else:
             named = failure.item.id or failure.item.uri
             click.echo(
-                "\t".join(_one_line(text) for text in (str(failure.index), failure.reason, named, failure.message))
+                "\t".join(one_line(text) for text in (str(failure.index), failure.reason, named, failure.message))
             )
 
 
 @cli.command(
-    cls=_Examples,
-    epilog=_examples("gradcam results JOB --output-dir results", "gradcam results JOB --json > results.jsonl"),
+    cls=Examples,
+    epilog=examples("gradcam results JOB --output-dir results", "gradcam results JOB --json > results.jsonl"),
 )
 @click.argument("job")
 @click.option("--output-dir", help="Download the pictures to this folder.  [default: results, without --json]")
@@ -227,12 +220,16 @@ def results(job: str, output_dir: str | None, as_json: bool) -> None:
     """Download a job's pictures, or print what is known of each image."""
     if output_dir is not None and not output_dir:
         raise UsageError("--output-dir needs the name of a folder")
-    client, talk = _client(), _talk()
+    client, talk = make_client(), make_talk()
     if as_json:
         for result in client.results(job):
             click.echo(result.model_dump_json(exclude_none=True))
     if output_dir or not as_json:
         _download(client, talk, job, output_dir or "results")
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> NoReturn:
@@ -284,24 +281,6 @@ def _is_redis(error: BaseException) -> bool:
     return bool(modules & {"redis", "kombu"})
 
 
-def _client() -> Client:
-    from producer.client import Client
-
-    return Client.from_env()
-
-
-def _talk() -> Console:
-    from rich.console import Console
-
-    # What users and images are called is shown as it is, not read as markup.
-    return Console(stderr=True, soft_wrap=True, markup=False)
-
-
-def _one_line(text: str) -> str:
-    """Without the characters that would break a line of columns, or the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -319,13 +298,16 @@ def _submit(client: Client, talk: Console, images: list[Source], **parameters: A
 
 def _send(client: Client, talk: Console, images: list[Source], **parameters: Any) -> str:
     if not talk.is_terminal:
-        return client.submit(images, **parameters)
+        return client.submit(images, waiting=talk.print, **parameters)
     from rich.progress import Progress
 
     with Progress(console=talk, transient=True) as bar:
         task = bar.add_task("sending", total=None)
         return client.submit(
-            images, progress=lambda sent, total: bar.update(task, completed=sent, total=total), **parameters
+            images,
+            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            waiting=lambda sentence: bar.update(task, description=sentence),
+            **parameters,
         )
 
 
@@ -333,41 +315,9 @@ def _print_submitted(client: Client, job: str, as_json: bool) -> None:
     click.echo(client.status(job).model_dump_json() if as_json else job)
 
 
-def _follow(client: Client, talk: Console, job: str) -> JobStatus:
-    from producer.watch import follow
-
-    try:
-        return follow(client.watch(job), talk)
-    except KeyboardInterrupt:
-        talk.print(f"job {job} goes on: gradcam status {job} --watch")
-        raise
-
-
 def _download(client: Client, talk: Console, job: str, output_dir: str) -> None:
     files = client.download(job, output_dir)
     talk.print(f"{len(files)} pictures in {output_dir}")
-
-
-def _summary(status: JobStatus) -> str:
-    from producer.watch import summary
-
-    return summary(status)
-
-
-def _exit_code(status: JobStatus) -> int:
-    from producer.watch import exit_code
-
-    return exit_code(status)
-
-
-def _end(status: JobStatus, as_json: bool, talk: Console) -> NoReturn:
-    if as_json:
-        click.echo(status.model_dump_json())
-    else:
-        talk.print(_summary(status))
-    if status.failed:
-        talk.print(f"why: gradcam failures {status.job}")
-    sys.exit(_exit_code(status))
 
 
 if __name__ == "__main__":

@@ -13,28 +13,33 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-import redis
-
-from producer.jobs.control import BROKEN_OFF
-from producer.jobs.errors import ServiceError, UsageError
+from producer.audit import Finding, audit
+from producer.audit import repair as set_right
+from producer.jobs.control import BROKEN_OFF, no_such
+from producer.jobs.errors import ServiceError, UnknownJob, UsageError, WorkerError
+from producer.jobs.finalise import begin, finalise
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
-from producer.jobs.spec import OUTPUTS, Failure, JobStatus, Result, checked_name, new_job_id
+from producer.jobs.spec import OUTPUTS, Failure, JobSpec, JobStatus, Result, checked_name, new_job_id
+from producer.jobs.states import TERMINAL, JobState
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from producer.results import download, read_results
+from producer.retry import retry_failed
 from producer.sources import Source, expand
 from producer.submit import Progress, Publish, make_spec, place_weights, read_labels, send
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
 _SLOWEST_LOOK_S = 2.0
-#: How long `watch` waits for a Redis that does not answer.
-_AWAY_S = 60.0
+#: How often a submission begins anew because Redis was wiped under it.
+_LIVES = 3
 
 
 class Client:
@@ -74,6 +79,7 @@ class Client:
         name: str | None = None,
         queue: str = "default",
         progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
     ) -> str:
         """Send images; returns when all are in the job table, long before they are explained.
 
@@ -99,6 +105,7 @@ class Client:
             name: The job's name and id; submitting the same again under it continues instead of doubling.
             queue: `high`, `default` or `low`.
             progress: Called with images sent and images in all.
+            waiting: Called with a sentence while Redis is too full to take more.
 
         Returns:
             The job's id.
@@ -135,16 +142,97 @@ class Client:
         self.storage.check()
         weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
         spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
-        self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
-        try:
-            publish = self._publisher(job, spec.queue)
-            send(self.table, self.storage, publish, job=job, spec=spec, sources=found, progress=progress)
-        except BaseException:
-            # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
-            if name is None:
-                self.table.fail(job, BROKEN_OFF)
-            raise
-        return job
+        if name is not None:
+            begin(self.storage, job, spec)
+        for _ in range(_LIVES):
+            self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            try:
+                send(
+                    self.table,
+                    self.storage,
+                    self._publisher(job, spec.queue),
+                    job=job,
+                    spec=spec,
+                    sources=found,
+                    progress=progress,
+                    waiting=waiting,
+                )
+            except UnknownJob:
+                continue  # Redis was wiped meanwhile.
+            except BaseException:
+                # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
+                if name is None:
+                    self.table.fail(job, BROKEN_OFF)
+                    self._finalise(job)
+                raise
+            # Where an earlier life of the job had done everything, no worker will come along to end it.
+            self._finalise(job)
+            return job
+        raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
+
+    # -- control ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, job: str) -> JobStatus:
+        """Stop a job for good: what is done stays, workers stop after the batch in hand.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has ended otherwise.
+        """
+        state = self.table.control.cancel(job)
+        if state in TERMINAL and state is not JobState.CANCELLED:
+            raise UsageError(f"job {job} has ended already: {state}")
+        self._finalise(job)
+        return self.status(job)
+
+    def pause(self, job: str) -> JobStatus:
+        """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
+        return self._not_ended(job, self.table.control.pause(job))
+
+    def resume(self, job: str) -> JobStatus:
+        """Go on with a paused job; workers hear of it within their reconciler's interval. Errors as `cancel`."""
+        return self._not_ended(job, self.table.control.resume(job))
+
+    def retry(self, job: str, *, reason: str | None = None) -> int:
+        """Try the failed images of a job that has ended once more, and nothing else; how many.
+
+        Args:
+            job: Its id.
+            reason: Only images that failed for it, such as `fetch` or `timeout`.
+
+        Raises:
+            UnknownJob: There is no such job, or its lifetime is over.
+            UsageError: It has not ended, was cancelled, or nothing failed.
+        """
+        return retry_failed(self.table, self._publisher(job, self._spec(job).queue), job, reason=reason)
+
+    def audit(self, job: str, *, repair: bool = False) -> Iterator[Finding]:
+        """Compare what is called done with the objects in the store; what is missing and what is extra.
+
+        Args:
+            job: Its id.
+            repair: Delete extra objects, and explain images with missing ones again.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It cannot be repaired: it has not ended, was cancelled, or only its source knows what is gone.
+        """
+        self._same_store(job)
+        if repair:
+            return set_right(self.table, self.storage, self._publisher(job, self._spec(job).queue), job)
+        return audit(self.table, self.storage, job)
+
+    def _not_ended(self, job: str, state: JobState) -> JobStatus:
+        if state in TERMINAL:
+            raise UsageError(f"job {job} has ended already: {state}")
+        return self.status(job)
+
+    def _finalise(self, job: str) -> None:
+        """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
+        with suppress(WorkerError):
+            finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
+
+    # -- looking ---------------------------------------------------------------------------------------------------
 
     def status(self, job: str) -> JobStatus:
         """Look at a job. Raises UnknownJob when there is none of that name."""
@@ -157,18 +245,12 @@ class Client:
             UnknownJob: There is no such job.
             ServiceError: Redis has been away for a minute.
         """
-        pause_s, seen = _FIRST_LOOK_S, time.monotonic()
+        pause_s = _FIRST_LOOK_S
         while True:
-            try:
-                status = self.status(job)
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-                if time.monotonic() - seen > _AWAY_S:
-                    raise ServiceError(f"Redis has been away for {_AWAY_S:.0f} s ({type(error).__name__})") from None
-            else:
-                seen = time.monotonic()
-                yield status
-                if status.ended:
-                    return
+            status = self.status(job)
+            yield status
+            if status.ended:
+                return
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
 
@@ -215,13 +297,18 @@ class Client:
         return Storage.from_settings(self._settings)
 
     def _same_store(self, job: str) -> None:
-        self.status(job)
-        found = self.table.spec(job)
-        if found and found[0].store not in {"", self.storage.place}:
+        store = self._spec(job).store
+        if store not in {"", self.storage.place}:
             raise UsageError(
-                f"the pictures of job {job} are in {found[0].store}, not in {self.storage.place}: "
+                f"the pictures of job {job} are in {store}, not in {self.storage.place}: "
                 "correct GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
             )
+
+    def _spec(self, job: str) -> JobSpec:
+        found = self.table.spec(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found[0]
 
     def _publisher(self, job: str, name: str) -> Publish:
         # Celery takes 0.2 s to import, and only submit needs it.
@@ -230,7 +317,9 @@ class Client:
         app = queue.make_app(self._settings.redis_url.get_secret_value())
 
         def publish(chunk: int, published_at: float) -> None:
-            queue.publish(app, job, chunk, queue=name, published_at=published_at)
+            # The job table knows that the chunk waits; the reconciler sends the pointer when the broker is back.
+            with suppress(queue.BrokerAway):
+                queue.publish(app, job, chunk, queue=name, published_at=published_at)
 
         return publish
 

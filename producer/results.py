@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -26,15 +26,29 @@ def read_results(storage: Storage, job: str) -> Iterator[Result]:
 
     Memory holds one chunk at a time.
     """
-    prefix = keys.manifest_prefix(storage.prefix, job)
-    for _, parts in groupby(storage.keys(prefix), key=lambda key: key.removeprefix(prefix).split("-", 1)[0]):
-        merged: dict[int, Result] = {}
-        for part in parts:
-            for line in storage.get(part).splitlines():
-                result = Result.model_validate_json(line)
-                if result.index not in merged or result.state == "done":
-                    merged[result.index] = result
+    for _, parts in manifest_parts(storage, job):
+        merged = merge(storage, parts)
         yield from (merged[index] for index in sorted(merged))
+
+
+def manifest_parts(storage: Storage, job: str) -> Iterator[tuple[int, list[str]]]:
+    """The manifest's objects, chunk by chunk in order; of each chunk in the order they were written."""
+    prefix = keys.manifest_prefix(storage.prefix, job)
+    for chunk, parts in groupby(storage.keys(prefix), key=lambda key: key.removeprefix(prefix).split("-", 1)[0]):
+        if chunk.isdigit():
+            yield int(chunk), list(parts)
+
+
+def merge(storage: Storage, parts: Iterable[str]) -> dict[int, Result]:
+    """What parts of a chunk's manifest say of each image: done beats failed, and a later word an earlier one."""
+    merged: dict[int, Result] = {}
+    for part in parts:
+        for line in storage.get(part).splitlines():
+            result = Result.model_validate_json(line)
+            known = merged.get(result.index)
+            if known is None or known.state != "done" or result.state == "done":
+                merged[result.index] = result
+    return merged
 
 
 def download(

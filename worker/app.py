@@ -104,9 +104,9 @@ def _child_died(task_id: str, exception: BaseException, args: tuple[Any, ...], *
     if not isinstance(exception, WorkerLostError) or len(args) != _POINTER_LENGTH:
         return
     claim_id = tasks.claim_id_of(settings.name, task_id)
-    weight = _watchdogs[0].weight(claim_id, str(exception)) if _watchdogs else UNKNOWN
+    weight, marked = _watchdogs[0].inquest(claim_id, str(exception)) if _watchdogs else (UNKNOWN, [])
     for reconciler in _reconcilers:
-        reconciler.report(Death(job=args[0], chunk=args[1], claim_id=claim_id, weight=weight))
+        reconciler.report(Death(job=args[0], chunk=args[1], claim_id=claim_id, weight=weight, marked=marked))
 
 
 @signals.worker_shutdown.connect

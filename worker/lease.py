@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +23,26 @@ log = logging.getLogger(__name__)
 
 class LeaseLost(GradcamError):
     """The chunk is not ours any more."""
+
+
+@dataclass(frozen=True)
+class Busy:
+    """What a child says of the chunk in its hand, in a file that its parent reads."""
+
+    pid: int
+    job: str
+    chunk: int
+    claim_id: str
+    #: Offsets of the items that it is about to decode or compute.
+    marked: list[int]
+
+    @classmethod
+    def read(cls, path: Path) -> Busy | None:
+        """What the file says; None when there is nothing in hand."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
 
 class Lease:
@@ -43,23 +64,14 @@ class Lease:
         self, table: JobTable, claim: Claim, *, claim_id: str, lease_s: float, busy_file: Path | None = None
     ) -> None:
         self._table, self._claim, self._claim_id, self._lease_s, self._file = table, claim, claim_id, lease_s, busy_file
-        self._until = 0.0
+        self._until = time.monotonic() + lease_s
         self._renewed = time.monotonic()
         self._lost = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._file is not None:
-            words = {
-                "pid": os.getpid(),
-                "job": self._claim.job,
-                "chunk": self._claim.chunk,
-                "claim_id": self._claim_id,
-            }
-            partial = self._file.with_suffix(".new")
-            partial.write_text(json.dumps(words))
-            partial.replace(self._file)
+        self._tell(())
         self._thread.start()
         return self
 
@@ -78,10 +90,7 @@ class Lease:
         if self._lost:
             raise LeaseLost
         self._until = time.monotonic() + limit_s
-        if self._file is not None:
-            until = time.time() + limit_s
-            with suppress(FileNotFoundError):  # the launcher's folder is gone: so are we, in a moment
-                os.utime(self._file, (until, until))
+        self._set_time()
 
     def mark(self, offsets: Sequence[int]) -> None:
         """Say which items are about to be decoded or computed: they come under suspicion if this process dies now.
@@ -89,9 +98,28 @@ class Lease:
         Raises:
             LeaseLost: As `step`; known at once, so that a job which is cancelled or paused stops here.
         """
+        self._tell(offsets)
         self._renew(offsets)
         if self._lost:
             raise LeaseLost
+
+    def _tell(self, marked: Sequence[int]) -> None:
+        """Tell the parent what is in hand; it may be the only one left to know."""
+        if self._file is None:
+            return
+        claim = self._claim
+        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, list(marked))
+        partial = self._file.with_suffix(".new")
+        with suppress(FileNotFoundError):  # the launcher's folder is gone: so are we, in a moment
+            partial.write_text(json.dumps(asdict(busy)))
+            partial.replace(self._file)
+        self._set_time()
+
+    def _set_time(self) -> None:
+        if self._file is not None:
+            until = time.time() + max(self._until - time.monotonic(), 0.0)
+            with suppress(FileNotFoundError):
+                os.utime(self._file, (until, until))
 
     def _keep(self) -> None:
         while not self._over.wait(self._lease_s / 8):

@@ -38,6 +38,8 @@ class Death:
     claim_id: str
     #: How much it speaks against an image that was alone under the mark.
     weight: int
+    #: What the child had marked.
+    marked: list[int]
 
 
 def reconcile(
@@ -154,7 +156,9 @@ class Reconciler(threading.Thread):
             )
 
     def _bury(self, death: Death) -> None:
-        published_at = self._table.bury(death.job, death.chunk, claim_id=death.claim_id, weight=death.weight)
+        published_at = self._table.bury(
+            death.job, death.chunk, claim_id=death.claim_id, weight=death.weight, marked=death.marked
+        )
         if published_at is not None:
             log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)
             self._republish(death.job, death.chunk, published_at)

@@ -5,7 +5,6 @@ This runs in the worker's main process, which has no torch and survives whatever
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,6 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from worker.lease import Busy
 
 log = logging.getLogger(__name__)
 
@@ -81,20 +82,27 @@ class Watchdog(threading.Thread):
         """Kill the child if its step takes longer than it may."""
         try:
             late_s = time.time() - self._file.stat().st_mtime
-            words = json.loads(self._file.read_text()) if late_s > self._grace_s else None
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return
-        if words is None or words["claim_id"] in self._hung:
+        busy = Busy.read(self._file) if late_s > self._grace_s else None
+        if busy is None or busy.claim_id in self._hung:
             return
-        log.error("action=hung job=%s chunk=%d The process hangs; it is killed.", words["job"], words["chunk"])
-        self._hung.add(words["claim_id"])
+        log.error("action=hung job=%s chunk=%d The process hangs; it is killed.", busy.job, busy.chunk)
+        self._hung.add(busy.claim_id)
         with suppress(ProcessLookupError):
-            os.kill(words["pid"], signal.SIGKILL)
+            os.kill(busy.pid, signal.SIGKILL)
 
-    def weight(self, claim_id: str, how: str) -> int:
-        """Weigh the death of the holder of a claim."""
+    def inquest(self, claim_id: str, how: str) -> tuple[int, list[int]]:
+        """Weigh the death of the holder of a claim, and say what it had marked.
+
+        Args:
+            claim_id: The dead holder's.
+            how: What the pool says of its end.
+        """
+        busy = Busy.read(self._file)
         self._file.unlink(missing_ok=True)
-        if claim_id in self._hung:
-            return HUNG
+        marked = busy.marked if busy is not None and busy.claim_id == claim_id else []
         before, self._oom_kills = self._oom_kills, oom_kills()
-        return weigh(how, out_of_memory=self._oom_kills > before)
+        if claim_id in self._hung:
+            return HUNG, marked
+        return weigh(how, out_of_memory=self._oom_kills > before), marked

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
 from producer.jobs.keys import JobKeys
-from producer.jobs.spec import Failure, Item, unpack
+from producer.jobs.spec import Failure, Item, pack_some, unpack
 from producer.jobs.states import ItemState, JobState
 
 if TYPE_CHECKING:
+    import redis
+
     from producer.jobs.scripts import Scripts
 
 BROKEN_OFF = "its submission was broken off; submit it again"
@@ -83,15 +87,17 @@ class Control:
             case state:
                 raise UsageError(f"job {job} has not ended, it is {state}: wait for it, or cancel it")
 
-    def reopen(self, job: str, generation: int, chunk: int, payload: bytes, offsets: Sequence[int]) -> float | None:
+    def reopen(
+        self, job: str, generation: int, chunk: int, items: dict[int, Item], offsets: Sequence[int]
+    ) -> float | None:
         """Make items pending again, chunk by chunk in ascending order.
 
         Args:
             job: Its id.
             generation: As `retry` gave it.
             chunk: Which one.
-            payload: The items to work at, with those the chunk still holds: `items_of`.
-            offsets: Which items.
+            items: The items to work at, by offset, with those the chunk still holds: `items_of`.
+            offsets: Which of them become pending.
 
         Returns:
             The time to publish the chunk's pointer with; None when it was reopened before, or the job went on.
@@ -99,7 +105,7 @@ class Control:
         answer = self._scripts.run(
             "reopen",
             JobKeys(job).parts("items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects"),
-            [chunk, generation, payload, *offsets],
+            [chunk, generation, pack_some(items), *offsets],
         )
         return float(answer[1]) if answer[0] == b"reopened" else None
 
@@ -112,24 +118,22 @@ class Control:
         payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
         return unpack(cast("bytes", payload)) if payload else {}
 
-    def states(self, job: str, total: int) -> Iterator[tuple[int, bytes]]:
-        """The state of every item, as index of the first and one byte (an ItemState) an item, in pieces.
+    def states(self, job: str) -> Iterator[tuple[int, bytes]]:
+        """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.
 
-        Memory stays flat: a piece is of 65,536 items.
+        Memory stays flat: a piece is of 65,536 items. It is the bits that say how far to look: while chunks still come
+        in, an item may have an index beyond the number of items.
         """
-        for first in range(0, total, _STATES_AT_ONCE):
-            start = first // 4
-            packed = self._scripts.do(
-                lambda client, start=start: cast(  # type: ignore[misc]
-                    "bytes", client.getrange(JobKeys(job).part("bits"), start, start + _STATES_AT_ONCE // 4 - 1)
-                )
-            )
-            found = b"".join(_FOUR_STATES[byte] for byte in packed).ljust(_STATES_AT_ONCE, b"\0")
-            yield first, found[: total - first]
+        size = _STATES_AT_ONCE // 4
+        for start in itertools.count(0, size):
+            packed = self._scripts.do(partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+            yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
+            if len(packed) < size:
+                return
 
-    def failures(self, job: str, total: int) -> Iterator[Failure]:
-        """The failures of a job of so many items, in order; memory stays flat."""
-        for first, states in self.states(job, total):
+    def failures(self, job: str) -> Iterator[Failure]:
+        """The failures of a job, in order; memory stays flat."""
+        for first, states in self.states(job):
             failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
             for start in range(0, len(failed), _FAILURES_AT_ONCE):
                 yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
@@ -142,6 +146,10 @@ class Control:
             )
         )
         return [Failure.model_validate_json(line) for line in found if line is not None]
+
+
+def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:
+    return cast("bytes", client.getrange(key, start, start + size - 1))
 
 
 def no_such(job: str) -> str:

@@ -14,6 +14,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:attempts`         | hash   | chunk → times handed out                    | chunk complete | claim, release        |
 | `J:marks`            | hash   | chunk → offsets about to be decoded         | chunk complete | renew                 |
 | `J:suspects`         | hash   | chunk → offset=weight of deaths alone in it | chunk complete | claim, bury, …        |
+|                      |        | buried:chunk → claim id of the last death   |                | bury                  |
 | `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit, reopen        |
 | `J:reasons`          | hash   | reason → count                              | lifetime       | commit, reopen        |
 | `J:finaliser`        | string | who writes the summary                      | 30 s           | finalise              |
@@ -107,6 +108,11 @@ def picture_name(stem: str, network: str, kind: str, suffix: str) -> str:
 def picture(prefix: str, job: str, index: int, name: str) -> str:
     """A picture of the image of that index; a second run overwrites it with the same picture."""
     return _join(prefix, job, "images", f"{index:08d}", name)
+
+
+def images_prefix(prefix: str, job: str) -> str:
+    """All pictures of a job lie under this."""
+    return _join(prefix, job, "images") + "/"
 
 
 def manifest_prefix(prefix: str, job: str) -> str:

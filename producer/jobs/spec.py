@@ -99,6 +99,11 @@ class Chunk(_Frozen):
     #: zlib-compressed JSON lines.
     payload: bytes
 
+    @property
+    def entry(self) -> str:
+        """What the job table holds of it for good."""
+        return f"{self.digest}:{self.count}"
+
     @classmethod
     def pack(cls, number: int, items: list[Item]) -> Chunk:
         """Pack items into a chunk."""

@@ -265,7 +265,7 @@ class JobTable:
         )
         return _published_at(answer)
 
-    def bury(self, job: str, chunk: int, *, claim_id: str, weight: int) -> float | None:
+    def bury(self, job: str, chunk: int, *, claim_id: str, weight: int, marked: Sequence[int] = ()) -> float | None:
         """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
 
         Args:
@@ -273,14 +273,15 @@ class JobTable:
             chunk: Which one.
             claim_id: The dead holder's.
             weight: How much this death speaks against an item that was alone under the holder's mark.
+            marked: What the holder had marked, as its parent knows it: its lease may have run out before.
 
         Returns:
             As `release`.
         """
         answer = self._scripts.run(
             "bury",
-            JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects"),
-            [chunk, claim_id, weight],
+            JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects", "items"),
+            [chunk, claim_id, weight, ",".join(map(str, marked))],
         )
         return _published_at(answer)
 
@@ -388,7 +389,8 @@ class JobTable:
         Raises:
             UnknownJob: There is no such job.
         """
-        yield from self.control.failures(job, self.status(job).total)
+        self.status(job)
+        yield from self.control.failures(job)
 
 
 def _published_at(answer: list[bytes]) -> float | None:

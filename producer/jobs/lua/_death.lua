@@ -7,10 +7,8 @@ local function parse_suspects(text)
   return found
 end
 
-local function note_death(marks, suspects, chunk, weight)
-  local marked = redis.call('HGET', marks, chunk)
-  if not marked then return end
-  redis.call('HDEL', marks, chunk)
+local function suspect(suspects, chunk, marked, weight)
+  if marked == '' then return end
   local known = parse_suspects(redis.call('HGET', suspects, chunk))
   local alone = not string.find(marked, ',')
   for offset in string.gmatch(marked, '%d+') do
@@ -20,4 +18,11 @@ local function note_death(marks, suspects, chunk, weight)
   for offset, found in pairs(known) do pairs_[#pairs_ + 1] = offset .. '=' .. found end
   table.sort(pairs_)
   redis.call('HSET', suspects, chunk, table.concat(pairs_, ','))
+end
+
+local function note_death(marks, suspects, chunk, weight)
+  local marked = redis.call('HGET', marks, chunk)
+  if not marked then return end
+  redis.call('HDEL', marks, chunk)
+  suspect(suspects, chunk, marked, weight)
 end

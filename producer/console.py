@@ -1,0 +1,94 @@
+"""What all commands of `gradcam` share: help with examples, a client, and how a job looks on a terminal.
+
+Heavy imports stand inside the functions that need them, so that `gradcam --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from producer.client import Client
+    from producer.jobs.spec import JobStatus
+
+CODES = (
+    "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
+    "4 Redis or the object store cannot be used."
+)
+
+
+class Examples(click.Command):
+    """A command whose epilog keeps its line breaks."""
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog as it is."""
+        if self.epilog:
+            formatter.write_paragraph()
+            for line in self.epilog.splitlines():
+                formatter.write(f"{line}\n")
+
+
+def examples(*lines: str) -> str:
+    """An epilog: examples, a line each, and the exit codes."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", CODES])
+
+
+def make_client() -> Client:
+    """A client of the environment's settings. Raises SettingsError."""
+    from producer.client import Client
+
+    return Client.from_env()
+
+
+def make_talk() -> Console:
+    """Where talk goes: stderr."""
+    from rich.console import Console
+
+    # What users and images are called is shown as it is, not read as markup.
+    return Console(stderr=True, soft_wrap=True, markup=False)
+
+
+def one_line(text: str) -> str:
+    """Without the characters that would break a line of columns, or the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def follow_job(client: Client, talk: Console, job: str) -> JobStatus:
+    """Show a job's progress until its end; its last status."""
+    from producer.watch import follow
+
+    try:
+        return follow(client.watch(job), talk)
+    except KeyboardInterrupt:
+        talk.print(f"job {job} goes on: gradcam status {job} --watch")
+        raise
+
+
+def summary_of(status: JobStatus) -> str:
+    """A status as lines for a person."""
+    from producer.watch import summary
+
+    return summary(status)
+
+
+def exit_code_of(status: JobStatus) -> int:
+    """The exit code that says how a job stands."""
+    from producer.watch import exit_code
+
+    return exit_code(status)
+
+
+def end(status: JobStatus, as_json: bool, talk: Console) -> NoReturn:
+    """Show a job's last status and exit with its code."""
+    if as_json:
+        click.echo(status.model_dump_json())
+    else:
+        talk.print(summary_of(status))
+    if status.failed:
+        talk.print(f"why: gradcam failures {status.job}")
+    sys.exit(exit_code_of(status))

@@ -1,0 +1,406 @@
+"""Random interleavings of all verbs of the job table, with repeats, stale tokens and lost replies, beside a model.
+
+The model is plain Python in memory; after every step it and the table must agree on every bit, every counter, every
+failure, on what waits and what is leased.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from producer.jobs.errors import UsageError
+from producer.jobs.spec import Chunk, Failure, Item, JobSpec
+from producer.jobs.states import TERMINAL
+from producer.jobs.table import Claim, JobTable
+
+if TYPE_CHECKING:
+    from producer.jobs.table import Finalising
+
+SIZE, CHUNKS, LIVE_S, DEAD_S, LIFETIME_S = 3, 3, 60.0, 0.0005, 3600.0
+REASONS = ("fetch", "image")
+ENDS = {str(state) for state in TERMINAL}
+SPEC = JobSpec(chunk_size=SIZE)
+
+chunks = st.integers(0, CHUNKS - 1)
+offsets = st.sets(st.integers(0, SIZE - 1))
+
+
+def item(index: int) -> Item:
+    return Item(uri=f"s3://b/{index}.jpg")
+
+
+@dataclass
+class Held:
+    token: int
+    claim_id: str
+    dead: bool
+    marks: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Model:
+    state: str = "running"
+    closed: bool = False
+    outcome: str | None = None
+    generation: int = 1
+    ends: int = 0
+    reopening: int | None = None
+    #: Index → pending, done, or the reason of its failure.
+    items: dict[int, str] = field(default_factory=dict)
+    added: set[int] = field(default_factory=set)
+    payload: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    leases: dict[int, Held] = field(default_factory=dict)
+    suspects: dict[int, dict[int, int]] = field(default_factory=dict)
+    buried: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def open(self) -> bool:
+        return self.state in {"running", "paused"}
+
+    def count(self, *words: str) -> int:
+        return sum(state in words for state in self.items.values())
+
+    def bury(self, chunk: int, weight: int) -> None:
+        self.suspect(chunk, self.leases.pop(chunk).marks, weight)
+        self.waiting.add(chunk)
+
+    def suspect(self, chunk: int, marks: set[int], weight: int) -> None:
+        for offset in marks:
+            known = self.suspects.setdefault(chunk, {})
+            known[offset] = known.get(offset, 0) + (weight if len(marks) == 1 else 0)
+
+    def finish_if_complete(self) -> None:
+        if self.open and self.closed and self.reopening is None and not self.count("pending"):
+            self.state = "finalizing"
+
+
+class Table(RuleBasedStateMachine):
+    client: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushdb()
+        self.table = JobTable(self.client, patience_s=1)
+        self.model = Model()
+        self.claims: list[Claim] = []
+        self.names = 0
+        self.mine: list[tuple[str, Finalising]] = []
+
+    @initialize()
+    def create(self) -> None:
+        assert self.table.create("job", SPEC, lifetime_s=LIFETIME_S)
+        assert not self.table.create("job", SPEC, lifetime_s=LIFETIME_S)
+
+    def name(self, word: str) -> str:
+        self.names += 1
+        return f"{word}-{self.names}"
+
+    def stale(self, data: st.DataObject) -> Claim:
+        return data.draw(st.sampled_from(self.claims))
+
+    def holds(self, claim: Claim) -> bool:
+        held = self.model.leases.get(claim.chunk)
+        return held is not None and held.token == claim.token
+
+    # -- the producer ---------------------------------------------------------------------------------------------
+
+    @rule(chunk=chunks, twice=st.booleans())
+    def add_chunk(self, chunk: int, twice: bool) -> None:
+        model, indices = self.model, range(chunk * SIZE, chunk * SIZE + SIZE)
+        packed = Chunk.pack(chunk, [item(index) for index in indices])
+        for _ in range(1 + twice):
+            if chunk in model.added:
+                assert self.table.add_chunk("job", packed) is None
+            elif not model.open or model.closed:
+                with pytest.raises(UsageError):
+                    self.table.add_chunk("job", packed)
+            else:
+                assert self.table.add_chunk("job", packed) is not None
+                model.added.add(chunk)
+                model.payload.add(chunk)
+                model.waiting.add(chunk)
+                model.items.update(dict.fromkeys(indices, "pending"))
+
+    @precondition(lambda self: self.model.added)
+    @rule(right=st.booleans())
+    def close(self, right: bool) -> None:
+        count = len(self.model.added)
+        here = self.table.close("job", chunks=count + (not right), items=SIZE * (count + (not right)))
+        assert here == SIZE * count
+        if right:
+            self.model.closed = True
+            self.model.finish_if_complete()
+
+    # -- the worker -----------------------------------------------------------------------------------------------
+
+    @rule(chunk=chunks, dead=st.booleans(), twice=st.booleans())
+    def claim(self, chunk: int, dead: bool, twice: bool) -> None:
+        model, claim_id = self.model, self.name("claim")
+        held = model.leases.get(chunk)
+        free = model.state == "running" and chunk in model.payload and (held is None or held.dead)
+        got: list[Claim | None] = []
+        for _ in range(1 + (twice and not dead)):
+            got.append(self.table.claim("job", chunk, SPEC, claim_id=claim_id, lease_s=DEAD_S if dead else LIVE_S))
+        if dead:
+            time.sleep(4 * DEAD_S)
+        assert all((claim is not None) == free for claim in got)
+        if not free:
+            return
+        if held is not None:
+            model.bury(chunk, 1)
+        first = got[0]
+        assert first is not None
+        assert all(claim is not None and claim.token == first.token for claim in got)
+        assert all(first.token > claim.token for claim in self.claims)
+        assert first.suspects == model.suspects.get(chunk, {})
+        pending = [n for n in range(SIZE) if model.items[chunk * SIZE + n] == "pending"]
+        assert first.pending == pending
+        assert {n: first.items[n] for n in pending} == {n: item(chunk * SIZE + n) for n in pending}
+        model.waiting.discard(chunk)
+        model.leases[chunk] = Held(first.token, claim_id, dead)
+        self.claims.append(first)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), marked=st.none() | offsets, twice=st.booleans())
+    def renew(self, data: st.DataObject, marked: set[int] | None, twice: bool) -> None:
+        claim, model = self.stale(data), self.model
+        right = self.holds(claim) and model.state == "running"
+        for _ in range(1 + twice):
+            assert self.table.renew(claim, lease_s=LIVE_S, marked=None if marked is None else sorted(marked)) == right
+        if right:
+            held = model.leases[claim.chunk]
+            held.dead = False
+            held.marks = held.marks if marked is None else set(marked)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), done=offsets, failed=offsets, reason=st.sampled_from(REASONS), twice=st.booleans())
+    def commit(self, data: st.DataObject, done: set[int], failed: set[int], reason: str, twice: bool) -> None:
+        claim, model = self.stale(data), self.model
+        mine, taken = self.holds(claim), model.open
+        failures = [
+            Failure(index=claim.index(n), item=item(claim.index(n)), reason=reason, message="x") for n in sorted(failed)
+        ]
+        answers = [
+            self.table.commit(claim, done=sorted(done), failed=failures, lease_s=LIVE_S) for _ in range(1 + twice)
+        ]
+        if not taken:
+            assert answers == [None] * len(answers)
+            return
+        first = claim.chunk * SIZE
+        model.items.update({first + n: "done" for n in done})
+        if mine:
+            model.items.update({first + n: reason for n in failed if model.items[first + n] == "pending"})
+        here = [model.items[first + n] for n in range(SIZE)]
+        if "pending" not in here:
+            model.payload.discard(claim.chunk)
+            model.waiting.discard(claim.chunk)
+            model.leases.pop(claim.chunk, None)
+            model.suspects.pop(claim.chunk, None)
+            model.buried.pop(claim.chunk, None)
+        elif mine:
+            model.leases[claim.chunk].dead = False
+        model.finish_if_complete()
+        last = answers[-1]
+        # The end may have been reached by the first of two.
+        assert last is None or last.complete == ("pending" not in here)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), twice=st.booleans())
+    def release(self, data: st.DataObject, twice: bool) -> None:
+        claim, model = self.stale(data), self.model
+        right = self.holds(claim) and model.open
+        answers = [self.table.release(claim) for _ in range(1 + twice)]
+        assert (answers[0] is not None) == (right and model.state == "running")
+        assert answers[1:] in ([], [None])
+        if right:
+            del model.leases[claim.chunk]
+            model.waiting.add(claim.chunk)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), weight=st.integers(1, 4), twice=st.booleans())
+    def bury(self, data: st.DataObject, weight: int, twice: bool) -> None:
+        claim, model = self.stale(data), self.model
+        held = model.leases.get(claim.chunk)
+        claim_id = data.draw(st.sampled_from([held.claim_id if held else "nobody", "another"]))
+        right = held is not None and held.claim_id == claim_id and model.open
+        marks = sorted(held.marks) if held else [0]
+        for _ in range(1 + twice):
+            self.table.bury("job", claim.chunk, claim_id=claim_id, weight=weight, marked=marks)
+        late = model.open and weight > 1 and claim.chunk in model.payload
+        if right:
+            model.bury(claim.chunk, weight)
+            model.buried[claim.chunk] = claim_id
+        # What a parent saw counts also when the lease is another's by now; said twice, it counts once.
+        elif late and model.buried.get(claim.chunk) != claim_id:
+            model.suspect(claim.chunk, set(marks), weight)
+            model.buried[claim.chunk] = claim_id
+
+    # -- repair and control ---------------------------------------------------------------------------------------
+
+    @rule(all_lost=st.booleans())
+    def reconcile(self, all_lost: bool) -> None:
+        model = self.model
+        lost_before = self.table.roster.now() + 1 if all_lost else 0.0
+        _, found = self.table.reconcile("job", lost_before=lost_before)
+        dead = {chunk for chunk, held in model.leases.items() if held.dead}
+        waiting = set(model.waiting)
+        if model.state != "running":
+            dead, waiting = set(), set()
+        assert set(found.lost) == (waiting if all_lost else set())
+        assert set(found.expired) == dead
+        for chunk in dead:
+            model.bury(chunk, 1)
+
+    @rule(verb=st.sampled_from(["cancel", "pause", "resume", "fail"]), twice=st.booleans())
+    def control(self, verb: str, twice: bool) -> None:
+        model = self.model
+        for _ in range(1 + twice):
+            if verb == "fail":
+                self.table.fail("job", "no weights")
+            else:
+                getattr(self.table.control, verb)("job")
+        match verb, model.state:
+            case ("cancel" | "fail", "running" | "paused"):
+                model.state, model.reopening = "finalizing", None
+                model.outcome = "cancelled" if verb == "cancel" else "failed"
+            case "pause", "running":
+                model.state = "paused"
+            case "resume", "paused":
+                model.state = "running"
+
+    @rule(who=st.sampled_from("ab"))
+    def finalise(self, who: str) -> None:
+        mine = self.table.finalise("job", who)
+        assert mine is None or self.model.state == "finalizing"
+        if mine is not None:
+            self.mine.append((who, mine))
+
+    @precondition(lambda self: self.mine)
+    @rule(data=st.data(), twice=st.booleans())
+    def finish(self, data: st.DataObject, twice: bool) -> None:
+        """Any finaliser of any generation, also one whose job was retried meanwhile."""
+        model = self.model
+        who, mine = data.draw(st.sampled_from(self.mine))
+        ended = [self.table.finish("job", who, mine) for _ in range(1 + twice)]
+        assert not any(ended[1:])
+        if not ended[0]:
+            return
+        assert model.state == "finalizing"
+        assert mine.generation == model.generation
+        expected = model.outcome or ("completed_with_errors" if model.count(*REASONS) else "succeeded")
+        assert mine.end == expected
+        model.state, model.ends = expected, model.ends + 1
+        if expected == "failed":
+            model.waiting |= set(model.leases)
+        else:
+            model.waiting, model.payload, model.suspects, model.buried = set(), set(), {}, {}
+        model.leases = {}
+
+    @precondition(lambda self: self.model.state in ENDS)
+    @rule(reason=st.none() | st.sampled_from(REASONS), twice=st.booleans())
+    def retry(self, reason: str | None, twice: bool) -> None:
+        model, retry_id = self.model, self.name("retry")
+        wanted = model.count(reason) if reason else model.count(*REASONS)
+        allowed = model.state != "cancelled" and model.closed
+        allowed = allowed and (wanted > 0 or (model.state == "failed" and reason is None))
+        if not allowed:
+            with pytest.raises(UsageError):
+                self.table.control.retry("job", retry_id=retry_id, reason=reason)
+            return
+        for _ in range(1 + twice):
+            generation = self.table.control.retry("job", retry_id=retry_id, reason=reason)
+            assert generation == model.generation + 1
+        model.generation, model.state, model.outcome, model.reopening = generation, "running", None, 0
+
+    @precondition(lambda self: self.model.generation > 1 and self.model.added)
+    @rule(data=st.data(), stale=st.booleans(), twice=st.booleans())
+    def reopen(self, data: st.DataObject, stale: bool, twice: bool) -> None:
+        model = self.model
+        chunk = data.draw(st.sampled_from(sorted(model.added)))
+        again = [n for n in range(SIZE) if model.items[chunk * SIZE + n] in REASONS]
+        generation = model.generation - stale
+        items = self.table.control.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
+        right = model.open and not stale and model.reopening is not None and chunk >= model.reopening
+        answers = [self.table.control.reopen("job", generation, chunk, items, again) for _ in range(1 + twice)]
+        assert (answers[0] is not None) == right
+        assert answers[1:] in ([], [None])
+        if not right:
+            return
+        model.reopening = chunk + 1
+        model.items.update({chunk * SIZE + n: "pending" for n in again})
+        model.payload.add(chunk)
+        model.suspects.pop(chunk, None)
+        model.buried.pop(chunk, None)
+        if chunk not in model.leases:
+            model.waiting.add(chunk)
+
+    @precondition(lambda self: self.model.generation > 1)
+    @rule(twice=st.booleans())
+    def reopened(self, twice: bool) -> None:
+        model = self.model
+        for _ in range(1 + twice):
+            self.table.control.reopened("job", model.generation)
+        if model.reopening is not None:
+            model.reopening = None
+            model.finish_if_complete()
+
+    # -- what is always true --------------------------------------------------------------------------------------
+
+    @invariant()
+    def table_and_model_agree(self) -> None:
+        model, client = self.model, self.client
+        if not client.exists("gradcam:job:job"):
+            return  # before `create`
+        status = self.table.status("job")
+        counts = (model.count("done"), model.count(*REASONS), len(model.items))
+        assert (status.done, status.failed, status.total) == counts
+        assert (status.state, status.generation) == (model.state, model.generation)
+        words = {0: "pending", 1: "done", 2: "failed"}
+        states = b"".join(piece for _, piece in self.table.control.states("job")).ljust(CHUNKS * SIZE, b"\0")
+        bits = [words[state] for state in states]
+        shown = [model.items.get(n, "pending") for n in range(len(states))]
+        assert bits == ["failed" if word in REASONS else word for word in shown]
+        failed = {n: word for n, word in model.items.items() if word in REASONS}
+        assert {failure.index: failure.reason for failure in self.table.failures("job")} == failed
+        assert status.failures == {word: model.count(word) for word in REASONS if model.count(word)}
+        names = {word: self._members(word) for word in ("waiting", "leases", "items")}
+        assert names == {"waiting": model.waiting, "leases": set(model.leases), "items": model.payload}
+        assert client.hget("gradcam:job:job", "ends") == str(model.ends).encode()
+        assert (self.table.active() == []) == (model.state in ENDS)
+
+    def _members(self, part: str) -> set[int]:
+        key = f"gradcam:job:job:{part}"
+        found: Any = self.client.hkeys(key) if part == "items" else self.client.zrange(key, 0, -1)
+        return {int(name) for name in found}
+
+    @invariant()
+    def every_key_of_an_ended_job_has_a_lifetime_and_no_other_key_has_one(self) -> None:
+        for key in self.client.scan_iter("gradcam:job:job*"):
+            if not key.endswith(b":finaliser"):
+                assert (self.client.ttl(key) > 0) == (self.model.state in ENDS), key
+
+
+def test_whatever_happens_in_whichever_order_counters_equal_the_bits(redis_client: redis.Redis) -> None:
+    Table.client = redis_client
+    run_state_machine_as_test(
+        Table,
+        settings=settings(
+            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
