@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ _watchdogs: list[Watchdog] = []
 
 
 def _republish(job: str, chunk: int, published_at: float) -> None:
-    queue.publish(app, job, chunk, queue="recovery", published_at=published_at)
+    # What cannot be sent now is a lost message like any other: the reconciler finds it.
+    with suppress(queue.BrokerAway):
+        queue.publish(app, job, chunk, queue="recovery", published_at=published_at, within_s=5)
 
 
 @cache
@@ -87,6 +90,8 @@ def _start(**_: Any) -> None:
         _republish,
         who=settings.name,
         interval_s=settings.interval_s,
+        # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
+        grace_s=settings.lease_s,
         on_orphaned=_end_when_orphaned,
     )
     reconciler.start()

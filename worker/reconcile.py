@@ -6,8 +6,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
 
 from producer.jobs.errors import GradcamError
 from producer.jobs.finalise import finalise
@@ -70,7 +73,7 @@ def _reconcile(
         finalise(table, storage, job, who)
         return 0
     expired = lost = 0
-    while client.llen(QUEUE_PREFIX + "recovery") < FULL_RECOVERY:
+    while _length(client, "recovery") < FULL_RECOVERY:
         # Before the heads are read: what is published after this moment is behind them.
         now = table.roster.now()
         heads = [now, oldest_published_at(client, "recovery"), oldest_published_at(client, spec.queue)]
@@ -91,6 +94,12 @@ def _reconcile(
     return expired + lost
 
 
+def _length(client: redis.Redis, queue: str) -> int:
+    with suppress(ResponseError):  # somebody put another kind of key in its place: nothing waits there
+        return int(client.llen(QUEUE_PREFIX + queue))
+    return 0
+
+
 class Reconciler(threading.Thread):
     """Says that this worker is alive, and reconciles when no other worker did within the interval."""
 
@@ -103,11 +112,13 @@ class Reconciler(threading.Thread):
         *,
         who: str,
         interval_s: float,
+        grace_s: float,
         on_orphaned: Callable[[], None],
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._table, self._client, self._storage, self._republish = table, client, storage, republish
         self._who, self._interval_s, self._on_orphaned = who, interval_s, on_orphaned
+        self._grace_s = grace_s
         self._deaths: deque[Death] = deque()
         self._wake, self._stopped = threading.Event(), False
 
@@ -152,7 +163,7 @@ class Reconciler(threading.Thread):
                 self._storage,
                 self._republish,
                 who=self._who,
-                grace_s=self._interval_s,
+                grace_s=self._grace_s,
             )
 
     def _bury(self, death: Death) -> None:

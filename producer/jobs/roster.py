@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from producer.jobs import keys
+from producer.jobs.errors import ServiceError
 
 if TYPE_CHECKING:
+    import redis
+
     from producer.jobs.scripts import Scripts
 
 #: A worker not heard of for this long does not count as alive.
@@ -27,9 +31,14 @@ class Roster:
         self._scripts.do(lambda client: client.zadd(keys.WORKERS, {worker: now}))
 
     def retire(self, worker: str) -> None:
-        """Say that a worker is gone."""
-        self._scripts.do(lambda client: client.zrem(keys.WORKERS, worker))
-        self.recovered(worker)
+        """Say that a worker is gone; it goes all the same when nobody listens."""
+
+        def retire(client: redis.Redis) -> None:
+            client.zrem(keys.WORKERS, worker)
+            client.hdel(keys.PROBLEMS, worker)
+
+        with suppress(ServiceError):
+            self._scripts.do(retire, patience_s=1.0)
 
     def complain(self, worker: str, sentence: str) -> None:
         """Say what keeps a worker from working; whoever looks at a job sees it."""

@@ -83,13 +83,18 @@ class Scripts:
         """Run one script. Errors as `do`."""
         return self.do(lambda client: self._script(name, client)(keys=list(names), args=list(arguments)))
 
-    def do(self, command: Callable[[redis.Redis], _T]) -> _T:
+    def do(self, command: Callable[[redis.Redis], _T], *, patience_s: float | None = None) -> _T:
         """Call a command, again and again while Redis is away or refuses to write.
+
+        Args:
+            command: What to call.
+            patience_s: For this one call, in place of what was said for all.
 
         Raises:
             ServiceError: It still does after `patience_s`, or it refuses our password.
         """
-        deadline = time.monotonic() + self._patience_s
+        patience_s = self._patience_s if patience_s is None else patience_s
+        deadline = time.monotonic() + patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -102,7 +107,7 @@ class Scripts:
                     raise
                 if time.monotonic() + pause_s > deadline:
                     raise ServiceError(
-                        f"Redis {why} for {self._patience_s:g} s ({type(error).__name__}): try again when it is back"
+                        f"Redis {why} for {patience_s:g} s ({type(error).__name__}): try again when it is back"
                     ) from None
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import s3_servers
 
-from deploy.stack import Stack
+from deploy.stack import Stack, Worker
 
 POISON = Path(__file__).with_name("poison")
 #: Lost work is looked for often, and dead holders are not waited for long.
@@ -51,20 +51,21 @@ def eventually(condition: Callable[[], object], within_s: float = 60.0, every_s:
     return time.monotonic() - started
 
 
-def children(stack: Stack) -> list[psutil.Process]:
-    """The processes that compute: the spawned children of the Celery workers."""
-    if stack.worker is None or stack.worker.process is None:
-        return []
-    found = psutil.Process(stack.worker.process.pid).children(recursive=True)
-    return [process for process in found if "spawn_main" in _command(process)]
+def children_of(worker: Worker) -> list[psutil.Process]:
+    """The processes of a launcher that compute: the spawned children of its Celery workers."""
+    return [process for process in _started_by(worker, recursive=True) if "spawn_main" in _command(process)]
 
 
-def mains(stack: Stack) -> list[psutil.Process]:
-    """The Celery workers' main processes."""
-    if stack.worker is None or stack.worker.process is None:
+def mains_of(worker: Worker) -> list[psutil.Process]:
+    """The main processes of a launcher's Celery workers."""
+    return [process for process in _started_by(worker, recursive=False) if "celery" in _command(process)]
+
+
+def _started_by(worker: Worker, *, recursive: bool) -> list[psutil.Process]:
+    try:
+        return psutil.Process(worker.process.pid).children(recursive=recursive) if worker.process else []
+    except psutil.NoSuchProcess:
         return []
-    found = psutil.Process(stack.worker.process.pid).children()
-    return [process for process in found if "celery" in _command(process)]
 
 
 def _command(process: psutil.Process) -> str:
