@@ -45,6 +45,10 @@ bench: $(VENV)/bench.stamp ## measure speed beside pytorch-grad-cam and captum; 
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
 
+.PHONY: chaos
+chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min
+	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/chaos/chaos.py
+
 .PHONY: sweep
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/sweep/sweep.py --timm

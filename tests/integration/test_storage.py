@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fault_proxy import HttpFaultProxy
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError, StoreError, WorkerError
 from producer.jobs.settings import Connections, read
 from producer.jobs.storage import Storage
 
@@ -49,3 +51,56 @@ def test_a_store_that_is_away_is_the_workers_fault(stack: Stack, monkeypatch: py
     monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(WorkerError, match="GRADCAM_S3_ENDPOINT_URL"):
         Storage.from_settings(read(Connections)).check()
+
+
+@pytest.fixture
+def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
+    """A store behind a proxy that breaks what passes."""
+    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+        monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield Storage.from_settings(read(Connections)), proxy
+
+
+def test_a_burst_of_errors_is_nobodys_fault(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    storage, proxy = broken
+    proxy.answer_errors(503, "SlowDown", n=2)
+    storage.put("store/burst", b"body")
+    proxy.answer_errors(500, "InternalError", n=1)
+    proxy.break_bodies(1)
+    storage.put("store/large", b"x" * 100_000)
+    assert storage.get("store/large") == b"x" * 100_000
+    assert (proxy.counts["answer_errors"], proxy.counts["break_bodies"]) == (3, 1)
+
+
+def test_a_write_whose_reply_was_lost_is_there_once(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    storage, proxy = broken
+    proxy.lose_replies(1, only=lambda method, _: method == "PUT")
+    storage.put("store/lost", b"body")
+    assert proxy.counts["lose_replies"] == 1
+    assert storage.get("store/lost") == b"body"
+
+
+def test_an_object_that_is_refused_while_others_are_taken_is_the_items_fault(
+    broken: tuple[Storage, HttpFaultProxy],
+) -> None:
+    storage, proxy = broken
+    proxy.answer_errors(500, "InternalError", only=lambda _, path: path.endswith("cursed"))
+    with pytest.raises(StoreError, match="took others meanwhile"):
+        storage.put("store/cursed", b"body")
+    storage.put("store/blessed", b"body")
+
+
+def test_a_store_that_takes_nothing_is_the_workers_trouble_and_no_items(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    """A store whose disk is full still answers those who read."""
+    storage, proxy = broken
+    proxy.answer_errors(500, "InternalError", only=lambda method, _: method == "PUT")
+    with pytest.raises(WorkerError, match="InternalError"):
+        storage.put("store/any", b"body")
+    assert storage.answers()
+    assert not storage.takes()
+
+
+def test_objects_are_deleted_by_name(storage: Storage) -> None:
+    storage.put("store/gone", b"body")
+    storage.delete(["store/gone", "store/never-there"])
+    assert storage.size("store/gone") is None

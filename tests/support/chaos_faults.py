@@ -35,10 +35,11 @@ def _plain(rig: Rig, row: Row, shares: tuple[float, ...], cause: Callable[[str],
     job = rig.submit()
     for share in shares:
         if rig.until(job, share).ended:
-            row.problems.append(f"the job had ended before {share:.0%}")
-            break
+            break  # on a fast machine the worker that is left may do it all meanwhile
         with rig.timed(row, job):
             cause(job)
+    if not row.times:
+        row.problems.append("the job had ended before anything was done to it")
     rig.check(row, job)
 
 
@@ -179,7 +180,7 @@ def redis_frozen(rig: Rig, row: Row) -> None:
     def freeze(_job: str) -> None:
         assert rig.stack.redis.process is not None
         os.kill(rig.stack.redis.process.pid, signal.SIGSTOP)
-        time.sleep(float(os.environ.get("GRADCAM_TEST_FREEZE_S", "5")))
+        time.sleep(float(os.environ.get("GRADCAM_TEST_FREEZE_S", "30")))
         os.kill(rig.stack.redis.process.pid, signal.SIGCONT)
 
     _plain(rig, row, (0.3,), freeze)
@@ -389,18 +390,18 @@ def everything(rig: Rig, row: Row) -> None:
         lambda: rig.database.delete(keys.QUEUE_PREFIX + "default"),
         lambda: (rig.stack.redis.kill(), rig.stack.redis.restart()),
     ]
-    jobs = [rig.submit(), rig.submit()]
+    jobs = [rig.submit() for _ in range(4)]
     until = time.monotonic() + float(os.environ.get("GRADCAM_TEST_STORM_S", "40"))
     while time.monotonic() < until and not all(rig.direct.status(job).ended for job in jobs):
         rig.dice.choice(causes)()
         row.times += 1
-        time.sleep(rig.dice.uniform(0.2, 3))
+        time.sleep(rig.dice.uniform(0.1, 2))
     started = time.monotonic()
     rig.redis.passing()
     rig.s3.passing()
     for job in jobs:
         with suppress(TimeoutError, ServiceError):
-            rig.direct.wait(job, timeout_s=120)
+            rig.direct.wait(job, timeout_s=150)
     row.recovery_s = time.monotonic() - started
     for job in jobs:
         rig.check(row, job)

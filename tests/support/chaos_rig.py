@@ -24,7 +24,7 @@ import redis
 import s3_servers
 from fault_proxy import FaultProxy, HttpFaultProxy
 from numpy.typing import NDArray
-from stacks import POISON, children_of, eventually, settings_of
+from stacks import POISON, children_of, eventually, mains_of, settings_of
 
 from deploy.stack import Stack, Worker
 from producer.client import Client
@@ -171,6 +171,10 @@ class Rig:
     def children(self) -> list[psutil.Process]:
         """The processes that compute."""
         return [child for worker in self.workers if worker.alive for child in children_of(worker)]
+
+    def runs(self, worker: PinnedWorker, name: str) -> bool:
+        """Whether the Celery worker of that name is this launcher's."""
+        return any(process.environ().get("GRADCAM_WORKER_NAME") == name for process in mains_of(worker))
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
