@@ -44,6 +44,7 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 bench: $(VENV)/bench.stamp ## measure speed beside pytorch-grad-cam and captum; needs a quiet machine
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min

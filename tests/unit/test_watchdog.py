@@ -1,0 +1,94 @@
+"""The parent's eye on its child: who hangs is killed, and what a death says of an image depends on how it came."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from worker.lease import Busy
+from worker.pipeline import verdict
+from worker.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, oom_kills, weigh
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def busy(path: Path, pid: int, *, late_s: float) -> Path:
+    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, "me/1", [7]))))
+    at = time.time() - late_s
+    os.utime(path, (at, at))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "out_of_memory", "weight"),
+    [
+        ("Worker exited prematurely: signal 11 (SIGSEGV) Job: 0.", False, CRASHED),
+        ("Worker exited prematurely: signal 6 (SIGABRT) Job: 0.", False, CRASHED),
+        ("Worker exited prematurely: signal 9 (SIGKILL) Job: 0.", True, CRASHED),
+        ("Worker exited prematurely: signal 9 (SIGKILL) Job: 0.", False, UNKNOWN),
+        ("Worker exited prematurely: signal 15 (SIGTERM) Job: 0.", True, UNKNOWN),
+        ("Worker exited prematurely: exitcode 3 Job: 0.", False, CRASHED),
+        ("", False, UNKNOWN),
+    ],
+)
+def test_a_death_is_weighed_by_how_it_came(how: str, out_of_memory: bool, weight: int) -> None:
+    assert weigh(how, out_of_memory=out_of_memory) == weight
+
+
+def test_the_words_of_the_pool_are_those_we_read() -> None:
+    """billiard's, which another version may word otherwise."""
+    from billiard.common import human_status
+
+    assert weigh(f"Worker exited prematurely: {human_status(-signal.SIGSEGV)}", out_of_memory=False) == CRASHED
+    assert weigh(f"Worker exited prematurely: {human_status(-signal.SIGKILL)}", out_of_memory=False) == UNKNOWN
+
+
+def test_two_crashes_alone_convict_and_three_coincidences_do_not() -> None:
+    assert verdict(2 * CRASHED) is not None
+    assert verdict(CRASHED + UNKNOWN) is None
+    assert verdict(3 * UNKNOWN) is None
+    assert verdict(CONVICTING) is not None
+    assert getattr(verdict(CONVICTING), "reason", None) == "crashed_worker"
+    assert getattr(verdict(HUNG), "reason", None) == "timeout"
+
+
+def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    watchdog = Watchdog(busy(tmp_path / "busy", child.pid, late_s=10), grace_s=5)
+    watchdog.look()
+    assert child.wait(5) == -signal.SIGKILL
+    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == (HUNG, [7])
+    assert not (tmp_path / "busy").exists()
+
+
+@pytest.mark.parametrize("late_s", [-30, 3])
+def test_a_child_that_is_in_time_lives(tmp_path: Path, child: subprocess.Popen[bytes], late_s: float) -> None:
+    Watchdog(busy(tmp_path / "busy", child.pid, late_s=late_s), grace_s=5).look()
+    time.sleep(0.1)
+    assert child.poll() is None
+
+
+def test_a_watchdog_without_a_busy_child_looks_at_nothing(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path / "busy", grace_s=5)
+    watchdog.look()
+    (tmp_path / "busy").write_text("half a li")
+    os.utime(tmp_path / "busy", (1, 1))
+    watchdog.look()
+    assert watchdog.inquest("me/2", "signal 11 (SIGSEGV)") == (CRASHED, [])
+
+
+def test_kills_for_want_of_memory_are_counted_by_the_kernel() -> None:
+    assert oom_kills() >= 0
