@@ -60,6 +60,8 @@ tasks.register(app, settings.name, _work_of_process)
 def _log(**_: Any) -> None:
     """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {settings.name} %(levelname)s %(message)s")
+    # What it says of a dead child, with a traceback of its own pool, `_child_died` says in a sentence.
+    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
     # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
     for name in ("celery.worker.strategy", "celery.app.trace", "botocore.credentials", "multiprocessing"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -108,6 +110,7 @@ def _child_died(task_id: str, exception: BaseException, args: tuple[Any, ...], *
     """Give a dead child's chunk to others now; nobody needs to wait for its lease to run out."""
     if not isinstance(exception, WorkerLostError) or len(args) != _POINTER_LENGTH:
         return
+    log.warning("action=child_died job=%s chunk=%d The child's end: %s", args[0], args[1], exception)
     claim_id = tasks.claim_id_of(settings.name, task_id)
     weight, marked = _watchdogs[0].inquest(claim_id, str(exception)) if _watchdogs else (UNKNOWN, [])
     for reconciler in _reconcilers:
