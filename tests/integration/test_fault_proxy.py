@@ -97,7 +97,9 @@ def impatient(stack: Stack, store: HttpFaultProxy) -> Iterator[S3Client]:
     """An S3 client that waits half a second, twice."""
     retries: Any = {"mode": "standard", "total_max_attempts": 2}
     config = Config(read_timeout=0.5, connect_timeout=0.5, retries=retries, s3={"addressing_style": "path"})
-    with closing(boto3.client("s3", endpoint_url=f"http://127.0.0.1:{store.port}", config=config)) as client:
+    with closing(
+        boto3.session.Session().client("s3", endpoint_url=f"http://127.0.0.1:{store.port}", config=config)
+    ) as client:
         client.head_bucket(Bucket=stack.s3.bucket)
         yield client
 

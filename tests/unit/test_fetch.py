@@ -586,7 +586,8 @@ def test_a_handshake_that_never_ends_is_cut_off(make: Make) -> None:
 
 @contextmanager
 def s3_client(port: int, **settings: Any) -> Iterator[Any]:
-    client = boto3.client(
+    # A session of its own: the default one keeps the credentials that other tests had.
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
         region_name="us-east-1",

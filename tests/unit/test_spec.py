@@ -5,14 +5,19 @@ from pydantic import ValidationError
 
 from producer.jobs import keys
 from producer.jobs.errors import UsageError
-from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, unpack
+from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack
 from producer.submit import make_spec
 
 ITEMS = [Item(uri="s3://b/a.jpg", id="first"), Item(uri="https://example.org/b.png", class_id=281)]
 
 
 def test_a_chunk_gives_its_items_back() -> None:
-    assert unpack(Chunk.pack(3, ITEMS).payload) == ITEMS
+    assert unpack(Chunk.pack(3, ITEMS).payload) == dict(enumerate(ITEMS))
+
+
+def test_some_items_of_a_chunk_keep_their_places() -> None:
+    some = {1: ITEMS[0], 4: ITEMS[1]}
+    assert unpack(pack_some(some)) == some
 
 
 def test_the_same_items_make_the_same_digest_and_others_do_not() -> None:
