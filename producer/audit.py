@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from producer.jobs import keys
 from producer.jobs.errors import UsageError
-from producer.jobs.spec import Item, Result
+from producer.jobs.spec import Item, Result, class_key
 from producer.jobs.states import ItemState
+from producer.jobs.storage import DELETED_AT_ONCE
 from producer.results import read_results
-from producer.retry import reopen
+from producer.retry import Again, reopen
 
 if TYPE_CHECKING:
     from producer.jobs.spec import JobSpec
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from producer.jobs.table import JobTable
     from producer.submit import Publish
 
-_DELETED_AT_ONCE = 1000
 _T = TypeVar("_T")
 
 
@@ -57,6 +57,7 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
     manifest = keys.manifest_prefix(storage.prefix, job)
     results = _Sorted((result.index, result) for result in read_results(storage, job))
     objects = _Sorted(_grouped(storage.keys(prefix), prefix))
+    shards = dict.fromkeys(storage.keys(keys.shards_prefix(storage.prefix, job)), 0)  # how many images each is named by
     for index, state in ((first + n, state) for first, piece in states for n, state in enumerate(piece)):
         result, there = results.at(index), objects.at(index) or set()
         wanted: set[str] = set()
@@ -64,13 +65,18 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
             if result is None or result.state != "done":
                 yield Finding(kind="missing", index=index, key=manifest)
                 continue
-            wanted = set(result.objects.values())
-            for key in sorted(wanted - there):
+            wanted = {address.partition("#")[0] for address in result.objects.values()}
+            for shard in wanted & shards.keys():
+                shards[shard] += 1
+            for key in sorted(wanted - there - shards.keys()):
                 yield Finding(kind="missing", index=index, key=key, result=result)
         if status.ended:
             for key in sorted(there - wanted):
                 yield Finding(kind="extra", index=index, key=key)
     if status.ended:
+        for shard, count in shards.items():
+            if not count:
+                yield Finding(kind="extra", index=None, key=shard)
         for index, there in objects.rest():
             for key in sorted(there):
                 yield Finding(kind="extra", index=index if index >= 0 else None, key=key)
@@ -91,24 +97,25 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         raise UsageError(f"job {job} has not ended, it is {status.state}: repair it when it has")
     found = table.spec(job)
     extra: list[str] = []
-    again: dict[int, Item] = {}
+    again: dict[int, Again] = {}
     unknown = 0
     for finding in audit(table, storage, job):
         if finding.kind == "extra":
             extra.append(finding.key)
-            if len(extra) == _DELETED_AT_ONCE:
+            if len(extra) == DELETED_AT_ONCE:
                 storage.delete(extra)
                 extra.clear()
         elif finding.result is None or found is None:
             unknown += 1
         elif finding.index is not None:
-            again[finding.index] = _item(finding.result, found[0])
+            item = _item(finding.result, found[0])
+            again[finding.index] = Again(finding.index, item, class_key(finding.result))
         yield finding
     if extra:
         storage.delete(extra)
-    if again:
-        generation = table.control.retry(job, retry_id=uuid.uuid4().hex, repair=True)
-        reopen(table, publish, job, generation, sorted(again.items()))
+    if again and found is not None:
+        generation = table.control.retry(job, found[0].queue, retry_id=uuid.uuid4().hex, repair=True)
+        reopen(table, publish, job, generation, (again[index] for index in sorted(again)))
     if unknown:
         raise UsageError(
             f"of {unknown} images nothing is left but the word that they are done: submit their source again under "
@@ -119,7 +126,7 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
 def _item(result: Result, spec: JobSpec) -> Item:
     """The item as it must have been; the class it was explained for, since that may have been its own."""
     one_class = spec.top_k == 1 and spec.class_id is None and spec.class_name is None
-    return Item(uri=result.uri, id=result.id, class_id=result.class_id if one_class else None)
+    return Item(uri=result.uri, id=result.id, class_id=result.class_id if one_class else None, keep=result.keep)
 
 
 def _grouped(names: Iterable[str], prefix: str) -> Iterator[tuple[int, set[str]]]:

@@ -15,29 +15,48 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext, suppress
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from producer.audit import Finding, audit
 from producer.audit import repair as set_right
+from producer.download import Downloaded, Fetched
+from producer.export import Format
+from producer.failures import write_failures
+from producer.jobs import keys
 from producer.jobs.control import BROKEN_OFF, no_such
 from producer.jobs.errors import ServiceError, UnknownJob, UsageError, WorkerError
-from producer.jobs.finalise import begin, finalise
+from producer.jobs.finalise import begin, finalise, recorded_spec
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import OUTPUTS, Failure, JobSpec, JobStatus, Result, checked_name, new_job_id
 from producer.jobs.states import TERMINAL, JobState
-from producer.jobs.storage import Storage
+from producer.jobs.storage import DELETED_AT_ONCE, Storage
 from producer.jobs.table import JobTable
-from producer.results import download, read_results
+from producer.made import Link, Made
+from producer.plan import Plan, plan
 from producer.retry import retry_failed
-from producer.sources import Source, expand
-from producer.submit import Progress, Publish, make_spec, place_weights, read_labels, send
+from producer.sources import Reading, Source, Sources, open_sources
+from producer.submit import (
+    Progress,
+    Publish,
+    fitting_size,
+    line_maker,
+    make_spec,
+    place_weights,
+    read_labels,
+    send,
+)
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
 _SLOWEST_LOOK_S = 2.0
+#: Images a chunk where nobody knows how fast the network is.
+_FIRST_CHUNK_SIZE = 64
 #: How often a submission begins anew because Redis was wiped under it.
 _LIVES = 3
 
@@ -59,7 +78,7 @@ class Client:
 
     def submit(
         self,
-        images: Iterable[str | os.PathLike[str] | Source],
+        images: Iterable[str | os.PathLike[str] | Source] | Sources,
         *,
         network: str = "resnet50",
         weight_path: str | os.PathLike[str] | None = None,
@@ -75,17 +94,20 @@ class Client:
         raw: bool = False,
         outputs: Iterable[str] = OUTPUTS,
         format: str = "jpg",
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         name: str | None = None,
         queue: str = "default",
+        pack: str = "none",
+        reading: Reading | None = None,
         progress: Progress | None = None,
         waiting: Callable[[str], None] | None = None,
     ) -> str:
         """Send images; returns when all are in the job table, long before they are explained.
 
         Args:
-            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders; the latter two are uploaded.
-                A `producer.sources.Source` gives one a class or an id of its own.
+            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders, which are uploaded, lists
+                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `producer.sources.Source`
+                gives one image a class or an id of its own.
             network: `resnet50`, `vgg16`, … or `timm/NAME`.
             weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or
                 `random`; torchvision's default weights when absent.
@@ -101,10 +123,12 @@ class Client:
             raw: Also store the map and the guided gradient as numbers.
             outputs: Which of `heatmap`, `cam`, `gb`, `cam_gb`.
             format: `jpg` or `png`.
-            chunk_size: Images a chunk, 1 to 512.
+            chunk_size: Images a chunk, 1 to 512; about ten seconds of work when absent.
             name: The job's name and id; submitting the same again under it continues instead of doubling.
             queue: `high`, `default` or `low`.
-            progress: Called with images sent and images in all.
+            pack: `none`, or `tar`: the pictures of a chunk in one webdataset shard.
+            reading: Which columns of lists mean what, and which images to take.
+            progress: Called with images sent, and images in all where that is known.
             waiting: Called with a sentence while Redis is too full to take more.
 
         Returns:
@@ -114,34 +138,83 @@ class Client:
             UsageError: Something typed cannot be used; nothing was sent.
             ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
         """
+        asked = _spoken(
+            network=network,
+            layer_name=layer_name,
+            class_id=class_id,
+            class_name=class_name,
+            top_k=top_k,
+            labels=labels,
+            method=method,
+            precision=precision,
+            fit=fit,
+            output_size=output_size,
+            raw=raw,
+            outputs=outputs,
+            format=format,
+            queue=queue,
+            pack=pack,
+        )
         job = new_job_id() if name is None else checked_name(name)
-        parameters = {
-            "network": network,
-            "layer": layer_name,
-            "class_id": class_id,
-            "class_name": class_name,
-            "top_k": top_k,
-            "labels": read_labels(None if labels is None else Path(labels)),
-            "method": method,
-            "precision": precision,
-            "fit": fit,
-            "output_size": output_size,
-            "raw": raw,
-            "outputs": tuple(dict.fromkeys(outputs)),
-            "format": format,
-            "chunk_size": chunk_size,
-            "queue": queue,
-        }
-        if class_id is not None and class_name is not None:
+        parameters = self._parameters(job, name, chunk_size, **asked)
+        with self._opened(images, reading) as sources:
+            self.storage.check()
+            weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
+            spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
+            self._send(job, name, spec, sources, progress, waiting)
+        return job
+
+    def plan(
+        self,
+        images: Iterable[str | os.PathLike[str] | Source] | Sources,
+        reading: Reading | None = None,
+        **parameters: Any,
+    ) -> Plan:
+        """Say what a submission would send, without sending it; takes what `submit` takes.
+
+        Raises:
+            UsageError: Something typed cannot be used.
+        """
+        name, chunk_size = parameters.pop("name", None), parameters.pop("chunk_size", None)
+        job = name or new_job_id()
+        weight_path = parameters.pop("weight_path", None)
+        spec = make_spec(
+            **self._parameters(job, name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
+        )
+        with self._opened(images, reading) as sources:
+            return plan(sources, line_maker(self.storage, job), spec)
+
+    def _opened(
+        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
+    ) -> AbstractContextManager[Sources]:
+        if isinstance(images, Sources):
+            return nullcontext(images)  # whoever opened it closes it
+        return open_sources(images, reading or Reading(), storage=lambda: self.storage)
+
+    def _parameters(self, job: str, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
+        """Check what was typed before anything is sent, and find the size of chunks."""
+        if asked.get("class_id") is not None and asked.get("class_name") is not None:
             raise UsageError("give --class-id or --class-name, not both")
-        if top_k > 1 and (class_id is not None or class_name is not None):
+        if asked.get("top_k", 1) > 1 and (asked.get("class_id") is not None or asked.get("class_name") is not None):
             raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
-        # Everything that was typed is checked before anything is sent.
-        make_spec(**parameters)
-        found = expand(images)
-        self.storage.check()
-        weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
-        spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
+        asked["chunk_size"] = _FIRST_CHUNK_SIZE if chunk_size is None else chunk_size
+        spec = make_spec(**asked)
+        if chunk_size is None:
+            # A job that is continued keeps the size it began with: what is in which chunk must not change.
+            found = self.table.spec(job) if name is not None else None
+            before = found[0] if found else recorded_spec(self.storage, job) if name is not None else None
+            asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.roster.speed(spec.network))
+        return asked
+
+    def _send(
+        self,
+        job: str,
+        name: str | None,
+        spec: JobSpec,
+        sources: Sources,
+        progress: Progress | None,
+        waiting: Callable[[str], None] | None,
+    ) -> None:
         if name is not None:
             begin(self.storage, job, spec)
         for _ in range(_LIVES):
@@ -153,7 +226,8 @@ class Client:
                     self._publisher(job, spec.queue),
                     job=job,
                     spec=spec,
-                    sources=found,
+                    sources=sources,
+                    count=sources.count,
                     progress=progress,
                     waiting=waiting,
                 )
@@ -167,7 +241,7 @@ class Client:
                 raise
             # Where an earlier life of the job had done everything, no worker will come along to end it.
             self._finalise(job)
-            return job
+            return
         raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
 
     # -- control ---------------------------------------------------------------------------------------------------
@@ -190,8 +264,10 @@ class Client:
         return self._not_ended(job, self.table.control.pause(job))
 
     def resume(self, job: str) -> JobStatus:
-        """Go on with a paused job; workers hear of it within their reconciler's interval. Errors as `cancel`."""
-        return self._not_ended(job, self.table.control.resume(job))
+        """Go on with a paused job. Errors as `cancel`."""
+        status = self._not_ended(job, self.table.control.resume(job))
+        self._send_missing(self._spec(job).queue)
+        return status
 
     def retry(self, job: str, *, reason: str | None = None) -> int:
         """Try the failed images of a job that has ended once more, and nothing else; how many.
@@ -204,7 +280,40 @@ class Client:
             UnknownJob: There is no such job, or its lifetime is over.
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
-        return retry_failed(self.table, self._publisher(job, self._spec(job).queue), job, reason=reason)
+        queue = self._spec(job).queue
+        count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
+        self._send_missing(queue)
+        return count
+
+    def delete(self, job: str, *, objects: bool = False, progress: Callable[[int], None] | None = None) -> int:
+        """Forget a job that has ended, and with `objects` everything it has in the store; how many objects went.
+
+        Objects go first, so that what was broken off can be repeated. Uploaded weights stay: other jobs share them.
+
+        Args:
+            job: Its id.
+            objects: Whether its pictures, manifests and uploaded images go as well.
+            progress: Called with objects deleted so far.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has not ended.
+            StoreError, JobError, WorkerError: The store cannot be used.
+        """
+        status = self.status(job)
+        if not status.ended:
+            raise UsageError(f"job {job} has not ended, it is {status.state}: `gradcam cancel {job}` first")
+        count = 0
+        if objects:
+            self._same_store(job)
+            names = self.storage.keys(keys.job_prefix(self.storage.prefix, job))
+            while part := list(islice(names, DELETED_AT_ONCE)):
+                self.storage.delete(part)
+                count += len(part)
+                if progress:
+                    progress(count)
+        self.table.control.delete(job)
+        return count
 
     def audit(self, job: str, *, repair: bool = False) -> Iterator[Finding]:
         """Compare what is called done with the objects in the store; what is missing and what is extra.
@@ -268,23 +377,92 @@ class Client:
                 raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:g} s")
         raise AssertionError("watch ends with an ended status")
 
-    def failures(self, job: str) -> Iterator[Failure]:
-        """Images of a job that failed, each with its reason."""
-        return self.table.failures(job)
+    def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
+        """Images of a job that failed, each with its reason; with `reason` only those that failed for it."""
+        return (failure for failure in self.table.failures(job) if reason in {None, failure.reason})
 
-    def results(self, job: str) -> Iterator[Result]:
-        """What is known of each image with an end, in the order of the images."""
-        self._same_store(job)
-        return read_results(self.storage, job)
+    def export_failures(self, job: str, file: str | Path, *, reason: str | None = None) -> int:
+        """Write failures to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
+        return write_failures(lambda: self.failures(job, reason=reason), Path(file))
+
+    def results(self, job: str, *, where: Iterable[str] = (), failed: bool = False) -> Iterator[Result]:
+        """What is known of each image with an end, in the order of the images; memory stays flat.
+
+        Args:
+            job: Its id.
+            where: Only images of which all of it holds: `class=281`, `uri=*.png`, `probability<0.5`, …
+            failed: Only failed ones.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It lies in another store, or something cannot be asked.
+            StoreError, JobError, WorkerError: The store cannot be used.
+        """
+        return self._made(job).results(where, failed=failed)
+
+    def export(
+        self,
+        job: str,
+        file: str | Path | BinaryIO,
+        *,
+        format: Format | None = None,
+        only: Iterable[str] = (),
+        where: Iterable[str] = (),
+        failed: bool = False,
+    ) -> int:
+        """Write what `results` gives as `jsonl`, `csv` or `parquet` (by the file's name), as a stream; how many images.
+
+        A file is there whole or not at all. `only` leaves out the addresses of other kinds of pictures.
+        """
+        named = Path(file) if isinstance(file, str) else file
+        return self._made(job).export(named, format, only, where, failed=failed)
 
     def download(
-        self, job: str, output_dir: str | Path, *, progress: Callable[[Path], None] | None = None
-    ) -> list[Path]:
-        """Fetch the pictures there are, as `{stem}-{network}-{kind}.{format}`; returns the files written."""
+        self,
+        job: str,
+        output_dir: str | Path,
+        *,
+        only: Iterable[str] = (),
+        where: Iterable[str] = (),
+        progress: Callable[[Path], None] | None = None,
+    ) -> Downloaded:
+        """Fetch the pictures there are, as `{stem}-{network}-{kind}.{format}`, less those that are here already.
+
+        Args:
+            job: Its id.
+            output_dir: The folder.
+            only: Only these kinds: `cam`, `heatmap`, …
+            where: As `results`.
+            progress: Called with each file that is there.
+
+        Returns:
+            The files, a list; its `already` says how many were there before.
+        """
+        files = Downloaded()
+        for fetched in self.fetch(job, output_dir, only=only, where=where):
+            files.append(fetched.path)
+            files.already += fetched.already
+            if progress:
+                progress(fetched.path)
+        return files
+
+    def fetch(
+        self, job: str, output_dir: str | Path, *, only: Iterable[str] = (), where: Iterable[str] = ()
+    ) -> Iterator[Fetched]:
+        """The same as a stream, for millions of pictures."""
         if not str(output_dir):
             raise UsageError("the output folder needs a name")
+        return self._made(job).fetch(Path(output_dir), only, where)
+
+    def urls(
+        self, job: str, *, expires_s: float = 3600, only: Iterable[str] = (), where: Iterable[str] = ()
+    ) -> Iterator[Link]:
+        """Presigned addresses of pictures, at which anybody can read them for up to 7 days."""
+        return self._made(job).urls(expires_s, only, where)
+
+    def _made(self, job: str) -> Made:
         self._same_store(job)
-        return download(self.storage, job, Path(output_dir), progress=progress)
+        return Made(self.storage, job, self._spec(job))
 
     @cached_property
     def table(self) -> JobTable:
@@ -310,19 +488,62 @@ class Client:
             raise UnknownJob(no_such(job))
         return found[0]
 
-    def _publisher(self, job: str, name: str) -> Publish:
-        # Celery takes 0.2 s to import, and only submit needs it.
+    def _send_missing(self, queue: str) -> None:
+        """Send messages for chunks that wait without one now; what is on its way makes a few too many, harmlessly."""
+        while missing := self.table.deficit(queue, grace_s=0):
+            for job, chunk in missing:
+                if not self._send_message(queue, job, chunk, self.table.roster.now()):
+                    return
+
+    def _publisher(self, job: str, queue: str) -> Publish:
+        return partial(self._send_message, queue, job)
+
+    def _send_message(self, name: str, job: str, chunk: int, published_at: float) -> bool:
+        """Send a pointer; False when it cannot be sent: then the reconciler does it, for the job table knows."""
         from producer.jobs import queue
 
-        app = queue.make_app(self._settings.redis_url.get_secret_value())
+        try:
+            queue.publish(self._app, job, chunk, queue=name, published_at=published_at)
+        except queue.BrokerAway:
+            return False
+        return True
 
-        def publish(chunk: int, published_at: float) -> None:
-            # The job table knows that the chunk waits; the reconciler sends the pointer when the broker is back.
-            with suppress(queue.BrokerAway):
-                queue.publish(app, job, chunk, queue=name, published_at=published_at)
+    @cached_property
+    def _app(self) -> Any:
+        # Celery takes 0.2 s to import, and most verbs do without.
+        from producer.jobs import queue
 
-        return publish
+        return queue.make_app(self._settings.redis_url.get_secret_value())
 
-    def list(self, *, limit: int = 20, offset: int = 0) -> Sequence[JobStatus]:
-        """Jobs, newest first."""
-        return self.table.jobs(limit=limit, offset=offset)
+    def list(
+        self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None
+    ) -> Sequence[JobStatus]:
+        """Jobs, newest first.
+
+        Args:
+            limit: At most so many.
+            offset: Left out are so many of the newest.
+            state: Only jobs in one of these states.
+            name: Only jobs whose id matches, with `*` and `?`.
+        """
+
+        def keep(status: JobStatus) -> bool:
+            return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
+
+        return self.table.jobs(limit=limit, offset=offset, keep=keep)
+
+
+def _spoken(
+    *,
+    layer_name: str = "last-conv",
+    labels: str | os.PathLike[str] | None = None,
+    outputs: Iterable[str] = OUTPUTS,
+    **others: Any,
+) -> dict[str, Any]:
+    """What was typed, in the words of a job's spec. Raises UsageError: the labels cannot be read."""
+    return {
+        **others,
+        "layer": layer_name,
+        "labels": read_labels(None if labels is None else Path(labels)),
+        "outputs": tuple(dict.fromkeys(outputs)),
+    }

@@ -5,6 +5,7 @@ Heavy imports stand inside the functions that need them, so that `gradcam --help
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,36 @@ CODES = (
     "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
     "4 Redis or the object store cannot be used."
 )
+
+
+#: Exit codes beside those of jobs, which `producer.watch` has.
+USAGE, SERVICE, TIMED_OUT, BUG, INTERRUPTED = 2, 4, 5, 70, 130
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Duration(click.ParamType[float]):
+    """A time as 90s, 15m, 2h or 1d, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it; a plain number is seconds."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no time: write 90s, 15m, 2h or 1d", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+class ChunkSize(click.ParamType["int | None"]):
+    """A number from 1 to 512, or auto."""
+
+    name = "auto|N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Read it; None is auto."""
+        if value in {None, "auto"}:
+            return None
+        return int(click.IntRange(1, 512)(value, param, ctx))
 
 
 class Examples(click.Command):
@@ -81,6 +112,12 @@ def exit_code_of(status: JobStatus) -> int:
     from producer.watch import exit_code
 
     return exit_code(status)
+
+
+def counts_of(status: JobStatus) -> str:
+    """A status's counts in a few words."""
+    left = "" if status.ended else f", {status.pending} pending"
+    return f"{status.done} done, {status.failed} failed{left}"
 
 
 def end(status: JobStatus, as_json: bool, talk: Console) -> NoReturn:

@@ -1,15 +1,29 @@
-"""The verbs of `gradcam` that change a job that is there: cancel, pause, resume, retry, audit."""
+"""The verbs of `gradcam` for jobs that are there: cancel, pause, resume, retry, audit, delete, wait; and doctor."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from producer.console import Examples, end, examples, follow_job, make_client, make_talk, one_line
+from producer.console import (
+    SERVICE,
+    TIMED_OUT,
+    Duration,
+    Examples,
+    counts_of,
+    end,
+    examples,
+    exit_code_of,
+    follow_job,
+    make_client,
+    make_talk,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from producer.client import Client
@@ -106,9 +120,74 @@ def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], Jo
     client = make_client()
     for job in jobs:
         status = verb(client, job)
-        left = "" if status.ended else f", {status.pending} pending"
-        words = f"{status.job}\t{status.state}\t{status.done} done, {status.failed} failed{left}"
-        click.echo(status.model_dump_json() if as_json else words)
+        click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
 
 
-COMMANDS = (cancel, pause, resume, retry, audit)
+@click.command(
+    cls=Examples,
+    epilog=examples("gradcam delete JOB", "gradcam delete JOB --objects --yes", "gradcam delete OLD OLDER"),
+)
+@click.argument("job", nargs=-1, required=True)
+@click.option("--objects", is_flag=True, help="Also its pictures, manifests and uploaded images in the store.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
+    """Forget jobs that have ended.
+
+    Uploaded weights stay: other jobs share them.
+    """
+    client, talk = make_client(), make_talk()
+    for one in job:
+        status = client.status(one)
+        also = " and all its objects in the store" if objects else "; its objects in the store stay"
+        if not yes:
+            click.confirm(f"forget job {one} ({status.state}, {status.total} images){also}?", abort=True, err=True)
+        count = client.delete(one, objects=objects)
+        talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else ""))
+
+
+@click.command(
+    cls=Examples,
+    epilog=examples("gradcam wait JOB", "gradcam wait JOB OTHER --timeout 2h && echo all done")
+    + f"\nOf several jobs the gravest code counts; {TIMED_OUT}: they had not all ended by then.",
+)
+@click.argument("job", nargs=-1, required=True)
+@click.option("--timeout", type=Duration(), help="Give up waiting after 90s, 15m, 2h or 1d; the jobs go on.")
+@click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
+def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
+    """Wait until jobs have ended, and say how they did."""
+    client, talk = make_client(), make_talk()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for one in job:
+        client.status(one)  # a name that is none is told before an hour is waited
+    gravest = 0
+    for one in job:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            status = client.wait(one, timeout_s=left)
+        except TimeoutError as error:
+            talk.print(str(error))
+            gravest = TIMED_OUT
+            status = client.status(one)
+        gravest = max(gravest, exit_code_of(status))
+        click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
+    sys.exit(gravest)
+
+
+@click.command(
+    cls=Examples,
+    epilog="Examples:\n  gradcam doctor\n  gradcam doctor --json\n\nExit codes: 0 jobs can run, 4 they cannot.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each question.")
+def doctor(as_json: bool) -> None:
+    """Check Redis, the object store, the clock and the workers; say what to do where something is wrong."""
+    from producer.doctor import examine
+    from producer.jobs.settings import Connections, read
+
+    verdicts = set()
+    for answer in examine(read(Connections)):
+        verdicts.add(answer.verdict)
+        click.echo(answer.model_dump_json() if as_json else f"{answer.verdict:<5} {answer.check:<12} {answer.words}")
+    sys.exit(SERVICE if "bad" in verdicts else 0)
+
+
+COMMANDS = (cancel, pause, resume, retry, audit, delete, wait, doctor)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from producer.submit import Publish
 
 
-def retry_failed(table: JobTable, publish: Publish, job: str, *, reason: str | None = None) -> int:
+def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
     """Try the failed images of a job that has ended once more, and nothing else.
 
     A job that failed as a whole goes on with the images that never had their turn as well.
@@ -24,6 +25,7 @@ def retry_failed(table: JobTable, publish: Publish, job: str, *, reason: str | N
         table: The job table.
         publish: Sends a chunk's pointer.
         job: Its id.
+        queue: Its class of service.
         reason: Only images that failed for it.
 
     Returns:
@@ -33,13 +35,23 @@ def retry_failed(table: JobTable, publish: Publish, job: str, *, reason: str | N
         UnknownJob: There is no such job, or its lifetime is over.
         UsageError: It has not ended, was cancelled, or has no such failures.
     """
-    generation = table.control.retry(job, retry_id=uuid.uuid4().hex, reason=reason)
+    generation = table.control.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
     failures = table.control.failures(job)
-    wanted = ((f.index, f.item) for f in failures if reason in {None, f.reason})
+    wanted = (Again(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
     return reopen(table, publish, job, generation, wanted)
 
 
-def reopen(table: JobTable, publish: Publish, job: str, generation: int, items: Iterable[tuple[int, Item]]) -> int:
+@dataclass(frozen=True)
+class Again:
+    """An image that becomes pending again."""
+
+    index: int
+    item: Item
+    #: The class a done one was explained for, as `class_key` makes it.
+    class_key: str = ""
+
+
+def reopen(table: JobTable, publish: Publish, job: str, generation: int, images: Iterable[Again]) -> int:
     """Make images pending again, given in ascending order of their index, and let the job end again.
 
     Returns:
@@ -49,20 +61,15 @@ def reopen(table: JobTable, publish: Publish, job: str, generation: int, items: 
     if found is None:
         raise UnknownJob(f"job {job} is gone")
     count = 0
-    for chunk, offsets in _by_chunk(items, found[0].chunk_size):
-        # What the chunk still holds: the job may have failed as a whole before that had its turn.
-        here = table.control.items_of(job, chunk) | offsets
-        published_at = table.control.reopen(job, generation, chunk, here, list(offsets))
+    size = found[0].chunk_size
+    for chunk, group in groupby(images, lambda image: image.index // size):
+        again = {image.index % size: image for image in group}
+        # With what the chunk still holds: the job may have failed as a whole before that had its turn.
+        items = table.control.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
+        classes = {offset: image.class_key for offset, image in again.items()}
+        published_at = table.control.reopen(job, generation, chunk, items, classes)
         if published_at is not None:
             publish(chunk, published_at)
-            count += len(offsets)
+            count += len(again)
     table.control.reopened(job, generation)
     return count
-
-
-def _by_chunk(items: Iterable[tuple[int, Item]], chunk_size: int) -> Iterator[tuple[int, dict[int, Item]]]:
-    def chunk_of(numbered: tuple[int, Item]) -> int:
-        return numbered[0] // chunk_size
-
-    for chunk, group in groupby(items, chunk_of):
-        yield chunk, {index % chunk_size: item for index, item in group}

@@ -1,103 +1,297 @@
-"""What the user names becomes a stream of images: addresses as they are, local files and folders to be uploaded.
+"""What the user names becomes a stream of images: addresses as they are, local files to be uploaded.
 
-| argument                                | becomes                                                     |
-|-----------------------------------------|-------------------------------------------------------------|
-| `s3://bucket/key`                       | that object                                                 |
-| `http://…`, `https://…`                 | that address, fetched by the worker                         |
-| `file:///path`                          | that file *on the workers' machines*, where they allow it   |
-| a file                                  | that file, uploaded under the job                           |
-| a folder                                | every image under it, sorted by path, uploaded under the job |
+| argument                                | becomes                                                              |
+|-----------------------------------------|----------------------------------------------------------------------|
+| `s3://bucket/key`                       | that object                                                          |
+| `s3://bucket/prefix/`                   | every image below it, listed                                         |
+| `http://…`, `https://…`                 | that address, fetched by the worker                                  |
+| `file:///path`                          | that file *on the workers' machines*, where they allow it            |
+| a file                                  | that file, uploaded under the job                                    |
+| a folder, a pattern such as `a/**/*.png`| every image under it, sorted by path, uploaded under the job         |
+| `.txt .csv .tsv .jsonl .ndjson .parquet`| every image that this list names; here, on S3 or on a web server      |
+| `-`                                     | the lines of standard input, a list                                  |
+
+Lists (`lists.py`), folders (`folders.py`) and prefixes (`listing.py`) are read as streams, so that millions of images
+need no more memory than hundreds, and again from the beginning as often as one likes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import random
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from producer.jobs import uris
-from producer.jobs.errors import FetchError, UsageError
+from producer.folders import Folder, Pattern, is_pattern
+from producer.jobs.errors import UsageError
+from producer.jobs.uris import redact
+from producer.listing import Listing
+from producer.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
+from producer.reading import SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
+from producer.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of
+from producer.stored import LocalFile, from_address, from_pipe
 
-#: What a folder is searched for; all of it is what the worker decodes.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+if TYPE_CHECKING:
+    from producer.jobs.storage import Storage
 
+__all__ = ["SUFFIXES", "Reading", "Source", "Sources", "expand", "open_sources", "printable"]
 
-@dataclass(frozen=True)
-class Source:
-    """One image, as the user named it: an address, or a local file that must be uploaded first."""
-
-    uri: str | None = None
-    path: Path | None = None
-    #: What the user calls it; a local file's path when absent.
-    id: str | None = None
-    #: The class of this image alone, by number or by name.
-    class_id: int | None = None
-    class_name: str | None = None
-
-
-def expand(arguments: Iterable[str | os.PathLike[str] | Source]) -> list[Source]:
-    """Turn arguments into images; nothing is sent before all of them are known to be usable.
-
-    Raises:
-        UsageError: An argument is no address, file or folder of images; names it and says what is allowed.
-    """
-    if isinstance(arguments, str | os.PathLike):
-        raise UsageError("images must be a list of addresses, files and folders, not one alone")
-    found = [source for argument in arguments for source in _sources(argument)]
-    if not found:
-        raise UsageError("nothing to explain: name images, folders or addresses (`gradcam submit photos/`)")
-    return found
+#: An argument of the command line, or of the Python client.
+Argument: TypeAlias = str | os.PathLike[str] | Source
+_EVERYTHING = Reading()
 
 
-def printable(text: str) -> str:
-    """A path as text that can be sent and shown: a file name may hold bytes that are no UTF-8."""
-    return os.fsencode(text).decode("utf-8", "replace")
+class Sources:
+    """The images that were named, in their order; each loop over them begins anew and gives the same."""
 
+    def __init__(self, parts: list[Part], reading: Reading) -> None:
+        self._parts = parts
+        self._reading = reading
 
-def _sources(argument: str | os.PathLike[str] | Source) -> Iterator[Source]:
-    if not isinstance(argument, Source):
-        yield from _expand(os.fspath(argument))
-        return
-    # Checked as if it had been typed; the class and the id of a folder are those of each image in it.
-    for source in _expand(argument.uri or os.fspath(argument.path or "")):
-        yield replace(source, id=argument.id, class_id=argument.class_id, class_name=argument.class_name)
+    @property
+    def count(self) -> int | None:
+        """How many there are; none while only reading them all would tell."""
+        total = self._named
+        caps = (self._reading.limit, self._reading.sample)
+        return None if total is None else min([total, *(cap for cap in caps if cap is not None)])
 
+    @property
+    def _named(self) -> int | None:
+        """How many the parts have; where there is a limit, no fewer than matter."""
+        counts = [part.count for part in self._parts]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
-def _expand(argument: str) -> Iterator[Source]:
-    if not argument.strip():
-        raise UsageError("an image has an empty name: is a variable of your shell not set?")
-    if "://" in argument:
-        try:
-            address = uris.parse(argument)
-        except FetchError as error:
-            raise UsageError(str(error)) from None
-        if address.scheme == "s3" and argument.endswith("/"):
-            raise UsageError(f"{argument} is a prefix, not an image: name the objects under it")
-        yield Source(uri=argument)
-        return
-    path = Path(argument).expanduser()
-    if path.is_dir():
-        yield from _folder(path)
-    elif path.is_file():
-        yield _file(path)
-    else:
-        raise UsageError(
-            f"{printable(argument)[:200]!r} is neither a file nor a folder here, nor an address "
-            "(s3://, http://, https://, file://)"
+    def __iter__(self) -> Iterator[Source]:
+        """Read the images.
+
+        Raises:
+            UsageError: A listing holds what cannot be used, or a list or a folder has changed since it was checked.
+        """
+        every = chain.from_iterable(chain.from_iterable(part.batches() for part in self._parts))
+        limited = every if self._reading.limit is None else islice(every, self._reading.limit)
+        if self._reading.sample is None:
+            return limited
+        named, limit = self._named or 0, self._reading.limit
+        return _sampled(
+            limited, self._reading.sample, named if limit is None else min(named, limit), self._reading.seed
         )
 
+    def close(self) -> None:
+        """Give back what was kept on the disk: lists from elsewhere, listings, standard input."""
+        for part in self._parts:
+            part.close()
 
-def _file(path: Path) -> Source:
-    if path.suffix and path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{printable(str(path))} is not an image: {', '.join(sorted(SUFFIXES))} are")
-    if not os.access(path, os.R_OK):
-        raise UsageError(f"{printable(str(path))} cannot be read: check its permissions")
-    return Source(path=path)
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _folder(folder: Path) -> Iterator[Source]:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise UsageError(f"no images under {folder}: looked for {', '.join(sorted(SUFFIXES))}")
-    yield from (_file(path) for path in paths)
+def open_sources(
+    arguments: Iterable[Argument],
+    reading: Reading = _EVERYTHING,
+    *,
+    storage: Callable[[], Storage] | None = None,
+    stdin: BinaryIO | None = None,
+) -> Sources:
+    """Find the images that arguments mean, and make sure that they can be used before anything is sent.
+
+    Lists are read through once, which also counts them; of a long listing the first pages are looked at.
+
+    Args:
+        arguments: Addresses, files, folders, patterns, lists, prefixes, `-`, or `Source`s. All of them are held.
+        reading: Which columns of lists, which files of folders, and how many.
+        storage: Gives the object store that listings and lists are read from; asked only when one is named.
+        stdin: What `-` reads; standard input when absent.
+
+    Raises:
+        UsageError: Something cannot be used; names it, in lists with its line, and says what is allowed.
+        ServiceError: The object store cannot be used from here.
+    """
+    if isinstance(arguments, str | os.PathLike | Source):
+        raise UsageError("images must be a list of addresses, files and folders, not one alone")
+    for option, number in (("--limit", reading.limit), ("--sample", reading.sample)):
+        if number is not None and number < 1:
+            raise UsageError(f"{option} must be 1 or more")
+    parts = _Opener(reading, storage, stdin).parts(arguments)
+    if not parts:
+        raise UsageError("nothing to explain: name images, lists, folders or addresses (`gradcam submit photos/`)")
+    _check_reading(parts, reading)
+    left = reading.limit
+    for place, part in enumerate(parts):
+        if left is not None and left <= 0:
+            del parts[place:]
+            break
+        part.check(left, whole=reading.sample is not None)
+        if left is not None and part.count is not None:
+            left -= part.count
+    return Sources(parts, reading)
+
+
+def expand(arguments: Iterable[Argument]) -> list[Source]:
+    """Read all the images that arguments mean into a list. Errors as `open_sources`."""
+    with open_sources(arguments) as sources:
+        return list(sources)
+
+
+def _check_reading(parts: list[Part], reading: Reading) -> None:
+    """Refuse options that would have no effect: who gave them expects one."""
+    if reading.columns and not any(part.has_columns for part in parts):
+        raise UsageError(
+            f"there is no column {quoted(reading.columns[0])}: none of the arguments is a list with columns"
+        )
+    if (reading.include or reading.exclude) and not any(part.has_patterns for part in parts):
+        raise UsageError("--include and --exclude choose from folders and s3:// prefixes: none of the arguments is one")
+
+
+def _sampled(sources: Iterator[Source], count: int, total: int, seed: int) -> Iterator[Source]:
+    """Draw without replacement, in order and without holding any (Knuth, The Art of Computer Programming, 3.4.2 S)."""
+    draw = random.Random(seed).random  # noqa: S311 - chance, not secrecy
+    for left, source in zip(range(total, 0, -1), sources, strict=False):
+        if draw() * left < count:
+            yield source
+            count -= 1
+            if not count:
+                return
+
+
+class _Opener:
+    """Tells arguments apart."""
+
+    def __init__(self, reading: Reading, storage: Callable[[], Storage] | None, stdin: BinaryIO | None) -> None:
+        self._reading = reading
+        self._storage = storage
+        self._stdin = stdin
+        self._stdin_used = False
+
+    def parts(self, arguments: Iterable[Argument]) -> list[Part]:
+        """Find what arguments mean; nothing of it is read yet, and nothing far away is looked at."""
+        parts: list[Part] = []
+        for argument in arguments:
+            for found in self._source(argument) if isinstance(argument, Source) else self._text(os.fspath(argument)):
+                if isinstance(found, Part):
+                    parts.append(found)
+                elif parts and isinstance(parts[-1], _Named):
+                    parts[-1].sources.append(found)
+                else:
+                    parts.append(_Named([found]))
+        return parts
+
+    def _source(self, own: Source) -> list[Part | Source]:
+        """Check it as if it had been typed; what it says is then said of each image it stands for."""
+        id_of(own.id)
+        class_of(own.class_id)
+        if own.class_name is not None and not 0 < len(own.class_name) <= MAX_CLASS_CHARS:
+            raise UsageError(f"the name of a class has 1 to {MAX_CLASS_CHARS} characters")
+        found = self._text(own.uri or os.fspath(own.path or ""))
+        return [_Owned(each, own) if isinstance(each, Part) else _owned(each, own) for each in found]
+
+    def _text(self, text: str) -> Sequence[Part | Source]:
+        if not text.strip():
+            raise UsageError("an image has an empty name: is a variable of your shell not set?")
+        if text == "-":
+            return [self._standard_input()]
+        return [self._address(text)] if "://" in text else self._local(text)
+
+    def _address(self, text: str) -> Part | Source:
+        scheme = text.partition("://")[0].lower()
+        kind = kind_of(text if scheme == "s3" else re.split(r"[?#]", text, maxsplit=1)[0])
+        if scheme == "s3" and text.endswith("/") and not text.endswith("://"):
+            return Listing(text, self._reading, self._storage)
+        if not PLAIN(text):
+            check_address(text)
+        if kind is None:
+            return Source(text)
+        if scheme == "file":
+            raise UsageError(f"{redact(text)} is a list on the workers' machines: name one on this machine by its path")
+        return ListFile(from_address(text, self._storage), kind, None, self._reading)
+
+    def _local(self, text: str) -> Sequence[Part | Source]:
+        path = os.path.expanduser(text)
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            if is_pattern(path):
+                return self._pattern(path)
+            raise UsageError(
+                f"{quoted(text)} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
+            ) from None
+        if stat.S_ISDIR(mode):
+            return [Folder(path, self._reading)]
+        if not stat.S_ISREG(mode):
+            raise UsageError(f"{quoted(text)} is a pipe or a device: name `-` and send a list to standard input")
+        if kind := kind_of(path):
+            return [self._list(path, kind)]
+        check_image(path, f"; lists are {LIST_SUFFIXES}")
+        return [Source(path=Path(path))]
+
+    def _pattern(self, path: str) -> Sequence[Part]:
+        if not kind_of(path):
+            return [Folder(path, self._reading, Pattern(path))]
+        paths = Folder(path, Reading(include=("*",)), Pattern(path)).paths()
+        lists = [self._list(found, kind) for found in paths if (kind := kind_of(found))]
+        if not lists:
+            raise UsageError(f"no lists match {shown(path)}")
+        return lists
+
+    def _list(self, path: str, kind: Kind) -> ListFile:
+        return ListFile(LocalFile(path), kind, os.path.dirname(path), self._reading)
+
+    def _standard_input(self) -> ListFile:
+        if self._stdin_used:
+            raise UsageError("standard input can be read once only: name `-` once")
+        self._stdin_used = True
+        pipe = sys.stdin.buffer if self._stdin is None else self._stdin
+        return ListFile(from_pipe("standard input", pipe), None, "", self._reading)
+
+
+class _Named(Part):
+    """Images named one by one."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+
+    def check(self, at_most: int | None, *, whole: bool) -> None:
+        self.count = len(self.sources)
+
+    def batches(self) -> Iterator[list[Source]]:
+        yield self.sources
+
+    def close(self) -> None:
+        """Nothing was kept."""
+
+
+class _Owned(Part):
+    """Images that have something in common: what was said of their list, folder or prefix as a whole."""
+
+    def __init__(self, part: Part, own: Source) -> None:
+        self._part, self._own = part, own
+        self.has_columns, self.has_patterns = part.has_columns, part.has_patterns
+
+    def check(self, at_most: int | None, *, whole: bool) -> None:
+        self._part.check(at_most, whole=whole)
+        self.count = self._part.count
+
+    def batches(self) -> Iterator[list[Source]]:
+        for batch in self._part.batches():
+            yield [_owned(source, self._own) for source in batch]
+
+    def close(self) -> None:
+        self._part.close()
+
+
+def _owned(source: Source, own: Source) -> Source:
+    has_class = own.class_id is not None or own.class_name is not None
+    classes = own if has_class else source
+    return source._replace(
+        id=own.id if own.id is not None else source.id,
+        class_id=classes.class_id,
+        class_name=classes.class_name,
+        keep=own.keep if own.keep is not None else source.keep,
+    )

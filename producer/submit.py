@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 
 from producer.jobs import keys, uris
 from producer.jobs.errors import FetchError, ServiceError, UsageError
-from producer.jobs.spec import MAX_CHUNK_SIZE, METHODS, OUTPUTS, Chunk, Failure, Item, JobSpec, unpack
+from producer.jobs.spec import MAX_CHUNK_SIZE, METHODS, OUTPUTS, Chunk, Failure, Item, JobSpec, unpack, uri_line
 from producer.jobs.storage import Storage, sha256_of
 from producer.jobs.table import FULL_SHARE
 from producer.results import manifest_parts, merge
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from producer.jobs.table import JobTable
     from producer.sources import Source
 
+#: What a source holds beside its address, where it is nothing else; most are.
+_NOTHING_ELSE = (None,) * 5
+#: What a chunk of fitting size takes, the smallest, and one where nobody knows how fast the network is.
+_CHUNK_S, _SMALLEST_SIZE, _UNKNOWN_SIZE = 10.0, 16, 64
 #: Uploads at once: enough to hide a store's latency, few enough for a laptop.
 UPLOAD_THREADS = 16
 _UPLOADS_AHEAD = 4 * UPLOAD_THREADS
@@ -53,12 +59,15 @@ _ADVICE = {
     "output_size": "--output-size must be input or original",
     "format": "--format must be jpg or png",
     "chunk_size": f"--chunk-size must be 1 to {MAX_CHUNK_SIZE}",
+    "pack": "--pack must be none or tar",
     "queue": "--queue must be high, default or low",
 }
-#: Called with images sent so far and images in all.
-Progress = Callable[[int, int], None]
+#: Called with images sent so far, and images in all where that is known.
+Progress = Callable[[int, int | None], None]
 #: Called with a chunk's number and the time to publish its pointer with.
-Publish = Callable[[int, float], None]
+Publish = Callable[[int, float], object]
+#: Called with the index of the first of some sources and these; gives the line of each.
+Lines = Callable[[int, Sequence["Source"]], list[str]]
 
 
 def make_spec(**parameters: Any) -> JobSpec:
@@ -72,6 +81,16 @@ def make_spec(**parameters: Any) -> JobSpec:
     except ValidationError as error:
         fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise UsageError("; ".join(_ADVICE.get(field, f"{field} cannot be used") for field in fields)) from None
+
+
+def fitting_size(images_per_s: float | None) -> int:
+    """Images a chunk that make about ten seconds of work, from the measured speed of one process.
+
+    Smaller ones are redone quickly when a process dies and share workers more evenly; larger ones cost fewer messages.
+    """
+    if images_per_s is None:
+        return _UNKNOWN_SIZE
+    return min(MAX_CHUNK_SIZE, max(_SMALLEST_SIZE, round(_CHUNK_S * images_per_s)))
 
 
 def read_labels(path: Path | None) -> tuple[str, ...] | None:
@@ -125,6 +144,35 @@ def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str |
     )
 
 
+def line_maker(storage: Storage, job: str) -> Lines:
+    """Make the function that turns sources into the lines of a chunk; a local file is named by where it will lie."""
+
+    def lines(first: int, sources: Sequence[Source]) -> list[str]:
+        return [
+            uri_line(source.uri) if source.uri is not None and source[1:] == _NOTHING_ELSE else line(index, source)
+            for index, source in enumerate(sources, first)
+        ]
+
+    def line(index: int, source: Source) -> str:
+        uri, id = source.uri, source.id
+        if source.path is not None:
+            uri = storage.uri(keys.uploaded_input(storage.prefix, job, index, source.path.name))
+            id = id or printable(str(source.path))[-1024:]
+        try:
+            return Item(
+                uri=str(uri),
+                id=id,
+                class_id=source.class_id,
+                class_name=source.class_name,
+                keep=dict(source.keep) if source.keep else None,
+            ).line
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise UsageError(f"image {index} cannot be used: its {problem['loc'][0]}: {problem['msg']}") from None
+
+    return lines
+
+
 def send(
     table: JobTable,
     storage: Storage,
@@ -132,14 +180,16 @@ def send(
     *,
     job: str,
     spec: JobSpec,
-    sources: list[Source],
+    sources: Iterable[Source],
+    count: int | None = None,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> None:
     """Send all images of a job that was created, then close it; what Redis has already is not sent again.
 
-    Local files go to the object store first, many at once and ahead of the chunk they belong to. Redis can lose what
-    it acknowledged within its last second: the ingest is closed only when everything is there and on its disk.
+    Images are streamed: memory does not grow with them. Local files go to the object store first, many at once and
+    ahead of the chunk they belong to. Redis can lose what it acknowledged within its last second: the ingest is closed
+    only when everything is there and on its disk.
 
     Args:
         table: The job table.
@@ -147,7 +197,8 @@ def send(
         publish: Sends a chunk's pointer.
         job: Its id.
         spec: What it computes.
-        sources: Its images.
+        sources: Its images; read again from the beginning where Redis has lost some.
+        count: How many, where that is known.
         progress: Called with images sent and images in all.
         waiting: Called with a sentence while Redis is too full to take more.
 
@@ -158,9 +209,9 @@ def send(
     """
     sending = _Sending(table, storage, publish, job, spec, waiting)
     for _ in range(_PASSES):
-        chunks = sending.all(sources, progress)
+        chunks, images = sending.all(sources, count, progress)
         table.to_disk()
-        if table.close(job, chunks=chunks, items=len(sources)) == len(sources):
+        if table.close(job, chunks=chunks, items=images) == images:
             table.to_disk()
             return
     raise ServiceError(f"Redis does not keep the images of job {job}: check its persistence (appendonly yes)")
@@ -181,52 +232,49 @@ class _Sending:
     #: When the fullness of Redis was looked at last.
     looked: float = float("-inf")
 
-    def all(self, sources: list[Source], progress: Progress | None) -> int:
-        """Send every chunk that is not there; how many chunks there are."""
+    def all(self, sources: Iterable[Source], count: int | None, progress: Progress | None) -> tuple[int, int]:
+        """Send every chunk that is not there; how many chunks and images there are."""
         self.recorded = dict(manifest_parts(self.storage, self.job))
         known = self.table.chunks(self.job)
-        sent = count = 0
+        sent = chunks = 0
         with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
             try:
-                for chunk in self._uploaded(pool, sources, known):
+                for chunk in self._uploaded(pool, iter(sources), known):
                     if chunk.number not in known:
                         self._add(chunk)
-                    sent, count = sent + chunk.count, count + 1
+                    sent, chunks = sent + chunk.count, chunks + 1
                     if progress:
-                        progress(sent, len(sources))
+                        progress(sent, count)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return count
+        return chunks, sent
 
-    def _uploaded(self, pool: Executor, sources: list[Source], known: Mapping[int, str]) -> Iterator[Chunk]:
+    def _uploaded(self, pool: Executor, sources: Iterator[Source], known: Mapping[int, str]) -> Iterator[Chunk]:
         """Chunks in order, each when its files are in the object store; later ones are uploaded meanwhile."""
         window: deque[tuple[Chunk, list[Future[None]]]] = deque()
-        for number, start in enumerate(range(0, len(sources), self.spec.chunk_size)):
-            part = list(enumerate(sources[start : start + self.spec.chunk_size], start))
-            chunk = Chunk.pack(number, [self._item(index, source) for index, source in part])
+        size, uploads = self.spec.chunk_size, 0
+        lines = line_maker(self.storage, self.job)
+        for number in itertools.count():
+            part = list(islice(sources, size))
+            if not part:
+                break
+            chunk = Chunk.pack(number, lines(number * size, part))
             if known.get(number, chunk.entry) != chunk.entry:
                 raise UsageError(f"job {self.job} was made from another source: choose another --name for this one")
-            files = [] if number in known else [(index, source.path) for index, source in part if source.path]
+            files = [] if number in known else [(number * size + n, s.path) for n, s in enumerate(part) if s.path]
             window.append((chunk, [pool.submit(self._upload, index, path) for index, path in files]))
-            while window and (not window[0][1] or sum(len(futures) for _, futures in window) > _UPLOADS_AHEAD):
-                yield _when_done(*window.popleft())
+            uploads += len(files)
+            while window and (not window[0][1] or uploads > _UPLOADS_AHEAD):
+                chunk, futures = window.popleft()
+                uploads -= len(futures)
+                yield _when_done(chunk, futures)
         while window:
             yield _when_done(*window.popleft())
 
-    def _item(self, index: int, source: Source) -> Item:
-        own = {"class_id": source.class_id, "class_name": source.class_name}
-        if source.path is None:
-            return Item(uri=str(source.uri), id=source.id, **own)
-        uri = self.storage.uri(self._key(index, source.path))
-        return Item(uri=uri, id=source.id or printable(str(source.path))[-1024:], **own)
-
-    def _key(self, index: int, path: Path) -> str:
-        return keys.uploaded_input(self.storage.prefix, self.job, index, path.name)
-
     def _upload(self, index: int, path: Path) -> None:
         try:
-            self.storage.put_file(self._key(index, path), path)
+            self.storage.put_file(keys.uploaded_input(self.storage.prefix, self.job, index, path.name), path)
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror})") from None
 

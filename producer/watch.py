@@ -62,7 +62,7 @@ def note(status: JobStatus) -> str:
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
-        parts.append(f"{status.images_per_s:.1f} images/s")
+        parts.append(f"{status.images_per_s:.1f} images/s by {status.chunks.in_hand} workers")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return ", ".join(parts)
@@ -81,6 +81,9 @@ def summary(status: JobStatus) -> str:
         rows["error"] = status.error
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
+    if not status.ended:
+        rows["at work"] = f"{status.chunks.in_hand} workers at {status.running} images; {status.workers} alive"
+    rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     if status.images_per_s:
         rows["speed"] = f"{status.images_per_s:.1f} images/s"
     if status.eta_s is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +38,12 @@ _reconcilers: list[Reconciler] = []
 _watchdogs: list[Watchdog] = []
 
 
+def _publish(name: str, job: str, chunk: int, published_at: float) -> None:
+    queue.publish(app, job, chunk, queue=name, published_at=published_at, within_s=5)
+
+
 def _republish(job: str, chunk: int, published_at: float) -> None:
-    # What cannot be sent now is a lost message like any other: the reconciler finds it.
-    with suppress(queue.BrokerAway):
-        queue.publish(app, job, chunk, queue="recovery", published_at=published_at, within_s=5)
+    _publish("recovery", job, chunk, published_at)
 
 
 @cache
@@ -84,12 +85,11 @@ def _warm_up(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _start(**_: Any) -> None:
-    client = connect(connections)
     reconciler = Reconciler(
-        JobTable(client),
-        client,
+        JobTable(connect(connections)),
         Storage.from_settings(connections),
         _republish,
+        publish=_publish,
         who=settings.name,
         interval_s=settings.interval_s,
         # A lost message is found as late as a lost lease: until then it may be on its way to a claim.

@@ -106,6 +106,7 @@ def failed(image: Image, claim: Claim) -> Ended:
         uri=uris.redact(image.item.uri),
         id=image.item.id,
         state="failed",
+        keep=image.item.keep,
         network=claim.spec.network,
         seconds=image.seconds,
         reason=error.reason,
@@ -114,7 +115,14 @@ def failed(image: Image, claim: Claim) -> Ended:
     return Ended(image.offset, result, failure)
 
 
-def done(image: Image, claim: Claim, network: Network, flats: list[bool], objects: dict[str, str]) -> Ended:
+def done(
+    image: Image,
+    claim: Claim,
+    network: Network,
+    flats: list[bool],
+    objects: dict[str, str],
+    files: dict[str, bytes],
+) -> Ended:
     """What is written down of an image whose pictures are in the object store."""
     first = image.explained[0]
     chosen, top5 = guesses(first.logits, first.class_id, network.categories)
@@ -124,6 +132,7 @@ def done(image: Image, claim: Claim, network: Network, flats: list[bool], object
         uri=uris.redact(image.item.uri),
         id=image.item.id,
         state="done",
+        keep=image.item.keep,
         class_id=chosen.class_id,
         class_name=chosen.class_name,
         probability=chosen.probability,
@@ -141,4 +150,4 @@ def done(image: Image, claim: Claim, network: Network, flats: list[bool], object
         objects=objects,
         seconds=image.seconds,
     )
-    return Ended(image.offset, result, None)
+    return Ended(image.offset, result, None, files)

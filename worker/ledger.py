@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from producer.jobs import keys
 from producer.jobs.errors import GradcamError, StoreError, WorkerError
-from producer.jobs.spec import Failure, Result
+from producer.jobs.spec import Failure, Result, class_key
 from worker.lease import LeaseLost
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from producer.jobs.table import Claim, Committed, JobTable
     from worker.image import Image
     from worker.lease import Lease
+    from worker.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class Ended:
     offset: int
     result: Result
     failure: Failure | None
+    #: Where pictures are packed: member name → content, until they are in the shard.
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Ledger:
@@ -49,6 +52,7 @@ class Ledger:
         lease_s: How long a commit extends it.
         commit_every_s: How often what has ended is recorded.
         wait: Gives the end of an image that is being finished, waiting for it.
+        shard: Where pictures are packed: then all of the chunk is committed at once, or nothing.
     """
 
     def __init__(
@@ -61,9 +65,10 @@ class Ledger:
         lease_s: float,
         commit_every_s: float,
         wait: Callable[[Image, Future[Ended]], Ended],
+        shard: Shard | None = None,
     ) -> None:
         self._table, self._storage, self._claim, self._lease, self._lease_s = table, storage, claim, lease, lease_s
-        self._commit_every_s, self._wait = commit_every_s, wait
+        self._commit_every_s, self._wait, self._shard = commit_every_s, wait, shard
         self._underway: deque[tuple[Image, Future[Ended]]] = deque()
         self._marked: set[int] = set()
         self._ended: list[Ended] = []
@@ -91,10 +96,16 @@ class Ledger:
         """Take in what has ended, waiting until at most `leave` are under way; record it from time to time."""
         while self._underway and (len(self._underway) > leave or self._underway[0][1].done()):
             image, future = self._underway.popleft()
-            self._ended.append(self._wait(image, future))
+            self._ended.append(self._packed(self._wait(image, future)))
             self._marked.discard(image.offset)
-        if time.monotonic() - self._committed >= self._commit_every_s:
+        if self._shard is None and time.monotonic() - self._committed >= self._commit_every_s:
             self.commit()
+
+    def _packed(self, ended: Ended) -> Ended:
+        if self._shard is None or not ended.files:
+            return ended
+        self._shard.add(ended.result, ended.files)
+        return replace(ended, files={})  # memory stays flat
 
     def settle(self) -> None:
         """Something broke off: record what has ended all the same, and leave nothing running behind."""
@@ -103,6 +114,8 @@ class Ledger:
             future.result() for future in wait(running, timeout=_SETTLE_S).done if future.exception() is None
         ]
         self._underway.clear()
+        if self._shard is not None:
+            return  # half a shard is none
         with suppress(GradcamError):
             self.commit()
 
@@ -110,9 +123,11 @@ class Ledger:
         """Record what has ended: the manifest first, then the bits."""
         self._committed = time.monotonic()
         ended, self._ended = self._ended, []
-        if not ended:
-            return
         claim = self._claim
+        if not ended or (self._shard is not None and len(ended) < len(claim.pending)):
+            return
+        if self._shard is not None:
+            self._shard.upload()
         key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part)
         self._part += 1
         lines = (end.result.model_dump_json(exclude_none=True) for end in ended)
@@ -121,9 +136,12 @@ class Ledger:
         except StoreError as error:
             # No image's fault: without its manifest nothing of this part counts, another worker may do better.
             raise WorkerError(str(error)) from None
-        done = [end.offset for end in ended if end.failure is None]
+        done = {end.offset: class_key(end.result) for end in ended if end.failure is None}
         failed = [end.failure for end in ended if end.failure is not None]
-        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s)
+        seconds: Counter[str] = Counter()
+        for end in ended:
+            seconds.update(end.result.seconds)
+        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
         self._note(committed)
 
     def _note(self, committed: Committed | None) -> None:

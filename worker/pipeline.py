@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from producer.jobs import uris
+from producer.jobs import keys, uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import CrashedWorker, ImageError, ItemError, ItemTimeout, JobError, ModelError, WorkerError
 from worker.classes import checked_class
@@ -29,6 +29,7 @@ from worker.image import Image, done, failed, own_fault
 from worker.ledger import Ended, Ledger
 from worker.raw import pack
 from worker.render import draw, encode, normalised
+from worker.shard import Shard
 from worker.upload import upload
 from worker.watchdog import CONVICTING, HUNG
 
@@ -74,22 +75,29 @@ class Pipeline:
             LeaseLost: The chunk is not ours any more, or the job goes no further.
             JobError, WorkerError: Somebody else's fault than an image's; what was finished is committed.
         """
-        ledger = Ledger(
-            self._table,
-            self._storage,
-            claim,
-            lease,
-            lease_s=self._settings.lease_s,
-            commit_every_s=self._settings.commit_every_s,
-            wait=partial(self._finished, claim, lease),
-        )
-        try:
-            self._run(claim, network, lease, ledger)
-        except BaseException:
-            # What is finished stays finished, also under an old token; the first error is the one to tell.
-            ledger.settle()
-            raise
-        return ledger.complete
+        with self._shard(claim) as shard:
+            ledger = Ledger(
+                self._table,
+                self._storage,
+                claim,
+                lease,
+                lease_s=self._settings.lease_s,
+                commit_every_s=self._settings.commit_every_s,
+                wait=partial(self._finished, claim, lease),
+                shard=shard,
+            )
+            try:
+                self._run(claim, network, lease, ledger)
+            except BaseException:
+                # What is finished stays finished, also under an old token; the first error is the one to tell.
+                ledger.settle()
+                raise
+            return ledger.complete
+
+    def _shard(self, claim: Claim) -> AbstractContextManager[Shard | None]:
+        if claim.spec.pack == "none":
+            return nullcontext()
+        return Shard(self._storage, keys.shard(self._storage.prefix, claim.job, claim.chunk, claim.generation))
 
     def _run(self, claim: Claim, network: Network, lease: Lease, ledger: Ledger) -> None:
         lease.step(self._settings.item_timeout_s)
@@ -208,27 +216,42 @@ class Pipeline:
 
     def _finish(self, image: Image, claim: Claim, network: Network) -> Ended:
         objects: dict[str, str] = {}
+        members: dict[str, bytes] = {}
         flats: list[bool] = []
         with own_fault(image):
             several = len(image.explained) > 1
             for explained in image.explained:
-                files, flat = self._draw(image, explained, claim.spec)
+                drawn, flat = self._draw(image, explained, claim.spec)
                 flats.append(flat)
-                with image.timed("upload"):
-                    objects |= upload(
-                        self._storage,
-                        {
-                            f"class{explained.class_id}-{name}" if several else name: file
-                            for name, file in files.items()
-                        },
-                        job=claim.job,
-                        index=claim.index(image.offset),
-                        stem=uris.stem(image.item.uri),
-                        network=claim.spec.network,
-                    )
+                files = {f"class{explained.class_id}-{name}" if several else name: file for name, file in drawn.items()}
+                if claim.spec.pack == "tar":
+                    packed = self._pack(claim, image, files)
+                    members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
+                    objects |= packed
+                else:
+                    objects |= self._upload(claim, image, files)
         if image.error is not None or not image.explained:
             return failed(image, claim)
-        return done(image, claim, network, flats, objects)
+        return done(image, claim, network, flats, objects, members)
+
+    def _pack(self, claim: Claim, image: Image, files: dict[str, tuple[str, bytes]]) -> dict[str, str]:
+        """Where in the chunk's shard the files will be, by kind."""
+        shard = keys.shard(self._storage.prefix, claim.job, claim.chunk, claim.generation)
+        index = claim.index(image.offset)
+        return {
+            kind: keys.in_shard(shard, keys.member(index, f"{kind}.{suffix}")) for kind, (suffix, _) in files.items()
+        }
+
+    def _upload(self, claim: Claim, image: Image, files: dict[str, tuple[str, bytes]]) -> dict[str, str]:
+        with image.timed("upload"):
+            return upload(
+                self._storage,
+                files,
+                job=claim.job,
+                index=claim.index(image.offset),
+                stem=uris.stem(image.item.uri),
+                network=claim.spec.network,
+            )
 
     def _draw(self, image: Image, explained: Explained, spec: JobSpec) -> tuple[dict[str, tuple[str, bytes]], bool]:
         """One class's files: kind → suffix and content; and whether its map is flat."""

@@ -6,20 +6,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from redis.exceptions import ResponseError
-
 from producer.jobs.errors import GradcamError
 from producer.jobs.finalise import finalise
-from producer.jobs.keys import QUEUE_PREFIX
-from producer.jobs.queue import oldest_published_at
+from producer.jobs.queue import CLASSES
 
 if TYPE_CHECKING:
-    import redis
-
     from producer.jobs.storage import Storage
     from producer.jobs.table import JobTable
 
@@ -27,8 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Called with job, chunk and the time published; sends a pointer to the queue `recovery`.
 Republish = Callable[[str, int, float], None]
-#: So many messages in `recovery` are enough: every worker reads it first, and other jobs have to have their turn.
-FULL_RECOVERY = 1000
+#: Called with queue, job, chunk and the time published.
+Publish = Callable[[str, str, int, float], None]
 _AT_ONCE = 100
 
 
@@ -46,58 +40,51 @@ class Death:
 
 
 def reconcile(
-    table: JobTable, client: redis.Redis, storage: Storage, republish: Republish, *, who: str, grace_s: float
+    table: JobTable, storage: Storage, republish: Republish, *, who: str, grace_s: float, publish: Publish
 ) -> int:
-    """Hand out again what nobody works at and no message points to.
+    """Hand out again what nobody works at, and send again the messages that were lost.
 
-    A pointer is lost when its chunk waits since before the oldest message still in each queue that could hold it was
-    published. The time between publishing in the table and in the queue, and between reading and claiming, is what
-    `grace_s` allows for.
+    Args:
+        table: The job table.
+        storage: Our bucket.
+        republish: Sends the pointer of a chunk whose holder died to the queue `recovery`.
+        who: The worker that does it.
+        grace_s: How long messages have to be missing before they count as lost.
+        publish: Sends a pointer to a class of service.
 
     Returns:
-        How many chunks were published again.
+        How many messages were sent.
     """
     table.forget_expired()
-    return sum(_reconcile(table, client, storage, republish, job, who, grace_s) for job in table.active())
+    sent = sum(_expired(table, storage, republish, job, who) for job in table.active())
+    for queue in CLASSES:
+        while lost := table.deficit(queue, grace_s=grace_s, at_most=_AT_ONCE):
+            for job, chunk in lost:
+                publish(queue, job, chunk, table.roster.now())
+            log.warning("action=republished queue=%s %d messages were lost; sent again.", queue, len(lost))
+            sent += len(lost)
+    return sent
 
 
-def _reconcile(
-    table: JobTable, client: redis.Redis, storage: Storage, republish: Republish, job: str, who: str, grace_s: float
-) -> int:
+def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, who: str) -> int:
     found = table.spec(job)
     if found is None:
         table.forget_active(job)
         return 0
-    spec, state = found
-    if state == "finalizing":
+    if found[1] == "finalizing":
         finalise(table, storage, job, who)
         return 0
-    expired = lost = 0
-    while _length(client, "recovery") < FULL_RECOVERY:
-        # Before the heads are read: what is published after this moment is behind them.
-        now = table.roster.now()
-        heads = [now, oldest_published_at(client, "recovery"), oldest_published_at(client, spec.queue)]
-        oldest = min(head for head in heads if head is not None)
-        _, repaired = table.reconcile(job, lost_before=oldest - grace_s, at_most=_AT_ONCE)
-        for chunk in repaired.expired + repaired.lost:
+    sent = 0
+    while True:
+        repaired = table.reconcile(job, at_most=_AT_ONCE)
+        for chunk in repaired.expired:
             republish(job, chunk, repaired.published_at)
-        expired, lost = expired + len(repaired.expired), lost + len(repaired.lost)
-        if max(len(repaired.expired), len(repaired.lost)) < _AT_ONCE:
+        sent += len(repaired.expired)
+        if len(repaired.expired) < _AT_ONCE:
             break
-    if expired or lost:
-        log.warning(
-            "action=republished job=%s %d leases had run out and %d pointers were lost; published again.",
-            job,
-            expired,
-            lost,
-        )
-    return expired + lost
-
-
-def _length(client: redis.Redis, queue: str) -> int:
-    with suppress(ResponseError):  # somebody put another kind of key in its place: nothing waits there
-        return int(client.llen(QUEUE_PREFIX + queue))
-    return 0
+    if sent:
+        log.warning("action=republished job=%s %d leases had run out; published again.", job, sent)
+    return sent
 
 
 class Reconciler(threading.Thread):
@@ -106,17 +93,17 @@ class Reconciler(threading.Thread):
     def __init__(
         self,
         table: JobTable,
-        client: redis.Redis,
         storage: Storage,
         republish: Republish,
         *,
+        publish: Publish,
         who: str,
         interval_s: float,
         grace_s: float,
         on_orphaned: Callable[[], None],
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
-        self._table, self._client, self._storage, self._republish = table, client, storage, republish
+        self._table, self._storage, self._republish, self._publish = table, storage, republish, publish
         self._who, self._interval_s, self._on_orphaned = who, interval_s, on_orphaned
         self._grace_s = grace_s
         self._deaths: deque[Death] = deque()
@@ -159,11 +146,11 @@ class Reconciler(threading.Thread):
         if self._table.roster.lead(self._who, 0.9 * self._interval_s):
             reconcile(
                 self._table,
-                self._client,
                 self._storage,
                 self._republish,
                 who=self._who,
                 grace_s=self._grace_s,
+                publish=self._publish,
             )
 
     def _bury(self, death: Death) -> None:

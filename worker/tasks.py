@@ -37,4 +37,5 @@ def register(app: Celery, worker: str, work_of_process: Callable[[], Work]) -> N
         if not isinstance(job, str) or not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
             log.warning("action=bad_message A message that points to no chunk was dropped.")
             return
-        work_of_process().work(job, chunk, claim_id_of(worker, str(self.request.id)))
+        queue = str((self.request.delivery_info or {}).get("routing_key", ""))
+        work_of_process().work(queue, job, chunk, claim_id_of(worker, str(self.request.id)))

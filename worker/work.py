@@ -43,6 +43,8 @@ WEIGHTS_TIMEOUT_S = 1800.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 #: The exit code of a process that makes way for a new one, having recorded and given back everything.
 RETIRED = 75
+#: A chunk whose turn it is may be taken by another process in the same moment; so often another one is asked for.
+_TURNS = 5
 #: Called with job, chunk, queue and the time published.
 Republish = Callable[[str, int, float], None]
 
@@ -61,10 +63,11 @@ class Work:
         """Whether the launcher asked this process to come to an end."""
         return self._settings.drain_file is not None and self._settings.drain_file.exists()
 
-    def work(self, job: str, chunk: int, claim_id: str) -> None:
-        """Work at a chunk, if there is anything to do; a pointer that is old, doubled or forged does nothing.
+    def work(self, queue: str, job: str, chunk: int, claim_id: str) -> None:
+        """Work at the chunk whose turn it is, if there is one; a message that is old, doubled or forged harms nothing.
 
         Args:
+            queue: Where the message was read.
             job: What the message says.
             chunk: What the message says.
             claim_id: What the chunk is claimed with; the process's parent knows it, too.
@@ -72,8 +75,19 @@ class Work:
         if self.stopping():
             return  # It still waits in the job table; the reconciler hands it out again.
         try:
+            for _ in range(_TURNS):
+                turn = self._table.turn(queue, job, chunk, exact=queue == "recovery")
+                if turn is None or self._try(*turn, claim_id):
+                    return
+        except ServiceError as error:
+            self._complain(job, chunk, error)
+
+    def _try(self, job: str, chunk: int, claim_id: str) -> bool:
+        """Work at a chunk; False when there was nothing to do at it, so that another may be tried."""
+        worked = True
+        try:
             try:
-                self._work(job, chunk, claim_id)
+                worked = self._work(job, chunk, claim_id)
             except JobError as error:
                 log.warning("action=job_failed job=%s The job fails: %s", job, error)
                 self._table.fail(job, str(error))
@@ -88,11 +102,12 @@ class Work:
                 self._pipeline.hanging,
             )
             os._exit(RETIRED)
+        return worked
 
-    def _work(self, job: str, chunk: int, claim_id: str) -> None:
+    def _work(self, job: str, chunk: int, claim_id: str) -> bool:
         found = self._table.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
-            return
+            return False
         spec = found[0]
         if spec.store not in {"", self._storage.place}:
             raise JobError(
@@ -102,7 +117,7 @@ class Work:
         settings = self._settings
         claim = self._table.claim(job, chunk, spec, claim_id=claim_id, lease_s=settings.lease_s)
         if claim is None:
-            return
+            return False
         try:
             with Lease(
                 self._table, claim, claim_id=claim_id, lease_s=settings.lease_s, busy_file=settings.busy_file
@@ -110,7 +125,9 @@ class Work:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
                 network = self._models.get(_model_key(spec))
                 self._annotate(job, network)
+                started = time.monotonic()
                 complete = self._pipeline.run(claim, network, lease)
+                seconds = time.monotonic() - started
         except (WorkerError, ServiceError, LeaseLost):
             self._release(claim)
             raise
@@ -119,11 +136,16 @@ class Work:
         if self._pause_s > _FIRST_PAUSE_S:
             self._pause_s = _FIRST_PAUSE_S
             self._table.roster.recovered(settings.name)
+        if complete and not claim.suspects and len(claim.pending) >= settings.batch_size:
+            self._table.roster.note_speed(spec.network, len(claim.pending) / seconds)
+        return True
 
     def _release(self, claim: Claim) -> None:
         published_at = self._table.release(claim)
         if published_at is not None:
-            self._republish(claim.job, claim.chunk, published_at)
+            # What cannot be sent now is a lost message like any other: the reconciler finds it.
+            with suppress(ServiceError):
+                self._republish(claim.job, claim.chunk, published_at)
 
     def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
         """Say what is wrong with this worker, and leave the work to others for a while."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -49,11 +49,27 @@ class Control:
             raise UnknownJob(no_such(job))
         return JobState(state)
 
-    def retry(self, job: str, *, retry_id: str, reason: str | None = None, repair: bool = False) -> int:
+    def delete(self, job: str) -> None:
+        """Forget a job that has ended.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has not ended.
+        """
+        names = JobKeys(job)
+        others = map(names.part, keys.JOB_PARTS)
+        state = text(self._scripts.run("delete", [names.hash, keys.JOBS, keys.ACTIVE, *others], [job]))
+        if state == "gone":
+            raise UnknownJob(no_such(job))
+        if state != "deleted":
+            raise UsageError(f"job {job} has not ended, it is {state}: `gradcam cancel {job}` first")
+
+    def retry(self, job: str, queue: str, *, retry_id: str, reason: str | None = None, repair: bool = False) -> int:
         """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
 
         Args:
             job: Its id.
+            queue: Its class of service.
             retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
             reason: Only items that failed for it are going to be reopened.
             repair: Done items are going to be reopened.
@@ -69,7 +85,7 @@ class Control:
         others = [names.part(part) for part in keys.JOB_PARTS if part != "reasons"]
         answer = self._scripts.run(
             "retry",
-            [names.hash, keys.ACTIVE, names.part("reasons"), *others],
+            [names.hash, keys.ACTIVE, keys.turns(queue), names.part("reasons"), *others],
             [job, retry_id, reason or "", int(repair)],
         )
         match text(answer[0]):
@@ -88,7 +104,7 @@ class Control:
                 raise UsageError(f"job {job} has not ended, it is {state}: wait for it, or cancel it")
 
     def reopen(
-        self, job: str, generation: int, chunk: int, items: dict[int, Item], offsets: Sequence[int]
+        self, job: str, generation: int, chunk: int, items: dict[int, Item], again: Mapping[int, str]
     ) -> float | None:
         """Make items pending again, chunk by chunk in ascending order.
 
@@ -97,15 +113,17 @@ class Control:
             generation: As `retry` gave it.
             chunk: Which one.
             items: The items to work at, by offset, with those the chunk still holds: `items_of`.
-            offsets: Which of them become pending.
+            again: Which of them become pending: their offsets, with the class a done one was explained for, or "".
 
         Returns:
             The time to publish the chunk's pointer with; None when it was reopened before, or the job went on.
         """
         answer = self._scripts.run(
             "reopen",
-            JobKeys(job).parts("items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects"),
-            [chunk, generation, pack_some(items), *offsets],
+            JobKeys(job).parts(
+                "items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects", "classes"
+            ),
+            [chunk, generation, pack_some(items), *(part for pair in again.items() for part in pair)],
         )
         return float(answer[1]) if answer[0] == b"reopened" else None
 

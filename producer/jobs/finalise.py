@@ -34,6 +34,8 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
         "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
         "spec": found[0].model_dump(mode="json"),
         "found": table.facts(job),
+        "classes": _classes(table.histogram(job)),
+        "seconds": table.timings(job),
         "versions": versions("gradcam-queue"),
     }
     try:
@@ -47,6 +49,15 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     return ended
 
 
+def _classes(histogram: dict[str, int]) -> list[dict[str, object]]:
+    """The histogram of explained classes, the most frequent first."""
+    rows: list[dict[str, object]] = []
+    for key, count in sorted(histogram.items(), key=lambda entry: (-entry[1], entry[0])):
+        number, _, name = key.partition(" ")
+        rows.append({"class_id": int(number), "class_name": name, "count": count})
+    return rows
+
+
 def begin(storage: Storage, job: str, spec: JobSpec) -> None:
     """Write down what a job computes before it begins: were Redis wiped, its name and pictures still belong to it.
 
@@ -54,21 +65,28 @@ def begin(storage: Storage, job: str, spec: JobSpec) -> None:
         UsageError: The store holds a job of that name with another spec.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    key = keys.summary(storage.prefix, job)
-    if storage.size(key) is None:
+    known = recorded_spec(storage, job)
+    if known is None:
+        key = keys.summary(storage.prefix, job)
         storage.put(key, json.dumps({"spec": spec.model_dump(mode="json")}, indent=1).encode())
-        return
-    try:
-        known = JobSpec.model_validate(json.loads(storage.get(key))["spec"])
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{storage.uri(key)} is not one of ours, or of another version: choose another --name"
-        ) from None
-    if known != spec:
+    elif known != spec:
         raise UsageError(
             f"the store holds a job named {job} with other parameters: choose another --name, or give the same "
             "parameters"
         )
+
+
+def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
+    """What a job of that name computes, as the store knows it; None when it knows none. Errors as `begin`."""
+    key = keys.summary(storage.prefix, job)
+    if storage.size(key) is None:
+        return None
+    try:
+        return JobSpec.model_validate(json.loads(storage.get(key))["spec"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{storage.uri(key)} is not one of ours, or of another version: choose another --name"
+        ) from None
 
 
 def versions(*names: str) -> dict[str, str]:

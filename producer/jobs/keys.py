@@ -17,11 +17,16 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 |                      |        | buried:chunk → claim id of the last death   |                | bury                  |
 | `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit, reopen        |
 | `J:reasons`          | hash   | reason → count                              | lifetime       | commit, reopen        |
+| `J:classes`          | hash   | class id and name → images explained for it | lifetime       | commit, reopen        |
+| `J:timings`          | hash   | stage → microseconds of all images          | lifetime       | commit                |
 | `J:finaliser`        | string | who writes the summary                      | 30 s           | finalise              |
 | `gradcam:jobs`       | zset   | job → time created                          | job is gone    | create                |
 | `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
 | `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
 | `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
+| `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
+| `gradcam:turns:*`    | zset   | job → its place in the row of its class     | their end      | create, retry, turn   |
+| `gradcam:deficit:*`  | hash   | since when how many messages are missing    | an hour        | deficit               |
 | `gradcam:reconciler` | string | who reconciles                              | one interval   | worker, main process  |
 | `gradcam:queue:*`    | list … | Celery's messages and bindings              | consumed       | Celery (kombu)        |
 
@@ -33,6 +38,7 @@ Object store (`P` is the prefix setting):
 | `P/<job>/inputs/<index>/<name>`                           | an uploaded local file                     |
 | `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
 | `P/<job>/manifest/<chunk>-<token>-<part>.jsonl`           | a line an image                            |
+| `P/<job>/shards/<chunk>.tar`, `<chunk>-<generation>.tar`  | with --pack tar: a chunk's pictures        |
 | `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
 | `P/.probe`                                                | nothing: does the store take objects?      |
 """
@@ -47,10 +53,11 @@ ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
 PROBLEMS = "gradcam:problems"
 RECONCILER = "gradcam:reconciler"
+SPEEDS = "gradcam:speeds"
 #: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
-    *("marks", "suspects"),
+    *("marks", "suspects", "classes", "timings"),
 )
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
@@ -74,6 +81,16 @@ class JobKeys:
     def parts(self, *names: str) -> list[str]:
         """The job's hash and the named keys beside it."""
         return [self.hash, *(self.part(name) for name in names)]
+
+
+def turns(queue: str) -> str:
+    """Whose turn it is in a class of service."""
+    return f"gradcam:turns:{queue}"
+
+
+def deficit(queue: str) -> str:
+    """How many messages of a class of service are missing."""
+    return f"gradcam:deficit:{queue}"
 
 
 def safe(text: str) -> str:
@@ -123,6 +140,27 @@ def manifest_prefix(prefix: str, job: str) -> str:
 def manifest(prefix: str, job: str, chunk: int, token: int, part: int) -> str:
     """One part of a chunk's manifest; the token makes parts of different holders different objects, in their order."""
     return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:014d}-{part:04d}.jsonl"
+
+
+def shards_prefix(prefix: str, job: str) -> str:
+    """All shards of a job lie under this."""
+    return _join(prefix, job, "shards") + "/"
+
+
+def shard(prefix: str, job: str, chunk: int, generation: int) -> str:
+    """A chunk's pictures in one tar; a retry adds another, with what it explained."""
+    again = f"-{generation:04d}" if generation > 1 else ""
+    return shards_prefix(prefix, job) + f"{chunk:08d}{again}.tar"
+
+
+def member(index: int, name: str) -> str:
+    """A file in a shard: webdataset takes what stands before the first dot for the sample's key."""
+    return f"{index:08d}.{name}"
+
+
+def in_shard(shard: str, member: str) -> str:
+    """The address of a file in a shard, as manifests have it."""
+    return f"{shard}#{member}"
 
 
 def weights(prefix: str, sha256: str) -> str:

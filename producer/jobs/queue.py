@@ -10,7 +10,7 @@ import ssl
 import time
 from base64 import b64decode
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from celery import Celery
 from kombu import Queue
@@ -23,11 +23,12 @@ from producer.jobs.keys import QUEUE_PREFIX
 from producer.jobs.spec import checked_name
 
 if TYPE_CHECKING:
-    import redis
+    pass
 
 TASK = "gradcam.work"
 #: Read in this order; `recovery` holds what a dead process left.
 QUEUES = ("recovery", "high", "default", "low")
+CLASSES = QUEUES[1:]
 #: Ours have about 1000; nothing larger is looked into.
 MAX_MESSAGE_BYTES = 16_384
 #: How long a Redis that is away is waited for. A message is tried once more after that, which takes 10 s at most.
@@ -219,23 +220,3 @@ def _why(error: ValidationError, outer: tuple[str, ...]) -> str:
     if problem["type"] == "json_invalid":
         return f"its {place} is not JSON" if place else "it is not JSON"
     return f"its {place} is not as we send it" if place else "it is no envelope"
-
-
-def oldest_published_at(client: redis.Redis, queue: str) -> float | None:
-    """The publish time of the message that will be read next, or None when the queue is empty.
-
-    A message that is not ours, or is damaged, counts as published at 0: it hides no lost pointer for longer than it
-    takes a worker to drop it. A key that is no list holds no messages.
-    """
-    try:
-        message = cast("bytes | None", client.lindex(QUEUE_PREFIX + queue, -1))
-    except ResponseError as error:
-        if not str(error).startswith("WRONGTYPE"):
-            raise
-        return None
-    if message is None:
-        return None
-    try:
-        return read_pointer(message).published_at
-    except BadMessage:
-        return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from producer.jobs import keys
 from producer.jobs.errors import ServiceError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WORKER_SILENT_S = 60
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
+SPEEDS_LIFETIME_S = 30 * 86_400
 
 
 class Roster:
@@ -53,6 +54,20 @@ class Roster:
         """Whether this worker is the one that looks for lost work for so long."""
         for_ms = max(1, int(for_s * 1000))
         return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
+
+    def note_speed(self, network: str, images_per_s: float) -> None:
+        """Say how fast one process works at a network; a submission makes its chunks as large as fits."""
+
+        def note(client: redis.Redis) -> None:
+            client.hset(keys.SPEEDS, network, f"{images_per_s:.2f}")
+            client.expire(keys.SPEEDS, SPEEDS_LIFETIME_S)
+
+        self._scripts.do(note)
+
+    def speed(self, network: str) -> float | None:
+        """How many images a second one process explains with a network; None where nobody did lately."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.SPEEDS, network)))
+        return float(found) if found else None
 
     def now(self) -> float:
         """The server's time in seconds since 1970."""

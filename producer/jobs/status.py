@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from producer.jobs.spec import JobStatus
+from producer.jobs.spec import ChunkCounts, JobStatus
 from producer.jobs.states import TERMINAL, Ingest, JobState
 
 #: Fields of the job's hash that its status is made of.
@@ -26,6 +26,7 @@ FIELDS = (
     "generation",
     "republished",
     "base_n",
+    "chunk_size",
 )
 
 
@@ -35,7 +36,12 @@ def to_time(seconds: str | bytes) -> datetime:
 
 
 def make_status(
-    job: str, fields: dict[str, str], failures: dict[str, int], workers: int, problem: str | None
+    job: str,
+    fields: dict[str, str],
+    failures: dict[str, int],
+    chunks: ChunkCounts,
+    workers: int,
+    problem: str | None,
 ) -> JobStatus:
     """Make a job's status of what its hash holds.
 
@@ -43,6 +49,7 @@ def make_status(
         job: Its id.
         fields: Those of `FIELDS` that are set.
         failures: reason → count.
+        chunks: Where its chunks are.
         workers: Workers heard of lately.
         problem: What keeps one of them from working.
     """
@@ -63,6 +70,8 @@ def make_status(
         cancelled=left if ended else 0,
         pending=0 if ended else left,
         failures=failures,
+        running=0 if ended else min(left, chunks.in_hand * int(fields["chunk_size"])),
+        chunks=chunks,
         images_per_s=round(speed, 3) if speed else None,
         eta_s=round(left / speed, 1) if speed and not ended else None,
         created_at=to_time(fields["created_at"]),

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -41,6 +41,11 @@ _OUR_CREDENTIALS = {
 _TRIES = 3
 _SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
 _T = TypeVar("_T")
+_PIECE_BYTES = 2**20
+
+
+#: How many objects one request deletes.
+DELETED_AT_ONCE = 1000
 
 
 class StoreAway(WorkerError):
@@ -110,7 +115,7 @@ class Storage:
             JobError: It is not there, or closed to us.
             WorkerError: The store or the credentials cannot be used from here.
         """
-        with self._errors("be listed"):
+        with self.errors("be listed"):
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def put(self, key: str, body: bytes) -> None:
@@ -146,10 +151,21 @@ class Storage:
 
         return self._patiently("be read", get, probe=self.answers)
 
+    def get_to(self, key: str, file: IO[bytes]) -> None:
+        """Read an object into a file, in pieces. Errors as `put`; OSError when the file cannot be written."""
+
+        def get() -> None:
+            file.seek(0)
+            file.truncate()
+            for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(_PIECE_BYTES):
+                file.write(piece)
+
+        self._patiently("be read", get, probe=self.answers)
+
     def delete(self, names: Sequence[str]) -> None:
         """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
         wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names]
-        with self._errors("be written to"):
+        with self.errors("be written to"):
             self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
 
     def answers(self) -> bool:
@@ -163,7 +179,7 @@ class Storage:
     def takes(self) -> bool:
         """Whether the store takes what is written: one with a full disk still answers those who read."""
         try:
-            with self._errors("be written to"):
+            with self.errors("be written to"):
                 self.client.put_object(Bucket=self.bucket, Key=keys.probe(self.prefix), Body=b"")
         except StoreAway:
             return False
@@ -173,7 +189,7 @@ class Storage:
         """Tell the fault of one object from that of the store, which is nobody's image's."""
         for _ in range(_TRIES):
             try:
-                with self._errors(verb):
+                with self.errors(verb):
                     return call()
             except StoreAway as error:
                 if not probe():
@@ -183,7 +199,7 @@ class Storage:
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None when there is no such object. Errors as `put`."""
-        with self._errors("be read"):
+        with self.errors("be read"):
             try:
                 return int(self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
             except ClientError as error:
@@ -193,13 +209,13 @@ class Storage:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order. Errors as `put`."""
-        with self._errors("be listed"):
+        with self.errors("be listed"):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for entry in page.get("Contents", []):
                     yield entry["Key"]
 
     @contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
+    def errors(self, verb: str) -> Iterator[None]:
         """Say whose fault it is: the bucket is every image's, credentials and network are this machine's."""
         try:
             yield

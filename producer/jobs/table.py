@@ -6,11 +6,14 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import redis
@@ -22,7 +25,7 @@ from producer.jobs.errors import JobError, UnknownJob, UsageError
 from producer.jobs.keys import JobKeys
 from producer.jobs.roster import WORKER_SILENT_S, Roster
 from producer.jobs.scripts import PATIENCE_S, Scripts
-from producer.jobs.spec import Chunk, Failure, Item, JobSpec, JobStatus, unpack
+from producer.jobs.spec import Chunk, ChunkCounts, Failure, Item, JobSpec, JobStatus, unpack
 from producer.jobs.states import ItemState, JobState
 from producer.jobs.status import FIELDS, make_status, to_time
 
@@ -36,6 +39,7 @@ SILENT_RETRY_S = 60.0
 FULL_SHARE = 0.8
 #: Facts that `annotate` may note: what the weights were, which layer was meant.
 FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
+_JOBS_AT_ONCE = 100
 _SUSPECT = re.compile(r"(\d+)=(\d+)")
 
 
@@ -54,6 +58,8 @@ class Claim:
     pending: list[int]
     #: offset → weight of the deaths it was alone in, of items that a dead holder had marked.
     suspects: dict[int, int] = field(default_factory=dict)
+    #: The job's: one more with each retry.
+    generation: int = 1
 
     def index(self, offset: int) -> int:
         """The index in the job of the item at that offset."""
@@ -72,11 +78,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class Reconciled:
-    """Chunks of one job that need a new message."""
+    """Chunks of one job whose lease ran out, and the time to publish their pointers with."""
 
     published_at: float
     expired: list[int]
-    lost: list[int]
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class JobTable:
         """
         answer = self._scripts.run(
             "create",
-            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE],
+            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)],
             [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size],
         )
         if answer == b"differs":
@@ -193,10 +198,39 @@ class JobTable:
         """Keep facts that only a worker can know with a job that runs."""
         self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
 
+    def histogram(self, job: str) -> dict[str, int]:
+        """How many images were explained for each class: `class_key` → count."""
+        found = self._scripts.do(
+            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("classes")))
+        )
+        return {text(name): int(count) for name, count in found.items()}
+
+    def timings(self, job: str) -> dict[str, float]:
+        """Seconds of work at all images, by stage."""
+        found = self._scripts.do(
+            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("timings")))
+        )
+        return {text(name): int(micros) / 1e6 for name, micros in found.items()}
+
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
         values = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS)))
         return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
+
+    def turn(self, queue: str, job: str, chunk: int, *, exact: bool) -> tuple[str, int] | None:
+        """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
+
+        Args:
+            queue: The class of service.
+            job: What the message says.
+            chunk: What the message says.
+            exact: Whether that very chunk is meant, as long as it waits.
+
+        Returns:
+            Job and chunk, None when nothing waits.
+        """
+        answer = self._scripts.run("turn", [keys.turns(queue)], [job, chunk, int(exact)])
+        return (text(answer[0]), int(answer[1])) if answer else None
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
         """Take a chunk for a time; None when there is nothing to do for this pointer.
@@ -212,10 +246,10 @@ class JobTable:
         )
         if answer[0] != b"claimed":
             return None
-        _, token, attempt, payload, states, suspects = answer
+        _, token, attempt, payload, states, suspects, generation = answer
         pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
         weights = {int(offset): int(weight) for offset, weight in _SUSPECT.findall(text(suspects))}
-        return Claim(job, chunk, token, attempt, spec, unpack(payload), pending, weights)
+        return Claim(job, chunk, token, attempt, spec, unpack(payload), pending, weights, generation)
 
     def renew(self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None) -> bool:
         """Keep the lease after progress; False makes the holder stop.
@@ -233,18 +267,29 @@ class JobTable:
         return bool(answer == b"renewed")
 
     def commit(
-        self, claim: Claim, *, done: Sequence[int], failed: Sequence[Failure], lease_s: float
+        self,
+        claim: Claim,
+        *,
+        done: Mapping[int, str] | Sequence[int],
+        failed: Sequence[Failure],
+        lease_s: float,
+        seconds: Mapping[str, float] | None = None,
     ) -> Committed | None:
         """Record the ends of items; None when the job has ended and takes no more.
 
         Args:
             claim: The chunk in hand, or once in hand: an old token may still record `done`.
-            done: Offsets of items whose pictures and manifest lie in the object store.
+            done: Offsets of items whose pictures and manifest lie in the object store, with the class each was
+                explained for, as `class_key` makes it.
             failed: Items with their own fault.
             lease_s: The lease that goes on if the chunk is not complete.
+            seconds: stage → work of all these items.
         """
         first = claim.index(0)
-        arguments: list[Any] = [claim.chunk, claim.token, lease_s, len(done), *done]
+        classes = done if isinstance(done, Mapping) else dict.fromkeys(done, "")
+        stages = {stage: round(1e6 * value) for stage, value in (seconds or {}).items()}
+        arguments: list[Any] = [claim.chunk, claim.token, lease_s, len(classes), len(stages)]
+        arguments += [part for pair in (*classes.items(), *stages.items()) for part in pair]
         for failure in failed:
             arguments += [failure.index - first, failure.reason, failure.model_dump_json(exclude_none=True)]
         answer = self._scripts.run("commit", JobKeys(claim.job).parts(*keys.JOB_PARTS), arguments)
@@ -325,17 +370,31 @@ class JobTable:
 
         self._scripts.do(forget)
 
-    def reconcile(self, job: str, *, lost_before: float, at_most: int = 100) -> tuple[str, Reconciled]:
-        """Find chunks whose lease ran out or that wait since before `lost_before`, and give them a new publish time."""
+    def reconcile(self, job: str, *, at_most: int = 100) -> Reconciled:
+        """Find chunks whose lease ran out; they wait again, and need a message each."""
         answer = self._scripts.run(
             "reconcile",
             JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects"),
-            [f"{lost_before:.3f}", at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S],
+            [at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S],
         )
-        state = text(answer[0])
-        if state == "gone":
-            return state, Reconciled(0, [], [])
-        return state, Reconciled(float(answer[1]), [int(c) for c in answer[2]], [int(c) for c in answer[3]])
+        if answer[0] == b"gone":
+            return Reconciled(0, [])
+        return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
+
+    def deficit(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
+        """Find out whether a class of service has fewer messages left than chunks that wait.
+
+        Args:
+            queue: `high`, `default` or `low`.
+            grace_s: How long messages have to be missing all along: until then they may be on their way.
+            at_most: How many are given.
+
+        Returns:
+            Job and chunk of messages to send.
+        """
+        names = [keys.turns(queue), keys.QUEUE_PREFIX + queue, keys.QUEUE_PREFIX + "recovery", keys.deficit(queue)]
+        answer = self._scripts.run("deficit", names, [grace_s, at_most])
+        return [(text(job), int(chunk)) for job, chunk in zip(answer[::2], answer[1::2], strict=True)]
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -361,27 +420,40 @@ class JobTable:
         Raises:
             UnknownJob: There is no such job.
         """
-        names = [*JobKeys(job).parts("reasons"), keys.WORKERS, keys.PROBLEMS]
+        parts = JobKeys(job)
+        names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
+        names += map(parts.part, ("chunks", "items", "waiting", "leases"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, *problem = self._scripts.run("status", names, [WORKER_SILENT_S, *FIELDS])
+        values, reasons, workers, chunks, open_chunks, waiting, in_hand, *problem = self._scripts.run(
+            "status", names, [WORKER_SILENT_S, *FIELDS]
+        )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
             raise UnknownJob(no_such(job))
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
-        return make_status(job, fields, counts, workers, text(problem[0]) if problem and problem[0] else None)
+        where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
+        return make_status(job, fields, counts, where, workers, text(problem[0]) if problem and problem[0] else None)
 
-    def jobs(self, *, limit: int, offset: int = 0) -> list[JobStatus]:
-        """Jobs, newest first; those whose lifetime is over drop out."""
-        names = self._scripts.do(
-            lambda client: cast("list[bytes]", client.zrevrange(keys.JOBS, offset, offset + limit - 1))
-        )
-        found = []
-        for name in names:
-            try:
-                found.append(self.status(text(name)))
-            except UnknownJob:
-                continue  # The reconciler drops it.
-        return found
+    def jobs(
+        self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True
+    ) -> list[JobStatus]:
+        """Jobs, newest first; those whose lifetime is over drop out.
+
+        Args:
+            limit: At most so many.
+            offset: Left out are so many of the newest that `keep` keeps.
+            keep: Says which jobs to take.
+        """
+        return list(islice(filter(keep, self._newest_first()), offset, offset + limit))
+
+    def _newest_first(self) -> Iterator[JobStatus]:
+        for start in itertools.count(0, _JOBS_AT_ONCE):
+            names = self._scripts.do(partial(_page, start=start, stop=start + _JOBS_AT_ONCE - 1))
+            for name in names:
+                with suppress(UnknownJob):  # The reconciler drops it.
+                    yield self.status(text(name))
+            if len(names) < _JOBS_AT_ONCE:
+                return
 
     def failures(self, job: str) -> Iterator[Failure]:
         """The failed images of a job, in order.
@@ -395,3 +467,7 @@ class JobTable:
 
 def _published_at(answer: list[bytes]) -> float | None:
     return float(answer[1]) if answer[0] == b"released" and answer[2] == b"running" else None
+
+
+def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:
+    return cast("list[bytes]", client.zrevrange(keys.JOBS, start, stop))

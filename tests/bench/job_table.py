@@ -14,7 +14,7 @@ import click
 import redis
 
 from deploy.stack import Stack
-from producer.jobs.spec import Chunk, Item, JobSpec
+from producer.jobs.spec import Chunk, JobSpec, uri_line
 from producer.jobs.table import JobTable
 
 CHUNK, BATCH, CHUNKS = 64, 16, 200
@@ -34,8 +34,8 @@ def measure(table: JobTable) -> dict[str, list[float]]:
     spec = JobSpec(chunk_size=CHUNK)
     table.create("bench", spec, lifetime_s=60)
     for number in range(CHUNKS):
-        items = [Item(uri=f"s3://bucket/{number:06d}/{n:04d}.jpg") for n in range(CHUNK)]
-        table.add_chunk("bench", Chunk.pack(number, items))
+        lines = [uri_line(f"s3://bucket/{number:06d}/{n:04d}.jpg") for n in range(CHUNK)]
+        table.add_chunk("bench", Chunk.pack(number, lines))
     for number in range(CHUNKS):
         claim = timed("claim", table.claim, "bench", number, spec, claim_id=str(number), lease_s=30)
         assert claim is not None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.spec import Chunk, Failure, Item, JobSpec
+from producer.jobs.spec import Chunk, Failure, JobSpec, uri_line
 from producer.jobs.states import JobState
 from producer.jobs.table import Claim, JobTable
 
@@ -39,7 +39,7 @@ def make_job(table: JobTable, items: int, *, chunk_size: int = 4, job: str = "jo
     spec = JobSpec(chunk_size=chunk_size)
     table.create(job, spec, lifetime_s=LIFETIME_S)
     chunks = [
-        Chunk.pack(n // chunk_size, [Item(uri=f"s3://b/{i}.jpg") for i in range(n, min(n + chunk_size, items))])
+        Chunk.pack(n // chunk_size, [uri_line(f"s3://b/{i}.jpg") for i in range(n, min(n + chunk_size, items))])
         for n in range(0, items, chunk_size)
     ]
     for chunk in chunks:
@@ -105,14 +105,14 @@ def test_a_name_belongs_to_one_spec_and_one_source(table: JobTable) -> None:
     with pytest.raises(UsageError, match="other parameters"):
         table.create("job", JobSpec(network="vgg16"), lifetime_s=LIFETIME_S)
     with pytest.raises(UsageError, match="another source"):
-        table.add_chunk("job", Chunk.pack(0, [Item(uri="s3://b/other.jpg")]))
+        table.add_chunk("job", Chunk.pack(0, [uri_line("s3://b/other.jpg")]))
     with pytest.raises(UsageError, match=r"takes no more"):
-        table.add_chunk("job", Chunk.pack(1, [Item(uri="s3://b/more.jpg")]))
+        table.add_chunk("job", Chunk.pack(1, [uri_line("s3://b/more.jpg")]))
 
 
 def test_closing_notices_that_chunks_were_lost(table: JobTable) -> None:
     table.create("job", JobSpec(), lifetime_s=LIFETIME_S)
-    table.add_chunk("job", Chunk.pack(0, [Item(uri="s3://b/a.jpg")]))
+    table.add_chunk("job", Chunk.pack(0, [uri_line("s3://b/a.jpg")]))
     assert table.close("job", chunks=2, items=2) == 1
     assert table.status("job").ingest == "open"
 
@@ -206,18 +206,13 @@ def test_a_failed_job_takes_nothing_more_and_counts_the_rest_as_cancelled(table:
     assert status.error == "the weights do not fit"
 
 
-def test_the_reconciler_finds_expired_leases_and_lost_pointers_and_nothing_else(table: JobTable) -> None:
+def test_the_reconciler_finds_expired_leases_and_nothing_else(table: JobTable) -> None:
     spec = make_job(table, 16)  # chunks 0..3
     take(table, 0, spec, lease_s=0.05)
     take(table, 1, spec, lease_s=LEASE_S, claim_id="alive")
     time.sleep(0.1)
-    published = table.roster.now()
-    state, found = table.reconcile("job", lost_before=published - 60)
-    assert (state, found.expired, found.lost) == ("running", [0], [])
-    _, found = table.reconcile("job", lost_before=published - 0.05)
-    assert (found.expired, sorted(found.lost)) == ([], [2, 3])
-    _, found = table.reconcile("job", lost_before=published)  # they have a new publish time now
-    assert (found.expired, found.lost) == ([], [])
+    assert table.reconcile("job").expired == [0]
+    assert table.reconcile("job").expired == []
 
 
 def test_a_job_that_is_not_there_is_one_sentence(table: JobTable) -> None:
@@ -267,3 +262,48 @@ def test_counters_equal_the_bits_whatever_is_committed_in_which_order(
     counts = [sum(value == word for value in model.values()) for word in ("done", "failed", "pending")]
     assert [status.done, status.failed, status.pending] == counts
     assert sum(status.failures.values()) == status.failed == len(list(table.failures("job")))
+
+
+def test_jobs_of_one_class_have_their_turns_in_a_circle(table: JobTable) -> None:
+    """However many chunks one of them has, and whosever messages are read."""
+    for job in ("big", "small", "other"):
+        make_job(table, 40 if job == "big" else 12, job=job)
+    taken = []
+    for _ in range(9):
+        turn = table.turn("default", "big", 0, exact=False)
+        assert turn is not None
+        taken.append(turn[0])
+        claim = table.claim(*turn, JobSpec(chunk_size=4), claim_id=f"{turn}", lease_s=LEASE_S)
+        assert claim is not None
+    assert taken == ["big", "small", "other"] * 3
+    assert {table.turn("default", "big", 0, exact=False)[0] for _ in range(3)} == {"big"}  # type: ignore[index]
+
+
+def test_classes_of_service_do_not_take_each_others_chunks(table: JobTable) -> None:
+    make_job(table, 4)
+    assert table.turn("high", "job", 0, exact=False) is None
+    assert table.turn("default", "unknown", 7, exact=False) == ("job", 0)
+
+
+def test_a_paused_or_ended_job_has_no_turn(table: JobTable) -> None:
+    make_job(table, 4)
+    table.control.pause("job")
+    assert table.turn("default", "job", 0, exact=True) is None
+    table.control.resume("job")
+    table.control.cancel("job")
+    assert table.turn("default", "job", 0, exact=False) is None
+
+
+def test_messages_count_as_lost_when_they_were_missing_all_along(table: JobTable, redis_client: redis.Redis) -> None:
+    make_job(table, 12)  # three chunks
+    queue = keys.QUEUE_PREFIX + "default"
+    redis_client.rpush(queue, "m", "m")
+    assert table.deficit("default", grace_s=0.2) == []
+    time.sleep(0.25)
+    redis_client.rpush(queue, "m")  # it was on its way
+    assert table.deficit("default", grace_s=0.2) == []
+    redis_client.delete(queue)
+    assert table.deficit("default", grace_s=0.2) == []
+    time.sleep(0.25)
+    assert len(table.deficit("default", grace_s=0.2)) == 3
+    assert table.status("job").republished == 3

@@ -7,6 +7,7 @@ failure, on what waits and what is leased.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from producer.jobs.errors import UsageError
+from producer.jobs.keys import QUEUE_PREFIX
 from producer.jobs.spec import Chunk, Failure, Item, JobSpec
 from producer.jobs.states import TERMINAL
 from producer.jobs.table import Claim, JobTable
@@ -38,6 +40,10 @@ SPEC = JobSpec(chunk_size=SIZE)
 
 chunks = st.integers(0, CHUNKS - 1)
 offsets = st.sets(st.integers(0, SIZE - 1))
+
+
+def class_of(index: int) -> str:
+    return f"{index % 2} tabby"
 
 
 def item(index: int) -> Item:
@@ -123,7 +129,7 @@ class Table(RuleBasedStateMachine):
     @rule(chunk=chunks, twice=st.booleans())
     def add_chunk(self, chunk: int, twice: bool) -> None:
         model, indices = self.model, range(chunk * SIZE, chunk * SIZE + SIZE)
-        packed = Chunk.pack(chunk, [item(index) for index in indices])
+        packed = Chunk.pack(chunk, [item(index).line for index in indices])
         for _ in range(1 + twice):
             if chunk in model.added:
                 assert self.table.add_chunk("job", packed) is None
@@ -197,7 +203,8 @@ class Table(RuleBasedStateMachine):
             Failure(index=claim.index(n), item=item(claim.index(n)), reason=reason, message="x") for n in sorted(failed)
         ]
         answers = [
-            self.table.commit(claim, done=sorted(done), failed=failures, lease_s=LIVE_S) for _ in range(1 + twice)
+            self.table.commit(claim, done={n: class_of(claim.index(n)) for n in done}, failed=failures, lease_s=LIVE_S)
+            for _ in range(1 + twice)
         ]
         if not taken:
             assert answers == [None] * len(answers)
@@ -253,19 +260,36 @@ class Table(RuleBasedStateMachine):
 
     # -- repair and control ---------------------------------------------------------------------------------------
 
-    @rule(all_lost=st.booleans())
-    def reconcile(self, all_lost: bool) -> None:
+    @rule()
+    def reconcile(self) -> None:
         model = self.model
-        lost_before = self.table.roster.now() + 1 if all_lost else 0.0
-        _, found = self.table.reconcile("job", lost_before=lost_before)
+        found = self.table.reconcile("job")
         dead = {chunk for chunk, held in model.leases.items() if held.dead}
-        waiting = set(model.waiting)
-        if model.state != "running":
-            dead, waiting = set(), set()
-        assert set(found.lost) == (waiting if all_lost else set())
-        assert set(found.expired) == dead
-        for chunk in dead:
+        assert set(found.expired) == (dead if model.state == "running" else set())
+        for chunk in found.expired:
             model.bury(chunk, 1)
+
+    @rule(messages=st.integers(0, 4))
+    def deficit(self, messages: int) -> None:
+        """So many messages are missing as chunks wait, less those there are."""
+        model = self.model
+        self.client.rpush(QUEUE_PREFIX + "default", *["m"] * (messages + 1))
+        self.client.rpop(QUEUE_PREFIX + "default")
+        missing = self.table.deficit("default", grace_s=0)
+        self.client.delete(QUEUE_PREFIX + "default")
+        waiting = model.waiting if model.state == "running" else set()
+        assert len(missing) == max(0, len(waiting) - messages)
+        assert {chunk for _, chunk in missing} <= waiting
+
+    @rule(chunk=chunks, exact=st.booleans())
+    def turn(self, chunk: int, exact: bool) -> None:
+        """A message is worth a chunk that waits, as long as there is one; the one it names where that is meant."""
+        waiting = self.model.waiting if self.model.state == "running" else set()
+        found = self.table.turn("default", "job", chunk, exact=exact)
+        assert (found is not None) == bool(waiting)
+        assert found is None or found[1] in waiting
+        if exact and chunk in waiting:
+            assert found == ("job", chunk)
 
     @rule(verb=st.sampled_from(["cancel", "pause", "resume", "fail"]), twice=st.booleans())
     def control(self, verb: str, twice: bool) -> None:
@@ -321,10 +345,10 @@ class Table(RuleBasedStateMachine):
         allowed = allowed and (wanted > 0 or (model.state == "failed" and reason is None))
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.control.retry("job", retry_id=retry_id, reason=reason)
+                self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
             return
         for _ in range(1 + twice):
-            generation = self.table.control.retry("job", retry_id=retry_id, reason=reason)
+            generation = self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
             assert generation == model.generation + 1
         model.generation, model.state, model.outcome, model.reopening = generation, "running", None, 0
 
@@ -333,11 +357,14 @@ class Table(RuleBasedStateMachine):
     def reopen(self, data: st.DataObject, stale: bool, twice: bool) -> None:
         model = self.model
         chunk = data.draw(st.sampled_from(sorted(model.added)))
-        again = [n for n in range(SIZE) if model.items[chunk * SIZE + n] in REASONS]
+        # A repair reopens done items, a retry failed ones.
+        words = data.draw(st.sampled_from([REASONS, ("done",)]))
+        again = [n for n in range(SIZE) if model.items[chunk * SIZE + n] in words]
+        classes = {n: class_of(chunk * SIZE + n) if words == ("done",) else "" for n in again}
         generation = model.generation - stale
         items = self.table.control.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
         right = model.open and not stale and model.reopening is not None and chunk >= model.reopening
-        answers = [self.table.control.reopen("job", generation, chunk, items, again) for _ in range(1 + twice)]
+        answers = [self.table.control.reopen("job", generation, chunk, items, classes) for _ in range(1 + twice)]
         assert (answers[0] is not None) == right
         assert answers[1:] in ([], [None])
         if not right:
@@ -381,6 +408,8 @@ class Table(RuleBasedStateMachine):
         assert status.failures == {word: model.count(word) for word in REASONS if model.count(word)}
         names = {word: self._members(word) for word in ("waiting", "leases", "items")}
         assert names == {"waiting": model.waiting, "leases": set(model.leases), "items": model.payload}
+        done = Counter(class_of(n) for n, word in model.items.items() if word == "done")
+        assert self.table.histogram("job") == dict(done)
         assert client.hget("gradcam:job:job", "ends") == str(model.ends).encode()
         assert (self.table.active() == []) == (model.state in ENDS)
 

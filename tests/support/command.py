@@ -10,6 +10,7 @@ import sys
 def gradcam(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     run = subprocess.run(
         [sys.executable, "-m", "producer.cli", *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,18 +1,31 @@
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from producer.jobs import keys
 from producer.jobs.errors import UsageError
-from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack
+from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack, uri_line
 from producer.submit import make_spec
 
-ITEMS = [Item(uri="s3://b/a.jpg", id="first"), Item(uri="https://example.org/b.png", class_id=281)]
+ITEMS = [
+    Item(uri="s3://b/a.jpg", id="first", keep={"split": "val"}),
+    Item(uri="https://example.org/b.png", class_id=281),
+]
+LINES = [item.line for item in ITEMS]
 
 
 def test_a_chunk_gives_its_items_back() -> None:
-    assert unpack(Chunk.pack(3, ITEMS).payload) == dict(enumerate(ITEMS))
+    assert unpack(Chunk.pack(3, LINES).payload) == dict(enumerate(ITEMS))
+
+
+@given(st.text(min_size=1, max_size=200).filter(lambda text: not re.search("[\\x00-\\x1f\\x7f\\ud800-\\udfff]", text)))
+def test_the_quick_way_to_write_an_address_is_the_usual_one(uri: str) -> None:
+    assert uri_line(uri) == Item(uri=uri).line
 
 
 def test_some_items_of_a_chunk_keep_their_places() -> None:
@@ -21,8 +34,8 @@ def test_some_items_of_a_chunk_keep_their_places() -> None:
 
 
 def test_the_same_items_make_the_same_digest_and_others_do_not() -> None:
-    assert Chunk.pack(0, ITEMS).digest == Chunk.pack(0, list(ITEMS)).digest
-    assert Chunk.pack(0, ITEMS).digest != Chunk.pack(0, ITEMS[::-1]).digest
+    assert Chunk.pack(0, LINES).digest == Chunk.pack(0, list(LINES)).digest
+    assert Chunk.pack(0, LINES).digest != Chunk.pack(0, LINES[::-1]).digest
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 -- Items of one chunk become pending again, in the generation that `retry` began; chunks come in ascending order, so
 -- that one which is asked for twice is reopened once. The counters follow the bits.
--- KEYS  1 job  2 items  3 waiting  4 leases  5 attempts  6 bits  7 failures  8 reasons  9 suspects
--- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened  4.. offsets
+-- KEYS  1 job  2 items  3 waiting  4 leases  5 attempts  6 bits  7 failures  8 reasons  9 suspects  10 classes
+-- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened
+--       then offset of each, and its class where it was done
 -- gives {'reopened', time published, how many} | {'same'} | {'gone'} | {state}
 local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'chunk_size')
 if not f[1] then return {'gone'} end
@@ -9,10 +10,15 @@ if f[1] ~= 'running' and f[1] ~= 'paused' then return {f[1]} end
 if f[2] ~= ARGV[2] or not f[3] or tonumber(ARGV[1]) < tonumber(f[3]) then return {'same'} end
 local first = tonumber(ARGV[1]) * tonumber(f[4])
 local done, failed = 0, 0
-for i = 4, #ARGV do
+for i = 4, #ARGV, 2 do
   local index = first + tonumber(ARGV[i])
   local state = read_bits(KEYS[6], index, 1)[1]
-  if state == 1 then done = done + 1 end
+  if state == 1 then
+    done = done + 1
+    if ARGV[i + 1] ~= '' and redis.call('HINCRBY', KEYS[10], ARGV[i + 1], -1) <= 0 then
+      redis.call('HDEL', KEYS[10], ARGV[i + 1])
+    end
+  end
   if state == 2 then
     failed = failed + 1
     forget_failure(KEYS[7], KEYS[8], index)

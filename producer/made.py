@@ -1,0 +1,101 @@
+"""What a job made, as a client reads it: records, pictures, addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from producer.download import Fetched, download
+from producer.export import (
+    Format,
+    check_format,
+    columns,
+    format_of,
+    write_csv,
+    write_jsonl,
+    write_parquet,
+)
+from producer.jobs.errors import UsageError
+from producer.objects import Objects
+from producer.pictures import Picture, chosen_kinds, pictures
+from producer.results import read_kept_names, read_results
+from producer.where import Where, parse_where
+from producer.whole import whole
+
+if TYPE_CHECKING:
+    from producer.jobs.spec import JobSpec, Result
+    from producer.jobs.storage import Storage
+
+#: S3's own limit for presigned addresses.
+LONGEST_S = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An address at which anybody can read a picture for a while."""
+
+    #: The image's.
+    index: int
+    #: `cam`, …; with several classes `class281-cam`.
+    kind: str
+    url: str
+
+
+class Made:
+    """What one job made. What is asked for is checked at once, and read as it is needed."""
+
+    def __init__(self, storage: Storage, job: str, spec: JobSpec) -> None:
+        self._storage, self._job, self._spec = storage, job, spec
+
+    def results(self, where: Iterable[str], *, failed: bool) -> Iterator[Result]:
+        """See `Client.results`."""
+        return filter(parse_where(where, failed=failed), read_results(self._storage, self._job))
+
+    def fetch(self, output_dir: Path, only: Iterable[str], where: Iterable[str]) -> Iterator[Fetched]:
+        """See `Client.fetch`."""
+        objects = Objects(self._storage, self._job)
+        return download(objects, self._pictures(objects, only, parse_where(where)), output_dir)
+
+    def urls(self, expires_s: float, only: Iterable[str], where: Iterable[str]) -> Iterator[Link]:
+        """See `Client.urls`."""
+        if not 1 <= expires_s <= LONGEST_S:
+            raise UsageError("a presigned address is good for 1 second to 7 days")
+        objects = Objects(self._storage, self._job)
+        return (
+            Link(picture.index, picture.kind, objects.url(picture.address, expires_s=expires_s))
+            for picture in self._pictures(objects, only, parse_where(where))
+        )
+
+    def export(
+        self, file: Path | BinaryIO, format: Format | None, only: Iterable[str], where: Iterable[str], *, failed: bool
+    ) -> int:
+        """See `Client.export`."""
+        if format is None:
+            if not isinstance(file, Path):
+                raise UsageError("say the format of what is written to an open file")
+            format = format_of(file.name)
+        check_format(format)
+        only = tuple(only)
+        kinds, wanted = chosen_kinds(self._spec, only), parse_where(where, failed=failed)
+
+        def read() -> Iterator[Result]:
+            return filter(wanted, read_results(self._storage, self._job))
+
+        def write(file: BinaryIO) -> int:
+            if format == "jsonl":
+                return write_jsonl(read(), file, kinds if only else None)
+            # First, all of them: a table has its columns from the beginning, whatever is asked for.
+            kept = read_kept_names(self._storage, self._job)
+            table = columns(self._spec, kinds, kept, self._storage.uri)
+            return (write_csv if format == "csv" else write_parquet)(read(), table, file)
+
+        if not isinstance(file, Path):
+            return write(file)
+        with whole(file) as opened:
+            return write(opened)
+
+    def _pictures(self, objects: Objects, only: Iterable[str], where: Where) -> Iterator[Picture]:
+        kinds = chosen_kinds(self._spec, only)
+        return pictures(read_results(self._storage, self._job), objects, kinds=kinds, where=where)

@@ -1,0 +1,125 @@
+"""Which pictures of a job are asked for, and which file name each gets on this disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from producer.jobs import keys, uris
+from producer.jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from producer.jobs.spec import JobSpec, Result
+    from producer.objects import Objects
+    from producer.where import Where
+
+RAW = "raw"
+#: Where several classes were explained, an object's kind begins with its class.
+_OF_A_CLASS = re.compile(r"class\d+-")
+#: File systems take 255 bytes; what is longer keeps its end, which says the kind.
+_NAME_CHARS = 200
+_DIGEST_BYTES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture that is asked for."""
+
+    #: The image's.
+    index: int
+    #: `cam`, …; with several classes `class281-cam`.
+    kind: str
+    #: Where it is, as the manifest says it.
+    address: str
+    #: Its name in a folder of the job's pictures.
+    name: str
+
+
+def kinds_of(spec: JobSpec) -> tuple[str, ...]:
+    """The kinds of pictures a job makes of each class, in their order."""
+    return (*spec.outputs, RAW) if spec.raw else spec.outputs
+
+
+def chosen_kinds(spec: JobSpec, only: Iterable[str]) -> tuple[str, ...]:
+    """Those of a job's kinds that are asked for; all when none is named.
+
+    Raises:
+        UsageError: The job makes no such pictures.
+    """
+    if isinstance(only, str):
+        raise UsageError("only must be a list of kinds, not one alone")
+    wanted, made = tuple(only), kinds_of(spec)
+    unknown = sorted(set(wanted) - set(made))
+    if unknown:
+        raise UsageError(f"this job has no pictures called {', '.join(unknown)[:200]}: it has {', '.join(made)}")
+    return tuple(kind for kind in made if kind in wanted) if wanted else made
+
+
+def without_class(kind: str) -> str:
+    """`cam` of `class281-cam`."""
+    return _OF_A_CLASS.sub("", kind, count=1)
+
+
+def pictures(results: Iterable[Result], objects: Objects, *, kinds: Iterable[str], where: Where) -> Iterator[Picture]:
+    """The pictures of those images for which `where` holds.
+
+    Args:
+        results: All images of the job with an end, in order: which name a picture gets must not depend on the question.
+        objects: The job's; what is not among them is not a picture of this job.
+        kinds: Which ones.
+        where: Of which images.
+    """
+    wanted, names = set(kinds), LocalNames()
+    for result in results:
+        named = {kind: names.of(result, kind, address) for kind, address in result.objects.items()}
+        names.next_image()
+        if not where(result):
+            continue
+        for kind, address in result.objects.items():
+            if without_class(kind) in wanted and objects.are_ours(address):
+                yield Picture(result.index, kind, address, named[kind])
+
+
+def file_name(result: Result, kind: str, address: str) -> str:
+    """The original program's name for a picture; never a path, whatever the manifest says."""
+    name, in_shard, member = address.rpartition("/")[2].partition("#")
+    if in_shard:
+        # There names are `<index>.<kind>.<format>`, as webdataset has them.
+        name = keys.picture_name(uris.stem(result.uri), result.network or "", kind, member.rpartition(".")[2])
+    return keys.safe(name[-_NAME_CHARS:])
+
+
+class LocalNames:
+    """File names as the original program gives them; the index goes before those that an earlier image has.
+
+    `cat-vgg16-cam.jpg` and `cat-vgg16-gb.jpg` have all but the kind in common, and get an index or none together. Names
+    that differ in case alone count as one: some file systems think so. Memory takes about 80 bytes an image.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._here: dict[str, str] = {}
+
+    def of(self, result: Result, kind: str, address: str) -> str:
+        """The name of an image's picture."""
+        name = file_name(result, kind, address)
+        common = name.rpartition("-")[0] or name
+        if common not in self._here:
+            before = ""
+            while _digest(before + common) in self._taken:
+                before += f"{result.index:08d}-"
+            self._here[common] = before
+        return self._here[common] + name
+
+    def next_image(self) -> None:
+        """Say that all pictures of an image have their names."""
+        self._taken |= {_digest(before + common) for common, before in self._here.items()}
+        self._here.clear()
+
+
+def _digest(text: str) -> int:
+    # A false match within ten million images has a chance of 1 in 1,000, and costs a needless index.
+    return int.from_bytes(blake2b(text.casefold().encode(), digest_size=_DIGEST_BYTES).digest())

@@ -1,0 +1,158 @@
+"""What the source of one image is, which of them are wanted, and what every way to name many of them has in common."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from pathlib import Path
+from typing import NamedTuple
+
+from producer.jobs.errors import UsageError
+
+#: What a folder is searched for; all of it is what the worker decodes.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+#: Sources handed on at once: enough to keep Python out of the loop, few enough to weigh nothing.
+BATCH = 1000
+_MAX_SHOWN_CHARS = 500
+_IMAGE = re.compile(r"[^/]\.(?:jpe?g|png|bmp|webp|gif|tiff?)\Z", re.IGNORECASE)
+
+
+class Source(NamedTuple):
+    """One image, as the user named it: an address, or a local file that must be uploaded first."""
+
+    uri: str | None = None
+    path: Path | None = None
+    #: What the user calls it; a local file's path when absent.
+    id: str | None = None
+    #: The class of this image alone, by number or by name.
+    class_id: int | None = None
+    class_name: str | None = None
+    #: Further columns of its list, carried along as they are.
+    keep: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How lists, folders and prefixes are read, and how much of them."""
+
+    #: The column that holds the address or the path; the usual names are tried when absent.
+    uri_column: str | None = None
+    #: The column that holds the class of the image: its number, or its name.
+    class_column: str | None = None
+    #: The column that holds what the user calls the image.
+    id_column: str | None = None
+    #: Columns that are carried along as text.
+    keep_columns: tuple[str, ...] = ()
+    #: Patterns (`*.png`, `train/*`) of paths below a folder or prefix; without any, all images.
+    include: tuple[str, ...] = ()
+    #: Patterns of what is left out.
+    exclude: tuple[str, ...] = ()
+    #: Only the first so many, of all that is named together.
+    limit: int | None = None
+    #: Only so many, drawn at random from those, in their order.
+    sample: int | None = None
+    #: Another number draws others.
+    seed: int = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that were asked for by name."""
+        named = (self.uri_column, self.class_column, self.id_column, *self.keep_columns)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+class Part(ABC):
+    """Some of the images that were named: a folder, a list, a prefix, or single ones in a row."""
+
+    #: How many there are; none where only reading them all would tell. At least the limit where there is one.
+    count: int | None = None
+    #: Whether columns can be chosen in it.
+    has_columns = False
+    #: Whether patterns choose from it.
+    has_patterns = False
+
+    @abstractmethod
+    def check(self, at_most: int | None, *, whole: bool) -> None:
+        """Look whether the images can be used, before anything is sent.
+
+        Args:
+            at_most: Look no further than the first so many.
+            whole: Make the count known, and what is read the same each time, also where that takes long.
+
+        Raises:
+            UsageError: Says in a sentence which cannot be used, and why.
+        """
+
+    @abstractmethod
+    def batches(self) -> Iterator[list[Source]]:
+        """Read the images, from the first one on each time. Errors as `check`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what was kept on the disk."""
+
+
+def printable(text: str) -> str:
+    """A path as text that can be sent and shown: a file name may hold bytes that are no UTF-8."""
+    try:
+        return os.fsencode(text).decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+
+
+def shown(path: str) -> str:
+    """A path as a message may show it: in one line."""
+    return "".join(char if char.isprintable() else "?" for char in printable(path)[:_MAX_SHOWN_CHARS])
+
+
+def quoted(text: str) -> str:
+    """What somebody wrote, as a message may show it."""
+    return repr(printable(text)[:200])
+
+
+def chosen(reading: Reading) -> Callable[[str], object]:
+    """Make a test that is true of the paths below a folder or prefix which are wanted."""
+    included, excluded = _any_of(reading.include), _any_of(reading.exclude)
+    wanted = included.match if included else _IMAGE.search
+    if excluded is None:
+        return wanted
+    unwanted = excluded.match
+    return lambda below: wanted(below) and not unwanted(below)
+
+
+def said_of_nothing(reading: Reading) -> str:
+    """What was looked for where nothing was found."""
+    if not reading.include and not reading.exclude:
+        return f"looked for {', '.join(sorted(SUFFIXES))}"
+    patterns = [f"--include {text}" for text in reading.include] + [f"--exclude {text}" for text in reading.exclude]
+    return f"looked for those of {' '.join(patterns)}"
+
+
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(translate, patterns))) if patterns else None
+
+
+def check_image(path: str, more: str = "") -> None:
+    """Make sure that a local file can be uploaded as an image.
+
+    Args:
+        path: Where it is.
+        more: What else there could be in its place, for the message.
+
+    Raises:
+        UsageError: It is none by its suffix, or cannot be read.
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix and suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{shown(path)} is not an image: {', '.join(sorted(SUFFIXES))} are{more}")
+    check_readable(path)
+
+
+def check_readable(path: str) -> None:
+    """Make sure that a file may be read. Raises UsageError."""
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{shown(path)} cannot be read: check its permissions")

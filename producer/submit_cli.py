@@ -1,0 +1,224 @@
+"""`gradcam submit`: what to explain, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from producer.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
+from producer.jobs.errors import UsageError
+from producer.results_cli import download_to
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from producer.client import Client
+    from producer.plan import Plan
+    from producer.sources import Sources
+
+_THOUSAND = 1000
+_READING = ("uri_column", "class_column", "id_column", "include", "exclude", "limit", "sample", "seed")
+
+
+@click.command(
+    cls=Examples,
+    epilog=examples(
+        "gradcam submit photos/ --network resnet50 --wait",
+        "gradcam submit cat.jpg --network vgg16 --class-id 281 --output-dir results",
+        "gradcam submit s3://bucket/a.jpg https://example.org/b.png --name audit-7 --json",
+        "gradcam submit list.csv --uri-column url --class-column label --keep-columns split --network vgg16",
+        "gradcam submit s3://bucket/train/ --include '*.jpg' --sample 10000 --seed 7 --dry-run",
+        "find /data -name '*.png' | gradcam submit - --network resnet50 --queue high",
+        "gradcam submit --image-path cat.jpg --network densenet121 --weight-path densenet121-a639ec97.pth --wait",
+    ),
+)
+@click.argument("source", nargs=-1)
+@click.option("--image-path", multiple=True, help="One more SOURCE, as the original program names it.")
+@click.option(
+    "--network",
+    default="resnet50",
+    show_default=True,
+    help="resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.",
+)
+@click.option(
+    "--weight-path",
+    help="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights name, or "
+    "`random`.  [default: torchvision's own, downloaded by the worker]",
+)
+@click.option(
+    "--layer-name",
+    default="last-conv",
+    show_default=True,
+    help="`last-conv`, `last-features`, or any module by its name; several by commas are averaged.",
+)
+@click.option("--class-id", type=click.IntRange(min=0), help="Class to explain.  [default: the predicted one]")
+@click.option("--class-name", help="The same by its name, such as `tabby`.")
+@click.option(
+    "--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="Explain so many most likely classes."
+)
+@click.option("--labels", help="A file of class names, one a line, for weights with classes of their own.")
+@click.option(
+    "--method",
+    type=click.Choice(["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]),
+    default="gradcam",
+    show_default=True,
+    help="How maps are made.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["squash", "crop", "pad"]),
+    default="squash",
+    show_default=True,
+    help="How a picture is brought to the network's size.",
+)
+@click.option(
+    "--output-size",
+    type=click.Choice(["input", "original"]),
+    default="input",
+    show_default=True,
+    help="Pictures of the network's size, or of the original's.",
+)
+@click.option("--raw", is_flag=True, help="Also store map and guided gradient as numbers (.npz).")
+@click.option(
+    "--outputs", default="heatmap,cam,gb,cam_gb", show_default=True, help="Which of the four pictures, by commas."
+)
+@click.option("--format", type=click.Choice(["jpg", "png"]), default="jpg", show_default=True, help="Picture format.")
+@click.option(
+    "--chunk-size",
+    type=ChunkSize(),
+    default="auto",
+    show_default=True,
+    help="Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work.",
+)
+@click.option(
+    "--queue", type=click.Choice(["high", "default", "low"]), default="default", show_default=True, help="Urgency."
+)
+@click.option("--uri-column", help="Column of the address or path.  [default: uri, url, image, path, file or filename]")
+@click.option("--class-column", help="Column of each image's own class, by number or name.")
+@click.option("--id-column", help="Column of what you call an image; kept in results.")
+@click.option("--keep-columns", default="", help="Further columns to carry along into the results, by commas.")
+@click.option("--include", multiple=True, help="Of a folder or prefix, only what matches, such as 'train/*.png'.")
+@click.option("--exclude", multiple=True, help="Of a folder or prefix, not what matches.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--sample", type=click.IntRange(min=1), help="Only so many images, drawn at random, in their order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another one draws others.")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option(
+    "--pack",
+    type=click.Choice(["none", "tar"]),
+    default="none",
+    show_default=True,
+    help="tar: the pictures of a chunk in one webdataset shard; for millions of images.",
+)
+@click.option("--name", help="Name of the job; submitting the same again under it continues instead of doubling.")
+@click.option("--wait", is_flag=True, help="Stay until the job ends.")
+@click.option("--output-dir", help="Stay until the job ends, then download the pictures to this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the job's status as JSON.")
+def submit(
+    source: tuple[str, ...],
+    image_path: tuple[str, ...],
+    outputs: str,
+    keep_columns: str,
+    dry_run: bool,
+    wait: bool,
+    output_dir: str | None,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Send images to be explained.
+
+    SOURCE is an address (s3://, http://, https://, file://), an image file, a folder or a pattern ('photos/**/*.jpg'),
+    a prefix (s3://bucket/prefix/), - for standard input, or a list: .txt, .csv, .tsv, .jsonl (also .gz and .zst) or
+    .parquet, here, on S3 or on the web. Local images are uploaded first.
+    """
+    if output_dir is not None and not output_dir:
+        raise UsageError("--output-dir needs the name of a folder")
+    from producer.sources import Reading, open_sources
+
+    reading = Reading(**{name: parameters.pop(name) for name in _READING}, keep_columns=tuple(_list(keep_columns)))
+    # What was typed is looked at before the settings are: it is nearer to the one who typed it.
+    with open_sources([*source, *image_path], reading, storage=lambda: make_client().storage) as sources:
+        client, talk = make_client(), make_talk()
+        parameters["outputs"] = _list(outputs)
+        if dry_run:
+            _show(client.plan(sources, **parameters), as_json)
+            return
+        job = _submit(client, talk, sources, **parameters)
+    if not wait and not output_dir:
+        _print_submitted(client, job, as_json)
+        talk.print(f"watch it: gradcam status {job} --watch")
+        return
+    if not as_json:
+        click.echo(job)
+    status = follow_job(client, talk, job)
+    if output_dir:
+        download_to(client, talk, job, output_dir)
+    elif status.done:
+        talk.print(f"the pictures: gradcam results {job} --output-dir results")
+    end(status, as_json, talk)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _submit(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
+    try:
+        return _send(client, talk, images, **parameters)
+    except KeyboardInterrupt:
+        name = parameters.get("name")
+        talk.print(
+            f"continue with the same command and --name {name}" if name else "the job is given up: submit it again"
+        )
+        raise
+
+
+def _send(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
+    if not talk.is_terminal:
+        return client.submit(images, waiting=talk.print, **parameters)
+    from rich.progress import Progress
+
+    with Progress(console=talk, transient=True) as bar:
+        task = bar.add_task("sending", total=None)
+        return client.submit(
+            images,
+            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
+            waiting=lambda sentence: bar.update(task, description=sentence),
+            **parameters,
+        )
+
+
+def _print_submitted(client: Client, job: str, as_json: bool) -> None:
+    click.echo(client.status(job).model_dump_json() if as_json else job)
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        click.echo(plan.model_dump_json())
+        return
+    rows = {
+        "images": f"{plan.images:,}",
+        "messages": f"{plan.chunks:,}, of up to {plan.chunk_size} images each",
+        "Redis": f"{_size(plan.redis_bytes)} while they wait",
+        "upload": f"{plan.files:,} local files, {_size(plan.upload_bytes)}" if plan.files else "nothing",
+        "pictures": f"about {_size(plan.pictures_bytes)}, if they are of 224 x 224 px",
+        "the first": "\n          ".join(one_line(address) for address in plan.first),
+    }
+    for name, words in rows.items():
+        click.echo(f"{name:<9} {words}")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < _THOUSAND:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= _THOUSAND
+    return f"{count:.1f} TB"

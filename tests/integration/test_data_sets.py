@@ -1,0 +1,178 @@
+"""Data sets as users have them: lists with columns, classes of service, dry runs, waiting, keeping house."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from command import gradcam
+from stacks import eventually
+
+from producer.client import Client
+from producer.jobs import keys
+from producer.jobs.errors import UnknownJob
+from producer.jobs.states import JobState
+from producer.submit import fitting_size
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+NETWORK = "efficientnet_lite0"
+PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_lists_classes_ids_and_kept_columns_reach_the_results(client: Client, tmp_path: Path) -> None:
+    rows = f"photo,label,number,split\n{COFFEE},espresso,c-1,train\n{CAT},281,c-2,val\n{CAT},,c-3,val\n"
+    (tmp_path / "list.csv").write_text(rows)
+    told = gradcam(
+        "submit", str(tmp_path / "list.csv"), "--uri-column", "photo", "--class-column", "label",
+        "--id-column", "number", "--keep-columns", "split", "--network", NETWORK, "--wait", "--json",
+    )  # fmt: skip
+    job = json.loads(told.stdout.splitlines()[-1])["job"]
+    results = list(client.results(job))
+    assert [(r.id, r.class_name, r.keep) for r in results[:2]] == [
+        ("c-1", "espresso", {"split": "train"}),
+        ("c-2", "tabby", {"split": "val"}),
+    ]
+    assert results[2].class_name == "Egyptian cat"  # the predicted one
+    summary = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))
+    counts = {row["class_name"]: row["count"] for row in summary["classes"]}
+    assert counts == {"espresso": 1, "tabby": 1, "Egyptian cat": 1}
+    assert set(summary["seconds"]) == {"fetch", "decode", "explain", "render", "encode", "upload"}
+    assert all(seconds > 0 for seconds in summary["seconds"].values())
+
+
+def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"s3://bucket/{n}.jpg\n" for n in range(1000)))
+    before = [job.job for job in client.list(limit=1000)]
+    told = gradcam("submit", str(tmp_path / "list.txt"), "--chunk-size", "256", "--dry-run", "--json").stdout
+    plan = json.loads(told)
+    assert (plan["images"], plan["chunks"], plan["chunk_size"], plan["files"]) == (1000, 4, 256, 0)
+    assert plan["first"][0] == "s3://bucket/0.jpg"
+    assert 5_000 < plan["redis_bytes"] < 40_000
+    assert "1,000" in gradcam("submit", str(tmp_path / "list.txt"), "--dry-run").stdout
+    assert [job.job for job in client.list(limit=1000)] == before
+
+
+def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(
+    client: Client, stack: Stack, tmp_path: Path
+) -> None:
+    stack.stop_worker()
+    (tmp_path / "list.txt").write_text("".join(f"s3://bucket/a/folder/{n:08d}.jpg\n" for n in range(50_000)))
+    plan = client.plan([tmp_path / "list.txt"], chunk_size=256)
+    before = client.table.redis.info("memory")["used_memory"]
+    job = client.submit([tmp_path / "list.txt"], chunk_size=256)
+    held = client.table.redis.info("memory")["used_memory"] - before
+    assert 0.5 * plan.redis_bytes < held < 1.5 * plan.redis_bytes
+    client.cancel(job)
+    client.delete(job)
+    client.table.redis.delete("gradcam:queue:default")
+
+
+def test_an_urgent_job_overtakes_and_two_of_one_class_share_the_worker(client: Client, stack: Stack) -> None:
+    stack.stop_worker()
+    parameters = {"network": NETWORK, "chunk_size": 4, "outputs": ["cam"]}
+    big = client.submit([COFFEE] * 120, **parameters)  # type: ignore[arg-type]
+    small = client.submit([CAT] * 20, **parameters)  # type: ignore[arg-type]
+    urgent = client.submit([CAT] * 4, queue="high", **parameters)  # type: ignore[arg-type]
+    stack.start_worker()
+    eventually(lambda: client.status(urgent).ended, every_s=0.02)
+    assert client.status(big).done + client.status(small).done <= 4  # what was in hand
+    eventually(lambda: client.status(small).ended, every_s=0.02)
+    assert client.status(big).done <= 20 + 8
+    assert client.wait(big, timeout_s=60).republished == 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_chunks_become_as_large_as_ten_seconds_of_work_and_a_continued_job_keeps_its_size(client: Client) -> None:
+    assert [fitting_size(speed) for speed in (None, 0.1, 12.0, 1000.0)] == [64, 16, 120, 512]
+    client.wait(client.submit([COFFEE] * 16, network=NETWORK, chunk_size=16, outputs=["cam"]), timeout_s=60)
+    speed = client.table.roster.speed(NETWORK)
+    assert speed is not None
+    job = client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
+    assert client._spec(job).chunk_size == fitting_size(speed)
+    client.table.roster.note_speed(NETWORK, 2.0)
+    client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
+    client.wait("fitting", timeout_s=60)
+    client.table.redis.delete(keys.SPEEDS)
+
+
+@pytest.mark.usefixtures("worker")
+def test_waiting_for_jobs_ends_with_the_gravest_code(client: Client) -> None:
+    good = client.submit([COFFEE], network=NETWORK, outputs=["cam"])
+    bad = client.submit([f"s3://{client.storage.bucket}/not/there.jpg"], network=NETWORK, outputs=["cam"])
+    assert gradcam("wait", good, "--timeout", "1m").stdout.split("\t")[1] == "succeeded"
+    assert len(gradcam("wait", good, bad, "--json", code=1).stdout.splitlines()) == 2
+    long = client.submit([COFFEE] * 400, network=NETWORK, outputs=["cam"])
+    assert "still" in gradcam("wait", long, "--timeout", "1s", code=5).stderr
+    client.cancel(long)
+    assert gradcam("wait", long, code=3).returncode == 3
+    assert "no job" in gradcam("wait", "nothing", code=2).stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_status_says_where_chunks_are_and_who_is_at_work(client: Client) -> None:
+    job = client.submit([COFFEE] * 200, network=NETWORK, chunk_size=20, outputs=["cam"])
+    eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_hand)
+    status = client.status(job)
+    assert status.chunks.total == 10
+    assert status.chunks.waiting + status.chunks.in_hand + status.chunks.complete == 10
+    assert status.running == 20 * status.chunks.in_hand
+    lines = gradcam("status", job, "--watch", "--jsonl").stdout.splitlines()
+    assert json.loads(lines[-1])["state"] == "succeeded"
+    assert len(lines) > 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_jobs_are_listed_by_state_and_name_page_by_page(client: Client) -> None:
+    names = [f"list-{n}" for n in range(3)]
+    for name in names:
+        client.wait(client.submit([COFFEE], network=NETWORK, outputs=["cam"], name=name), timeout_s=60)
+    listed = json.loads(gradcam("list", "--name", "list-*", "--state", "succeeded", "--json").stdout)
+    assert [job["job"] for job in listed] == names[::-1]
+    page = json.loads(gradcam("list", "--name", "list-*", "--limit", "1", "--offset", "1", "--json").stdout)
+    assert [job["job"] for job in page] == ["list-1"]
+    assert gradcam("list", "--name", "no-such-*").stdout == ""
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deleted_job_is_gone_with_its_objects_and_one_at_work_is_refused(client: Client) -> None:
+    job = client.submit([COFFEE, CAT], network=NETWORK, outputs=["cam"])
+    client.wait(job, timeout_s=60)
+    prefix = keys.job_prefix(client.storage.prefix, job)
+    gradcam("delete", job, code=130)  # it asks, and nobody says yes
+    assert list(client.storage.keys(prefix))
+    assert "objects deleted" in gradcam("delete", job, "--objects", "--yes").stderr
+    assert list(client.storage.keys(prefix)) == []
+    assert not list(client.table.redis.scan_iter(f"gradcam:job:{job}*"))
+    with pytest.raises(UnknownJob):
+        client.status(job)
+    busy = client.submit([COFFEE] * 100, network=NETWORK, outputs=["cam"])
+    assert "has not ended" in gradcam("delete", busy, "--yes", code=2).stderr
+    assert client.cancel(busy).state is JobState.CANCELLED
+    gradcam("delete", busy, "--objects", "--yes")
+
+
+def test_the_doctor_says_a_line_a_question_and_what_to_do(client: Client, stack: Stack) -> None:
+    told = gradcam("doctor", "--json").stdout.splitlines()
+    verdicts = {answer["check"]: answer["verdict"] for answer in map(json.loads, told)}
+    healthy = {"versions", "Redis", "persistence", "eviction", "memory", "clock", "S3 list", "S3 write", "S3 read"}
+    assert {check for check in verdicts if verdicts[check] == "ok"} >= healthy
+    assert not list(client.storage.keys(f"{client.storage.prefix}/.probe-"))
+    client.table.redis.config_set("maxmemory-policy", "allkeys-lru")
+    client.table.redis.config_set("maxmemory", int(client.table.redis.info("memory")["used_memory"]) + 2**17)
+    try:
+        words = gradcam("doctor", code=4).stdout
+    finally:
+        client.table.redis.config_set("maxmemory-policy", "noeviction")
+        client.table.redis.config_set("maxmemory", 0)
+    assert "set `maxmemory-policy noeviction`" in words
+    assert "warn  memory" in words
+    away = gradcam("doctor", code=4, env={"GRADCAM_REDIS_URL": "redis://:word@127.0.0.1:9/0"}).stdout
+    assert "bad   Redis" in away
+    assert "word" not in away
+    assert "bad   S3 list" in gradcam("doctor", code=4, env={"GRADCAM_S3_BUCKET": "not-there"}).stdout
