@@ -14,7 +14,7 @@ from producer.jobs.errors import UsageError
 from producer.jobs.spec import Item, Result, class_key
 from producer.jobs.states import ItemState
 from producer.jobs.storage import DELETED_AT_ONCE
-from producer.results import read_results
+from producer.output.results import read_results
 from producer.retry import Again, reopen
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from producer import results_cli
-from producer.console import (
+from producer.commands import results as results_cli
+from producer.commands.console import (
     BUG,
     INTERRUPTED,
     SERVICE,
@@ -28,10 +28,10 @@ from producer.console import (
     make_talk,
     summary_of,
 )
-from producer.control_cli import COMMANDS
+from producer.commands.control import COMMANDS
+from producer.commands.submit import submit
 from producer.jobs.errors import GradcamError, UsageError
 from producer.jobs.states import JobState
-from producer.submit_cli import submit
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,238 +11,34 @@ client.download(job, "results")
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from producer.audit import Finding, audit
 from producer.audit import repair as set_right
-from producer.download import Downloaded, Fetched
-from producer.export import Format
-from producer.failures import write_failures
 from producer.jobs import keys
-from producer.jobs.control import BROKEN_OFF, no_such
-from producer.jobs.errors import ServiceError, UnknownJob, UsageError, WorkerError
-from producer.jobs.finalise import begin, finalise, recorded_spec
-from producer.jobs.scripts import connect
-from producer.jobs.settings import Connections, read
-from producer.jobs.spec import OUTPUTS, Failure, JobSpec, JobStatus, Result, checked_name, new_job_id
+from producer.jobs.errors import UsageError
+from producer.jobs.spec import Failure, JobStatus, Result
 from producer.jobs.states import TERMINAL, JobState
-from producer.jobs.storage import DELETED_AT_ONCE, Storage
-from producer.jobs.table import JobTable
-from producer.made import Link, Made
-from producer.plan import Plan, plan
+from producer.jobs.storage import DELETED_AT_ONCE
+from producer.output.download import Downloaded, Fetched
+from producer.output.export import Format
+from producer.output.failures import write_failures
+from producer.output.made import Link, Made
 from producer.retry import retry_failed
-from producer.sources import Reading, Source, Sources, open_sources
-from producer.submit import (
-    Progress,
-    Publish,
-    fitting_size,
-    line_maker,
-    make_spec,
-    place_weights,
-    read_labels,
-    send,
-)
+from producer.submitting import Submitting
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
 _SLOWEST_LOOK_S = 2.0
-#: Images a chunk where nobody knows how fast the network is.
-_FIRST_CHUNK_SIZE = 64
-#: How often a submission begins anew because Redis was wiped under it.
-_LIVES = 3
 
 
-class Client:
+class Client(Submitting):
     """Send images to be explained and see what became of them. Safe to share between threads."""
-
-    def __init__(self, settings: Connections) -> None:
-        self._settings = settings
-
-    @classmethod
-    def from_env(cls) -> Client:
-        """Make a client from `GRADCAM_*` and `AWS_*` environment variables.
-
-        Raises:
-            SettingsError: Names every missing, wrong and misspelt setting at once.
-        """
-        return cls(read(Connections))
-
-    def submit(
-        self,
-        images: Iterable[str | os.PathLike[str] | Source] | Sources,
-        *,
-        network: str = "resnet50",
-        weight_path: str | os.PathLike[str] | None = None,
-        layer_name: str = "last-conv",
-        class_id: int | None = None,
-        class_name: str | None = None,
-        top_k: int = 1,
-        labels: str | os.PathLike[str] | None = None,
-        method: str = "gradcam",
-        precision: str = "fp32",
-        fit: str = "squash",
-        output_size: str = "input",
-        raw: bool = False,
-        outputs: Iterable[str] = OUTPUTS,
-        format: str = "jpg",
-        chunk_size: int | None = None,
-        name: str | None = None,
-        queue: str = "default",
-        pack: str = "none",
-        reading: Reading | None = None,
-        progress: Progress | None = None,
-        waiting: Callable[[str], None] | None = None,
-    ) -> str:
-        """Send images; returns when all are in the job table, long before they are explained.
-
-        Args:
-            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders, which are uploaded, lists
-                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `producer.sources.Source`
-                gives one image a class or an id of its own.
-            network: `resnet50`, `vgg16`, … or `timm/NAME`.
-            weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or
-                `random`; torchvision's default weights when absent.
-            layer_name: `last-conv`, `last-features` or the dotted name of a module; several by commas are averaged.
-            class_id: The class that drives all four pictures; the predicted one when absent.
-            class_name: The same by its name.
-            top_k: Pictures of so many of the most likely classes, where no class is given.
-            labels: A file of class names, one a line, in place of those that come with the weights.
-            method: `gradcam`, `gradcam++`, `hirescam`, `layercam` or `xgradcam`.
-            precision: `fp32`, `bf16` or (on a GPU) `fp16`.
-            fit: `squash`, `crop` or `pad`: how a picture is brought to the network's size.
-            output_size: `input` or `original`: the size of the pictures made.
-            raw: Also store the map and the guided gradient as numbers.
-            outputs: Which of `heatmap`, `cam`, `gb`, `cam_gb`.
-            format: `jpg` or `png`.
-            chunk_size: Images a chunk, 1 to 512; about ten seconds of work when absent.
-            name: The job's name and id; submitting the same again under it continues instead of doubling.
-            queue: `high`, `default` or `low`.
-            pack: `none`, or `tar`: the pictures of a chunk in one webdataset shard.
-            reading: Which columns of lists mean what, and which images to take.
-            progress: Called with images sent, and images in all where that is known.
-            waiting: Called with a sentence while Redis is too full to take more.
-
-        Returns:
-            The job's id.
-
-        Raises:
-            UsageError: Something typed cannot be used; nothing was sent.
-            ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
-        """
-        asked = _spoken(
-            network=network,
-            layer_name=layer_name,
-            class_id=class_id,
-            class_name=class_name,
-            top_k=top_k,
-            labels=labels,
-            method=method,
-            precision=precision,
-            fit=fit,
-            output_size=output_size,
-            raw=raw,
-            outputs=outputs,
-            format=format,
-            queue=queue,
-            pack=pack,
-        )
-        job = new_job_id() if name is None else checked_name(name)
-        parameters = self._parameters(job, name, chunk_size, **asked)
-        with self._opened(images, reading) as sources:
-            self.storage.check()
-            weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
-            spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
-            self._send(job, name, spec, sources, progress, waiting)
-        return job
-
-    def plan(
-        self,
-        images: Iterable[str | os.PathLike[str] | Source] | Sources,
-        reading: Reading | None = None,
-        **parameters: Any,
-    ) -> Plan:
-        """Say what a submission would send, without sending it; takes what `submit` takes.
-
-        Raises:
-            UsageError: Something typed cannot be used.
-        """
-        name, chunk_size = parameters.pop("name", None), parameters.pop("chunk_size", None)
-        job = name or new_job_id()
-        weight_path = parameters.pop("weight_path", None)
-        spec = make_spec(
-            **self._parameters(job, name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
-        )
-        with self._opened(images, reading) as sources:
-            return plan(sources, line_maker(self.storage, job), spec)
-
-    def _opened(
-        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
-    ) -> AbstractContextManager[Sources]:
-        if isinstance(images, Sources):
-            return nullcontext(images)  # whoever opened it closes it
-        return open_sources(images, reading or Reading(), storage=lambda: self.storage)
-
-    def _parameters(self, job: str, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
-        """Check what was typed before anything is sent, and find the size of chunks."""
-        if asked.get("class_id") is not None and asked.get("class_name") is not None:
-            raise UsageError("give --class-id or --class-name, not both")
-        if asked.get("top_k", 1) > 1 and (asked.get("class_id") is not None or asked.get("class_name") is not None):
-            raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
-        asked["chunk_size"] = _FIRST_CHUNK_SIZE if chunk_size is None else chunk_size
-        spec = make_spec(**asked)
-        if chunk_size is None:
-            # A job that is continued keeps the size it began with: what is in which chunk must not change.
-            found = self.table.spec(job) if name is not None else None
-            before = found[0] if found else recorded_spec(self.storage, job) if name is not None else None
-            asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.roster.speed(spec.network))
-        return asked
-
-    def _send(
-        self,
-        job: str,
-        name: str | None,
-        spec: JobSpec,
-        sources: Sources,
-        progress: Progress | None,
-        waiting: Callable[[str], None] | None,
-    ) -> None:
-        if name is not None:
-            begin(self.storage, job, spec)
-        for _ in range(_LIVES):
-            self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
-            try:
-                send(
-                    self.table,
-                    self.storage,
-                    self._publisher(job, spec.queue),
-                    job=job,
-                    spec=spec,
-                    sources=sources,
-                    count=sources.count,
-                    progress=progress,
-                    waiting=waiting,
-                )
-            except UnknownJob:
-                continue  # Redis was wiped meanwhile.
-            except BaseException:
-                # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
-                if name is None:
-                    self.table.fail(job, BROKEN_OFF)
-                    self._finalise(job)
-                raise
-            # Where an earlier life of the job had done everything, no worker will come along to end it.
-            self._finalise(job)
-            return
-        raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
 
     # -- control ---------------------------------------------------------------------------------------------------
 
@@ -335,11 +131,6 @@ class Client:
         if state in TERMINAL:
             raise UsageError(f"job {job} has ended already: {state}")
         return self.status(job)
-
-    def _finalise(self, job: str) -> None:
-        """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
-        with suppress(WorkerError):
-            finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -464,57 +255,6 @@ class Client:
         self._same_store(job)
         return Made(self.storage, job, self._spec(job))
 
-    @cached_property
-    def table(self) -> JobTable:
-        """The job table."""
-        return JobTable(connect(self._settings))
-
-    @cached_property
-    def storage(self) -> Storage:
-        """Our bucket."""
-        return Storage.from_settings(self._settings)
-
-    def _same_store(self, job: str) -> None:
-        store = self._spec(job).store
-        if store not in {"", self.storage.place}:
-            raise UsageError(
-                f"the pictures of job {job} are in {store}, not in {self.storage.place}: "
-                "correct GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
-            )
-
-    def _spec(self, job: str) -> JobSpec:
-        found = self.table.spec(job)
-        if found is None:
-            raise UnknownJob(no_such(job))
-        return found[0]
-
-    def _send_missing(self, queue: str) -> None:
-        """Send messages for chunks that wait without one now; what is on its way makes a few too many, harmlessly."""
-        while missing := self.table.deficit(queue, grace_s=0):
-            for job, chunk in missing:
-                if not self._send_message(queue, job, chunk, self.table.roster.now()):
-                    return
-
-    def _publisher(self, job: str, queue: str) -> Publish:
-        return partial(self._send_message, queue, job)
-
-    def _send_message(self, name: str, job: str, chunk: int, published_at: float) -> bool:
-        """Send a pointer; False when it cannot be sent: then the reconciler does it, for the job table knows."""
-        from producer.jobs import queue
-
-        try:
-            queue.publish(self._app, job, chunk, queue=name, published_at=published_at)
-        except queue.BrokerAway:
-            return False
-        return True
-
-    @cached_property
-    def _app(self) -> Any:
-        # Celery takes 0.2 s to import, and most verbs do without.
-        from producer.jobs import queue
-
-        return queue.make_app(self._settings.redis_url.get_secret_value())
-
     def list(
         self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None
     ) -> Sequence[JobStatus]:
@@ -531,19 +271,3 @@ class Client:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
 
         return self.table.jobs(limit=limit, offset=offset, keep=keep)
-
-
-def _spoken(
-    *,
-    layer_name: str = "last-conv",
-    labels: str | os.PathLike[str] | None = None,
-    outputs: Iterable[str] = OUTPUTS,
-    **others: Any,
-) -> dict[str, Any]:
-    """What was typed, in the words of a job's spec. Raises UsageError: the labels cannot be read."""
-    return {
-        **others,
-        "layer": layer_name,
-        "labels": read_labels(None if labels is None else Path(labels)),
-        "outputs": tuple(dict.fromkeys(outputs)),
-    }

@@ -21,7 +21,7 @@ from producer.jobs.errors import FetchError, ServiceError, UsageError
 from producer.jobs.spec import MAX_CHUNK_SIZE, METHODS, OUTPUTS, Chunk, Failure, Item, JobSpec, unpack, uri_line
 from producer.jobs.storage import Storage, sha256_of
 from producer.jobs.table import FULL_SHARE
-from producer.results import manifest_parts, merge
+from producer.output.results import manifest_parts, merge
 from producer.sources import printable
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from producer.jobs import keys
 from producer.jobs.errors import JobError, StoreError, UnknownJob, UsageError
 from producer.jobs.spec import Guess, JobSpec, Result
 from producer.jobs.states import JobState
-from producer.objects import Objects
+from producer.output.objects import Objects
 from producer.sources import Source
 
 NETWORK = "efficientnet_lite0"

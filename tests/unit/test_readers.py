@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from producer.input.rows import PLAIN, PLAIN_ADDRESS
 from producer.jobs import uris
 from producer.jobs.errors import UsageError
-from producer.rows import PLAIN, PLAIN_ADDRESS
 from producer.sources import Reading, Source, open_sources
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c c.jpg"

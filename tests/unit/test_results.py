@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from producer.export import columns, write_csv, write_jsonl
-from producer.failures import write_failures
 from producer.jobs.errors import UsageError
 from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
-from producer.pictures import LocalNames, chosen_kinds, file_name
-from producer.where import CAN_BE_ASKED, parse_where
-from producer.whole import whole
+from producer.output.export import columns, write_csv, write_jsonl
+from producer.output.failures import write_failures
+from producer.output.pictures import LocalNames, chosen_kinds, file_name
+from producer.output.where import CAN_BE_ASKED, parse_where
+from producer.output.whole import whole
 
 CAT = Result(
     index=3,

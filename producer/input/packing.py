@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from producer.input.stored import Kept, Stored
 from producer.jobs.errors import UsageError
-from producer.stored import Kept, Stored
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

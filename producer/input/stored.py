@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
+from producer.input.reading import shown
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, ServiceError, UsageError, WorkerError
-from producer.reading import shown
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

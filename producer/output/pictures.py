@@ -13,8 +13,8 @@ from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
     from producer.jobs.spec import JobSpec, Result
-    from producer.objects import Objects
-    from producer.where import Where
+    from producer.output.objects import Objects
+    from producer.output.where import Where
 
 RAW = "raw"
 #: Where several classes were explained, an object's kind begins with its class.

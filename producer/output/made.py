@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from producer.download import Fetched, download
-from producer.export import (
+from producer.jobs.errors import UsageError
+from producer.output.download import Fetched, download
+from producer.output.export import (
     Format,
     check_format,
     columns,
@@ -17,12 +18,11 @@ from producer.export import (
     write_jsonl,
     write_parquet,
 )
-from producer.jobs.errors import UsageError
-from producer.objects import Objects
-from producer.pictures import Picture, chosen_kinds, pictures
-from producer.results import read_kept_names, read_results
-from producer.where import Where, parse_where
-from producer.whole import whole
+from producer.output.objects import Objects
+from producer.output.pictures import Picture, chosen_kinds, pictures
+from producer.output.results import read_kept_names, read_results
+from producer.output.where import Where, parse_where
+from producer.output.whole import whole
 
 if TYPE_CHECKING:
     from producer.jobs.spec import JobSpec, Result

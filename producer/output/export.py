@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from producer.jobs.errors import UsageError
-from producer.pictures import without_class
+from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
     from producer.jobs.spec import ExplainedClass, JobSpec, Result

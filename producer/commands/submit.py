@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
+from producer.commands.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
+from producer.commands.results import download_to
 from producer.jobs.errors import UsageError
-from producer.results_cli import download_to
 
 if TYPE_CHECKING:
     from rich.console import Console

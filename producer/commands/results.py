@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from producer.console import Duration, Examples, examples, make_client, make_talk, one_line
+from producer.commands.console import Duration, Examples, examples, make_client, make_talk, one_line
 from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from producer.client import Client
-    from producer.made import Link
+    from producer.output.made import Link
 
 _HOUR_S = 3600.0
 
@@ -185,7 +185,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
         return
-    from producer.whole import whole
+    from producer.output.whole import whole
 
     with whole(Path(name), private=private) as opened:
         yield opened
@@ -201,7 +201,7 @@ def _print_links(links: Iterable[Link], file: BinaryIO, *, as_json: bool) -> int
 
 
 def _export_failures(job: str, output: str, reason: str | None) -> None:
-    from producer.failures import HOW_TO_SUBMIT
+    from producer.output.failures import HOW_TO_SUBMIT
 
     count = make_client().export_failures(job, output, reason=reason)
     again = f": gradcam submit {output} {HOW_TO_SUBMIT}" if count else ""

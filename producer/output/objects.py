@@ -11,7 +11,7 @@ import boto3
 from botocore.config import Config
 
 from producer.jobs import keys
-from producer.shards import Shards
+from producer.output.shards import Shards
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+from producer.input.reading import BATCH, Part, Reading, Source, check_readable, chosen, said_of_nothing, shown
 from producer.jobs.errors import UsageError
-from producer.reading import BATCH, Part, Reading, Source, check_readable, chosen, said_of_nothing, shown
 
 #: Links to folders, one behind the other: folders that are linked to each other have no end of paths.
 _MAX_LINKS = 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producer.console import (
+from producer.commands.console import (
     SERVICE,
     TIMED_OUT,
     Duration,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import StoreError, UsageError
-from producer.whole import whole
+from producer.output.whole import whole
 
 if TYPE_CHECKING:
-    from producer.objects import Objects
-    from producer.pictures import Picture
+    from producer.output.objects import Objects
+    from producer.output.pictures import Picture
 
 DOWNLOAD_THREADS = 16
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.export import KEEP, format_of, write_rows
 from producer.jobs.errors import UsageError
-from producer.whole import whole
+from producer.output.export import KEEP, format_of, write_rows
+from producer.output.whole import whole
 
 if TYPE_CHECKING:
     from producer.jobs.spec import Failure

@@ -18,12 +18,12 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
+from producer.input.packing import Unpacked
+from producer.input.readers import BOM, blocks, csv_rows, json_rows, parquet_rows, text_rows
+from producer.input.reading import Part, Reading, Source, quoted
+from producer.input.rows import Maker, Rows
+from producer.input.stored import Stored
 from producer.jobs.errors import UsageError
-from producer.packing import Unpacked
-from producer.readers import BOM, blocks, csv_rows, json_rows, parquet_rows, text_rows
-from producer.reading import Part, Reading, Source, quoted
-from producer.rows import Maker, Rows
-from producer.stored import Stored
 
 #: What lists are called, for messages.
 LIST_SUFFIXES = ".csv, .jsonl, .ndjson, .parquet, .tsv, .txt, also with .gz or .zst"

@@ -15,11 +15,11 @@ from typing import Any, NoReturn, TypeAlias
 
 import pydantic_core
 
+from producer.input.packing import pieces
+from producer.input.reading import BATCH, Reading, quoted
+from producer.input.rows import PLAIN, Columns, Maker, Rows, text_of, uri_column
+from producer.input.stored import Stored
 from producer.jobs.errors import UsageError
-from producer.packing import pieces
-from producer.reading import BATCH, Reading, quoted
-from producer.rows import PLAIN, Columns, Maker, Rows, text_of, uri_column
-from producer.stored import Stored
 
 MAX_LINE_BYTES = 2**20
 BOM = b"\xef\xbb\xbf"

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from producer.input.reading import Part, Reading, Source, chosen, said_of_nothing
+from producer.input.rows import PLAIN, check_address
+from producer.input.stored import Spool, kept_on_disk
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, ServiceError, UsageError
-from producer.reading import Part, Reading, Source, chosen, said_of_nothing
-from producer.rows import PLAIN, check_address
-from producer.stored import Spool, kept_on_disk
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError

@@ -17,9 +17,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import NoReturn
 
+from producer.input.reading import Reading, Source, check_image, quoted, shown
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, UsageError
-from producer.reading import Reading, Source, check_image, quoted, shown
 
 #: What a column of addresses is usually called; the first that exists is taken.
 URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")

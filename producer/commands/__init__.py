@@ -1,0 +1,1 @@
+"""The verbs of `gradcam`, beside those in `producer.cli`."""

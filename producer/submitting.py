@@ -1,0 +1,219 @@
+"""How the client sends images: what was typed is checked, the job is made, its images are streamed into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from producer.connected import Connected
+from producer.jobs.control import BROKEN_OFF
+from producer.jobs.errors import ServiceError, UnknownJob, UsageError
+from producer.jobs.finalise import begin, recorded_spec
+from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
+from producer.plan import Plan, plan
+from producer.sources import Reading, Source, Sources, open_sources
+from producer.submit import (
+    Progress,
+    fitting_size,
+    line_maker,
+    make_spec,
+    place_weights,
+    read_labels,
+    send,
+)
+
+#: Images a chunk where nobody knows how fast the network is.
+_FIRST_CHUNK_SIZE = 64
+#: How often a submission begins anew because Redis was wiped under it.
+_LIVES = 3
+
+
+class Submitting(Connected):
+    """The part of the client that submits."""
+
+    def submit(
+        self,
+        images: Iterable[str | os.PathLike[str] | Source] | Sources,
+        *,
+        network: str = "resnet50",
+        weight_path: str | os.PathLike[str] | None = None,
+        layer_name: str = "last-conv",
+        class_id: int | None = None,
+        class_name: str | None = None,
+        top_k: int = 1,
+        labels: str | os.PathLike[str] | None = None,
+        method: str = "gradcam",
+        precision: str = "fp32",
+        fit: str = "squash",
+        output_size: str = "input",
+        raw: bool = False,
+        outputs: Iterable[str] = OUTPUTS,
+        format: str = "jpg",
+        chunk_size: int | None = None,
+        name: str | None = None,
+        queue: str = "default",
+        pack: str = "none",
+        reading: Reading | None = None,
+        progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
+    ) -> str:
+        """Send images; returns when all are in the job table, long before they are explained.
+
+        Args:
+            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders, which are uploaded, lists
+                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `producer.sources.Source`
+                gives one image a class or an id of its own.
+            network: `resnet50`, `vgg16`, … or `timm/NAME`.
+            weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or
+                `random`; torchvision's default weights when absent.
+            layer_name: `last-conv`, `last-features` or the dotted name of a module; several by commas are averaged.
+            class_id: The class that drives all four pictures; the predicted one when absent.
+            class_name: The same by its name.
+            top_k: Pictures of so many of the most likely classes, where no class is given.
+            labels: A file of class names, one a line, in place of those that come with the weights.
+            method: `gradcam`, `gradcam++`, `hirescam`, `layercam` or `xgradcam`.
+            precision: `fp32`, `bf16` or (on a GPU) `fp16`.
+            fit: `squash`, `crop` or `pad`: how a picture is brought to the network's size.
+            output_size: `input` or `original`: the size of the pictures made.
+            raw: Also store the map and the guided gradient as numbers.
+            outputs: Which of `heatmap`, `cam`, `gb`, `cam_gb`.
+            format: `jpg` or `png`.
+            chunk_size: Images a chunk, 1 to 512; about ten seconds of work when absent.
+            name: The job's name and id; submitting the same again under it continues instead of doubling.
+            queue: `high`, `default` or `low`.
+            pack: `none`, or `tar`: the pictures of a chunk in one webdataset shard.
+            reading: Which columns of lists mean what, and which images to take.
+            progress: Called with images sent, and images in all where that is known.
+            waiting: Called with a sentence while Redis is too full to take more.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            UsageError: Something typed cannot be used; nothing was sent.
+            ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
+        """
+        asked = _spoken(
+            network=network,
+            layer_name=layer_name,
+            class_id=class_id,
+            class_name=class_name,
+            top_k=top_k,
+            labels=labels,
+            method=method,
+            precision=precision,
+            fit=fit,
+            output_size=output_size,
+            raw=raw,
+            outputs=outputs,
+            format=format,
+            queue=queue,
+            pack=pack,
+        )
+        job = new_job_id() if name is None else checked_name(name)
+        parameters = self._parameters(job, name, chunk_size, **asked)
+        with self._opened(images, reading) as sources:
+            self.storage.check()
+            weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
+            spec = make_spec(**parameters, weights=weights, weights_sha256=digest, store=self.storage.place)
+            self._send(job, name, spec, sources, progress, waiting)
+        return job
+
+    def plan(
+        self,
+        images: Iterable[str | os.PathLike[str] | Source] | Sources,
+        reading: Reading | None = None,
+        **parameters: Any,
+    ) -> Plan:
+        """Say what a submission would send, without sending it; takes what `submit` takes.
+
+        Raises:
+            UsageError: Something typed cannot be used.
+        """
+        name, chunk_size = parameters.pop("name", None), parameters.pop("chunk_size", None)
+        job = name or new_job_id()
+        weight_path = parameters.pop("weight_path", None)
+        spec = make_spec(
+            **self._parameters(job, name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
+        )
+        with self._opened(images, reading) as sources:
+            return plan(sources, line_maker(self.storage, job), spec)
+
+    def _opened(
+        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
+    ) -> AbstractContextManager[Sources]:
+        if isinstance(images, Sources):
+            return nullcontext(images)  # whoever opened it closes it
+        return open_sources(images, reading or Reading(), storage=lambda: self.storage)
+
+    def _parameters(self, job: str, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
+        """Check what was typed before anything is sent, and find the size of chunks."""
+        if asked.get("class_id") is not None and asked.get("class_name") is not None:
+            raise UsageError("give --class-id or --class-name, not both")
+        if asked.get("top_k", 1) > 1 and (asked.get("class_id") is not None or asked.get("class_name") is not None):
+            raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
+        asked["chunk_size"] = _FIRST_CHUNK_SIZE if chunk_size is None else chunk_size
+        spec = make_spec(**asked)
+        if chunk_size is None:
+            # A job that is continued keeps the size it began with: what is in which chunk must not change.
+            found = self.table.spec(job) if name is not None else None
+            before = found[0] if found else recorded_spec(self.storage, job) if name is not None else None
+            asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.roster.speed(spec.network))
+        return asked
+
+    def _send(
+        self,
+        job: str,
+        name: str | None,
+        spec: JobSpec,
+        sources: Sources,
+        progress: Progress | None,
+        waiting: Callable[[str], None] | None,
+    ) -> None:
+        if name is not None:
+            begin(self.storage, job, spec)
+        for _ in range(_LIVES):
+            self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            try:
+                send(
+                    self.table,
+                    self.storage,
+                    self._publisher(job, spec.queue),
+                    job=job,
+                    spec=spec,
+                    sources=sources,
+                    count=sources.count,
+                    progress=progress,
+                    waiting=waiting,
+                )
+            except UnknownJob:
+                continue  # Redis was wiped meanwhile.
+            except BaseException:
+                # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
+                if name is None:
+                    self.table.fail(job, BROKEN_OFF)
+                    self._finalise(job)
+                raise
+            # Where an earlier life of the job had done everything, no worker will come along to end it.
+            self._finalise(job)
+            return
+        raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
+
+
+def _spoken(
+    *,
+    layer_name: str = "last-conv",
+    labels: str | os.PathLike[str] | None = None,
+    outputs: Iterable[str] = OUTPUTS,
+    **others: Any,
+) -> dict[str, Any]:
+    """What was typed, in the words of a job's spec. Raises UsageError: the labels cannot be read."""
+    return {
+        **others,
+        "layer": layer_name,
+        "labels": read_labels(None if labels is None else Path(labels)),
+        "outputs": tuple(dict.fromkeys(outputs)),
+    }
