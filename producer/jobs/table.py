@@ -6,28 +6,23 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from itertools import islice
 from typing import Any, cast
 
 import redis
-from pydantic import ValidationError
 
 from producer.jobs import keys
-from producer.jobs.control import BROKEN_OFF, Control, no_such, text
-from producer.jobs.errors import JobError, UnknownJob, UsageError
+from producer.jobs.control import BROKEN_OFF, no_such, text
+from producer.jobs.errors import UnknownJob, UsageError
 from producer.jobs.keys import JobKeys
-from producer.jobs.roster import WORKER_SILENT_S, Roster
-from producer.jobs.scripts import PATIENCE_S, Scripts
-from producer.jobs.spec import Chunk, ChunkCounts, Failure, Item, JobSpec, JobStatus, unpack
+from producer.jobs.reads import Reads
+from producer.jobs.spec import Chunk, Failure, Item, JobSpec, unpack
 from producer.jobs.states import ItemState, JobState
-from producer.jobs.status import FIELDS, make_status, to_time
+from producer.jobs.status import to_time
 
 #: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
 SILENT_INGEST_S = 3600
@@ -37,9 +32,6 @@ FINALISER_LEASE_S = 30.0
 SILENT_RETRY_S = 60.0
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
 FULL_SHARE = 0.8
-#: Facts that `annotate` may note: what the weights were, which layer was meant.
-FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
-_JOBS_AT_ONCE = 100
 _SUSPECT = re.compile(r"(\d+)=(\d+)")
 
 
@@ -93,18 +85,12 @@ class Finalising:
     generation: int
 
 
-class JobTable:
+class JobTable(Reads):
     """Every read and every transition of jobs; safe to share between threads.
 
     Every method waits for a Redis that is away, starting or full, up to `patience_s` seconds, and then raises
     ServiceError; whatever it sent may be sent again.
     """
-
-    def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
-        self.redis = client
-        self._scripts = Scripts(client, patience_s=patience_s)
-        self.control = Control(self._scripts)
-        self.roster = Roster(self._scripts)
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
@@ -198,24 +184,12 @@ class JobTable:
         """Keep facts that only a worker can know with a job that runs."""
         self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
 
-    def histogram(self, job: str) -> dict[str, int]:
-        """How many images were explained for each class: `class_key` → count."""
-        found = self._scripts.do(
-            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("classes")))
-        )
-        return {text(name): int(count) for name, count in found.items()}
-
     def timings(self, job: str) -> dict[str, float]:
         """Seconds of work at all images, by stage."""
         found = self._scripts.do(
             lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("timings")))
         )
         return {text(name): int(micros) / 1e6 for name, micros in found.items()}
-
-    def facts(self, job: str) -> dict[str, str]:
-        """What workers noted with `annotate`."""
-        values = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS)))
-        return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
 
     def turn(self, queue: str, job: str, chunk: int, *, exact: bool) -> tuple[str, int] | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
@@ -396,78 +370,6 @@ class JobTable:
         answer = self._scripts.run("deficit", names, [grace_s, at_most])
         return [(text(job), int(chunk)) for job, chunk in zip(answer[::2], answer[1::2], strict=True)]
 
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    def spec(self, job: str) -> tuple[JobSpec, JobState] | None:
-        """What a job computes and where it stands; None if there is no such job.
-
-        Raises:
-            JobError: Another version of this program wrote it.
-        """
-        written, state = self._scripts.do(
-            lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, ("spec", "state")))
-        )
-        if written is None or state is None:
-            return None
-        try:
-            return JobSpec.model_validate_json(written), JobState(text(state))
-        except ValidationError:
-            raise JobError(f"job {job} was written by another version of gradcam-queue: update this one") from None
-
-    def status(self, job: str) -> JobStatus:
-        """Everything there is to know about a job now, at a cost that does not grow with it.
-
-        Raises:
-            UnknownJob: There is no such job.
-        """
-        parts = JobKeys(job)
-        names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
-        names += map(parts.part, ("chunks", "items", "waiting", "leases"))
-        # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, *problem = self._scripts.run(
-            "status", names, [WORKER_SILENT_S, *FIELDS]
-        )
-        fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
-        if "state" not in fields:
-            raise UnknownJob(no_such(job))
-        counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
-        where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
-        return make_status(job, fields, counts, where, workers, text(problem[0]) if problem and problem[0] else None)
-
-    def jobs(
-        self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True
-    ) -> list[JobStatus]:
-        """Jobs, newest first; those whose lifetime is over drop out.
-
-        Args:
-            limit: At most so many.
-            offset: Left out are so many of the newest that `keep` keeps.
-            keep: Says which jobs to take.
-        """
-        return list(islice(filter(keep, self._newest_first()), offset, offset + limit))
-
-    def _newest_first(self) -> Iterator[JobStatus]:
-        for start in itertools.count(0, _JOBS_AT_ONCE):
-            names = self._scripts.do(partial(_page, start=start, stop=start + _JOBS_AT_ONCE - 1))
-            for name in names:
-                with suppress(UnknownJob):  # The reconciler drops it.
-                    yield self.status(text(name))
-            if len(names) < _JOBS_AT_ONCE:
-                return
-
-    def failures(self, job: str) -> Iterator[Failure]:
-        """The failed images of a job, in order.
-
-        Raises:
-            UnknownJob: There is no such job.
-        """
-        self.status(job)
-        yield from self.control.failures(job)
-
 
 def _published_at(answer: list[bytes]) -> float | None:
     return float(answer[1]) if answer[0] == b"released" and answer[2] == b"running" else None
-
-
-def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:
-    return cast("list[bytes]", client.zrevrange(keys.JOBS, start, stop))
