@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -29,15 +30,20 @@ def follow(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
     return _bar(statuses, console) if console.is_terminal else _lines(statuses, console)
 
 
-def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
-    columns = (
+def _progress(console: Console) -> Progress:
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
+        console=console,
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+
+
+def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    with _progress(console) as bar:
         task = bar.add_task("waiting", total=None, note="")
         for status in statuses:
             finished = status.done + status.failed
@@ -52,6 +58,32 @@ def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
             shown = time.monotonic()
             console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
     return status
+
+
+@contextmanager
+def sending(console: Console) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+    """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
+    started = shown = time.monotonic()
+
+    def rate(sent: int) -> str:
+        return f"{sent / max(time.monotonic() - started, 1e-3):,.0f} images/s"
+
+    if not console.is_terminal:
+
+        def line(sent: int, total: int | None) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= LINE_EVERY_S:
+                shown = time.monotonic()
+                console.print(f"sending {sent:,}" + (f" of {total:,}" if total else "") + f", {rate(sent)}")
+
+        yield line, console.print
+        return
+    with _progress(console) as bar:
+        task = bar.add_task("sending", total=None, note="")
+        yield (
+            lambda sent, total: bar.update(task, description="sending", completed=sent, total=total, note=rate(sent)),
+            lambda sentence: bar.update(task, description=sentence),
+        )
 
 
 def note(status: JobStatus) -> str:

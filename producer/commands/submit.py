@@ -182,18 +182,10 @@ def _submit(client: Client, talk: Console, images: Sources, **parameters: Any) -
 
 
 def _send(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
-    if not talk.is_terminal:
-        return client.submit(images, waiting=talk.print, **parameters)
-    from rich.progress import Progress
+    from producer.watch import sending
 
-    with Progress(console=talk, transient=True) as bar:
-        task = bar.add_task("sending", total=None)
-        return client.submit(
-            images,
-            progress=lambda sent, total: bar.update(task, completed=sent, total=total),
-            waiting=lambda sentence: bar.update(task, description=sentence),
-            **parameters,
-        )
+    with sending(talk) as (progress, waiting):
+        return client.submit(images, progress=progress, waiting=waiting, **parameters)
 
 
 def _print_submitted(client: Client, job: str, as_json: bool) -> None:

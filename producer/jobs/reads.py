@@ -48,6 +48,13 @@ class Reads:
         )
         return {text(name): int(count) for name, count in found.items()}
 
+    def timings(self, job: str) -> dict[str, float]:
+        """Seconds of work at all images, by stage."""
+        found = self._scripts.do(
+            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("timings")))
+        )
+        return {text(name): int(micros) / 1e6 for name, micros in found.items()}
+
     def spec(self, job: str) -> tuple[JobSpec, JobState] | None:
         """What a job computes and where it stands; None if there is no such job.
 

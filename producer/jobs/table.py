@@ -184,13 +184,6 @@ class JobTable(Reads):
         """Keep facts that only a worker can know with a job that runs."""
         self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
 
-    def timings(self, job: str) -> dict[str, float]:
-        """Seconds of work at all images, by stage."""
-        found = self._scripts.do(
-            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("timings")))
-        )
-        return {text(name): int(micros) / 1e6 for name, micros in found.items()}
-
     def turn(self, queue: str, job: str, chunk: int, *, exact: bool) -> tuple[str, int] | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
 
