@@ -19,7 +19,7 @@ from producer.jobs.table import JobTable
 from worker import tasks
 from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
-from worker.watchdog import UNKNOWN, Watchdog
+from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from worker.work import Work
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 connections, settings = read_both(Connections, WorkerSettings)
-#: A message is a pointer: job, chunk.
-_POINTER_LENGTH = 2
 app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
@@ -106,15 +104,17 @@ def _start(**_: Any) -> None:
 
 
 @signals.task_failure.connect
-def _child_died(task_id: str, exception: BaseException, args: tuple[Any, ...], **_: Any) -> None:
+def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     """Give a dead child's chunk to others now; nobody needs to wait for its lease to run out."""
-    if not isinstance(exception, WorkerLostError) or len(args) != _POINTER_LENGTH:
+    if not isinstance(exception, WorkerLostError):
         return
-    log.warning("action=child_died job=%s chunk=%d The child's end: %s", args[0], args[1], exception)
+    log.warning("action=child_died The child's end: %s", exception)
     claim_id = tasks.claim_id_of(settings.name, task_id)
-    weight, marked = _watchdogs[0].inquest(claim_id, str(exception)) if _watchdogs else (UNKNOWN, [])
-    for reconciler in _reconcilers:
-        reconciler.report(Death(job=args[0], chunk=args[1], claim_id=claim_id, weight=weight, marked=marked))
+    for watchdog, reconciler in zip(_watchdogs, _reconcilers, strict=False):
+        found = watchdog.inquest(claim_id, str(exception))
+        if found is not None:
+            busy, weight = found
+            reconciler.report(Death(busy.job, busy.chunk, claim_id=claim_id, weight=weight, marked=busy.marked))
 
 
 @signals.worker_shutdown.connect

@@ -92,17 +92,19 @@ class Watchdog(threading.Thread):
         with suppress(ProcessLookupError):
             os.kill(busy.pid, signal.SIGKILL)
 
-    def inquest(self, claim_id: str, how: str) -> tuple[int, list[int]]:
-        """Weigh the death of the holder of a claim, and say what it had marked.
+    def inquest(self, claim_id: str, how: str) -> tuple[Busy, int] | None:
+        """What a dead child had in hand, which need not be what its message named, and the weight of its death.
 
         Args:
             claim_id: The dead holder's.
             how: What the pool says of its end.
+
+        Returns:
+            None when it had nothing in hand.
         """
         busy = Busy.read(self._file)
         self._file.unlink(missing_ok=True)
-        marked = busy.marked if busy is not None and busy.claim_id == claim_id else []
         before, self._oom_kills = self._oom_kills, oom_kills()
-        if claim_id in self._hung:
-            return HUNG, marked
-        return weigh(how, out_of_memory=self._oom_kills > before), marked
+        if busy is None or busy.claim_id != claim_id:
+            return None
+        return busy, HUNG if claim_id in self._hung else weigh(how, out_of_memory=self._oom_kills > before)

@@ -73,7 +73,10 @@ class Work:
             claim_id: What the chunk is claimed with; the process's parent knows it, too.
         """
         if self.stopping():
-            return  # It still waits in the job table; the reconciler hands it out again.
+            # For others, now: what is not sent is found by the reconciler, but later.
+            with suppress(ServiceError):
+                self._republish(job, chunk, self._table.roster.now())
+            return
         try:
             for _ in range(_TURNS):
                 turn = self._table.turn(queue, job, chunk, exact=queue == "recovery")

@@ -70,7 +70,7 @@ def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.
     watchdog = Watchdog(busy(tmp_path / "busy", child.pid, late_s=10), grace_s=5)
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == (HUNG, [7])
+    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == (Busy(child.pid, "job", 3, "me/1", [7]), HUNG)
     assert not (tmp_path / "busy").exists()
 
 
@@ -87,7 +87,16 @@ def test_a_watchdog_without_a_busy_child_looks_at_nothing(tmp_path: Path) -> Non
     (tmp_path / "busy").write_text("half a li")
     os.utime(tmp_path / "busy", (1, 1))
     watchdog.look()
-    assert watchdog.inquest("me/2", "signal 11 (SIGSEGV)") == (CRASHED, [])
+    assert watchdog.inquest("me/2", "signal 11 (SIGSEGV)") is None
+
+
+def test_a_death_is_of_what_was_in_hand_and_of_nothing_else(tmp_path: Path) -> None:
+    """A message is worth the chunk whose turn it is: it need not be the one it names."""
+    path = busy(tmp_path / "busy", 1, late_s=0)
+    assert Watchdog(path, grace_s=5).inquest("another/1", "signal 11 (SIGSEGV)") is None
+    path = busy(tmp_path / "busy", 1, late_s=0)
+    found = Watchdog(path, grace_s=5).inquest("me/1", "signal 11 (SIGSEGV)")
+    assert found == (Busy(1, "job", 3, "me/1", [7]), CRASHED)
 
 
 def test_kills_for_want_of_memory_are_counted_by_the_kernel() -> None:
