@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 connections, settings = read_both(Connections, WorkerSettings)
+#: A child that takes longer to import torch has died, and Celery starts another.
+_WARM_WITHIN_S = 60.0
 app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
@@ -79,10 +82,21 @@ def _end_when_orphaned() -> None:
 def _warm_up(**_: Any) -> None:
     """Import torch before the first message comes; the main process stays free of it."""
     _work_of_process()
+    if settings.warm_file is not None:
+        settings.warm_file.touch()
+
+
+def _wait_until_warm() -> None:
+    """Read no message before somebody can work at it: one that lies here for long counts as lost."""
+    until = time.monotonic() + _WARM_WITHIN_S
+    while settings.warm_file is not None and not settings.warm_file.exists() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 @signals.worker_ready.connect
 def _start(**_: Any) -> None:
+    # Celery reads its first message after this.
+    _wait_until_warm()
     reconciler = Reconciler(
         JobTable(connect(connections)),
         Storage.from_settings(connections),

@@ -75,6 +75,11 @@ class WorkerSettings(BaseSettings):
         return None if self.drain_file is None else self.drain_file.with_name(f"{self.name}.busy")
 
     @property
+    def warm_file(self) -> Path | None:
+        """Exists as soon as the first child of this process has imported what it needs."""
+        return None if self.drain_file is None else self.drain_file.with_name(f"{self.name}.warm")
+
+    @property
     def fetch_policy(self) -> FetchPolicy:
         """Which addresses may be fetched."""
         return FetchPolicy(

@@ -26,7 +26,7 @@ def poisonous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A worker whose OpenCV has the faults of `tests/support/poison`."""
     settings = {
         "PYTHONPATH": os.pathsep.join([str(POISON), os.environ.get("PYTHONPATH", "")]),
-        "GRADCAM_WORKER_ITEM_TIMEOUT_S": "4",
+        "GRADCAM_WORKER_ITEM_TIMEOUT_S": "8",
     }
     with own_stack(tmp_path_factory.mktemp("poison"), settings) as stack:
         stack.start_worker()
@@ -71,7 +71,7 @@ def test_an_image_that_hangs_a_thread_times_out_without_a_death(poisonous: Stack
     assert (status.done, status.failures) == (5, {"timeout": 1})
     (failure,) = client.failures(job)
     assert failure.attempts == 1
-    assert "decode takes longer than 4 s" in failure.message
+    assert "decode takes longer than 8 s" in failure.message
 
 
 def test_an_image_that_hangs_the_whole_process_times_out(poisonous: Stack, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def drained(rig: Rig, row: Row) -> None:
     def drain(job: str) -> None:
         worker = rig.dice.choice(rig.workers)
         assert worker.process is not None
+        eventually(lambda: mains_of(worker))  # a launcher that has just begun to start has nothing to drain
         worker.process.send_signal(signal.SIGTERM)
         if worker.process.wait(30) != 0:
             row.problems.append(f"a drained worker ended with {worker.process.returncode}")
