@@ -18,6 +18,7 @@ from producer.commands import results as results_cli
 from producer.commands.console import (
     BUG,
     INTERRUPTED,
+    PLAIN_CODES,
     SERVICE,
     USAGE,
     Examples,
@@ -76,6 +77,7 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
         "gradcam list",
         "gradcam list --state running --state paused",
         "gradcam list --name 'audit-*' --limit 100 --offset 100 --json",
+        codes=PLAIN_CODES,
     ),
 )
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="How many.")

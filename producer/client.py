@@ -21,8 +21,9 @@ from typing import BinaryIO
 from producer.audit import Finding, audit
 from producer.audit import repair as set_right
 from producer.jobs import keys
-from producer.jobs.errors import UsageError
-from producer.jobs.spec import Failure, JobStatus, Result
+from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.finalise import recorded_spec
+from producer.jobs.spec import Failure, JobStatus, Result, checked_name
 from producer.jobs.states import TERMINAL, JobState
 from producer.jobs.storage import DELETED_AT_ONCE
 from producer.output.download import Downloaded, Fetched
@@ -96,19 +97,30 @@ class Client(Submitting):
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        status = self.status(job)
+        try:
+            status = self.status(job)
+        except UnknownJob:
+            # Redis forgets a job after its lifetime, the store does not.
+            if not objects or recorded_spec(self.storage, checked_name(job)) is None:
+                raise
+            return self._delete_objects(job, progress)
         if not status.ended:
             raise UsageError(f"job {job} has not ended, it is {status.state}: `gradcam cancel {job}` first")
         count = 0
         if objects:
             self._same_store(job)
-            names = self.storage.keys(keys.job_prefix(self.storage.prefix, job))
-            while part := list(islice(names, DELETED_AT_ONCE)):
-                self.storage.delete(part)
-                count += len(part)
-                if progress:
-                    progress(count)
+            count = self._delete_objects(job, progress)
         self.table.control.delete(job)
+        return count
+
+    def _delete_objects(self, job: str, progress: Callable[[int], None] | None) -> int:
+        count = 0
+        names = self.storage.keys(keys.job_prefix(self.storage.prefix, job))
+        while part := list(islice(names, DELETED_AT_ONCE)):
+            self.storage.delete(part)
+            count += len(part)
+            if progress:
+                progress(count)
         return count
 
     def audit(self, job: str, *, repair: bool = False) -> Iterator[Finding]:
@@ -165,7 +177,7 @@ class Client(Submitting):
             if status.ended:
                 return status
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:g} s")
+                raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:.0f} s")
         raise AssertionError("watch ends with an ended status")
 
     def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
@@ -253,7 +265,9 @@ class Client(Submitting):
 
     def _made(self, job: str) -> Made:
         self._same_store(job)
-        return Made(self.storage, job, self._spec(job))
+        # Counted before the manifests are read: they are written before anything is counted.
+        status = self.status(job)
+        return Made(self.storage, job, self._spec(job), status.done + status.failed)
 
     def list(
         self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None

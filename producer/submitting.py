@@ -13,6 +13,7 @@ from producer.jobs.control import BROKEN_OFF
 from producer.jobs.errors import ServiceError, UnknownJob, UsageError
 from producer.jobs.finalise import begin, recorded_spec
 from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
+from producer.jobs.states import JobState
 from producer.plan import Plan, plan
 from producer.sources import Reading, Source, Sources, open_sources
 from producer.submit import (
@@ -142,6 +143,13 @@ class Submitting(Connected):
         with self._opened(images, reading) as sources:
             return plan(sources, line_maker(self.storage, job), spec)
 
+    def _can_go_on(self, job: str) -> None:
+        status = self.table.status(job)
+        if status.state is JobState.CANCELLED:
+            raise UsageError(f"job {job} was cancelled: submit it again under another name")
+        if status.state is JobState.FAILED:
+            raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
+
     def _opened(
         self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
     ) -> AbstractContextManager[Sources]:
@@ -176,7 +184,9 @@ class Submitting(Connected):
         if name is not None:
             begin(self.storage, job, spec)
         for _ in range(_LIVES):
-            self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            new = self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            if not new:
+                self._can_go_on(job)
             try:
                 send(
                     self.table,

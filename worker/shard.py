@@ -6,7 +6,7 @@ import io
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from producer.jobs import keys
@@ -29,16 +29,17 @@ class Shard:
 
     def __enter__(self) -> Self:
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="gradcam-shard-")
-            self._path = Path(self._folder.name) / "shard.tar"
-            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+            # Without a name: whatever dies, nothing of it stays on the disk.
+            self._file = tempfile.TemporaryFile(prefix="gradcam-shard-")
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         except OSError as error:
             raise WorkerError(f"no shard can be written to {tempfile.gettempdir()} ({error.strerror})") from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tar.close()
-        self._folder.cleanup()
+        with suppress(OSError):  # the disk is full: what is written last is of no use any more
+            self._tar.close()
+        self._file.close()
 
     def add(self, result: Result, files: Mapping[str, bytes]) -> None:
         """Write an image's pictures, and what is known of it.
@@ -57,7 +58,7 @@ class Shard:
                 entry.size = len(content)
                 self._tar.addfile(entry, io.BytesIO(content))
         except OSError as error:
-            raise WorkerError(f"a shard cannot be written to {self._path.parent} ({error.strerror})") from None
+            raise WorkerError(f"a shard cannot be written to {tempfile.gettempdir()} ({error.strerror})") from None
         self._count += 1
 
     def upload(self) -> None:
@@ -67,10 +68,12 @@ class Shard:
             WorkerError: The store does not take it; without it nothing of the chunk counts.
             JobError: See `Storage.check`.
         """
-        self._tar.close()
         if not self._count:
             return
         try:
-            self._storage.put_file(self.key, self._path)
+            self._tar.close()
+            self._storage.put_open_file(self.key, self._file)
+        except OSError as error:
+            raise WorkerError(f"a shard cannot be written to {tempfile.gettempdir()} ({error.strerror})") from None
         except StoreError as error:
             raise WorkerError(str(error)) from None

@@ -53,6 +53,10 @@ class ChunkSize(click.ParamType["int | None"]):
         return int(click.IntRange(1, 512)(value, param, ctx))
 
 
+#: Of verbs whose code does not say how a job stands.
+PLAIN_CODES = "Exit codes: 0 done, 2 usage, 4 Redis or the object store cannot be used."
+
+
 class Examples(click.Command):
     """A command whose epilog keeps its line breaks."""
 
@@ -64,9 +68,9 @@ class Examples(click.Command):
                 formatter.write(f"{line}\n")
 
 
-def examples(*lines: str) -> str:
+def examples(*lines: str, codes: str = CODES) -> str:
     """An epilog: examples, a line each, and the exit codes."""
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", CODES])
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", codes])
 
 
 def make_client() -> Client:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from producer.commands.console import (
+    PLAIN_CODES,
     SERVICE,
     TIMED_OUT,
     Duration,
@@ -24,6 +25,7 @@ from producer.commands.console import (
     make_talk,
     one_line,
 )
+from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
     from producer.client import Client
@@ -44,7 +46,7 @@ def cancel(job: tuple[str, ...], as_json: bool) -> None:
     _each(job, as_json, lambda client, one: client.cancel(one))
 
 
-@click.command(cls=Examples, epilog=examples("gradcam pause JOB", "gradcam resume JOB"))
+@click.command(cls=Examples, epilog=examples("gradcam pause JOB", "gradcam resume JOB", codes=PLAIN_CODES))
 @click.argument("job", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def pause(job: tuple[str, ...], as_json: bool) -> None:
@@ -52,7 +54,7 @@ def pause(job: tuple[str, ...], as_json: bool) -> None:
     _each(job, as_json, lambda client, one: client.pause(one))
 
 
-@click.command(cls=Examples, epilog=examples("gradcam resume JOB"))
+@click.command(cls=Examples, epilog=examples("gradcam resume JOB", codes=PLAIN_CODES))
 @click.argument("job", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def resume(job: tuple[str, ...], as_json: bool) -> None:
@@ -98,8 +100,10 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     """Compare what is called done with the objects in the store."""
     client, talk = make_client(), make_talk()
     counts: Counter[str] = Counter()
+    beyond = 0
     for finding in client.audit(job, repair=repair):
         counts[finding.kind] += 1
+        beyond += finding.kind == "missing" and finding.result is None
         if as_json:
             click.echo(finding.model_dump_json(exclude={"result"}, exclude_none=True))
         else:
@@ -111,8 +115,10 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     if repair:
         again = status.state in {"running", "finalizing"}
         talk.print(f"set right: gradcam status {job} --watch" if again else "set right")
-    else:
+    elif beyond < counts.total():
         talk.print(f"set it right: gradcam audit {job} --repair")
+    if beyond:
+        talk.print(f"of {beyond} images the manifest is gone as well: submit their source again under another name")
     sys.exit(_DIFFERENT)
 
 
@@ -125,7 +131,9 @@ def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], Jo
 
 @click.command(
     cls=Examples,
-    epilog=examples("gradcam delete JOB", "gradcam delete JOB --objects --yes", "gradcam delete OLD OLDER"),
+    epilog=examples(
+        "gradcam delete JOB", "gradcam delete JOB --objects --yes", "gradcam delete OLD OLDER", codes=PLAIN_CODES
+    ),
 )
 @click.argument("job", nargs=-1, required=True)
 @click.option("--objects", is_flag=True, help="Also its pictures, manifests and uploaded images in the store.")
@@ -137,12 +145,15 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
     """
     client, talk = make_client(), make_talk()
     for one in job:
-        status = client.status(one)
         also = " and all its objects in the store" if objects else "; its objects in the store stay"
         if not yes:
+            status = client.status(one)
+            if not sys.stdin.isatty():
+                raise UsageError("nobody can be asked here: give --yes")
             click.confirm(f"forget job {one} ({status.state}, {status.total} images){also}?", abort=True, err=True)
         count = client.delete(one, objects=objects)
-        talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else ""))
+        stay = "; its pictures stay in the store, and a job of the same name would take them over"
+        talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else stay))
 
 
 @click.command(

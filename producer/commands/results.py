@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from producer.commands.console import Duration, Examples, examples, make_client, make_talk, one_line
+from producer.commands.console import PLAIN_CODES, Duration, Examples, examples, make_client, make_talk, one_line
 from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _HOUR_S = 3600.0
         "gradcam failures JOB --json | jq .item.uri",
         "gradcam failures JOB --reason fetch --output failed.jsonl",
         "gradcam submit failed.jsonl --uri-column uri --class-column class --id-column id",
+        codes=PLAIN_CODES,
     ),
 )
 @click.argument("job")
@@ -71,6 +72,7 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
         "gradcam results JOB --parquet results.parquet",
         "gradcam results JOB --failed --csv --output failed.csv",
         "gradcam results JOB --urls --expires 1d --only cam",
+        codes=PLAIN_CODES,
     ),
 )
 @click.argument("job")

@@ -154,7 +154,9 @@ def submit(
         job = _submit(client, talk, sources, **parameters)
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
-        talk.print(f"watch it: gradcam status {job} --watch")
+        status = client.status(job)
+        words = f"it has ended already: {status.state}" if status.ended else f"watch it: gradcam status {job} --watch"
+        talk.print(words)
         return
     if not as_json:
         click.echo(job)

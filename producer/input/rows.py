@@ -24,6 +24,7 @@ from producer.jobs.errors import FetchError, UsageError
 #: What a column of addresses is usually called; the first that exists is taken.
 URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")
 MAX_ID_CHARS, MAX_CLASS_CHARS = 1024, 200
+_WHOLE_FLOAT = re.compile(r"[0-9]+\.0*")
 _CLASS_IDS = 2**31
 _COLUMNS_SHOWN = 20
 
@@ -241,6 +242,9 @@ def class_of(cell: object) -> tuple[int | None, str | None]:
     text = "" if cell is None else str(cell).strip()
     if not text:
         return None, None
+    # pandas writes 281.0 as soon as one label is missing.
+    if isinstance(cell, str) and _WHOLE_FLOAT.fullmatch(text):
+        text = text.partition(".")[0]
     if isinstance(cell, bool | bytes):
         raise UsageError(f"the class {quoted(text)} is neither a number nor a name")
     if isinstance(cell, int) or (text.isascii() and text.isdigit()):

@@ -71,8 +71,8 @@ def begin(storage: Storage, job: str, spec: JobSpec) -> None:
         storage.put(key, json.dumps({"spec": spec.model_dump(mode="json")}, indent=1).encode())
     elif known != spec:
         raise UsageError(
-            f"the store holds a job named {job} with other parameters: choose another --name, or give the same "
-            "parameters"
+            f"the store holds a job named {job} with other parameters ({known.differing(spec)}): choose another "
+            "--name, or give the same parameters"
         )
 
 

@@ -79,6 +79,10 @@ class JobSpec(_Frozen):
     #: Where the producer looks for the pictures, as bucket/prefix; workers that write elsewhere refuse the job.
     store: Annotated[str, Field(max_length=512)] = ""
 
+    def differing(self, other: JobSpec) -> str:
+        """The names of the parameters in which two specs differ."""
+        return ", ".join(name for name in JobSpec.model_fields if getattr(self, name) != getattr(other, name))
+
 
 class Item(_Frozen):
     """One image of a job; its index is its place in the source."""

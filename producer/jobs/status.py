@@ -27,6 +27,7 @@ FIELDS = (
     "republished",
     "base_n",
     "chunk_size",
+    "open_chunks",
 )
 
 
@@ -57,6 +58,8 @@ def make_status(
     total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
     left = total - done - failed
     ended = state in TERMINAL
+    if "open_chunks" in fields:
+        chunks = chunks.model_copy(update={"complete": chunks.total - int(fields["open_chunks"]), "waiting": 0})
     speed = _images_per_s(fields, done + failed)
     return JobStatus(
         job=job,
@@ -73,7 +76,7 @@ def make_status(
         running=0 if ended else min(left, chunks.in_hand * int(fields["chunk_size"])),
         chunks=chunks,
         images_per_s=round(speed, 3) if speed else None,
-        eta_s=round(left / speed, 1) if speed and not ended else None,
+        eta_s=round(left / speed, 1) if speed and state is JobState.RUNNING else None,
         created_at=to_time(fields["created_at"]),
         finished_at=to_time(fields["finished_at"]) if "finished_at" in fields else None,
         error=fields.get("error"),

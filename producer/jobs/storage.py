@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,18 @@ class Storage:
             file.read(1)  # whether it can be read is told before the store's faults are
         self._patiently("be written to", put, probe=self.takes)
 
+    def put_open_file(self, key: str, file: IO[bytes]) -> None:
+        """Write an open file from its beginning; it stays open. Errors as `put`."""
+
+        def put() -> None:
+            # boto3 closes what it has read.
+            with os.fdopen(os.dup(file.fileno()), "rb") as again:
+                again.seek(0)
+                self.client.upload_fileobj(again, self.bucket, key)
+
+        file.flush()
+        self._patiently("be written to", put, probe=self.takes)
+
     def get(self, key: str) -> bytes:
         """Read an object whole. Errors as `put`."""
 
@@ -235,6 +248,8 @@ class Storage:
                     f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY"
                 ) from None
+            if code in {"NoSuchKey", "404"}:
+                raise StoreError(f"an object that should be in bucket {self.bucket} is not there") from None
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
                 raise StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None

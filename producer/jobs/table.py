@@ -109,8 +109,11 @@ class JobTable(Reads):
             [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size],
         )
         if answer == b"differs":
+            found = self.spec(job)
+            differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
-                f"a job named {job} exists with other parameters: choose another --name, or give the same parameters"
+                f"a job named {job} exists with other parameters ({differing}): choose another --name, or give the "
+                "same parameters"
             )
         return bool(answer == b"created")
 

@@ -30,6 +30,8 @@ _TYPES: dict[str, Type] = {"index": "int", "class_id": "int", "probability": "fl
 KEEP = "keep."
 #: A Parquet row group takes about 30 MB of memory; it is made of batches, whose Python objects take ten times theirs.
 _ROWS_A_GROUP, _ROWS_A_BATCH = 32_768, 2_048
+#: What spreadsheets take for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,23 @@ def _with(result: Result, kinds: set[str]) -> Result:
 
 def write_csv(results: Iterable[Result], columns: Sequence[Column], file: BinaryIO) -> int:
     """Write a table as CSV: UTF-8, a header, nothing where nothing is known; how many images."""
-    values = [_as_word(column.value) if column.type == "bool" else column.value for column in columns]
+    values = [_cell(column) for column in columns]
     rows = ([value(result) for value in values] for result in _only_known(results, columns))
     return write_rows([column.name for column in columns], rows, file)
+
+
+def _cell(column: Column) -> Callable[[Result], object]:
+    if column.type == "bool":
+        return _as_word(column.value)
+    if column.type != "text":
+        return column.value
+
+    def harmless(result: Result) -> object:
+        # A spreadsheet takes such a text for a formula; what users call images is anybody's.
+        value = column.value(result)
+        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+    return harmless
 
 
 def write_rows(header: Sequence[str], rows: Iterable[Iterable[object]], file: BinaryIO) -> int:

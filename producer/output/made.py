@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from producer.jobs.errors import UsageError
+from producer.jobs.errors import StoreError, UsageError
 from producer.output.download import Fetched, download
 from producer.output.export import (
     Format,
@@ -44,14 +44,33 @@ class Link:
 
 
 class Made:
-    """What one job made. What is asked for is checked at once, and read as it is needed."""
+    """What one job made. What is asked for is checked at once, and read as it is needed.
 
-    def __init__(self, storage: Storage, job: str, spec: JobSpec) -> None:
-        self._storage, self._job, self._spec = storage, job, spec
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        spec: What it computes.
+        ended: How many images have their end.
+    """
+
+    def __init__(self, storage: Storage, job: str, spec: JobSpec, ended: int) -> None:
+        self._storage, self._job, self._spec, self._ended = storage, job, spec, ended
+
+    def _all(self) -> Iterator[Result]:
+        """What is known of each image; an error at the end where less is known than the job table counts."""
+        count = 0
+        for result in read_results(self._storage, self._job):
+            count += 1
+            yield result
+        if count < self._ended:
+            raise StoreError(
+                f"of {self._ended - count} images nothing is known: their manifests are gone from the store; "
+                f"`gradcam audit {self._job}` says which"
+            )
 
     def results(self, where: Iterable[str], *, failed: bool) -> Iterator[Result]:
         """See `Client.results`."""
-        return filter(parse_where(where, failed=failed), read_results(self._storage, self._job))
+        return filter(parse_where(where, failed=failed), self._all())
 
     def fetch(self, output_dir: Path, only: Iterable[str], where: Iterable[str]) -> Iterator[Fetched]:
         """See `Client.fetch`."""
@@ -81,7 +100,7 @@ class Made:
         kinds, wanted = chosen_kinds(self._spec, only), parse_where(where, failed=failed)
 
         def read() -> Iterator[Result]:
-            return filter(wanted, read_results(self._storage, self._job))
+            return filter(wanted, self._all())
 
         def write(file: BinaryIO) -> int:
             if format == "jsonl":
@@ -98,4 +117,4 @@ class Made:
 
     def _pictures(self, objects: Objects, only: Iterable[str], where: Where) -> Iterator[Picture]:
         kinds = chosen_kinds(self._spec, only)
-        return pictures(read_results(self._storage, self._job), objects, kinds=kinds, where=where)
+        return pictures(self._all(), objects, kinds=kinds, where=where)

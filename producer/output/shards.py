@@ -75,7 +75,9 @@ class Shards:
                 shard.members = {member.name: member for member in tar if member.isreg()}
         except tarfile.TarError as error:
             file.close()
-            raise StoreError(f"{key} is no shard ({error}): `gradcam audit --repair` makes it anew") from None
+            raise StoreError(
+                f"{key} is no shard ({error}): delete that object, and `gradcam audit --repair` makes it anew"
+            ) from None
         except BaseException:
             file.close()
             raise

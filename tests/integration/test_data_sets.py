@@ -14,6 +14,7 @@ from producer.client import Client
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob
 from producer.jobs.states import JobState
+from producer.sources import Reading
 from producer.submit import fitting_size
 
 if TYPE_CHECKING:
@@ -144,7 +145,6 @@ def test_a_deleted_job_is_gone_with_its_objects_and_one_at_work_is_refused(clien
     job = client.submit([COFFEE, CAT], network=NETWORK, outputs=["cam"])
     client.wait(job, timeout_s=60)
     prefix = keys.job_prefix(client.storage.prefix, job)
-    gradcam("delete", job, code=130)  # it asks, and nobody says yes
     assert list(client.storage.keys(prefix))
     assert "objects deleted" in gradcam("delete", job, "--objects", "--yes").stderr
     assert list(client.storage.keys(prefix)) == []
@@ -176,3 +176,63 @@ def test_the_doctor_says_a_line_a_question_and_what_to_do(client: Client, stack:
     assert "bad   Redis" in away
     assert "word" not in away
     assert "bad   S3 list" in gradcam("doctor", code=4, env={"GRADCAM_S3_BUCKET": "not-there"}).stdout
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_manifests_no_longer_tell_is_said_and_not_left_out_in_silence(client: Client, tmp_path: Path) -> None:
+    job = client.submit([COFFEE, CAT, COFFEE], network=NETWORK, outputs=["cam"], chunk_size=1)
+    client.wait(job, timeout_s=60)
+    part = next(client.storage.keys(keys.manifest_prefix(client.storage.prefix, job)))
+    client.storage.delete([part])
+    run = gradcam("results", job, "--jsonl", code=4)
+    assert len(run.stdout.splitlines()) == 2
+    assert "of 1 images nothing is known" in run.stderr
+    gradcam("results", job, "--csv", "--output", str(tmp_path / "m.csv"), code=4)
+    assert not (tmp_path / "m.csv").exists()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_jobs_name_is_refused_and_its_counts_stay_true(client: Client) -> None:
+    images = [COFFEE] * 100
+    job = client.submit(images, network=NETWORK, outputs=["cam"], chunk_size=10, name="stopped")
+    eventually(lambda: client.status(job).chunks.complete)
+    status = client.cancel(job)
+    assert status.chunks.complete < 10
+    assert status.chunks.waiting == 0
+    run = gradcam(
+        "submit", *images, "--network", NETWORK, "--outputs", "cam", "--name", "stopped", "--chunk-size", "10", code=2
+    )
+    assert "was cancelled" in run.stderr
+    run = gradcam("submit", COFFEE, "--network", NETWORK, "--name", "stopped", "--chunk-size", "10", code=2)
+    assert "(outputs)" in run.stderr
+    assert "give --yes" in gradcam("delete", job, code=2).stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_objects_of_a_job_that_redis_forgot_can_be_deleted(client: Client) -> None:
+    job = client.submit([COFFEE], network=NETWORK, outputs=["cam"], name="forgotten")
+    client.wait(job, timeout_s=60)
+    client.delete(job)
+    with pytest.raises(UnknownJob):
+        client.delete(job)
+    assert client.delete(job, objects=True) == len([".json", "input", "picture", "manifest"])
+    assert not list(client.storage.keys(keys.job_prefix(client.storage.prefix, job)))
+
+
+@pytest.mark.usefixtures("worker")
+def test_classes_as_pandas_writes_them_are_numbers(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"image,label\n{COFFEE},967.0\n{CAT},\n")
+    job = client.submit(
+        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=Reading(class_column="label")
+    )
+    client.wait(job, timeout_s=60)
+    assert next(client.results(job)).class_id == 967
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"image,name\n{COFFEE},=1+1\n")
+    job = client.submit([tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=Reading(id_column="name"))
+    client.wait(job, timeout_s=60)
+    assert ",'=1+1," in gradcam("results", job, "--csv").stdout
+    assert next(client.results(job)).id == "=1+1"

@@ -8,6 +8,8 @@ local f = redis.call('HMGET', KEYS[1], 'state', 'lifetime_s', 'generation')
 if not f[1] then return 'gone' end
 if f[1] ~= 'finalizing' then return f[1] end
 if redis.call('GET', KEYS[3]) ~= ARGV[1] or f[3] ~= ARGV[5] then return 'lost' end
+-- How many chunks were not complete: their items may go.
+redis.call('HSET', KEYS[1], 'open_chunks', redis.call('HLEN', KEYS[4]))
 if ARGV[3] == 'failed' then
   for _, chunk in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do redis.call('ZADD', KEYS[5], ARGV[4], chunk) end
 else

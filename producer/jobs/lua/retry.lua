@@ -17,7 +17,7 @@ end
 redis.call('HSET', KEYS[1], 'state', 'running', 'generation', f[2] + 1, 'retry', ARGV[2], 'reopening', 0,
   'reopened_at', stamp(now()))
 redis.call('HDEL', KEYS[1], 'outcome', 'error', 'finished_at', 'started_at', 'progress_at', 'mark_at', 'mark_n',
-  'last_mark_at', 'last_mark_n')
+  'last_mark_at', 'last_mark_n', 'open_chunks')
 redis.call('SADD', KEYS[2], ARGV[1])
 to_the_end(KEYS[3], ARGV[1])
 return {'begun', f[2] + 1}
