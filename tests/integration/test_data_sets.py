@@ -236,3 +236,23 @@ def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_
     client.wait(job, timeout_s=60)
     assert ",'=1+1," in gradcam("results", job, "--csv").stdout
     assert next(client.results(job)).id == "=1+1"
+
+
+def test_a_submission_waits_while_redis_is_nearly_full_and_goes_on(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"s3://bucket/{n:06d}.jpg\n" for n in range(1000)))
+    said: list[str] = []
+
+    def make_room(sentence: str) -> None:
+        said.append(sentence)
+        client.table.redis.config_set("maxmemory", 0)
+
+    used = int(client.table.redis.info("memory")["used_memory"])
+    client.table.redis.config_set("maxmemory", int(used / 0.9))
+    try:
+        job = client.submit([tmp_path / "list.txt"], chunk_size=100, waiting=make_room)
+    finally:
+        client.table.redis.config_set("maxmemory", 0)
+    assert said == [sentence for sentence in said if "full: waiting for workers" in sentence]
+    assert said
+    assert client.status(job).total == 1000
+    client.cancel(job)

