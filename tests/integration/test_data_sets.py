@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"
 COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
+
+
+@pytest.fixture
+def no_worker(stack: Stack) -> Iterator[None]:
+    """Nobody works meanwhile; the next test has a worker again."""
+    stack.stop_worker()
+    yield
+    stack.start_worker()
 
 
 @pytest.mark.usefixtures("worker")
@@ -59,10 +68,8 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(client: Client, tmp
     assert [job.job for job in client.list(limit=1000)] == before
 
 
-def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(
-    client: Client, stack: Stack, tmp_path: Path
-) -> None:
-    stack.stop_worker()
+@pytest.mark.usefixtures("no_worker")
+def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"s3://bucket/a/folder/{n:08d}.jpg\n" for n in range(50_000)))
     plan = client.plan([tmp_path / "list.txt"], chunk_size=256)
     before = client.table.redis.info("memory")["used_memory"]
@@ -238,6 +245,7 @@ def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_
     assert next(client.results(job)).id == "=1+1"
 
 
+@pytest.mark.usefixtures("no_worker")
 def test_a_submission_waits_while_redis_is_nearly_full_and_goes_on(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"s3://bucket/{n:06d}.jpg\n" for n in range(1000)))
     said: list[str] = []
