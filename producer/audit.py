@@ -58,11 +58,15 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
     results = _Sorted((result.index, result) for result in read_results(storage, job))
     objects = _Sorted(_grouped(storage.keys(prefix), prefix))
     shards = dict.fromkeys(storage.keys(keys.shards_prefix(storage.prefix, job)), 0)  # how many images each is named by
+    spec = table.spec(job)
+    size = spec[0].chunk_size if spec else 1
+    unknown: set[int] = set()  # chunks with a done image that no manifest tells of
     for index, state in ((first + n, state) for first, piece in states for n, state in enumerate(piece)):
         result, there = results.at(index), objects.at(index) or set()
         wanted: set[str] = set()
         if state == ItemState.DONE:
             if result is None or result.state != "done":
+                unknown.add(index // size)
                 yield Finding(kind="missing", index=index, key=manifest)
                 continue
             wanted = {address.partition("#")[0] for address in result.objects.values()}
@@ -75,7 +79,8 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
                 yield Finding(kind="extra", index=index, key=key)
     if status.ended:
         for shard, count in shards.items():
-            if not count:
+            # What nothing tells of may be all that is left of such images.
+            if not count and keys.chunk_of(shard) not in unknown:
                 yield Finding(kind="extra", index=None, key=shard)
         for index, there in objects.rest():
             for key in sorted(there):

@@ -7,17 +7,14 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, Self
 
-from producer.jobs.control import no_such
-from producer.jobs.errors import UnknownJob, UsageError, WorkerError
+from producer.jobs.errors import UnknownJob, UsageError, WorkerError, no_such
 from producer.jobs.finalise import finalise
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import JobSpec
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
-from producer.submit import (
-    Publish,
-)
+from producer.submit import Publish
 
 
 class Connected:

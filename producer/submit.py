@@ -18,7 +18,18 @@ from pydantic import ValidationError
 
 from producer.jobs import keys, uris
 from producer.jobs.errors import FetchError, ServiceError, UsageError
-from producer.jobs.spec import MAX_CHUNK_SIZE, METHODS, OUTPUTS, Chunk, Failure, Item, JobSpec, unpack, uri_line
+from producer.jobs.spec import (
+    MAX_CHUNK_SIZE,
+    METHODS,
+    OUTPUTS,
+    Chunk,
+    Failure,
+    Item,
+    JobSpec,
+    class_key,
+    unpack,
+    uri_line,
+)
 from producer.jobs.storage import Storage, sha256_of
 from producer.jobs.table import FULL_SHARE
 from producer.output.results import manifest_parts, merge
@@ -324,7 +335,7 @@ class _Sending:
             for offset, result in ours.items()
             if result.state == "failed" and result.reason
         ]
-        done = [offset for offset, result in ours.items() if result.state == "done"]
+        done = {offset: class_key(result) for offset, result in ours.items() if result.state == "done"}
         committed = self.table.commit(claim, done=done, failed=failed, lease_s=_ADOPT_S)
         self.adopted += len(done) + len(failed)
         return None if committed is None or committed.complete else self.table.release(claim)

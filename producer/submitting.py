@@ -16,18 +16,8 @@ from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
 from producer.jobs.states import JobState
 from producer.plan import Plan, plan
 from producer.sources import Reading, Source, Sources, open_sources
-from producer.submit import (
-    Progress,
-    fitting_size,
-    line_maker,
-    make_spec,
-    place_weights,
-    read_labels,
-    send,
-)
+from producer.submit import Progress, fitting_size, line_maker, make_spec, place_weights, read_labels, send
 
-#: Images a chunk where nobody knows how fast the network is.
-_FIRST_CHUNK_SIZE = 64
 #: How often a submission begins anew because Redis was wiped under it.
 _LIVES = 3
 
@@ -115,7 +105,7 @@ class Submitting(Connected):
             pack=pack,
         )
         job = new_job_id() if name is None else checked_name(name)
-        parameters = self._parameters(job, name, chunk_size, **asked)
+        parameters = self._parameters(name, chunk_size, **asked)
         with self._opened(images, reading) as sources:
             self.storage.check()
             weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)
@@ -138,7 +128,7 @@ class Submitting(Connected):
         job = name or new_job_id()
         weight_path = parameters.pop("weight_path", None)
         spec = make_spec(
-            **self._parameters(job, name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
+            **self._parameters(name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
         )
         with self._opened(images, reading) as sources:
             return plan(sources, line_maker(self.storage, job), spec)
@@ -157,20 +147,24 @@ class Submitting(Connected):
             return nullcontext(images)  # whoever opened it closes it
         return open_sources(images, reading or Reading(), storage=lambda: self.storage)
 
-    def _parameters(self, job: str, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
+    def _parameters(self, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
         """Check what was typed before anything is sent, and find the size of chunks."""
         if asked.get("class_id") is not None and asked.get("class_name") is not None:
             raise UsageError("give --class-id or --class-name, not both")
         if asked.get("top_k", 1) > 1 and (asked.get("class_id") is not None or asked.get("class_name") is not None):
             raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
-        asked["chunk_size"] = _FIRST_CHUNK_SIZE if chunk_size is None else chunk_size
+        asked["chunk_size"] = fitting_size(None) if chunk_size is None else chunk_size
         spec = make_spec(**asked)
         if chunk_size is None:
             # A job that is continued keeps the size it began with: what is in which chunk must not change.
-            found = self.table.spec(job) if name is not None else None
-            before = found[0] if found else recorded_spec(self.storage, job) if name is not None else None
+            before = None if name is None else self._spec_before(name)
             asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.roster.speed(spec.network))
         return asked
+
+    def _spec_before(self, name: str) -> JobSpec | None:
+        """What a job of that name computes, if there is or was one."""
+        found = self.table.spec(name)
+        return found[0] if found else recorded_spec(self.storage, name)
 
     def _send(
         self,

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.errors import UnknownJob, UsageError, no_such
 from producer.jobs.keys import JobKeys
+from producer.jobs.scripts import text
 from producer.jobs.spec import Failure, Item, pack_some, unpack
 from producer.jobs.states import ItemState, JobState
 
@@ -168,13 +169,3 @@ class Control:
 
 def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:
     return cast("bytes", client.getrange(key, start, start + size - 1))
-
-
-def no_such(job: str) -> str:
-    """What is said of a job that is not there."""
-    return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"
-
-
-def text(value: bytes) -> str:
-    """A word of Redis."""
-    return value.decode()

@@ -109,3 +109,8 @@ class WorkerError(GradcamError):
 
 class DeviceError(WorkerError):
     """The device of this process failed; a new process may do better."""
+
+
+def no_such(job: str) -> str:
+    """What is said of a job that is not there."""
+    return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"

@@ -13,13 +13,12 @@ import ssl
 import stat
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Final
 from urllib.parse import urljoin
 
 import urllib3
@@ -27,6 +26,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, FetchTimeout, GradcamError, WorkerError
+from producer.jobs.idle import Deadline, IdleConnections, Key
 from producer.jobs.uris import FetchPolicy, FileAddress, HttpAddress, S3Address
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _CHUNK_BYTES: Final = 64 * 1024
 _CONNECT_S: Final = 5.0
 #: Waits before the second and the third try.
 _PAUSES_S: Final = (0.1, 0.5)
-_MAX_IDLE: Final = 64
 
 _OK: Final = 200
 _TOO_MANY_REQUESTS: Final = 429
@@ -56,9 +55,6 @@ _REQUEST_HEADERS: Final = {
 _OWN_CREDENTIALS: Final = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed"})
 
 _NETWORK_ERRORS: Final = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
-
-#: Scheme, IP address, port and host name: only an equal request may use a connection again.
-_Key: TypeAlias = tuple[str, str, int, str]
 
 
 class _TryAgain(FetchError):
@@ -89,7 +85,7 @@ class Fetcher:
         self._resolve = resolve
         # Reading the machine's certificates takes milliseconds: once, not for each connection.
         self._tls = ssl.create_default_context()
-        self._idle = _IdleConnections()
+        self._idle = IdleConnections()
 
     def close(self) -> None:
         """Close the connections kept for reuse."""
@@ -134,7 +130,7 @@ class Fetcher:
         """
         address = uris.parse(uri)
         limit_bytes = self._policy.max_bytes if max_bytes is None else max_bytes
-        deadline = _Deadline(self._policy.total_timeout_s if total_timeout_s is None else total_timeout_s)
+        deadline = Deadline(self._policy.total_timeout_s if total_timeout_s is None else total_timeout_s)
         try:
             return self._copy_patiently(address, file, limit_bytes, deadline)
         except (_TryAgain, FetchTimeout) as error:
@@ -145,7 +141,7 @@ class Fetcher:
         # The store is well: one more time, in case it has become so only now.
         return self._copy_patiently(address, file, limit_bytes, deadline.again())
 
-    def _copy_patiently(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: _Deadline) -> int:
+    def _copy_patiently(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
         start = file.tell()
         for pause_s in (*_PAUSES_S, None):
             try:
@@ -158,7 +154,7 @@ class Fetcher:
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
-    def _copy(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: _Deadline) -> int:
+    def _copy(self, address: uris.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
         written_bytes = 0
         with closing(self._pieces(address, limit_bytes, deadline)) as pieces:
             for piece in pieces:
@@ -172,7 +168,7 @@ class Fetcher:
             raise FetchError(f"{address.shown} is empty")
         return written_bytes
 
-    def _pieces(self, address: uris.Address, limit_bytes: int, deadline: _Deadline) -> Generator[bytes, None, None]:
+    def _pieces(self, address: uris.Address, limit_bytes: int, deadline: Deadline) -> Generator[bytes, None, None]:
         if isinstance(address, S3Address):
             return self._s3_pieces(address, limit_bytes)
         if isinstance(address, HttpAddress):
@@ -181,7 +177,7 @@ class Fetcher:
 
     # --- http and https ----------------------------------------------------------------------------------------------
 
-    def _http_pieces(self, first: HttpAddress, limit_bytes: int, deadline: _Deadline) -> Generator[bytes, None, None]:
+    def _http_pieces(self, first: HttpAddress, limit_bytes: int, deadline: Deadline) -> Generator[bytes, None, None]:
         address = first
         for _ in range(self._policy.max_redirects + 1):
             with self._answer(address, deadline) as answer:
@@ -193,7 +189,7 @@ class Fetcher:
         raise FetchError(f"{first.shown} cannot be fetched: it redirects more than {self._policy.max_redirects} times")
 
     @contextmanager
-    def _answer(self, address: HttpAddress, deadline: _Deadline) -> Iterator[urllib3.response.HTTPResponse]:
+    def _answer(self, address: HttpAddress, deadline: Deadline) -> Iterator[urllib3.response.HTTPResponse]:
         """Send the request and give the answer, its body unread; keep the connection if the body was read to its end.
 
         A socket's timeout starts anew with each byte, so a watchdog shuts the socket down when the time is over:
@@ -225,7 +221,7 @@ class Fetcher:
             else:
                 connection.close()
 
-    def _connected(self, address: HttpAddress, deadline: _Deadline) -> tuple[_Key, HTTPConnection]:
+    def _connected(self, address: HttpAddress, deadline: Deadline) -> tuple[Key, HTTPConnection]:
         """Connect to the first checked address that answers, or take a connection that is still open."""
         try:
             checked = uris.checked_addresses(address.host, address.port, self._policy, self._resolve)
@@ -255,7 +251,7 @@ class Fetcher:
         deadline.check(address.shown)
         raise _TryAgain(f"{address.shown} cannot be fetched: {_cause(failed)}") from failed
 
-    def _unconnected(self, key: _Key, timeout_s: float) -> HTTPConnection:
+    def _unconnected(self, key: Key, timeout_s: float) -> HTTPConnection:
         scheme, ip, port, host = key
         timeout_s = max(timeout_s, 0.001)
         if scheme == "http":
@@ -301,64 +297,6 @@ class Fetcher:
                     yield piece
         except OSError as error:
             raise FetchError(f"{address.shown} cannot be read: {os.strerror(error.errno or 0)}") from error
-
-
-class _Deadline:
-    """The end of the time one fetch may take."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._end_s = time.monotonic() + limit_s
-
-    def again(self) -> _Deadline:
-        """As much time once more."""
-        return _Deadline(self._limit_s)
-
-    def remaining_s(self) -> float:
-        return self._end_s - time.monotonic()
-
-    def check(self, shown: str) -> None:
-        if self.remaining_s() <= 0:
-            raise FetchTimeout(f"{shown} cannot be fetched: it took longer than {self._limit_s:g} s")
-
-
-class _IdleConnections:
-    """Open connections between two requests; the one unused for longest is closed when there are too many."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: deque[tuple[_Key, HTTPConnection]] = deque()
-
-    def take(self, key: _Key) -> HTTPConnection | None:
-        while connection := self._pop(key):
-            # False also where bytes came unasked for, which would be read as the next answer.
-            if connection.is_connected:
-                return connection
-            connection.close()
-        return None
-
-    def _pop(self, key: _Key) -> HTTPConnection | None:
-        with self._lock:
-            for index in reversed(range(len(self._kept))):
-                if self._kept[index][0] == key:
-                    connection = self._kept[index][1]
-                    del self._kept[index]
-                    return connection
-        return None
-
-    def put(self, key: _Key, connection: HTTPConnection) -> None:
-        with self._lock:
-            self._kept.append((key, connection))
-            spare = self._kept.popleft()[1] if len(self._kept) > _MAX_IDLE else None
-        if spare is not None:
-            spare.close()
-
-    def close(self) -> None:
-        with self._lock:
-            kept = [connection for _, connection in self._kept]
-            self._kept.clear()
-        for connection in kept:
-            connection.close()
 
 
 def _check_answer(address: HttpAddress, answer: urllib3.response.HTTPResponse, limit_bytes: int) -> None:

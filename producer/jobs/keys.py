@@ -153,6 +153,12 @@ def shard(prefix: str, job: str, chunk: int, generation: int) -> str:
     return shards_prefix(prefix, job) + f"{chunk:08d}{again}.tar"
 
 
+def chunk_of(shard: str) -> int | None:
+    """The number of a shard's chunk; None where it is not one of ours."""
+    found = re.fullmatch(r"(\d+)(?:-\d+)?\.tar", shard.rpartition("/")[2])
+    return int(found[1]) if found else None
+
+
 def member(index: int, name: str) -> str:
     """A file in a shard: webdataset takes what stands before the first dot for the sample's key."""
     return f"{index:08d}.{name}"

@@ -13,11 +13,11 @@ import redis
 from pydantic import ValidationError
 
 from producer.jobs import keys
-from producer.jobs.control import Control, no_such, text
-from producer.jobs.errors import JobError, UnknownJob
+from producer.jobs.control import Control
+from producer.jobs.errors import JobError, UnknownJob, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.roster import WORKER_SILENT_S, Roster
-from producer.jobs.scripts import PATIENCE_S, Scripts
+from producer.jobs.scripts import PATIENCE_S, Scripts, text
 from producer.jobs.spec import ChunkCounts, Failure, JobSpec, JobStatus
 from producer.jobs.states import JobState
 from producer.jobs.status import FIELDS, make_status

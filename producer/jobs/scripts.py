@@ -136,3 +136,8 @@ def _passing(error: redis.exceptions.RedisError) -> str | None:
     if isinstance(error, redis.exceptions.ReadOnlyError) or _REFUSED.match(str(error)):
         return "has refused to write"
     return None
+
+
+def text(value: bytes) -> str:
+    """A word of Redis."""
+    return value.decode()

@@ -179,7 +179,12 @@ class Storage:
         """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
         wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names]
         with self.errors("be written to"):
-            self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+            answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+        if refused := answer.get("Errors"):
+            raise StoreError(
+                f"{len(refused)} objects in bucket {self.bucket} could not be deleted: the store answered "
+                f"{refused[0].get('Code')}"
+            )
 
     def answers(self) -> bool:
         """Whether the store answers requests that read."""
@@ -254,8 +259,8 @@ class Storage:
             if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
                 raise StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
             raise StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
-        except (BotoCoreError, HTTPError, OSError) as error:
-            # The last two are bodies that break off; a local file's own errors are told before.
+        except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
+            # The last three are bodies that break off; another OSError is of a file here that is read or written.
             raise StoreAway(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
                 "or the network"

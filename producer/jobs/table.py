@@ -16,10 +16,11 @@ from typing import Any, cast
 import redis
 
 from producer.jobs import keys
-from producer.jobs.control import BROKEN_OFF, no_such, text
-from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.control import BROKEN_OFF
+from producer.jobs.errors import UnknownJob, UsageError, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.reads import Reads
+from producer.jobs.scripts import text
 from producer.jobs.spec import Chunk, Failure, Item, JobSpec, unpack
 from producer.jobs.states import ItemState, JobState
 from producer.jobs.status import to_time

@@ -285,6 +285,16 @@ def test_classes_of_service_do_not_take_each_others_chunks(table: JobTable) -> N
     assert table.turn("default", "unknown", 7, exact=False) == ("job", 0)
 
 
+def test_a_recovery_message_whose_chunk_was_taken_by_another_is_worth_one_of_the_same_class(table: JobTable) -> None:
+    """Else the chunk whose message was used up for it would wait until the message counts as lost."""
+    spec = make_job(table, 8)
+    take(table, 0, spec)
+    assert table.turn("recovery", "job", 0, exact=True) == ("job", 1)
+    take(table, 1, spec)
+    assert table.turn("recovery", "job", 0, exact=True) is None
+    assert table.turn("recovery", "unknown", 0, exact=True) is None
+
+
 def test_a_paused_or_ended_job_has_no_turn(table: JobTable) -> None:
     make_job(table, 4)
     table.control.pause("job")

@@ -15,6 +15,7 @@ from stacks import children_of, eventually
 
 from producer.client import Client
 from producer.jobs import keys
+from producer.jobs.errors import UsageError
 from producer.jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -92,6 +93,18 @@ def test_packed_pictures_are_downloaded_and_audited_like_others(client: Client, 
     status = client.wait(packed, timeout_s=60)
     assert (status.done, status.generation) == (3, 2)
     assert list(client.audit(packed)) == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_repair_never_deletes_a_shard_of_images_whose_manifest_is_gone(client: Client) -> None:
+    job = client.submit([COFFEE, CAT, COFFEE], chunk_size=2, **PACKED)
+    client.wait(job, timeout_s=60)
+    before = shards(client, job)
+    client.storage.delete(list(client.storage.keys(keys.manifest_prefix(client.storage.prefix, job))))
+    assert {finding.kind for finding in client.audit(job)} == {"missing"}
+    with pytest.raises(UsageError, match="of 3 images nothing is left"):
+        list(client.audit(job, repair=True))
+    assert shards(client, job) == before
 
 
 @pytest.mark.usefixtures("worker")

@@ -24,6 +24,7 @@ from botocore.config import Config
 from producer.jobs import fetch as fetch_module
 from producer.jobs.errors import FetchError, WorkerError
 from producer.jobs.fetch import Fetcher
+from producer.jobs.idle import MAX_IDLE
 from producer.jobs.uris import FetchPolicy
 
 PICTURE = bytes(range(256)) * 1000  # 256,000 bytes: several pieces
@@ -311,10 +312,10 @@ def test_a_connection_is_not_shared_between_names(server: Server, make: Make) ->
 
 def test_idle_connections_are_bounded(server: Server, make: Make) -> None:
     fetcher = make(resolve=Names("127.0.0.1"))
-    for number in range(fetch_module._MAX_IDLE + 3):
+    for number in range(MAX_IDLE + 3):
         fetcher.fetch(address(server, "last_answer" if number % 2 else "picture", f"host{number}.test"))
         fetcher.fetch(address(server, "picture", f"host{number}.test"))
-    assert len(fetcher._idle._kept) == fetch_module._MAX_IDLE
+    assert len(fetcher._idle._kept) == MAX_IDLE
 
 
 def test_threads_share_a_fetcher(server: Server, make: Make) -> None:
