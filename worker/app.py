@@ -13,7 +13,7 @@ from billiard.exceptions import WorkerLostError
 from celery import signals
 
 from producer.jobs import queue
-from producer.jobs.scripts import connect
+from producer.jobs.scripts import connect, make_client
 from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
@@ -34,9 +34,8 @@ app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
 _parent = os.getppid()
-# The main process's, once it is ready.
-_reconcilers: list[Reconciler] = []
-_watchdogs: list[Watchdog] = []
+# The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
+_at_work: list[tuple[Reconciler, Watchdog | None]] = []
 
 
 def _publish(name: str, job: str, chunk: int, published_at: float) -> None:
@@ -98,7 +97,8 @@ def _start(**_: Any) -> None:
     # Celery reads its first message after this.
     _wait_until_warm()
     reconciler = Reconciler(
-        JobTable(connect(connections)),
+        # A Redis that is away just now must not leave this worker without its reconciler: it waits.
+        JobTable(make_client(connections)),
         Storage.from_settings(connections),
         _republish,
         publish=_publish,
@@ -109,11 +109,11 @@ def _start(**_: Any) -> None:
         on_orphaned=_end_when_orphaned,
     )
     reconciler.start()
-    _reconcilers.append(reconciler)
+    watchdog = None
     if settings.busy_file is not None:
         watchdog = Watchdog(settings.busy_file, grace_s=settings.interval_s)
         watchdog.start()
-        _watchdogs.append(watchdog)
+    _at_work.append((reconciler, watchdog))
     log.info("action=ready The worker is ready.")
 
 
@@ -124,8 +124,8 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
         return
     log.warning("action=child_died The child's end: %s", exception)
     claim_id = tasks.claim_id_of(settings.name, task_id)
-    for watchdog, reconciler in zip(_watchdogs, _reconcilers, strict=False):
-        found = watchdog.inquest(claim_id, str(exception))
+    for reconciler, watchdog in _at_work:
+        found = watchdog.inquest(claim_id, str(exception)) if watchdog else None
         if found is not None:
             busy, weight = found
             reconciler.report(Death(busy.job, busy.chunk, claim_id=claim_id, weight=weight, marked=busy.marked))
@@ -133,5 +133,5 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _stop(**_: Any) -> None:
-    for reconciler in _reconcilers:
+    for reconciler, _watchdog in _at_work:
         reconciler.stop()

@@ -34,16 +34,12 @@ _LIBRARY = ("_now", "_bits", "_death", "_failures", "_end", "_turns")
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 
 
-def connect(settings: Connections) -> redis.Redis:
-    """Connect to Redis and make sure that it answers.
-
-    Raises:
-        ServiceError: It does not, or refuses us; names the address, never the password.
-    """
+def make_client(settings: Connections) -> redis.Redis:
+    """Make a client of Redis; it connects when it is first used."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    client = redis.Redis.from_url(
+    return redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=10,
         socket_connect_timeout=5,
@@ -52,6 +48,15 @@ def connect(settings: Connections) -> redis.Redis:
         # Once, for a pooled connection that died meanwhile; `Scripts` has the patience.
         retry=Retry(NoBackoff(), 1),
     )
+
+
+def connect(settings: Connections) -> redis.Redis:
+    """Connect to Redis and make sure that it answers.
+
+    Raises:
+        ServiceError: It does not, or refuses us; names the address, never the password.
+    """
+    client = make_client(settings)
     try:
         client.ping()
     except redis.exceptions.AuthenticationError:
