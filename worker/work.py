@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.jobs import uris
-from producer.jobs.errors import DeviceError, FetchError, GradcamError, JobError, ServiceError, WorkerError
+from producer.jobs.errors import DeviceError, GradcamError, JobError, ServiceError, WorkerError
 from producer.jobs.fetch import Fetcher
 from producer.jobs.finalise import finalise, versions
-from producer.jobs.spec import JobSpec
 from producer.jobs.states import JobState
-from producer.jobs.storage import sha256_of
-from worker import networks
-from worker.cache import ModelCache
-from worker.classes import checked_class
-from worker.device import choose
 from worker.lease import Lease, LeaseLost
+from worker.models import WEIGHTS_TIMEOUT_S, Models
 from worker.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -35,10 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The largest weights file that is fetched: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
-MAX_WEIGHTS_BYTES = 8 * 2**30
-#: What fetching them may take: 8 GiB at 4 MB/s.
-WEIGHTS_TIMEOUT_S = 1800.0
 #: A worker with a fault of its own waits this long before it tries again, twice as long each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 #: The exit code of a process that makes way for a new one, having recorded and given back everything.
@@ -55,7 +42,7 @@ class Work:
     def __init__(self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish) -> None:
         self._table, self._storage, self._settings, self._republish = table, storage, settings, republish
         self._fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers)
-        self._models: ModelCache[JobSpec, Network] = ModelCache(settings.model_cache_bytes, self._load)
+        self._models = Models(self._fetcher, settings)
         self._pipeline = Pipeline(table, storage, self._fetcher, settings, stop=self.stopping)
         self._pause_s = _FIRST_PAUSE_S
 
@@ -126,7 +113,7 @@ class Work:
                 self._table, claim, claim_id=claim_id, lease_s=settings.lease_s, busy_file=settings.busy_file
             ) as lease:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
-                network = self._models.get(_model_key(spec))
+                network = self._models.get(spec)
                 self._annotate(job, network)
                 started = time.monotonic()
                 complete = self._pipeline.run(claim, network, lease)
@@ -170,62 +157,3 @@ class Work:
             layer=",".join(network.layer_names),
             worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),
         )
-
-    # -- models --------------------------------------------------------------------------------------------------
-
-    def _load(self, spec: JobSpec) -> Network:
-        started = time.monotonic()
-        load = partial(
-            networks.load,
-            spec.network,
-            layer=spec.layer,
-            labels=spec.labels,
-            device=choose(self._settings.device),
-            download=self._download,
-        )
-        if "://" in spec.weights:
-            with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
-                path = self._fetch_weights(spec, Path(folder))
-                try:
-                    network = load(weights=path)
-                except JobError as error:
-                    # The user knows the address, not the place on this worker's disk.
-                    given = "given with --weight-path" if spec.weights_sha256 else uris.redact(spec.weights)
-                    raise JobError(str(error).replace(str(path), given)) from None
-        else:
-            network = load(weights=spec.weights)
-        checked_class(network, spec.class_id, spec.class_name)
-        log.info(
-            "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
-            spec.network,
-            network.layer_name,
-            network.device,
-            time.monotonic() - started,
-        )
-        return network
-
-    def _fetch_weights(self, spec: JobSpec, folder: Path) -> Path:
-        path = folder / "weights"
-        try:
-            self._download(spec.weights, path)
-        except FetchError as error:
-            raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
-        # Uploaded weights are named by their content; other bytes under that name are not what the user gave.
-        if spec.weights_sha256 and sha256_of(path) != spec.weights_sha256:
-            raise JobError(
-                f"the weights at {uris.redact(spec.weights)} are not those that were uploaded: submit them again"
-            )
-        return path
-
-    def _download(self, uri: str, path: Path) -> None:
-        try:
-            with path.open("wb") as file:
-                self._fetcher.fetch_to(uri, file, MAX_WEIGHTS_BYTES, WEIGHTS_TIMEOUT_S)
-        except OSError as error:
-            raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
-
-
-def _model_key(spec: JobSpec) -> JobSpec:
-    """Of a spec, what decides the model: jobs that differ elsewhere share it."""
-    kept = ("network", "weights", "weights_sha256", "layer", "labels", "class_id", "class_name")
-    return JobSpec(**{name: getattr(spec, name) for name in kept})
