@@ -103,6 +103,7 @@ class Models:
         except OSError as error:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
 
+
 def _model_key(spec: JobSpec) -> JobSpec:
     """Of a spec, what decides the model: jobs that differ elsewhere share it."""
     kept = ("network", "weights", "weights_sha256", "layer", "labels", "class_id", "class_name")
