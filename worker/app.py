@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.exceptions import WorkerLostError
@@ -51,7 +51,8 @@ def _work_of_process() -> Work:
     from worker.work import Work  # the child only: it imports torch
 
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
-    return Work(JobTable(connect(connections)), storage, settings, _republish)
+    table = JobTable(connect(connections))
+    return Work(table, storage, settings, _republish, partial(queue.take, table, settings.queues))
 
 
 tasks.register(app, settings.name, _work_of_process)
@@ -110,8 +111,8 @@ def _start(**_: Any) -> None:
     )
     reconciler.start()
     watchdog = None
-    if settings.busy_file is not None:
-        watchdog = Watchdog(settings.busy_file, grace_s=settings.interval_s)
+    if settings.busy_files:
+        watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
         watchdog.start()
     _at_work.append((reconciler, watchdog))
     log.info("action=ready The worker is ready.")
@@ -123,12 +124,10 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     if not isinstance(exception, WorkerLostError):
         return
     log.warning("action=child_died The child's end: %s", exception)
-    claim_id = tasks.claim_id_of(settings.name, task_id)
+    delivery = tasks.delivery_of(settings.name, task_id)
     for reconciler, watchdog in _at_work:
-        found = watchdog.inquest(claim_id, str(exception)) if watchdog else None
-        if found is not None:
-            busy, weight = found
-            reconciler.report(Death(busy.job, busy.chunk, claim_id=claim_id, weight=weight, marked=busy.marked))
+        for busy, weight in watchdog.inquest(delivery, str(exception)) if watchdog else ():
+            reconciler.report(Death(busy.job, busy.chunk, claim_id=busy.claim_id, weight=weight, marked=busy.marked))
 
 
 @signals.worker_shutdown.connect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from producer.jobs.errors import DeviceError, JobError, ModelError, WorkerError
 from worker.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
+from worker.memory import available_bytes
 from worker.methods import GRADCAM
 
 if TYPE_CHECKING:
+    from producer.jobs.spec import JobSpec
     from worker.networks import Network
 
 Floats = NDArray[np.floating[Any]]
@@ -83,6 +86,26 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+
+
+def kind_of_work(network: Network, spec: JobSpec) -> str:
+    """What the best batch size depends on, in words: network, layers, input, method, precision, classes, device."""
+    height, width = network.size
+    cuda = network.device.type == "cuda"
+    where = torch.cuda.get_device_name(network.device) if cuda else f"{torch.get_num_threads()} CPU threads"
+    how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
+    return f"{network.name} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
+
+
+def memory_allows_twice() -> bool:
+    """Whether a batch twice as large as the largest so far will fit, as far as can be told."""
+    if torch.cuda.is_available():
+        free_bytes, _ = torch.cuda.mem_get_info()
+        # What the largest batch took is about the peak without what lies there between batches; its room is ours again.
+        batch_bytes = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+        return 2 * batch_bytes < free_bytes + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes < available_bytes()
 
 
 def explain_arrays(

@@ -39,6 +39,10 @@ class Image:
     item: Item
     #: stage → seconds of work
     seconds: dict[str, float] = field(default_factory=dict)
+    #: stage → seconds that it waited for a thread, or for the device, to be free for it
+    waits: dict[str, float] = field(default_factory=dict)
+    #: Since when it waits for its next stage, in seconds of the monotonic clock.
+    waiting_since: float | None = None
     #: The stage it is in and since when, in seconds of the monotonic clock.
     stage: tuple[str, float] | None = None
     #: The class asked for of this image alone.
@@ -58,12 +62,23 @@ class Image:
     def timed(self, stage: str) -> Iterator[None]:
         """Measure one stage's work on this image."""
         started = time.monotonic()
+        self.begun(stage, started)
         self.stage = (stage, started)
         try:
             yield
         finally:
             self.stage = None
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 6)
+
+    def waits_from_now(self) -> None:
+        """It has been put into the row of its next stage."""
+        self.waiting_since = time.monotonic()
+
+    def begun(self, stage: str, at: float) -> None:
+        """A stage took it out of its row, at a time of the monotonic clock."""
+        if self.waiting_since is not None:
+            self.waits[stage] = self.waits.get(stage, 0.0) + max(at - self.waiting_since, 0.0)
+            self.waiting_since = None
 
     def overdue(self, limit_s: float) -> str | None:
         """The stage this image is in for longer than it may; None when it is not."""
@@ -112,7 +127,7 @@ def failed(image: Image, claim: Claim) -> Ended:
         reason=error.reason,
         message=message,
     )
-    return Ended(image.offset, result, failure)
+    return Ended(image.offset, result, failure, waits=image.waits)
 
 
 def done(
@@ -150,4 +165,4 @@ def done(
         objects=objects,
         seconds=image.seconds,
     )
-    return Ended(image.offset, result, None, files)
+    return Ended(image.offset, result, None, files, image.waits)

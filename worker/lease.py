@@ -109,7 +109,7 @@ class Lease:
             return
         claim = self._claim
         busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, list(marked))
-        partial = self._file.with_suffix(".new")
+        partial = self._file.with_name(f"{self._file.name}.new")
         with suppress(FileNotFoundError):  # the launcher's folder is gone: so are we, in a moment
             partial.write_text(json.dumps(asdict(busy)))
             partial.replace(self._file)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from producer.jobs import keys
 from producer.jobs.errors import GradcamError, StoreError, WorkerError
 from producer.jobs.spec import Failure, Result, class_key
+from producer.jobs.stages import WAIT
 from worker.lease import LeaseLost
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Ended:
     failure: Failure | None
     #: Where pictures are packed: member name → content, until they are in the shard.
     files: Mapping[str, bytes] = field(default_factory=dict)
+    #: stage → seconds it waited for that stage
+    waits: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ledger:
@@ -72,6 +75,8 @@ class Ledger:
         self._underway: deque[tuple[Image, Future[Ended]]] = deque()
         self._marked: set[int] = set()
         self._ended: list[Ended] = []
+        #: stage → seconds of what is not one image's, since the last commit
+        self._seconds: Counter[str] = Counter()
         self._part = 0
         self._committed = time.monotonic()
         self.complete = False
@@ -91,6 +96,15 @@ class Ledger:
     def end(self, ended: Iterable[Ended]) -> None:
         """Take note of items that have their end."""
         self._ended += ended
+
+    def leave(self, ended: Ended) -> None:
+        """Take note of an item that has come to its end before the device."""
+        self._ended.append(ended)
+        self._marked.discard(ended.offset)
+
+    def note(self, what: str, seconds: float) -> None:
+        """Take note of time that no single image took."""
+        self._seconds.update({what: seconds})
 
     def harvest(self, *, leave: int) -> None:
         """Take in what has ended, waiting until at most `leave` are under way; record it from time to time."""
@@ -131,6 +145,7 @@ class Ledger:
         key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part)
         self._part += 1
         lines = (end.result.model_dump_json(exclude_none=True) for end in ended)
+        started = time.monotonic()
         try:
             self._storage.put(key, "\n".join(lines).encode())
         except StoreError as error:
@@ -138,9 +153,11 @@ class Ledger:
             raise WorkerError(str(error)) from None
         done = {end.offset: class_key(end.result) for end in ended if end.failure is None}
         failed = [end.failure for end in ended if end.failure is not None]
-        seconds: Counter[str] = Counter()
+        self.note("record", time.monotonic() - started)
+        seconds, self._seconds = self._seconds, Counter()
         for end in ended:
             seconds.update(end.result.seconds)
+            seconds.update({f"{stage}{WAIT}": waited for stage, waited in end.waits.items()})
         committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
         self._note(committed)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.errors import GradcamError
 from producer.jobs.finalise import finalise
-from producer.jobs.queue import CLASSES
+from producer.jobs.spec import CLASSES
 
 if TYPE_CHECKING:
     from producer.jobs.storage import Storage

@@ -2,7 +2,7 @@
 
 | variable                          | meaning                                                        | default |
 |-----------------------------------|----------------------------------------------------------------|---------|
-| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass                                     | 16      |
+| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; the size is found          | 32, CUDA 256 |
 | `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
 | `GRADCAM_WORKER_LEASE_S`          | how long the chunk of a dead process stays its own             | 30      |
 | `GRADCAM_WORKER_INTERVAL_S`       | how often lost work is looked for                              | 5       |
@@ -26,7 +26,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from producer.jobs.spec import CLASSES
 from producer.jobs.uris import FetchPolicy
+
+#: How many chunks a process has in hand at most: one at the device, and one that comes or goes.
+HANDS = 2
 
 
 def _by_commas(value: Any) -> Any:
@@ -42,10 +46,12 @@ class WorkerSettings(BaseSettings):
     name: str = "worker"
     #: `cpu` or `cuda`: the one device that this process can see.
     device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
+    #: Classes of service, in the order in which their queues are read.
+    queues: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = CLASSES
     #: Exists as soon as the process shall finish the batch in hand and give the rest back.
     drain_file: Path | None = None
-    #: Images in one forward pass.
-    batch_size: Annotated[int, Field(ge=1, le=512)] = 16
+    #: Images in one forward pass at most; the size is found while working.
+    batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
     #: Threads that fetch and decode, and as many that encode and upload.
     io_threads: Annotated[int, Field(ge=1, le=128)] = 8
     #: How long the chunk of a dead process stays its own.
@@ -70,9 +76,16 @@ class WorkerSettings(BaseSettings):
     file_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_by_commas)] = ()
 
     @property
-    def busy_file(self) -> Path | None:
-        """Exists while this process has a chunk in hand."""
-        return None if self.drain_file is None else self.drain_file.with_name(f"{self.name}.busy")
+    def largest_batch(self) -> int:
+        """Images in one forward pass at most; on a CPU more than this make nothing faster."""
+        return self.batch_size or (256 if self.device == "cuda" else 32)
+
+    @property
+    def busy_files(self) -> tuple[Path, ...]:
+        """Each exists while this process has a chunk in that hand; none where no launcher says where."""
+        if self.drain_file is None:
+            return ()
+        return tuple(self.drain_file.with_name(f"{self.name}.busy{hand}") for hand in range(HANDS))
 
     @property
     def warm_file(self) -> Path | None:

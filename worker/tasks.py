@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def claim_id_of(worker: str, delivery: str) -> str:
-    """What a process claims a chunk with; it never comes twice, and the process's parent can make it, too."""
-    return f"{worker}/{delivery}"
+def delivery_of(worker: str, task_id: str) -> str:
+    """What all claim ids of a process begin with while it works; it never comes twice, and its parent knows it, too."""
+    return f"{worker}/{task_id}"
 
 
 def register(app: Celery, worker: str, work_of_process: Callable[[], Work]) -> None:
@@ -38,4 +38,4 @@ def register(app: Celery, worker: str, work_of_process: Callable[[], Work]) -> N
             log.warning("action=bad_message A message that points to no chunk was dropped.")
             return
         queue = str((self.request.delivery_info or {}).get("routing_key", ""))
-        work_of_process().work(queue, job, chunk, claim_id_of(worker, str(self.request.id)))
+        work_of_process().work(queue, job, chunk, delivery_of(worker, str(self.request.id)))

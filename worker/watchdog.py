@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -61,13 +62,13 @@ class Watchdog(threading.Thread):
     """Kills a child whose step takes longer than it may; started in the main process.
 
     Args:
-        busy_file: What `worker/lease.py` writes.
+        busy_files: What `worker/lease.py` writes, one for each chunk in hand.
         grace_s: How long after the step's time the child is killed.
     """
 
-    def __init__(self, busy_file: Path, *, grace_s: float) -> None:
+    def __init__(self, busy_files: Sequence[Path], *, grace_s: float) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._file, self._grace_s = busy_file, grace_s
+        self._files, self._grace_s = busy_files, grace_s
         self._oom_kills = oom_kills()
         #: Claims whose holder was killed because it hung.
         self._hung: set[str] = set()
@@ -79,12 +80,16 @@ class Watchdog(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        """Kill the child if its step takes longer than it may."""
+        """Kill the child if one of its steps takes longer than it may."""
+        for file in self._files:
+            self._look_at(file)
+
+    def _look_at(self, file: Path) -> None:
         try:
-            late_s = time.time() - self._file.stat().st_mtime
+            late_s = time.time() - file.stat().st_mtime
         except FileNotFoundError:
             return
-        busy = Busy.read(self._file) if late_s > self._grace_s else None
+        busy = Busy.read(file) if late_s > self._grace_s else None
         if busy is None or busy.claim_id in self._hung:
             return
         log.error("action=hung job=%s chunk=%d The process hangs; it is killed.", busy.job, busy.chunk)
@@ -92,19 +97,21 @@ class Watchdog(threading.Thread):
         with suppress(ProcessLookupError):
             os.kill(busy.pid, signal.SIGKILL)
 
-    def inquest(self, claim_id: str, how: str) -> tuple[Busy, int] | None:
-        """What a dead child had in hand, which need not be what its message named, and the weight of its death.
+    def inquest(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
+        """What a dead child had in hand, which need not be what its message named, and its death's weight for each.
+
+        An image was alone only if no other was under way in the whole process. The step that hung is known, though.
 
         Args:
-            claim_id: The dead holder's.
+            delivery: What the dead holder's claim ids begin with.
             how: What the pool says of its end.
-
-        Returns:
-            None when it had nothing in hand.
         """
-        busy = Busy.read(self._file)
-        self._file.unlink(missing_ok=True)
+        found = [Busy.read(file) for file in self._files]
+        for file in self._files:
+            file.unlink(missing_ok=True)
         before, self._oom_kills = self._oom_kills, oom_kills()
-        if busy is None or busy.claim_id != claim_id:
-            return None
-        return busy, HUNG if claim_id in self._hung else weigh(how, out_of_memory=self._oom_kills > before)
+        weight = weigh(how, out_of_memory=self._oom_kills > before)
+        in_hand = [busy for busy in found if busy is not None and busy.claim_id.startswith(f"{delivery}/")]
+        if sum(len(busy.marked) for busy in in_hand) > 1:
+            weight = 0
+        return [(busy, HUNG if busy.claim_id in self._hung else weight) for busy in in_hand]

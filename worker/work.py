@@ -1,24 +1,36 @@
-"""Work at the chunk that a message points to. What becomes of each kind of fault is decided here."""
+"""Work at the chunks that messages point to. What becomes of each kind of fault is decided here.
+
+A process has up to two chunks in hand. The second is taken when all images of the first are on their way, so that its
+first images are there when the device is done with the first, and the first's last pictures are uploaded meanwhile.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from producer.jobs.errors import DeviceError, GradcamError, JobError, ServiceError, WorkerError
 from producer.jobs.fetch import Fetcher
 from producer.jobs.finalise import finalise, versions
 from producer.jobs.states import JobState
+from worker.batching import BatchSizes
+from worker.device import memory_allows_twice
 from worker.lease import Lease, LeaseLost
 from worker.models import WEIGHTS_TIMEOUT_S, Models
-from worker.pipeline import Pipeline
+from worker.pipeline import Hand, Pipeline
+from worker.settings import HANDS
 
 if TYPE_CHECKING:
+    from producer.jobs.queue import Pointer
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, JobTable
     from worker.networks import Network
@@ -32,52 +44,160 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 RETIRED = 75
 #: A chunk whose turn it is may be taken by another process in the same moment; so often another one is asked for.
 _TURNS = 5
-#: Called with job, chunk, queue and the time published.
+#: How often a process with a hand free looks for another message.
+_LOOK_EVERY_S = 0.25
+#: Called with job, chunk and the time published.
 Republish = Callable[[str, int, float], None]
+#: Gives the next message and its queue, None when there is none.
+Take = Callable[[], "tuple[str, Pointer] | None"]
+
+
+@dataclass
+class _Taken:
+    """What one hand does."""
+
+    #: The number of the hand.
+    slot: int
+    #: The lower, the earlier taken.
+    order: int
+    #: What it claims with.
+    claim_id: str
+    #: Whether all its images are on their way.
+    fed: bool = False
+    #: Whether images are in it that may have killed a process: nothing is begun beside those.
+    suspicious: bool = False
 
 
 class Work:
     """What a worker process keeps between chunks: models, connections, pools."""
 
-    def __init__(self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish) -> None:
-        self._table, self._storage, self._settings, self._republish = table, storage, settings, republish
+    def __init__(
+        self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish, take: Take
+    ) -> None:
+        self._table, self._storage, self._settings = table, storage, settings
+        self._republish, self._take = republish, take
         self._fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers)
         self._models = Models(self._fetcher, settings)
-        self._pipeline = Pipeline(table, storage, self._fetcher, settings, stop=self.stopping)
+        sizes = BatchSizes(
+            settings.largest_batch,
+            recall=self._recall,
+            remember=table.roster.note_batch_size,
+            allows=memory_allows_twice,
+        )
+        self._pipeline = Pipeline(table, storage, self._fetcher, sizes, settings, stop=self.stopping)
+        self._threads = ThreadPoolExecutor(HANDS, thread_name_prefix="chunk")
+        self._orders = itertools.count()
+        #: Guards all that follows, and tells of its changes.
+        self._changed = threading.Condition()
+        self._in_hand: dict[int, _Taken] = {}
         self._pause_s = _FIRST_PAUSE_S
+        self._paused_until = 0.0
+        self._last_end = 0.0
+        #: Why this process makes way for a new one.
+        self._retires: str | None = None
 
     def stopping(self) -> bool:
-        """Whether the launcher asked this process to come to an end."""
+        """Whether this process comes to an end: the launcher asked for it, or it makes way for a new one."""
+        return self._retires is not None or self._drained()
+
+    def _drained(self) -> bool:
         return self._settings.drain_file is not None and self._settings.drain_file.exists()
 
-    def work(self, queue: str, job: str, chunk: int, claim_id: str) -> None:
-        """Work at the chunk whose turn it is, if there is one; a message that is old, doubled or forged harms nothing.
+    def work(self, queue: str, job: str, chunk: int, delivery: str) -> None:
+        """Work at the chunk whose turn it is, and at others while there are messages; returns when there is none.
+
+        A message that is old, doubled or forged harms nothing.
 
         Args:
             queue: Where the message was read.
             job: What the message says.
             chunk: What the message says.
-            claim_id: What the chunk is claimed with; the process's parent knows it, too.
+            delivery: What claim ids begin with; the process's parent knows it, too.
         """
         if self.stopping():
             # For others, now: what is not sent is found by the reconciler, but later.
             with suppress(ServiceError):
                 self._republish(job, chunk, self._table.roster.now())
             return
+        hands = [self._begin(queue, job, chunk, delivery)]
+        while True:
+            self._wait(lambda: not self._has_room())
+            if self._has_room() and (found := self._next()) is not None:
+                hands.append(self._begin(found[0], found[1].job, found[1].chunk, delivery))
+                continue
+            if not self._in_hand:
+                break
+            self._wait(self._has_room)
+        self._rest()
+        for hand in hands:
+            hand.result()  # a bug is Celery's to tell
+        if self._retires is not None:
+            log.warning("action=retired %s; this process makes way for a new one.", self._retires)
+            os._exit(RETIRED)
+
+    # -- hands ---------------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        """Whether another chunk may be begun."""
+        taken = list(self._in_hand.values())
+        return (
+            len(taken) < HANDS
+            and all(each.fed and not each.suspicious for each in taken)
+            and time.monotonic() >= self._paused_until
+            and not self.stopping()
+        )
+
+    def _wait(self, while_: Callable[[], bool]) -> None:
+        """Wait for a change, a quarter of a second at most; only with something in hand, and while it is so."""
+        with self._changed:
+            if self._in_hand and while_():
+                self._changed.wait(_LOOK_EVERY_S)
+
+    def _next(self) -> tuple[str, Pointer] | None:
+        # A Redis that is away is a fault that the chunk in hand will tell.
+        with suppress(ServiceError):
+            return self._take()
+        return None
+
+    def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> Future[None]:
+        with self._changed:
+            slot = next(slot for slot in range(HANDS) if slot not in self._in_hand)
+            order = next(self._orders)
+            taken = self._in_hand[slot] = _Taken(slot, order, f"{delivery}/{order}")
+        return self._threads.submit(self._handle, taken, queue, job, chunk)
+
+    def _handle(self, taken: _Taken, queue: str, job: str, chunk: int) -> None:
         try:
             for _ in range(_TURNS):
                 turn = self._table.turn(queue, job, chunk, exact=queue == "recovery")
-                if turn is None or self._try(*turn, claim_id):
+                if turn is None or self._try(taken, *turn):
                     return
         except ServiceError as error:
             self._complain(job, chunk, error)
+        finally:
+            with self._changed:
+                del self._in_hand[taken.slot]
+                self._changed.notify_all()
 
-    def _try(self, job: str, chunk: int, claim_id: str) -> bool:
+    def _fed(self, taken: _Taken) -> None:
+        with self._changed:
+            taken.fed = True
+            self._changed.notify_all()
+
+    def _alone(self, taken: _Taken, lease: Lease) -> None:
+        """Wait until nothing else is in hand. The other one never waits so: nothing is begun beside suspects."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: list(self._in_hand) == [taken.slot], timeout=_LOOK_EVERY_S):
+                lease.step(self._settings.item_timeout_s)
+
+    # -- one chunk -----------------------------------------------------------------------------------------------
+
+    def _try(self, taken: _Taken, job: str, chunk: int) -> bool:
         """Work at a chunk; False when there was nothing to do at it, so that another may be tried."""
         worked = True
         try:
             try:
-                worked = self._work(job, chunk, claim_id)
+                worked = self._work(taken, job, chunk)
             except JobError as error:
                 log.warning("action=job_failed job=%s The job fails: %s", job, error)
                 self._table.fail(job, str(error))
@@ -87,14 +207,10 @@ class Work:
         except (WorkerError, ServiceError) as error:
             self._complain(job, chunk, error)
         if self._pipeline.hanging:
-            log.warning(
-                "action=retired %d threads hang at images; this process makes way for a new one.",
-                self._pipeline.hanging,
-            )
-            os._exit(RETIRED)
+            self._retires = f"{self._pipeline.hanging} threads hang at images"
         return worked
 
-    def _work(self, job: str, chunk: int, claim_id: str) -> bool:
+    def _work(self, taken: _Taken, job: str, chunk: int) -> bool:
         found = self._table.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return False
@@ -105,29 +221,37 @@ class Work:
                 "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
             )
         settings = self._settings
-        claim = self._table.claim(job, chunk, spec, claim_id=claim_id, lease_s=settings.lease_s)
+        claim = self._table.claim(job, chunk, spec, claim_id=taken.claim_id, lease_s=settings.lease_s)
         if claim is None:
             return False
+        taken.suspicious = bool(claim.suspects)
+        busy_file = settings.busy_files[taken.slot] if settings.busy_files else None
         try:
             with Lease(
-                self._table, claim, claim_id=claim_id, lease_s=settings.lease_s, busy_file=settings.busy_file
+                self._table, claim, claim_id=taken.claim_id, lease_s=settings.lease_s, busy_file=busy_file
             ) as lease:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
                 network = self._models.get(spec)
                 self._annotate(job, network)
-                started = time.monotonic()
-                complete = self._pipeline.run(claim, network, lease)
-                seconds = time.monotonic() - started
+                since = time.monotonic()
+                complete = self._pipeline.run(
+                    Hand(
+                        claim,
+                        network,
+                        lease,
+                        order=taken.order,
+                        since=since,
+                        fed=lambda: self._fed(taken),
+                        alone=lambda: self._alone(taken, lease),
+                    )
+                )
         except (WorkerError, ServiceError, LeaseLost):
             self._release(claim)
             raise
-        if not complete:
+        if complete:
+            self._well(claim, since)
+        else:
             self._release(claim)
-        if self._pause_s > _FIRST_PAUSE_S:
-            self._pause_s = _FIRST_PAUSE_S
-            self._table.roster.recovered(settings.name)
-        if complete and not claim.suspects and len(claim.pending) >= settings.batch_size:
-            self._table.roster.note_speed(spec.network, len(claim.pending) / seconds)
         return True
 
     def _release(self, claim: Claim) -> None:
@@ -137,19 +261,6 @@ class Work:
             with suppress(ServiceError):
                 self._republish(claim.job, claim.chunk, published_at)
 
-    def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
-        """Say what is wrong with this worker, and leave the work to others for a while."""
-        log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
-        with suppress(ServiceError):
-            self._table.roster.complain(self._settings.name, str(error))
-        until = time.monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        while time.monotonic() < until and not self.stopping():
-            time.sleep(0.2)
-        if isinstance(error, DeviceError):
-            log.warning("action=retired The device failed; this process makes way for a new one.")
-            os._exit(RETIRED)
-
     def _annotate(self, job: str, network: Network) -> None:
         self._table.annotate(
             job,
@@ -157,3 +268,39 @@ class Work:
             layer=",".join(network.layer_names),
             worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),
         )
+
+    # -- how this process is -------------------------------------------------------------------------------------
+
+    def _well(self, claim: Claim, since: float) -> None:
+        """Take note of a chunk that came to its end."""
+        with self._changed:
+            had_fault, self._pause_s = self._pause_s > _FIRST_PAUSE_S, _FIRST_PAUSE_S
+            # With two in hand, the time of one chunk is that from one end to the next.
+            seconds = time.monotonic() - max(since, self._last_end)
+            self._last_end = time.monotonic()
+        if had_fault:
+            self._table.roster.recovered(self._settings.name)
+        if not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
+            self._table.roster.note_speed(claim.spec.network, len(claim.pending) / seconds)
+
+    def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
+        """Say what is wrong with this worker, and leave the work to others for a while."""
+        log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
+        with suppress(ServiceError):
+            self._table.roster.complain(self._settings.name, str(error))
+        with self._changed:
+            # Both chunks in hand may tell of one fault.
+            if time.monotonic() >= self._paused_until:
+                self._paused_until = time.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            if isinstance(error, DeviceError):
+                self._retires = "The device failed"
+
+    def _rest(self) -> None:
+        while time.monotonic() < self._paused_until and not self._drained():
+            time.sleep(0.2)
+
+    def _recall(self, kind_of_work: str) -> int | None:
+        with suppress(ServiceError):
+            return self._table.roster.batch_size(kind_of_work)
+        return None

@@ -35,7 +35,6 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
         "spec": found[0].model_dump(mode="json"),
         "found": table.facts(job),
         "classes": _classes(table.histogram(job)),
-        "seconds": table.timings(job),
         "versions": versions("gradcam-queue"),
     }
     try:

@@ -6,6 +6,7 @@ stands beside it. What reads and writes the queues is in `transport.py`.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from base64 import b64decode
@@ -20,15 +21,18 @@ from redis.exceptions import ResponseError
 
 from producer.jobs.errors import ServiceError, UsageError
 from producer.jobs.keys import QUEUE_PREFIX
-from producer.jobs.spec import checked_name
+from producer.jobs.spec import CLASSES, checked_name
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+    from producer.jobs.table import JobTable
+
+log = logging.getLogger(__name__)
 
 TASK = "gradcam.work"
 #: Read in this order; `recovery` holds what a dead process left.
-QUEUES = ("recovery", "high", "default", "low")
-CLASSES = QUEUES[1:]
+QUEUES = ("recovery", *CLASSES)
 #: Ours have about 1000; nothing larger is looked into.
 MAX_MESSAGE_BYTES = 16_384
 #: How long a Redis that is away is waited for. A message is tried once more after that, which takes 10 s at most.
@@ -122,6 +126,33 @@ def publish(
                 away = f"Redis has taken no message for {within_s:.0f} s ({type(reason).__name__})"
                 raise BrokerAway(f"{away}: try again when it is back") from error
         time.sleep(_PUBLISH_AGAIN_AFTER_S)
+
+
+def take(table: JobTable, classes: Sequence[str] = CLASSES) -> tuple[str, Pointer] | None:
+    """Read the next message, for a process that is at work and has a hand free; Celery reads for those that are idle.
+
+    Args:
+        table: Whose Redis.
+        classes: The classes of service, in the order in which they are read; `recovery` goes before them.
+
+    Returns:
+        The queue and what the message says; None when none waits.
+
+    Raises:
+        ServiceError: Redis is away.
+    """
+    while found := table.take(("recovery", *classes)):
+        queue, message = found
+        try:
+            return queue, read_pointer(message)
+        except BadMessage as error:
+            tell_dropped(queue, message, error)
+    return None
+
+
+def tell_dropped(queue: str, message: bytes, error: BadMessage) -> None:
+    """Say that a message is none of ours; nothing of it is shown."""
+    log.warning("action=bad_message queue=%s A message of %d bytes was dropped: %s.", queue, len(message), error)
 
 
 # -- what a message must be -----------------------------------------------------------------------------------------

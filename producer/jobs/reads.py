@@ -48,13 +48,6 @@ class Reads:
         )
         return {text(name): int(count) for name, count in found.items()}
 
-    def timings(self, job: str) -> dict[str, float]:
-        """Seconds of work at all images, by stage."""
-        found = self._scripts.do(
-            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("timings")))
-        )
-        return {text(name): int(micros) / 1e6 for name, micros in found.items()}
-
     def spec(self, job: str) -> tuple[JobSpec, JobState] | None:
         """What a job computes and where it stands; None if there is no such job.
 
@@ -79,17 +72,20 @@ class Reads:
         """
         parts = JobKeys(job)
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
-        names += map(parts.part, ("chunks", "items", "waiting", "leases"))
+        names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, *problem = self._scripts.run(
+        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, *problem = self._scripts.run(
             "status", names, [WORKER_SILENT_S, *FIELDS]
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
             raise UnknownJob(no_such(job))
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
+        timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
         where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
-        return make_status(job, fields, counts, where, workers, text(problem[0]) if problem and problem[0] else None)
+        return make_status(
+            job, fields, counts, where, timings, workers, text(problem[0]) if problem and problem[0] else None
+        )
 
     def jobs(
         self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True

@@ -69,6 +69,21 @@ class Roster:
         found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.SPEEDS, network)))
         return float(found) if found else None
 
+    def note_batch_size(self, kind_of_work: str, size: int) -> None:
+        """Say how many images at once are best for a kind of work; the next process begins with as many."""
+
+        def note(client: redis.Redis) -> None:
+            client.hset(keys.BATCH_SIZES, kind_of_work, size)
+            client.expire(keys.BATCH_SIZES, SPEEDS_LIFETIME_S)
+
+        with suppress(ServiceError):  # the next process finds it again
+            self._scripts.do(note, patience_s=1.0)
+
+    def batch_size(self, kind_of_work: str) -> int | None:
+        """What was noted of a kind of work; None where nobody found out lately."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, kind_of_work)))
+        return int(found) if found else None
+
     def now(self) -> float:
         """The server's time in seconds since 1970."""
         seconds, micros = self._scripts.do(lambda client: client.time())

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from producer.jobs.errors import UsageError
+from producer.jobs.stages import StageTime
 from producer.jobs.states import TERMINAL, Ingest, JobState
 
 #: Items in one Lua call at most; a commit of 512 keeps the server busy for about 2 ms.
@@ -25,6 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 Output = Literal["heatmap", "cam", "gb", "cam_gb"]
 OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
 Queue = Literal["high", "default", "low"]
+#: The classes of service, the most urgent first.
+CLASSES: tuple[Queue, ...] = ("high", "default", "low")
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 METHODS: tuple[Method, ...] = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam")
 
@@ -196,8 +199,12 @@ class JobStatus(_Frozen):
     problem: str | None = None
     #: Images in chunks that a worker has in hand.
     running: int = 0
-    #: Where its chunks are; each one in hand is one worker process that is at it.
+    #: Where its chunks are; a worker process has one or two in hand.
     chunks: ChunkCounts
+    #: Seconds of each stage over all images: at work, and waiting for it.
+    stages: dict[str, StageTime] = {}
+    #: Share of the time in which the devices that work at it had something to do.
+    device_busy: float | None = None
     #: 1 at first, one more with each retry.
     generation: int = 1
     #: Chunks handed out again because a lease ran out or a message was lost.

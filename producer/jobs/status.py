@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from producer.jobs.spec import ChunkCounts, JobStatus
+from producer.jobs.stages import device_busy, stage_times
 from producer.jobs.states import TERMINAL, Ingest, JobState
 
 #: Fields of the job's hash that its status is made of.
@@ -41,6 +43,7 @@ def make_status(
     fields: dict[str, str],
     failures: dict[str, int],
     chunks: ChunkCounts,
+    timings: Mapping[str, float],
     workers: int,
     problem: str | None,
 ) -> JobStatus:
@@ -51,6 +54,7 @@ def make_status(
         fields: Those of `FIELDS` that are set.
         failures: reason → count.
         chunks: Where its chunks are.
+        timings: As `stages.py` says, in seconds.
         workers: Workers heard of lately.
         problem: What keeps one of them from working.
     """
@@ -75,6 +79,8 @@ def make_status(
         failures=failures,
         running=0 if ended else min(left, chunks.in_hand * int(fields["chunk_size"])),
         chunks=chunks,
+        stages=stage_times(timings),
+        device_busy=device_busy(timings),
         images_per_s=round(speed, 3) if speed else None,
         eta_s=round(left / speed, 1) if speed and state is JobState.RUNNING else None,
         created_at=to_time(fields["created_at"]),

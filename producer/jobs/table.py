@@ -188,6 +188,11 @@ class JobTable(Reads):
         """Keep facts that only a worker can know with a job that runs."""
         self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
 
+    def take(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
+        """Read the next message of the first queue that has one, as it lies there; None when all are empty."""
+        answer = self._scripts.run("take", [keys.QUEUE_PREFIX + queue for queue in queues], [])
+        return (queues[int(answer[0]) - 1], answer[1]) if answer else None
+
     def turn(self, queue: str, job: str, chunk: int, *, exact: bool) -> tuple[str, int] | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
 

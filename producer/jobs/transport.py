@@ -28,7 +28,7 @@ from celery.app import amqp
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import RedisError, ResponseError
 
-from producer.jobs.queue import TASK, BadMessage, Pointer, read_pointer
+from producer.jobs.queue import TASK, BadMessage, Pointer, read_pointer, tell_dropped
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,7 @@ def checked(queue: bytes, message: bytes) -> tuple[bytes, bytes] | None:
     try:
         return queue, envelope(read_pointer(message), queue.decode())
     except BadMessage as error:
-        log.warning(
-            "action=bad_message queue=%s A message of %d bytes was dropped: %s.", queue.decode(), len(message), error
-        )
+        tell_dropped(queue.decode(), message, error)
         return None
 
 

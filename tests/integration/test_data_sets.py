@@ -52,8 +52,11 @@ def test_a_lists_classes_ids_and_kept_columns_reach_the_results(client: Client, 
     summary = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))
     counts = {row["class_name"]: row["count"] for row in summary["classes"]}
     assert counts == {"espresso": 1, "tabby": 1, "Egyptian cat": 1}
-    assert set(summary["seconds"]) == {"fetch", "decode", "explain", "render", "encode", "upload"}
-    assert all(seconds > 0 for seconds in summary["seconds"].values())
+    stages = summary["status"]["stages"]
+    assert list(stages) == ["fetch", "decode", "explain", "render", "encode", "upload", "record"]
+    assert all(stage["work_s"] > 0 for stage in stages.values())
+    assert all(stages[behind_a_row]["wait_s"] > 0 for behind_a_row in ("fetch", "explain", "render"))
+    assert 0 < summary["status"]["device_busy"] <= 1
 
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(client: Client, tmp_path: Path) -> None:

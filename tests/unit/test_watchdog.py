@@ -26,8 +26,8 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def busy(path: Path, pid: int, *, late_s: float) -> Path:
-    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, "me/1", [7]))))
+def busy(path: Path, pid: int, *, late_s: float, claim_id: str = "me/1/0") -> Path:
+    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, claim_id, [7]))))
     at = time.time() - late_s
     os.utime(path, (at, at))
     return path
@@ -67,36 +67,51 @@ def test_two_crashes_alone_convict_and_three_coincidences_do_not() -> None:
 
 
 def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
-    watchdog = Watchdog(busy(tmp_path / "busy", child.pid, late_s=10), grace_s=5)
+    watchdog = Watchdog([busy(tmp_path / "busy", child.pid, late_s=10)], grace_s=5)
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == (Busy(child.pid, "job", 3, "me/1", [7]), HUNG)
+    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == [(Busy(child.pid, "job", 3, "me/1/0", [7]), HUNG)]
     assert not (tmp_path / "busy").exists()
 
 
 @pytest.mark.parametrize("late_s", [-30, 3])
 def test_a_child_that_is_in_time_lives(tmp_path: Path, child: subprocess.Popen[bytes], late_s: float) -> None:
-    Watchdog(busy(tmp_path / "busy", child.pid, late_s=late_s), grace_s=5).look()
+    Watchdog([busy(tmp_path / "busy", child.pid, late_s=late_s)], grace_s=5).look()
     time.sleep(0.1)
     assert child.poll() is None
 
 
 def test_a_watchdog_without_a_busy_child_looks_at_nothing(tmp_path: Path) -> None:
-    watchdog = Watchdog(tmp_path / "busy", grace_s=5)
+    watchdog = Watchdog([tmp_path / "busy"], grace_s=5)
     watchdog.look()
     (tmp_path / "busy").write_text("half a li")
     os.utime(tmp_path / "busy", (1, 1))
     watchdog.look()
-    assert watchdog.inquest("me/2", "signal 11 (SIGSEGV)") is None
+    assert watchdog.inquest("me/2", "signal 11 (SIGSEGV)") == []
 
 
 def test_a_death_is_of_what_was_in_hand_and_of_nothing_else(tmp_path: Path) -> None:
     """A message is worth the chunk whose turn it is: it need not be the one it names."""
     path = busy(tmp_path / "busy", 1, late_s=0)
-    assert Watchdog(path, grace_s=5).inquest("another/1", "signal 11 (SIGSEGV)") is None
+    assert Watchdog([path], grace_s=5).inquest("another/1", "signal 11 (SIGSEGV)") == []
     path = busy(tmp_path / "busy", 1, late_s=0)
-    found = Watchdog(path, grace_s=5).inquest("me/1", "signal 11 (SIGSEGV)")
-    assert found == (Busy(1, "job", 3, "me/1", [7]), CRASHED)
+    found = Watchdog([path], grace_s=5).inquest("me/1", "signal 11 (SIGSEGV)")
+    assert found == [(Busy(1, "job", 3, "me/1/0", [7]), CRASHED)]
+
+
+def test_an_image_was_alone_only_if_no_other_chunk_had_one_under_way(tmp_path: Path) -> None:
+    files = [busy(tmp_path / name, 1, late_s=0) for name in ("busy0", "busy1")]
+    found = Watchdog(files, grace_s=5).inquest("me/1", "signal 11 (SIGSEGV)")
+    assert [weight for _, weight in found] == [0, 0]
+
+
+def test_of_two_chunks_the_one_that_hung_is_known(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    late = busy(tmp_path / "busy0", child.pid, late_s=10)
+    other = busy(tmp_path / "busy1", child.pid, late_s=-30, claim_id="me/1/1")
+    watchdog = Watchdog([late, other], grace_s=5)
+    watchdog.look()
+    found = watchdog.inquest("me/1", "signal 9 (SIGKILL)")
+    assert [(busy.claim_id, weight) for busy, weight in found] == [("me/1/0", HUNG), ("me/1/1", 0)]
 
 
 def test_kills_for_want_of_memory_are_counted_by_the_kernel() -> None:

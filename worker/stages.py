@@ -1,0 +1,125 @@
+"""What each stage does to one image; `pipeline.py` knows their order and whose threads run them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from producer.jobs import keys, uris
+from producer.jobs.errors import ImageError, JobError, ModelError
+from worker.classes import checked_class
+from worker.decode import Picture, decode, normalise
+from worker.geometry import average_maps, fit
+from worker.image import Image, done, failed, own_fault
+from worker.raw import pack
+from worker.render import draw, encode, normalised
+from worker.upload import upload
+
+if TYPE_CHECKING:
+    from producer.jobs.fetch import Fetcher
+    from producer.jobs.spec import Item, JobSpec
+    from producer.jobs.storage import Storage
+    from producer.jobs.table import Claim
+    from worker.device import Explained
+    from worker.ledger import Ended
+    from worker.networks import Network
+
+#: Pictures of the original's size take 40 bytes a pixel while they are drawn: 640 MiB for the largest.
+MAX_ORIGINAL_PIXELS: Final = 16 * 2**20
+#: kind → suffix and content
+Files = dict[str, tuple[str, bytes]]
+
+
+def load(image: Image, fetcher: Fetcher, network: Network, spec: JobSpec) -> Image:
+    """Fetch, decode, and bring to the network's size; what is wrong with the image is noted in it."""
+    with own_fault(image):
+        image.asked = _class_of(image.item, network)
+        with image.timed("fetch"):
+            data = fetcher.fetch(image.item.uri)
+        with image.timed("decode"):
+            original = decode(data)
+            fitted, image.frame = fit(original, network.size, spec.fit, network.resize_px)
+            image.input = normalise(fitted, network.mean, network.std)
+            image.picture = fitted if spec.output_size == "input" else _small_enough(original)
+        image.waits_from_now()
+    return image
+
+
+def finish(image: Image, storage: Storage, claim: Claim, network: Network) -> Ended:
+    """Draw, encode and upload; where pictures are packed, they are in what is given back instead."""
+    objects: dict[str, str] = {}
+    members: dict[str, bytes] = {}
+    flats: list[bool] = []
+    with own_fault(image):
+        several = len(image.explained) > 1
+        for explained in image.explained:
+            drawn, flat = _draw(image, explained, claim.spec)
+            flats.append(flat)
+            files = {f"class{explained.class_id}-{name}" if several else name: file for name, file in drawn.items()}
+            if claim.spec.pack == "tar":
+                packed = _pack(storage, claim, image, files)
+                members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
+                objects |= packed
+            else:
+                objects |= _upload(storage, claim, image, files)
+    if image.error is not None or not image.explained:
+        return failed(image, claim)
+    return done(image, claim, network, flats, objects, members)
+
+
+def _class_of(item: Item, network: Network) -> int | None:
+    """The class asked for of this image alone.
+
+    Raises:
+        ModelError: The network has no such class.
+    """
+    try:
+        return checked_class(network, item.class_id, item.class_name)
+    except JobError as error:
+        raise ModelError(str(error)) from None
+
+
+def _small_enough(original: Picture) -> Picture:
+    if original.shape[0] * original.shape[1] > MAX_ORIGINAL_PIXELS:
+        raise ImageError(f"it has more than {MAX_ORIGINAL_PIXELS} pixels, too many for --output-size original")
+    return original
+
+
+def _draw(image: Image, explained: Explained, spec: JobSpec) -> tuple[Files, bool]:
+    """One class's files, and whether its map is flat."""
+    if image.picture is None or image.frame is None:
+        raise AssertionError("an image was explained that was never decoded")
+    with image.timed("render"):
+        flat = all([normalised(map_)[1] for map_ in explained.maps])
+        heat = average_maps(explained.maps, explained.guided.shape[:2])
+        if len(explained.maps) > 1:
+            heat, _ = normalised(heat)  # as pytorch-grad-cam does with an average
+        guided = explained.guided
+        if spec.output_size == "original":
+            heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)
+        pictures = draw(image.picture / np.float32(255), heat, guided, spec.outputs)
+    with image.timed("encode"):
+        files: Files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
+        if spec.raw:
+            files["raw"] = ("npz", pack(list(explained.maps), explained.guided))
+    return files, flat
+
+
+def _pack(storage: Storage, claim: Claim, image: Image, files: Files) -> dict[str, str]:
+    """Where in the chunk's shard the files will be, by kind."""
+    shard = keys.shard(storage.prefix, claim.job, claim.chunk, claim.generation)
+    index = claim.index(image.offset)
+    return {kind: keys.in_shard(shard, keys.member(index, f"{kind}.{suffix}")) for kind, (suffix, _) in files.items()}
+
+
+def _upload(storage: Storage, claim: Claim, image: Image, files: Files) -> dict[str, str]:
+    with image.timed("upload"):
+        return upload(
+            storage,
+            files,
+            job=claim.job,
+            index=claim.index(image.offset),
+            stem=uris.stem(image.item.uri),
+            network=claim.spec.network,
+        )
