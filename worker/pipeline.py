@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 #: Batches of one chunk in the device's row: one at work, one ready.
 _ROW = 2
+#: So many images at least are marked with one call of Redis.
+_MARKED = 16
 #: What came of a batch: of each image its explanations, or why there are none.
 _Answers = list[list[Explained] | ModelError]
 
@@ -148,7 +150,7 @@ class Pipeline:
         loaded = ahead(
             self._before,
             lambda image: stages.load(image, self._fetcher, hand.network, hand.claim.spec),
-            self._fed(ledger.marked(images, at_once=size), hand),
+            self._fed(ledger.marked(images, at_once=max(size, _MARKED)), hand),
             depth=depth,
             wait=partial(self._loaded, hand.lease),
         )
