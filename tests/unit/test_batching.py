@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from worker.batching import FIRST, BatchSizes
+
+KIND = "resnet50 at layer4 224x224"
+
+
+def work(sizes: BatchSizes, seconds: Callable[[int], float], batches: int = 60) -> int:
+    """Run batches that take so long, and give the size that it comes to."""
+    for _ in range(batches):
+        size = sizes.size(KIND)
+        sizes.ran(KIND, size, seconds(size))
+    return sizes.size(KIND)
+
+
+def test_the_search_begins_small() -> None:
+    assert BatchSizes(64).size(KIND) == FIRST
+    assert BatchSizes(2).size(KIND) == 2
+
+
+def test_a_device_that_takes_the_same_time_for_any_batch_gets_the_largest() -> None:
+    assert work(BatchSizes(64), lambda _: 0.03) == 64
+    assert work(BatchSizes(48), lambda _: 0.03) == 32  # the next would be 64
+
+
+def test_a_device_that_takes_as_long_an_image_in_any_batch_gets_the_smallest() -> None:
+    assert work(BatchSizes(64), lambda size: 0.04 * size) == FIRST
+
+
+def test_the_size_stays_where_growing_stops_to_pay() -> None:
+    """A fixed cost a batch and one an image, until memory's bandwidth makes large batches slower."""
+    assert work(BatchSizes(256), lambda size: 0.02 + 0.002 * size + (0.004 * size if size > 16 else 0)) == 16
+
+
+def test_one_slow_batch_does_not_end_the_search() -> None:
+    sizes, ran = BatchSizes(64), 0
+
+    def seconds(_: int) -> float:
+        nonlocal ran
+        ran += 1
+        return 1.0 if ran % 3 == 1 else 0.03
+
+    assert work(sizes, seconds) == 64
+
+
+def test_a_batch_that_did_not_fit_is_halved_and_never_tried_again() -> None:
+    sizes = BatchSizes(64)
+    for _ in range(60):
+        size = sizes.size(KIND)
+        if size > 16:
+            sizes.too_large(KIND, size)
+        else:
+            sizes.ran(KIND, size, 0.03)
+    assert sizes.size(KIND) == 16
+
+
+def test_a_size_that_once_fitted_and_does_not_any_more_is_halved() -> None:
+    sizes = BatchSizes(64)
+    assert work(sizes, lambda _: 0.03) == 64
+    sizes.too_large(KIND, 64)
+    assert work(sizes, lambda _: 0.03) == 32
+
+
+def test_memory_that_does_not_allow_it_ends_the_search() -> None:
+    assert work(BatchSizes(64, allows=lambda: False), lambda _: 0.03) == FIRST
+
+
+def test_the_last_batch_of_a_chunk_tells_nothing() -> None:
+    sizes = BatchSizes(64)
+    for _ in range(10):
+        sizes.ran(KIND, FIRST - 1, 0.01)
+    assert sizes.size(KIND) == FIRST
+
+
+def test_what_was_found_is_remembered_and_where_it_is_known_nothing_is_tried() -> None:
+    notes: dict[str, int] = {}
+    work(BatchSizes(64, recall=notes.get, remember=notes.__setitem__), lambda _: 0.03)
+    assert notes == {KIND: 64}
+    again = BatchSizes(64, recall=notes.get)
+    assert again.size(KIND) == 64
+    again.ran(KIND, 64, 1.0)
+    assert again.size(KIND) == 64
+
+
+def test_what_is_remembered_does_not_exceed_todays_limit() -> None:
+    assert BatchSizes(8, recall={KIND: 64}.get).size(KIND) == 8
+
+
+@pytest.mark.parametrize("other", ["resnet50 at layer3 224x224", "vgg16 at features 224x224"])
+def test_each_kind_of_work_has_its_own_size(other: str) -> None:
+    sizes = BatchSizes(64)
+    assert work(sizes, lambda _: 0.03) == 64
+    assert sizes.size(other) == FIRST
