@@ -18,6 +18,10 @@ LINE_EVERY_S = 5.0
 #: Exit codes, documented in the README.
 ALL_DONE, SOME_FAILED, JOB_FAILED = 0, 1, 3
 _EXIT_CODES = {JobState.SUCCEEDED: ALL_DONE, JobState.COMPLETED_WITH_ERRORS: SOME_FAILED}
+#: Devices that are busy for so much of the time are what bounds a job.
+_BUSY = 0.9
+#: Images that wait for a stage for so much of all work done have a row in front of it.
+_WAITS = 0.2
 
 
 def exit_code(status: JobStatus) -> int:
@@ -94,7 +98,7 @@ def note(status: JobStatus) -> str:
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
-        parts.append(f"{status.images_per_s:.1f} images/s by {status.chunks.in_hand} workers")
+        parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return ", ".join(parts)
@@ -114,10 +118,14 @@ def summary(status: JobStatus) -> str:
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
-        rows["at work"] = f"{status.chunks.in_hand} workers at {status.running} images; {status.workers} alive"
+        rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     if status.images_per_s:
         rows["speed"] = f"{status.images_per_s:.1f} images/s"
+    if status.stages:
+        rows["stages"] = stages(status)
+    if status.device_busy is not None:
+        rows["devices"] = f"{status.device_busy:.0%} busy: {bound(status)}"
     if status.eta_s is not None:
         rows["left"] = f"{status.eta_s:.0f} s"
     if not status.ended and not status.workers:
@@ -128,6 +136,27 @@ def summary(status: JobStatus) -> str:
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def stages(status: JobStatus) -> str:
+    """What each stage took, in milliseconds an image."""
+    images = max(1, status.done + status.failed)
+    return (
+        ", ".join(f"{name} {1000 * time.work_s / images:.0f}" for name, time in status.stages.items()) + " ms an image"
+    )
+
+
+def bound(status: JobStatus) -> str:
+    """What bounds a job's speed, and what makes it faster."""
+    if status.device_busy is not None and status.device_busy >= _BUSY:
+        return "they bound the speed, more of them make it faster"
+    waits = {name: time.wait_s for name, time in status.stages.items() if name in {"fetch", "render"}}
+    if not any(waits.values()) or max(waits.values()) < _WAITS * sum(time.work_s for time in status.stages.values()):
+        return "images come in or go out too slowly, or too few at a time; give each device more processes"
+    where = {"fetch": "fetching and decoding bound", "render": "drawing and storing bound"}[
+        max(waits, key=waits.__getitem__)
+    ]
+    return f"{where} the speed; give each device more processes and cores"
 
 
 def table(statuses: Iterable[JobStatus]) -> Table:

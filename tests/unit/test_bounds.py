@@ -1,0 +1,44 @@
+"""What the status says of a job's speed: which stage has a row in front of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from producer import watch
+from producer.jobs.spec import ChunkCounts, JobStatus
+from producer.jobs.stages import device_busy, stage_times
+from producer.jobs.states import Ingest, JobState
+from producer.jobs.status import to_time
+
+
+def status(**timings: float) -> JobStatus:
+    seconds = {name.replace("_", ":"): value for name, value in timings.items()}
+    return JobStatus(
+        job="a", name=None, state=JobState.RUNNING, ingest=Ingest.CLOSED, network="resnet50", total=100, done=100,
+        failed=0, cancelled=0, pending=0, failures={}, images_per_s=1.0, eta_s=None, created_at=to_time("0"),
+        finished_at=None, chunks=ChunkCounts(total=1, waiting=0, in_hand=1, complete=0),
+        stages=stage_times(seconds), device_busy=device_busy(seconds),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("timings", "said"),
+    [
+        ({"fetch": 2, "explain": 95, "explain_idle": 5, "explain_wait": 300, "render": 1}, "95% busy: they bound the speed"),
+        ({"fetch": 50, "fetch_wait": 400, "explain": 50, "explain_idle": 50, "render": 1}, "50% busy: fetching and decoding"),
+        ({"fetch": 5, "explain": 50, "explain_idle": 50, "render": 9, "render_wait": 400}, "50% busy: drawing and storing"),
+        ({"fetch": 5, "explain": 5, "explain_idle": 95, "render": 1, "render_wait": 1}, "5% busy: images come in or go out"),
+    ],
+)  # fmt: skip
+def test_the_status_says_what_bounds_the_speed(timings: dict[str, float], said: str) -> None:
+    assert said in watch.summary(status(**timings))
+
+
+def test_the_status_says_what_each_stage_takes_an_image() -> None:
+    assert "fetch 20, explain 950 ms an image" in watch.summary(status(fetch=2, explain=95))
+
+
+def test_before_the_first_batch_nothing_is_said_of_devices() -> None:
+    shown = watch.summary(status())
+    assert "devices" not in shown
+    assert "stages" not in shown
