@@ -16,11 +16,12 @@ from producer.jobs import keys
 from producer.jobs.errors import GradcamError, StoreError, WorkerError
 from producer.jobs.spec import Failure, Result, class_key
 from producer.jobs.stages import WAIT
+from worker import metrics
 from worker.lease import LeaseLost
 
 if TYPE_CHECKING:
     from producer.jobs.storage import Storage
-    from producer.jobs.table import Claim, Committed, JobTable
+    from producer.jobs.table import Claim, JobTable
     from worker.image import Image
     from worker.lease import Lease
     from worker.shard import Shard
@@ -159,12 +160,10 @@ class Ledger:
             seconds.update(end.result.seconds)
             seconds.update({f"{stage}{WAIT}": waited for stage, waited in end.waits.items()})
         committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
-        self._note(committed)
-
-    def _note(self, committed: Committed | None) -> None:
         if committed is None:
             raise LeaseLost
         self.complete = committed.complete
+        metrics.committed(seconds, done=committed.done, failed=committed.failed)
         log.info(
             "action=committed job=%s chunk=%d %d images done, %d failed.",
             self._claim.job,

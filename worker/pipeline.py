@@ -20,7 +20,7 @@ from producer.jobs import keys, uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import CrashedWorker, ItemError, ItemTimeout, ModelError, WorkerError
 from producer.jobs.stages import IDLE
-from worker import stages
+from worker import metrics, stages
 from worker.classes import checked_class
 from worker.device import Explained, explain_classes, kind_of_work, oom_halvings
 from worker.device_thread import DeviceThread, Ran
@@ -224,6 +224,7 @@ class Pipeline:
             precision=spec.precision,
         )
         if oom_halvings.value > halvings:
+            metrics.halved()
             self._sizes.too_large(kind_of_work(hand.network, spec), len(batch))
         return answers
 
