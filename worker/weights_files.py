@@ -5,6 +5,7 @@
 | `<64 hex digits>`  | a weights file, named by its SHA-256; when it was used last is its time of modification |
 | `<2 hex digits>.lock` | held by the process that fetches a file of such a name (or from such an address)    |
 | `<2 hex digits>.partial` | what that process has fetched so far                                             |
+| `changes.lock`     | held for a moment by the process that puts a file in its place or removes some         |
 
 A process that reads a file holds a shared lock on it, which the kernel takes back however the process ends; only what
 nobody reads is removed. Content is compared with the name before each use, so nothing here needs to be trusted.
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 Fetch = Callable[[str, BinaryIO, float], object]
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_CHANGES: Final = "changes"
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -87,7 +89,7 @@ class WeightsFiles:
                 )
                 if error.errno in _DISK_FULL:
                     # What is kept for later must not be what leaves no room now.
-                    with suppress(OSError):
+                    with suppress(OSError), self._locked(_CHANGES, self._timeout_s):
                         self._make_room(self._max_bytes)
                 path = held.enter_context(self._temporary(uri, sha256))
             yield path
@@ -118,7 +120,7 @@ class WeightsFiles:
             file.close()
             if fetched:
                 # A moment ago it may itself have been too large to be kept.
-                with suppress(OSError):
+                with suppress(OSError, WorkerError):
                     self._tidy()
 
     def _make_private(self) -> None:
@@ -155,18 +157,24 @@ class WeightsFiles:
             try:
                 # What a process left here that was killed is written over.
                 found = self._fetch_to(partial, uri, sha256, until - time.monotonic())
-                self._make_room(partial.stat().st_size)
-                file = partial.open("rb")
-                fcntl.flock(file, fcntl.LOCK_SH)
-                # A file of that name is the same, or broken; those who read it still can.
-                os.replace(partial, self._folder / found)
-                return file, found
+                return self._put(partial, found), found
             finally:
                 partial.unlink(missing_ok=True)
 
+    def _put(self, partial: Path, sha256: str) -> BinaryIO:
+        """Put what was fetched in its place and open it, unless it is there already: then somebody may be reading."""
+        with self._locked(_CHANGES, self._timeout_s):
+            if (there := self._opened(sha256)) is not None:
+                return there
+            self._make_room(partial.stat().st_size)
+            file = partial.open("rb")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.replace(partial, self._folder / sha256)
+            return file
+
     @contextmanager
     def _locked(self, name: str, timeout_s: float) -> Iterator[None]:
-        """Hold one of the 256 locks. Raises WorkerError if it cannot be had in time."""
+        """Hold one of the locks. Raises WorkerError if it cannot be had in time."""
         try:
             lock = FileLock(self._folder / f"{name}.lock").acquire(timeout=timeout_s)
         except Timeout:
@@ -190,7 +198,10 @@ class WeightsFiles:
         return found
 
     def _make_room(self, size_bytes: int) -> None:
-        """Remove files, those used longest ago first, until so many bytes fit; never one that somebody reads."""
+        """Remove files, those used longest ago first, until so many bytes fit; never one that somebody reads.
+
+        Under the lock of changes: a name that was found unread must not become that of another file before it is gone.
+        """
         files = []
         for path in self._folder.iterdir():
             if _NAME.fullmatch(path.name):
@@ -206,7 +217,8 @@ class WeightsFiles:
 
     def _tidy(self) -> None:
         """Hold the limit, and remove what killed processes were fetching."""
-        self._make_room(0)
+        with self._locked(_CHANGES, self._timeout_s):
+            self._make_room(0)
         for partial in self._folder.glob("*.partial"):
             with suppress(WorkerError), self._locked(partial.stem, timeout_s=0):
                 partial.unlink(missing_ok=True)

@@ -157,6 +157,15 @@ def test_a_file_that_is_read_stays_in_place(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_file_that_is_read_stays_when_others_fetch_the_same(tmp_path: Path) -> None:
+    """The second had replaced the file of the first, which so lost its lock on what lay there then."""
+    files = _files(tmp_path, _Served({"s3://a/w": DATA, "https://b/w": DATA}), max_bytes=100)
+    with files.file("s3://a/w", DIGEST) as path:
+        with files.file("https://b/w"):
+            pass
+        assert path.read_bytes() == DATA
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
