@@ -81,9 +81,12 @@ def _end_when_orphaned() -> None:
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
     """Import torch before the first message comes; the main process stays free of it."""
-    _work_of_process()._models.preload(settings.preload)
-    if settings.warm_file is not None:
-        settings.warm_file.touch()
+    work = _work_of_process()
+    try:
+        work._models.preload(settings.preload)
+    finally:
+        if settings.warm_file is not None:
+            settings.warm_file.touch()
 
 
 def _wait_until_warm() -> None:

@@ -108,7 +108,7 @@ class Models:
             raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
 
     def _loaded(self, key: JobSpec, weights: str | Path) -> Network:
-        """Load one model at a time: loading takes five times its memory, and turns PyTorch's global generator."""
+        """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
         with self._one_at_a_time:
             started = time.monotonic()
             try:
