@@ -16,8 +16,8 @@ from producer.jobs.errors import WorkerError
 
 #: Models may take this share of a GPU's memory: what a batch leaves on its way is larger than most networks.
 _GPU_SHARE: Final = 0.3
-#: And this of a machine's: pictures, threads and the C library need memory there too, and a network takes five times
-#: its size while it is loaded.
+#: And this of a machine's: pictures and the C library need memory there too, and a network takes up to seven times its
+#: size while it is loaded.
 _MACHINE_SHARE: Final = 0.2
 
 
