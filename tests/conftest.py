@@ -38,6 +38,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         patch.setenv("GRADCAM_WORKER_INTERVAL_S", "0.5")
         patch.setenv("GRADCAM_WORKER_LEASE_S", "6")
         patch.setenv("GRADCAM_WORKER_COMMIT_EVERY_S", "0.5")
+        patch.setenv("GRADCAM_WORKER_WEIGHTS_CACHE_DIR", str(tmp_path_factory.mktemp("weights")))
         yield running
 
 

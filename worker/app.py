@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 connections, settings = read_both(Connections, WorkerSettings)
-#: A child that takes longer to import torch has died, and Celery starts another.
-_WARM_WITHIN_S = 60.0
+#: A child that takes longer to import torch has died, and Celery starts another; what is preloaded may be downloaded.
+_WARM_WITHIN_S = 3600.0 if settings.preload else 60.0
 app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
+app.conf.worker_proc_alive_timeout = _WARM_WITHIN_S
 _parent = os.getppid()
 # The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
 _at_work: list[tuple[Reconciler, Watchdog | None]] = []
@@ -81,9 +82,12 @@ def _end_when_orphaned() -> None:
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
     """Import torch before the first message comes; the main process stays free of it."""
-    _work_of_process()
-    if settings.warm_file is not None:
-        settings.warm_file.touch()
+    work = _work_of_process()
+    try:
+        work.preload()
+    finally:
+        if settings.warm_file is not None:
+            settings.warm_file.touch()
 
 
 def _wait_until_warm() -> None:

@@ -24,19 +24,31 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=HasModel)
 
 
+def _nothing_to_do() -> None:
+    pass
+
+
 class ModelCache(Generic[K, V]):
     """Models by key, the least recently used out first; safe to share between threads.
 
     What is kept never exceeds `max_bytes`, except that the last model loaded is kept whatever its size: it is at work.
-    The size of a model is known once it is loaded, so old ones make room for it only then.
+    One that was let go takes its memory until those who work with it are done.
+
+    Args:
+        max_bytes: What all models kept may take.
+        load: Makes the model of a key. It may call `make_room` as soon as it knows how much memory that will take, so
+            that old and new never lie on the device together where both do not fit.
+        let_go: Called after models were let go.
     """
 
-    def __init__(self, max_bytes: int, load: Callable[[K], V]) -> None:
+    def __init__(self, max_bytes: int, load: Callable[[K], V], let_go: Callable[[], None] = _nothing_to_do) -> None:
         self._max_bytes = max_bytes
-        self._load = load
+        self._load, self._let_go = load, let_go
         self._lock = threading.Lock()
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()  # the most recently used last
         self._loading: dict[K, Future[V]] = {}
+        #: What models that are being loaded will take.
+        self._coming: dict[K, int] = {}
 
     def get(self, key: K) -> V:
         """Return the model of `key`; load it if it is not kept, once however many threads ask at the same time.
@@ -57,26 +69,49 @@ class ModelCache(Generic[K, V]):
         except BaseException as error:
             with self._lock:
                 del self._loading[key]
+                self._coming.pop(key, None)
             mine.set_exception(error)
             raise
+        size_bytes = model_bytes(value.model)
         with self._lock:
-            self._keep(key, value)
+            gone = self._make_room(key, size_bytes)
+            self._kept[key] = (value, self._coming.pop(key))
             del self._loading[key]
         mine.set_result(value)
+        if gone:
+            self._let_go()
         return value
+
+    def make_room(self, key: K, size_bytes: int) -> None:
+        """Let models go until that of `key`, which is being loaded, fits; from now on it counts as there."""
+        with self._lock:
+            gone = self._make_room(key, size_bytes)
+        # After the lock, as it takes its time, and others want models that are kept.
+        if gone:
+            self._let_go()
+
+    def clear(self) -> None:
+        """Let all models go."""
+        with self._lock:
+            self._kept.clear()
+        self._let_go()
 
     @property
     def bytes(self) -> int:
         """How many bytes the kept models take."""
         with self._lock:
-            return sum(size for _, size in self._kept.values())
+            return self._taken()
 
-    def _keep(self, key: K, value: V) -> None:
-        size_bytes = model_bytes(value.model)
-        room_bytes = self._max_bytes - size_bytes
-        while self._kept and sum(size for _, size in self._kept.values()) > room_bytes:
+    def _make_room(self, key: K, size_bytes: int) -> int:
+        """Return how many models were let go."""
+        self._coming[key] = size_bytes
+        before = len(self._kept)
+        while self._kept and self._taken() + sum(self._coming.values()) > self._max_bytes:
             self._kept.popitem(last=False)
-        self._kept[key] = (value, size_bytes)
+        return before - len(self._kept)
+
+    def _taken(self) -> int:
+        return sum(size for _, size in self._kept.values())
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from producer.jobs.errors import GradcamError, JobError, UsageError
+from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
 
 
 @click.group(
@@ -26,8 +27,14 @@ from producer.jobs.errors import GradcamError, JobError, UsageError
 @click.option(
     "--processes-per-device", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on each device."
 )
+@click.option(
+    "--preload",
+    multiple=True,
+    metavar="NETWORK[=WEIGHTS]",
+    help="Load a model before the first message is read; may be given several times.",
+)
 @click.pass_context
-def cli(context: click.Context, devices: str, processes_per_device: int) -> None:
+def cli(context: click.Context, devices: str, processes_per_device: int, preload: tuple[str, ...]) -> None:
     """Work off jobs: one supervised process on each device, until stopped.
 
     Settings come from the environment: GRADCAM_REDIS_URL, GRADCAM_S3_*, AWS_* as for `gradcam`, and GRADCAM_WORKER_*.
@@ -37,11 +44,12 @@ def cli(context: click.Context, devices: str, processes_per_device: int) -> None
       gradcam-worker
       gradcam-worker --devices cuda:0,1
       gradcam-worker --devices cpu --processes-per-device 2
+      gradcam-worker --preload resnet50 --preload vgg16=IMAGENET1K_V1
       gradcam-worker networks
       gradcam-worker layers resnet50
     """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
-        sys.exit(_run(devices, processes_per_device))
+        sys.exit(_run(devices, processes_per_device, preload))
 
 
 @cli.command("networks", short_help="List the networks that can be explained.")
@@ -115,16 +123,34 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _run(devices: str, processes_per_device: int) -> int:
+def _run(devices: str, processes_per_device: int, preload: Sequence[str]) -> int:
     from producer.jobs.settings import Connections, read_both
     from worker.launcher import Launcher, plan
     from worker.settings import WorkerSettings
 
     _need_worker_packages()
+    if preload:
+        # Worker processes read it there.
+        os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
     _, settings = read_both(Connections, WorkerSettings)
+    _check_preloaded(settings.preload)
     slots = plan(devices, processes_per_device)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
     return Launcher(slots, grace_s=settings.grace_s).run()
+
+
+def _check_preloaded(names: Sequence[str]) -> None:
+    """A name that is mistyped is told here, once, not by each process. Raises UsageError."""
+    if not names:
+        return  # importing torch takes seconds
+    from worker.networks import check_names
+
+    for name in names:
+        network, _, weights = name.partition("=")
+        try:
+            check_names(network, weights or None)
+        except (JobError, WorkerError) as error:
+            raise UsageError(f"--preload {name}: {error}") from None
 
 
 def _need_worker_packages() -> None:

@@ -5,8 +5,8 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from producer.jobs.errors import JobError
+from producer.jobs.storage import sha256_of
 from worker import weights as files
 from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
+from worker.cache import model_bytes
 from worker.explain import View
 from worker.fold import prepare
 from worker.layers import LAST_CONV, Survey, choose, nearest, survey
@@ -54,6 +56,10 @@ class Network:
     layer_names: tuple[str, ...] = ()
 
 
+def _no_matter(_size_bytes: int) -> None:
+    pass
+
+
 def load(
     name: str,
     weights: str | Path | None = None,
@@ -63,6 +69,7 @@ def load(
     labels: Sequence[str] | None = None,
     *,
     prepared: bool = True,
+    make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
 
@@ -78,12 +85,14 @@ def load(
         labels: the name of each class, in place of those that come with the weights.
         prepared: whether to make the model fast: BatchNorms folded into convolutions, channels last in memory. Its
             answers are the same to rounding; its state dict is not.
+        make_room: told how many bytes the model takes, before any of them are on another device than the CPU, and
+            before what makes it fast takes as many again.
 
     Raises:
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
         WorkerError: an optional package is missing here.
     """
-    name = ALIASES.get(name, name)
+    name = full_name(name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
         architecture = find(name, weights)
@@ -92,7 +101,8 @@ def load(
             files.randomise(model)
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            digest, model = files.digest(path), _weighted(architecture, path)
+            model, digest = _weighted(architecture, path), sha256_of(path)
+        make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = survey(name, model, architecture.size)
         views = choose(seen, layer)
@@ -119,6 +129,39 @@ def load(
     )
 
 
+def full_name(name: str) -> str:
+    """Resolve a short name."""
+    return ALIASES.get(name, name)
+
+
+def fetch_weights(name: str, weights: str, download: files.Download | None = None) -> None:
+    """Bring the weights of a network to this machine, if they are not here; raises what `load` raises for them."""
+    architecture = find(full_name(name), weights)
+    if weights != RANDOM:
+        _weights_file(architecture, weights, download or files.download)
+
+
+def check_names(name: str, weights: str | None = None) -> None:
+    """Make sure that a network is called so, and weights of it, an address, or a file; fetches nothing.
+
+    Raises:
+        JobError: there is none; names the nearest.
+        WorkerError: an optional package is missing here.
+    """
+    architecture = find(full_name(name), weights)
+    if weights is not None and "://" not in weights and weights not in (RANDOM, *weights_names(architecture.name)):
+        _weights_file(architecture, weights, files.download)
+
+
+def labelled(network: Network, labels: Sequence[str]) -> Network:
+    """Return the network with other names of its classes; the model is the same one.
+
+    Raises:
+        JobError: there are more or fewer names than classes.
+    """
+    return replace(network, categories=_checked(labels, network.name, network.classes))
+
+
 def survey_of(name: str) -> Survey:
     """Tell what runs in a network of that name, with weights of no meaning.
 
@@ -126,7 +169,7 @@ def survey_of(name: str) -> Survey:
         JobError: no network is called so.
         WorkerError: an optional package is missing here.
     """
-    architecture = find(ALIASES.get(name, name), None)
+    architecture = find(full_name(name), None)
     with torch.inference_mode(False):
         model = _built(architecture, architecture.classes).eval().requires_grad_(False)
         return survey(architecture.name, model, architecture.size)
@@ -185,6 +228,10 @@ def _built(architecture: Architecture, classes: int) -> nn.Module:
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
     if labels is None:
         return architecture.categories if classes == architecture.classes else None
+    return _checked(labels, architecture.name, classes)
+
+
+def _checked(labels: Sequence[str], name: str, classes: int) -> list[str]:
     if len(labels) != classes:
-        raise JobError(f"there are {len(labels)} labels, but {architecture.name} has {classes} classes here")
+        raise JobError(f"there are {len(labels)} labels, but {name} has {classes} classes here")
     return list(labels)

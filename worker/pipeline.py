@@ -81,8 +81,8 @@ class Pipeline:
     ) -> None:
         self._table, self._storage, self._fetcher, self._settings, self._stop = table, storage, fetcher, settings, stop
         self._sizes = sizes
-        #: The network whose lack of ReLUs was told of last.
-        self._told: Network | None = None
+        #: The model whose lack of ReLUs was told of last.
+        self._told: object = None
         self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
         self._device = DeviceThread()
         self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
@@ -253,8 +253,8 @@ class Pipeline:
 
     def _tell_if_unguided(self, network: Network, answers: _Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
-        if explained is not None and explained.guided_relus == 0 and self._told is not network:
-            self._told = network
+        if explained is not None and explained.guided_relus == 0 and self._told is not network.model:
+            self._told = network.model
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
 
     # -- behind the device ---------------------------------------------------------------------------------------

@@ -8,14 +8,17 @@
 | `GRADCAM_WORKER_INTERVAL_S`       | how often lost work is looked for                              | 5       |
 | `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often progress is recorded within a chunk                  | 5       |
 | `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish the batch in hand        | 25      |
-| `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models                                              | 4 GiB   |
+| `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models, of each process                             | a share |
+| `GRADCAM_WORKER_PRELOAD`          | models to load first: `NETWORK` or `NETWORK=WEIGHTS`, by commas | none   |
+| `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
+| `GRADCAM_WORKER_WEIGHTS_CACHE_BYTES`| what these files may take                                    | 20 GiB  |
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
 
-The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE` and `_DRAIN_FILE` for each process it starts.
+The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE`, `_PROCESSES_ON_DEVICE` and `_DRAIN_FILE` for each process it starts.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ def _by_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+_Preloaded = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}(=.+)?$")]
+
+
 class WorkerSettings(BaseSettings):
     """What a worker process needs beside the connections."""
 
@@ -48,6 +54,8 @@ class WorkerSettings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
     #: Classes of service, in the order in which their queues are read.
     queues: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = CLASSES
+    #: How many processes share that device, this one included.
+    processes_on_device: Annotated[int, Field(ge=1)] = 1
     #: Exists as soon as the process shall finish the batch in hand and give the rest back.
     drain_file: Path | None = None
     #: Images in one forward pass at most; the size is found while working.
@@ -62,8 +70,14 @@ class WorkerSettings(BaseSettings):
     commit_every_s: Annotated[float, Field(ge=0)] = 5.0
     #: How long a stopping worker may finish the batch in hand.
     grace_s: Annotated[float, Field(gt=0)] = 25.0
-    #: Memory for models, in bytes of their parameters.
-    model_cache_bytes: Annotated[int, Field(gt=0)] = 4 * 2**30
+    #: Memory for models, in bytes of their parameters; a share of the device's where it is not given.
+    model_cache_bytes: Annotated[int, Field(gt=0)] | None = None
+    #: Where weights files are kept that came from an address; a folder in the user's cache where it is not given.
+    weights_cache_dir: Path | None = None
+    #: What those files may take.
+    weights_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
+    #: Models that are loaded before the first message is read, each `NETWORK` or `NETWORK=WEIGHTS`.
+    preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas)] = ()
     #: Largest image file.
     max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     #: Time an image may take to be fetched.

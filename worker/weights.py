@@ -6,27 +6,32 @@ programs that train; what is inside is what counts.
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import math
 import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from producer.jobs.errors import JobError
+from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.storage import sha256_of
 
 State = dict[str, Tensor]
 #: Fetches an address into a file, or raises what it likes.
 Download = Callable[[str, Path], None]
 
 _TIMEOUT_S: Final = 20.0
+#: How long to wait for another process that downloads the same.
+_OTHERS_TIMEOUT_S: Final = 1800.0
 #: torchvision's files carry the beginning of their own SHA-256 in their names.
 _DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.")
 
@@ -39,15 +44,6 @@ _TORCH_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02")
 _SAFETENSORS_LENGTH_BYTES: Final = 8
 #: DenseNet's names from before dots in module names were forbidden; torchvision's own files still have them.
 _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of the file, 64 hexadecimal digits."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise JobError(f"the weights file {path} cannot be read: {error.strerror}") from None
 
 
 def read(path: Path) -> State:
@@ -124,6 +120,7 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
 
     Raises:
         JobError: it is not there and cannot be downloaded; names the network `name` and the remedy.
+        WorkerError: it cannot be written to this machine's disk, or another process takes too long to download it.
     """
     parts = Path(unquote(urlsplit(url).path)).parts[1:]
     # A hub of models calls every file alike; there the whole path tells them apart.
@@ -133,14 +130,47 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
         return path
     if download is None:
         raise JobError(f"the weights of {name} are not among {path.parent}")
-    # Written beside and renamed, so that no other process ever reads half a file.
-    partial = path.with_name(f"{file_name}.{uuid.uuid4().hex}.partial")
+    with _one_process(path):
+        if not path.is_file():  # nobody brought it meanwhile
+            _download_to(path, name, url, download)
+    return path
+
+
+@contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Let one process at a time download a checkpoint, beside torch.hub's folder of them: theirs is not ours to litter.
+
+    Raises:
+        WorkerError: the folder cannot be written, or another process takes too long.
+    """
+    locks = path.parent.with_name(".locks")
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{path.name}.lock").acquire(timeout=_OTHERS_TIMEOUT_S)
+    except Timeout:
+        raise WorkerError(
+            f"another process has been downloading {path.name} for more than {_OTHERS_TIMEOUT_S:.0f} s"
+        ) from None
+    except OSError as error:
+        raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror or error})") from None
+    with lock:
+        yield
+
+
+def _download_to(path: Path, name: str, url: str, download: Download) -> None:
+    # What processes left that were killed.
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        left.unlink(missing_ok=True)
+    # Written beside and renamed, so that no other process, which may be no program of ours, ever reads half a file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
         download(url, partial)
-        _check_arrived(partial, _DIGEST_IN_NAME.search(file_name))
+        _check_arrived(partial, _DIGEST_IN_NAME.search(path.name))
         os.replace(partial, path)
-    # However it failed, the job cannot go on and the remedy is the same.
+    except WorkerError:  # a full disk, say, is not the job's fault
+        raise
+    # However else it failed, the job cannot go on and the remedy is the same.
     except Exception as error:
         raise JobError(
             f"the weights of {name} could not be downloaded from {url} ({error or type(error).__name__}); "
@@ -148,7 +178,6 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def download(url: str, path: Path) -> None:
@@ -179,7 +208,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 
 
 def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
-    if digest_in_name and not digest(path).startswith(digest_in_name[1]):
+    if digest_in_name and not sha256_of(path).startswith(digest_in_name[1]):
         raise ValueError("what arrived is another file")
 
 

@@ -135,6 +135,10 @@ class Work:
             log.warning("action=retired %s; this process makes way for a new one.", self._retires)
             os._exit(RETIRED)
 
+    def preload(self) -> None:
+        """Load the models that the settings name; what cannot be loaded is only warned of."""
+        self._models.preload(self._settings.preload)
+
     # -- hands ---------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from producer.jobs.fetch import Fetcher
+from producer.jobs.spec import JobSpec
+from producer.jobs.uris import FetchPolicy
 from worker import networks
 from worker.device import Explained, choose, explain_arrays
+from worker.models import Models
+from worker.settings import WorkerSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,3 +30,18 @@ def test_a_gpu_gives_the_cpus_explanations() -> None:
         assert isinstance(gpu, Explained)
         assert isinstance(cpu, Explained)
         assert np.corrcoef(gpu.guided.ravel(), cpu.guided.ravel())[0, 1] > 0.999
+
+
+def test_models_in_turn_leave_no_memory_behind(tmp_path: Path) -> None:
+    models = Models(
+        Fetcher(FetchPolicy(), None),
+        WorkerSettings(device="cuda", model_cache_bytes=120 * 2**20, weights_cache_dir=tmp_path),
+    )
+    allocated = []
+    torch.cuda.reset_peak_memory_stats()
+    for name in ("resnet50", "resnet34") * 3:  # 98 and 83 MB: both do not fit
+        models.get(JobSpec(network=name, weights="random"))
+        allocated.append(torch.cuda.memory_allocated())
+    assert allocated[4:] == allocated[2:4]
+    assert torch.cuda.max_memory_allocated() < 130 * 2**20
+    assert torch.cuda.memory_reserved() < 150 * 2**20

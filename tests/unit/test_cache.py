@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import nn
 
@@ -128,3 +130,69 @@ def test_a_failed_load_reaches_all_who_wait_and_is_tried_again() -> None:
     assert errors[0] is errors[1] is not None
     assert cache.get(40).model is not None
     assert tries.loads == [40, 40]
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+
+def test_old_models_are_gone_before_a_new_one_takes_memory() -> None:
+    there: list[int] = []
+
+    def load(key: int) -> _Kept:
+        cache.make_room(key, key)
+        there.append(cache.bytes)
+        return _Kept(nn.Linear(key // 4, 1, bias=False))
+
+    cache: ModelCache[int, _Kept] = ModelCache(100, load)
+    for key in (40, 60, 80, 20):
+        cache.get(key)
+    assert there == [0, 40, 0, 80]
+
+
+def test_a_model_that_is_let_go_dies() -> None:
+    cache = ModelCache(100, _Loader())
+    first = weakref.ref(cache.get(80).model)
+    assert first() is not None
+    cache.get(60)
+    assert first() is None
+
+
+def test_models_loaded_at_the_same_time_count_on_each_others_room() -> None:
+    both_load = threading.Barrier(2)
+
+    def load(key: int) -> _Kept:
+        cache.make_room(key, key)
+        both_load.wait()
+        return _Kept(nn.Linear(key // 4, 1, bias=False))
+
+    cache: ModelCache[int, _Kept] = ModelCache(100, load)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(cache.get, (80, 60)))
+    assert cache.bytes in {60, 80}
+
+
+def test_memory_is_given_back_when_models_were_let_go_and_only_then() -> None:
+    given_back: list[int] = []
+    cache: ModelCache[int, _Kept] = ModelCache(100, _Loader(), lambda: given_back.append(cache.bytes))
+    for key in (40, 60, 40, 60):
+        cache.get(key)
+    assert given_back == []
+    cache.get(80)
+    assert given_back == [80]
+    cache.clear()
+    assert given_back == [80, 0]
+
+
+def test_room_made_for_a_model_that_could_not_be_loaded_is_free_again() -> None:
+    def load(key: int) -> _Kept:
+        cache.make_room(key, key)
+        if key == 96:
+            raise ValueError("no such model")
+        return _Kept(nn.Linear(key // 4, 1, bias=False))
+
+    cache: ModelCache[int, _Kept] = ModelCache(100, load)
+    with pytest.raises(ValueError, match="no such model"):
+        cache.get(96)
+    cache.get(40)
+    cache.get(60)
+    assert cache.bytes == 100

@@ -4,7 +4,10 @@ import hashlib
 import os
 import pickle
 import socket
+import threading
+import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from producer.jobs.errors import JobError
+from producer.jobs.errors import JobError, WorkerError
 from worker import weights
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2)}
@@ -156,16 +159,10 @@ def test_a_small_file_cannot_claim_a_huge_tensor(tmp_path: Path, content: Tensor
 
 
 def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
-    for use in (weights.read, weights.digest):
-        with pytest.raises(JobError, match="cannot be read: No such file"):
-            use(tmp_path / "nowhere.pth")
-        with pytest.raises(JobError, match="cannot be read: Is a directory"):
-            use(tmp_path)
-
-
-def test_the_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert weights.digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(JobError, match="cannot be read: No such file"):
+        weights.read(tmp_path / "nowhere.pth")
+    with pytest.raises(JobError, match="cannot be read: Is a directory"):
+        weights.read(tmp_path)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -265,6 +262,44 @@ def test_a_failed_download_names_the_network_and_the_remedy(hub: Path, error: Ex
     with pytest.raises(JobError, match=r"^the weights of resnet50 could not be downloaded from .*--weight-path$"):
         weights.checkpoint("resnet50", URL, download)
     assert list(hub.iterdir()) == []
+
+
+def test_many_who_want_the_same_download_it_once(hub: Path) -> None:
+    asked, all_ask = [], threading.Barrier(4)
+
+    def download(url: str, path: Path) -> None:
+        asked.append(url)
+        time.sleep(0.2)
+        path.write_bytes(DATA)
+
+    def want(_: int) -> Path:
+        all_ask.wait()
+        return weights.checkpoint("net", URL, download)
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(want, range(4)))
+    assert (asked, len(paths)) == ([URL], 1)
+
+
+def test_what_a_killed_process_left_of_a_download_is_removed(hub: Path) -> None:
+    name = URL.rpartition("/")[2]
+    hub.mkdir()
+    for left in (f"{name}.0123.partial", "another.pth.0123.partial"):
+        (hub / left).write_bytes(b"half")
+    weights.checkpoint("net", URL, lambda _url, path: path.write_bytes(DATA) and None)
+    assert sorted(path.name for path in hub.iterdir()) == ["another.pth.0123.partial", name]
+
+
+def test_a_machine_that_cannot_keep_a_download_is_not_the_jobs_fault(hub: Path) -> None:
+    def download(_url: str, _path: Path) -> None:
+        raise WorkerError("the disk is full")
+
+    with pytest.raises(WorkerError, match="the disk is full"):
+        weights.checkpoint("net", URL, download)
+    hub.rmdir()
+    hub.write_text("no folder")
+    with pytest.raises(WorkerError, match=r"no weights can be written to .*checkpoints"):
+        weights.checkpoint("net", URL, download)
 
 
 def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,27 @@ def test_help_has_examples_a_line_each(command: str) -> None:
     lines = _run(command, "--help").stdout.splitlines()
     assert sum(line.startswith(f"    gradcam-worker {command}") for line in lines) >= 2
     assert "  layers    List the layers of a network." in _run("--help").stdout.splitlines()
+
+
+# --- preloading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet5", "--preload resnet5: no network is called 'resnet5'.*resnet50"),
+        ("resnet50=IMAGENET", "--preload resnet50=IMAGENET: 'IMAGENET' is neither a file nor a name.*IMAGENET1K_V2"),
+        ("resnet50,resnet5", "--preload resnet5: no network"),
+        ("res net", "GRADCAM_WORKER_PRELOAD is wrong"),
+    ],
+)
+def test_a_mistyped_model_is_told_before_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://localhost:1/0")
+    monkeypatch.setenv("GRADCAM_S3_BUCKET", "pictures")
+    # It is set for worker processes, and shall be gone after this test.
+    monkeypatch.setenv("GRADCAM_WORKER_PRELOAD", "")
+    code, error = _fails(monkeypatch, capsys, "--preload", name)
+    assert code == 2
+    assert re.search(words, error)
