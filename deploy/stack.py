@@ -34,10 +34,14 @@ class Worker(Program):
     # It ends its own children when asked; killed it could not.
     death_signal = signal.SIGTERM
 
-    def __init__(self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str) -> None:
+    def __init__(
+        self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str, queues: str | None = None
+    ) -> None:
         super().__init__("gradcam-worker", log)
         self._environment = environment
-        self._arguments = ("--devices", devices, "--processes-per-device", str(processes))
+        self._arguments = ["--devices", devices, "--processes-per-device", str(processes)]
+        if queues is not None:
+            self._arguments += ["--queues", queues]
 
     def start(self) -> None:
         """Start the worker; it takes jobs some seconds later, when it has imported PyTorch."""

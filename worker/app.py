@@ -6,18 +6,23 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from billiard.exceptions import WorkerLostError
+from billiard.process import active_children
 from celery import signals
 
-from producer.jobs import queue
-from producer.jobs.scripts import connect, make_client
+from producer.jobs import queue, transport
+from producer.jobs.errors import GradcamError
+from producer.jobs.roster import Roster
+from producer.jobs.scripts import Scripts, make_client
 from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from worker import tasks
+from worker.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
 from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
 from worker.watchdog import Watchdog
@@ -27,13 +32,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The exit code of a process that cannot get what it needs; before it was ever ready, its launcher counts it.
+COLD = 78
+#: A main process whose children crash so often in a row while they start ends: Celery would start them for ever.
+_STARTS = 3
+
 connections, settings = read_both(Connections, WorkerSettings)
-#: A child that takes longer to import torch has died, and Celery starts another; what is preloaded may be downloaded.
-_WARM_WITHIN_S = 3600.0 if settings.preload else 60.0
+#: What is preloaded may have to be downloaded.
+_WARM_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else WARM_WITHIN_S
+health = Health(settings.health_stem)
+transport.hooks.polled, transport.hooks.connecting = health.polled, health.away
 app = queue.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
-app.conf.worker_proc_alive_timeout = _WARM_WITHIN_S
+# We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
+app.conf.worker_proc_alive_timeout = 2 * _WARM_WITHIN_S
 _parent = os.getppid()
 # The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
 _at_work: list[tuple[Reconciler, Watchdog | None]] = []
@@ -52,8 +65,9 @@ def _work_of_process() -> Work:
     from worker.work import Work  # the child only: it imports torch
 
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
-    table = JobTable(connect(connections))
-    return Work(table, storage, settings, _republish, partial(queue.take, table, settings.queues))
+    # A Redis that is away just now is no fault of this process: its first chunk waits for it.
+    table = JobTable(make_client(connections))
+    return Work(table, storage, settings, health, _republish, partial(queue.take, table, settings.queues))
 
 
 tasks.register(app, settings.name, _work_of_process)
@@ -72,28 +86,62 @@ def _log(**_: Any) -> None:
     logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
-def _end_when_orphaned() -> None:
-    """A worker whose launcher is gone would be one that nobody can stop."""
+def _end_when_useless() -> None:
+    """A worker whose launcher is gone is one that nobody can stop; one whose children cannot start can do nothing."""
     if os.getppid() != _parent:
         log.warning("action=orphaned The launcher is gone; this worker ends as well.")
         os.kill(os.getpid(), signal.SIGTERM)
+    if health.has("cold") or health.starts() > _STARTS:
+        _end("no new child can get what it needs")
+
+
+def _end(why: str) -> NoReturn:
+    # Celery would start children for ever, and wait for them before it ends. Nothing is in hand; a child that hangs is
+    # ended by the kernel, with us.
+    log.error("action=cold This worker ends: %s.", why)
+    os._exit(COLD)
 
 
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
-    """Import torch before the first message comes; the main process stays free of it."""
-    work = _work_of_process()
+    """Import torch and look for the device before the first message comes; the main process stays free of both."""
+    health.begins()
     try:
-        work.preload()
-    finally:
-        if settings.warm_file is not None:
-            settings.warm_file.touch()
+        work = _work_of_process()
+        from worker.device import choose
+
+        choose(settings.device)
+        if settings.preload:
+            health.preloads()
+            work.preload()
+    except Exception as error:  # whatever it is, this process can do nothing without what it needs
+        _cannot_start(error)
+    health.warm()
+
+
+def _cannot_start(error: Exception) -> NoReturn:
+    first = (str(error).splitlines() or [""])[0]
+    sentence = str(error) if isinstance(error, GradcamError) else f"{type(error).__name__}: {first}"
+    log.error("action=cannot_start This process cannot get what it needs: %s", sentence)
+    health.cold(f"it cannot get what it needs: {sentence}")
+    with suppress(GradcamError):
+        # Who looks at a job sees it, too.
+        Roster(Scripts(make_client(connections), patience_s=1)).complain(settings.name, sentence)
+    os._exit(COLD)
 
 
 def _wait_until_warm() -> None:
     """Read no message before somebody can work at it: one that lies here for long counts as lost."""
     until = time.monotonic() + _WARM_WITHIN_S
-    while settings.warm_file is not None and not settings.warm_file.exists() and time.monotonic() < until:
+    while settings.drain_file is not None and not health.has("warm"):
+        if settings.drain_file.exists():
+            log.info("action=stopped This worker was stopped before it was ready.")
+            os._exit(0)  # Celery would let the child import to its end first
+        if health.has("cold") or not active_children():
+            _end("its child could not get what it needs")
+        if time.monotonic() > until:
+            health.fault(f"its child has not got ready within {_WARM_WITHIN_S:g} s")
+            _end(f"its child has not got ready within {_WARM_WITHIN_S:g} s")
         time.sleep(0.05)
 
 
@@ -111,7 +159,7 @@ def _start(**_: Any) -> None:
         interval_s=settings.interval_s,
         # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
         grace_s=settings.lease_s,
-        on_orphaned=_end_when_orphaned,
+        on_orphaned=_end_when_useless,
     )
     reconciler.start()
     watchdog = None

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -18,14 +19,26 @@ from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers.",
+    epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers. Exit codes: "
+    "0 stopped, 2 usage or settings, 4 a driver or device is missing, or no process could get ready.",
 )
 @click.version_option(package_name="gradcam-queue", prog_name="gradcam-worker")
 @click.option(
-    "--devices", default="auto", show_default=True, help="auto (all GPUs, else the CPU), cpu, cuda or cuda:0,1."
+    "--devices",
+    default="auto",
+    show_default=True,
+    help="auto (all GPUs, else the CPU), cpu, cuda or cuda:0,1. A GPU in MIG mode is used by its instances; cuda:0.1 "
+    "is instance 1 of GPU 0.",
 )
 @click.option(
-    "--processes-per-device", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on each device."
+    "--processes-per-device",
+    type=click.IntRange(1, 64),
+    help="Processes on each device, or MIG instance.  [default: 2 on a GPU, 1 on the CPU, whose cores they share]",
+)
+@click.option(
+    "--queues",
+    help="The classes of service to work at, in the order in which they are read; before them every worker reads what "
+    "dead processes left, whatever its class.  [default: high,default,low]",
 )
 @click.option(
     "--preload",
@@ -33,9 +46,26 @@ from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
     metavar="NETWORK[=WEIGHTS]",
     help="Load a model before the first message is read; may be given several times.",
 )
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), help="Serve metrics of all processes in Prometheus' format."
+)
+@click.option(
+    "--metrics-address",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to serve them; 0.0.0.0 for whoever reaches this machine.",
+)
 @click.pass_context
-def cli(context: click.Context, devices: str, processes_per_device: int, preload: tuple[str, ...]) -> None:
-    """Work off jobs: one supervised process on each device, until stopped.
+def cli(
+    context: click.Context,
+    devices: str,
+    processes_per_device: int | None,
+    queues: str | None,
+    preload: tuple[str, ...],
+    metrics_port: int | None,
+    metrics_address: str,
+) -> None:
+    """Work off jobs: supervised processes on each device, until stopped.
 
     Settings come from the environment: GRADCAM_REDIS_URL, GRADCAM_S3_*, AWS_* as for `gradcam`, and GRADCAM_WORKER_*.
 
@@ -43,13 +73,56 @@ def cli(context: click.Context, devices: str, processes_per_device: int, preload
     Examples:
       gradcam-worker
       gradcam-worker --devices cuda:0,1
+      gradcam-worker --devices cuda:0.1 --processes-per-device 1
       gradcam-worker --devices cpu --processes-per-device 2
       gradcam-worker --preload resnet50 --preload vgg16=IMAGENET1K_V1
+      gradcam-worker --queues high
+      gradcam-worker --metrics-port 9100
+      gradcam-worker check
       gradcam-worker networks
       gradcam-worker layers resnet50
     """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
-        sys.exit(_run(devices, processes_per_device, preload))
+        sys.exit(_run(devices, processes_per_device, queues, preload, (metrics_address, metrics_port)))
+
+
+@cli.command("check", short_help="Say whether the workers of this machine are alive.")
+@click.option(
+    "--within-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="How old the last sign of life may be: a read of the queues that came back, or progress in a chunk.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON list of the processes on stdout.")
+def check_command(within_s: float, as_json: bool) -> None:
+    """Say whether every worker process of this user on this machine is alive; for probes.
+
+    A process is starting, idle or working, and all is well (exit code 0); or faulty (it says itself what keeps it from
+    working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where GRADCAM_WORKER_RUN_DIR or
+    TMPDIR is set for the launcher, it has to be for the check.
+
+    \b
+    Examples:
+      gradcam-worker check
+      gradcam-worker check --within-s 600
+      gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
+    """  # noqa: D301 - click reads the backspace
+    from worker.health import ALIVE, look, sentence
+
+    # Settings are not read: a probe has no need of them, and has to be fast.
+    run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
+    try:
+        found = look(Path(run_dir) if run_dir else None, within_s)
+    except WorkerError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    well = bool(found) and all(process.state in ALIVE for process in found)
+    if as_json:
+        click.echo(json.dumps([asdict(process) for process in found], indent=1))
+    else:
+        click.echo(sentence(found), err=not well)
+    sys.exit(0 if well else 1)
 
 
 @cli.command("networks", short_help="List the networks that can be explained.")
@@ -123,7 +196,13 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _run(devices: str, processes_per_device: int, preload: Sequence[str]) -> int:
+def _run(
+    devices: str,
+    processes_per_device: int | None,
+    queues: str | None,
+    preload: Sequence[str],
+    metrics: tuple[str, int | None],
+) -> int:
     from producer.jobs.settings import Connections, read_both
     from worker.launcher import Launcher, plan
     from worker.settings import WorkerSettings
@@ -134,9 +213,20 @@ def _run(devices: str, processes_per_device: int, preload: Sequence[str]) -> int
         os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
     _, settings = read_both(Connections, WorkerSettings)
     _check_preloaded(settings.preload)
+    classes = settings.queues if queues is None else _classes(queues)
     slots = plan(devices, processes_per_device)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
-    return Launcher(slots, grace_s=settings.grace_s).run()
+    launcher = Launcher(slots, grace_s=settings.grace_s, queues=classes, run_dir=settings.run_dir, metrics=metrics)
+    return launcher.run()
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    from worker.settings import checked_queues
+
+    try:
+        return checked_queues([name.strip() for name in text.split(",") if name.strip()])
+    except ValueError as error:
+        raise UsageError(f"--queues {error}") from None
 
 
 def _check_preloaded(names: Sequence[str]) -> None:

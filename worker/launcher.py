@@ -5,31 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from producer.jobs.errors import UsageError, WorkerError
-from producer.jobs.queue import QUEUES
+from producer.jobs.errors import WorkerError
+from producer.jobs.spec import CLASSES
+from worker import cores, gpus, rundir
+from worker.health import Health, Listed, publish
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
+#: The folder of the processes' metrics, in the launcher's.
+METRICS = "metrics"
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 #: A process that lived this long had started well; its next death is a new story.
 _HEALTHY_AFTER_S = 60.0
-
+#: A process that has failed so often in a row before it was ready is given up: what it lacks does not come by itself.
+GIVEN_UP_AFTER = 5
+#: How many processes share a GPU where nobody says: fetching, decoding and encoding are bound by the interpreter's lock
+#: of one process, and leave a GPU idle meanwhile. On a CPU one process already keeps the cores busy.
+PROCESSES_PER_GPU, PROCESSES_PER_CPU = 2, 1
 
 #: What asks us to stop; SIGHUP is a terminal that was closed.
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Ends that somebody else wanted; they say nothing of whether the process could have worked.
+_WANTED = frozenset({0, -signal.SIGKILL, *(-number for number in _STOPS)})
 
 
 @dataclass(frozen=True)
@@ -39,81 +48,65 @@ class Slot:
     name: str
     #: `cpu` or `cuda`.
     device: str
-    #: What CUDA_VISIBLE_DEVICES is set to: a GPU's UUID, or nothing at all.
+    #: What CUDA_VISIBLE_DEVICES is set to: the UUID of a GPU or a MIG instance, or nothing at all.
     visible: str
     #: Threads of torch; workers times threads stay within the cores.
     threads: int
+    #: The cores it is pinned to; none when it may run on all.
+    cores: tuple[int, ...] = ()
+    #: How many processes share the device, this one included.
+    sharing: int = 1
 
 
-def plan(devices: str, processes_per_device: int) -> list[Slot]:
+def plan(devices: str, processes_per_device: int | None = None) -> list[Slot]:
     """Decide which processes to start.
 
     Args:
-        devices: `auto` (all GPUs, else the CPU), `cpu`, `cuda` or `cuda:0,1`.
-        processes_per_device: How many processes share each device.
+        devices: As `worker.gpus.choose` reads it.
+        processes_per_device: How many processes share each device; where None, 2 share a GPU, and 1 has the CPU.
 
     Raises:
         UsageError: The devices are written in no way that is understood.
-        WorkerError: A GPU was asked for that is not there.
+        WorkerError: A GPU was asked for that is not there, or the driver does not work.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    places = gpus.choose(devices)
+    each = processes_per_device or (PROCESSES_PER_GPU if places else PROCESSES_PER_CPU)
+    there, granted = cores.usable(), cores.quota()
     host = socket.gethostname().split(".")[0]
-    gpus = _chosen_gpus(devices)
-    places = [("cuda", f"gpu{index}", uuid) for index, uuid in gpus] or [("cpu", "cpu", "")]
-    names = [(kind, f"{place}-{n}", visible) for kind, place, visible in places for n in range(processes_per_device)]
-    threads = max(1, cores // len(names))
-    return [Slot(f"{host}-{name}", kind, visible, threads) for kind, name, visible in names]
 
+    def names(device: str) -> list[str]:
+        return [f"{host}-{device}-{n}" if each > 1 else f"{host}-{device}" for n in range(each)]
 
-def _chosen_gpus(devices: str) -> list[tuple[int, str]]:
-    if devices == "cpu":
-        return []
-    if devices not in {"auto", "cuda"} and not devices.startswith("cuda:"):
-        raise UsageError(f"--devices {devices!r} is not understood: use auto, cpu, cuda or cuda:0,1")
-    there = _gpus()
-    if devices == "auto":
-        return list(enumerate(there))
-    if not there:
-        raise WorkerError("there is no GPU (`nvidia-smi -L` lists none): use --devices cpu, or install the driver")
-    if devices == "cuda":
-        return list(enumerate(there))
-    return [(index, there[index]) for index in _indices(devices.removeprefix("cuda:"), len(there))]
-
-
-def _indices(text: str, count: int) -> list[int]:
-    try:
-        indices = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise UsageError(f"--devices cuda:{text} is not understood: give numbers by commas, as cuda:0,1") from None
-    missing = [index for index in indices if not 0 <= index < count]
-    if missing:
-        raise WorkerError(f"there is no GPU {missing[0]}: `nvidia-smi -L` lists 0 to {count - 1}")
-    return indices
-
-
-def _gpus() -> list[str]:
-    """UUIDs of the GPUs this process may use, found without a CUDA call: the parent must stay free of CUDA."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    program = shutil.which("nvidia-smi")
-    if allowed == "" or program is None:
-        return []
-    query = [program, "--query-gpu=uuid", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    uuids = [line.strip() for line in listed.stdout.splitlines() if line.startswith("GPU-")]
-    if allowed is None or listed.returncode != 0:
-        return uuids if listed.returncode == 0 else []
-    # A device plugin or an outer launcher chose already, by number or by UUID.
-    return [uuids[int(a)] if a.isdigit() and int(a) < len(uuids) else a for a in allowed.split(",") if a]
+    if places:
+        processes = each * len(places)
+        threads = cores.threads(len(there) // processes, processes, granted)
+        return [Slot(name, "cuda", place.uuid, threads, sharing=each) for place in places for name in names(place.name)]
+    if each == 1 or not hasattr(os, "sched_setaffinity"):
+        threads = cores.threads(len(there) // each, each, granted)
+        return [Slot(name, "cpu", "", threads, sharing=each) for name in names("cpu")]
+    shares = cores.share_out(there, each)
+    return [
+        Slot(name, "cpu", "", cores.threads(len(share), each, granted), share, each)
+        for name, share in zip(names("cpu"), shares, strict=True)
+    ]
 
 
 @dataclass
 class _Process:
     slot: Slot
-    drain_file: Path
+    #: The slot's name, and what tells this start from those before.
+    name: str = ""
     running: subprocess.Popen[bytes] | None = None
+    #: In seconds since 1970, and by the clock that nobody sets.
+    started_at: float = 0.0
     started: float = 0.0
     backoff_s: float = 0.0
     start_at: float = 0.0
+    #: How often in a row it has failed before it was ready.
+    failures: int = 0
+    given_up: bool = False
+    #: Why it does not run.
+    problem: str | None = None
 
 
 @dataclass
@@ -122,25 +115,49 @@ class Launcher:
 
     slots: Sequence[Slot]
     grace_s: float
-    queues: Sequence[str] = QUEUES
+    #: The classes of service to work at, in the order in which they are read.
+    queues: Sequence[str] = CLASSES
+    run_dir: Path | None = None
+    #: Address and port at which metrics are served; not at all without a port.
+    metrics: tuple[str, int | None] = ("", None)
+    _folder: Path = Path()
     _processes: list[_Process] = field(default_factory=list)
     _signals: int = 0
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT; the first drains, the second ends at once. Returns the exit code."""
-        with tempfile.TemporaryDirectory(prefix="gradcam-worker-") as folder:
-            drain_file = Path(folder) / "drain"
-            self._processes = [_Process(slot, drain_file) for slot in self.slots]
+        """Run until SIGTERM or SIGINT; the first drains, the second ends at once. Returns the exit code.
+
+        Raises:
+            WorkerError: Every process has been given up.
+        """
+        with rundir.folder(self.run_dir) as self._folder:
+            self._processes = [_Process(slot) for slot in self.slots]
+            self._serve_metrics()
             previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
                 while not self._signals:
                     self._keep_running()
+                    if all(process.given_up for process in self._processes):
+                        raise WorkerError(f"no process is left; {self._processes[-1].problem}")
                     time.sleep(_LOOK_EVERY_S)
-                return self._drain(drain_file)
+                return self._drain()
             finally:
                 self._kill()
                 for number, handler in previous.items():
                     signal.signal(number, handler)
+
+    def _serve_metrics(self) -> None:
+        folder = self._folder / METRICS
+        folder.mkdir()
+        address, port = self.metrics
+        if port is not None:
+            from worker.metrics import serve
+
+            serve(folder, address, port)
+
+    @property
+    def _drain_file(self) -> Path:
+        return self._folder / "drain"
 
     def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
@@ -148,7 +165,7 @@ class Launcher:
     def _keep_running(self) -> None:
         for process in self._processes:
             if process.running is None:
-                if time.monotonic() >= process.start_at:
+                if not process.given_up and time.monotonic() >= process.start_at:
                     self._start(process)
             elif (code := process.running.poll()) is not None:
                 self._died(process, code)
@@ -156,30 +173,68 @@ class Launcher:
     def _start(self, process: _Process) -> None:
         # Its own each time: what a predecessor says when it ends at last must not be taken for this one's word.
         slot = replace(process.slot, name=f"{process.slot.name}-{secrets.token_hex(2)}")
-        log.info("action=starting Starting %s on %s with %d threads.", slot.name, slot.device, slot.threads)
-        # Its own session: a Ctrl-C on the terminal reaches the launcher alone, which drains the workers in order.
-        process.running = subprocess.Popen(
-            command(slot, self.queues), env=environment(slot, process.drain_file, os.environ), start_new_session=True
-        )
-        process.started = time.monotonic()
+        on = f" of cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+        log.info("action=starting Starting %s on %s with %d threads%s.", slot.name, slot.device, slot.threads, on)
+        with cores.pinned(slot.cores):
+            # Its own session: a Ctrl-C on the terminal reaches the launcher alone, which drains the workers in order.
+            process.running = subprocess.Popen(
+                command(slot, self.queues),
+                env=environment(slot, self.queues, self._drain_file, os.environ),
+                start_new_session=True,
+            )
+        process.name, process.problem = slot.name, None
+        process.started_at, process.started = time.time(), time.monotonic()
+        self._tell()
 
     def _died(self, process: _Process, code: int) -> None:
         lived_s = time.monotonic() - process.started
-        process.backoff_s = (
-            _FIRST_BACKOFF_S if lived_s > _HEALTHY_AFTER_S else min(2 * process.backoff_s or 1.0, _LONGEST_BACKOFF_S)
-        )
-        process.running, process.start_at = None, time.monotonic() + process.backoff_s
-        log.warning(
-            "action=died %s ended with code %d after %.0f s; starting it again in %.0f s.",
-            process.slot.name,
-            code,
-            lived_s,
-            process.backoff_s,
+        health = Health(self._folder / process.name)
+        why = health.standing_fault() or f"it ended with code {code} after {lived_s:.0f} s"
+        if health.has("warm"):
+            process.failures = 0
+        elif code not in _WANTED:
+            process.failures += 1
+        health.forget()
+        process.running = None
+        if process.failures >= GIVEN_UP_AFTER:
+            process.given_up = True
+            process.problem = f"{process.slot.name} is given up, it failed {process.failures} times to get ready: {why}"
+            log.error("action=given_up %s", process.problem)
+        else:
+            again_s = min(2 * process.backoff_s or _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S)
+            process.backoff_s = _FIRST_BACKOFF_S if lived_s > _HEALTHY_AFTER_S else again_s
+            process.start_at = time.monotonic() + process.backoff_s
+            process.problem = f"it is started again in a moment: {why}"
+            log.warning(
+                "action=died %s ended with code %d after %.0f s; starting it again in %.0f s.",
+                process.name,
+                code,
+                lived_s,
+                process.backoff_s,
+            )
+        self._tell()
+
+    def _tell(self) -> None:
+        """Write down which processes there are, for `gradcam-worker check`."""
+        publish(
+            self._folder,
+            [
+                Listed(
+                    name=process.name,
+                    device=process.slot.device,
+                    pid=process.running.pid if process.running else None,
+                    started_at=process.started_at,
+                    problem=process.problem,
+                )
+                for process in self._processes
+                if process.name
+            ],
         )
 
-    def _drain(self, drain_file: Path) -> int:
+    def _drain(self) -> int:
         log.info("action=draining Finishing the batch in hand; a second signal ends at once.")
-        drain_file.touch()
+        with suppress(OSError):  # without it a chunk in hand may outlast the grace period, and is lost like any other
+            self._drain_file.touch()
         for process in self._alive():
             process.terminate()
         until = time.monotonic() + self.grace_s
@@ -207,12 +262,15 @@ def _kill_group(pid: int) -> None:
 
 def command(slot: Slot, queues: Sequence[str]) -> list[str]:
     """The Celery worker of a slot; no secret is in it."""
-    options = f"worker --pool prefork --concurrency 1 --queues {','.join(queues)} --hostname {slot.name}@%h"
+    # `recovery` first, whatever the classes: what a dead process left is everybody's.
+    options = (
+        f"worker --pool prefork --concurrency 1 --queues {','.join(('recovery', *queues))} --hostname {slot.name}@%h"
+    )
     quiet = "--without-gossip --without-mingle --without-heartbeat --loglevel INFO"
     return [sys.executable, "-m", "celery", "--app", "worker.app", "--quiet", *options.split(), *quiet.split()]
 
 
-def environment(slot: Slot, drain_file: Path, outer: Mapping[str, str]) -> dict[str, str]:
+def environment(slot: Slot, queues: Sequence[str], drain_file: Path, outer: Mapping[str, str]) -> dict[str, str]:
     """What a worker process finds: its device and its threads, set before anything imports torch or OpenCV."""
     return {
         **outer,
@@ -223,5 +281,9 @@ def environment(slot: Slot, drain_file: Path, outer: Mapping[str, str]) -> dict[
         "OMP_WAIT_POLICY": "PASSIVE",
         "GRADCAM_WORKER_NAME": slot.name,
         "GRADCAM_WORKER_DEVICE": slot.device,
+        "GRADCAM_WORKER_PROCESSES_ON_DEVICE": str(slot.sharing),
+        # Where prometheus_client's processes write; it has to be there before it is imported.
+        "PROMETHEUS_MULTIPROC_DIR": str(drain_file.with_name(METRICS)),
         "GRADCAM_WORKER_DRAIN_FILE": str(drain_file),
+        "GRADCAM_WORKER_QUEUES": ",".join(queues),
     }

@@ -78,9 +78,10 @@ class Pipeline:
         settings: WorkerSettings,
         *,
         stop: Callable[[], bool],
+        at_work: Callable[[], None],
     ) -> None:
         self._table, self._storage, self._fetcher, self._settings, self._stop = table, storage, fetcher, settings, stop
-        self._sizes = sizes
+        self._sizes, self._at_work = sizes, at_work
         #: The model whose lack of ReLUs was told of last.
         self._told: object = None
         self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
@@ -235,6 +236,7 @@ class Pipeline:
             if not future.running():
                 hand.lease.step(self._settings.item_timeout_s)
         ran = future.result()
+        self._at_work()
         hand.lease.step(self._settings.item_timeout_s)
         if len(ran.value) != len(batch):
             raise AssertionError("a batch came back with another length")

@@ -2,6 +2,7 @@
 
 | variable                          | meaning                                                        | default |
 |-----------------------------------|----------------------------------------------------------------|---------|
+| `GRADCAM_WORKER_QUEUES`           | classes of service to work at, in this order, by commas        | all     |
 | `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; the size is found          | 32, CUDA 256 |
 | `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
 | `GRADCAM_WORKER_LEASE_S`          | how long the chunk of a dead process stays its own             | 30      |
@@ -17,23 +18,24 @@
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
+| `GRADCAM_WORKER_RUN_DIR`          | where launchers make their folders, for `gradcam-worker check` | `/tmp`  |
 
-The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE`, `_PROCESSES_ON_DEVICE` and `_DRAIN_FILE` for each process it starts.
+The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE`, `_PROCESSES_ON_DEVICE`, `_QUEUES` and `_DRAIN_FILE` for each process
+it starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.spec import CLASSES
 from producer.jobs.uris import FetchPolicy
-
-#: How many chunks a process has in hand at most: one at the device, and one that comes or goes.
-HANDS = 2
+from worker.health import BUSY
 
 
 def _by_commas(value: Any) -> Any:
@@ -41,6 +43,25 @@ def _by_commas(value: Any) -> Any:
 
 
 _Preloaded = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}(=.+)?$")]
+
+
+def checked_queues(names: Sequence[str]) -> tuple[str, ...]:
+    """Check that these are classes of service, each at most once.
+
+    Raises:
+        ValueError: They are not; says what they must be.
+    """
+    must = f"must be some of {', '.join(CLASSES)}, by commas"
+    for number, name in enumerate(names):
+        if name == "recovery":
+            raise ValueError(f"{must}; `recovery` is read first by every worker, and need not be named")
+        if name not in CLASSES:
+            raise ValueError(f"{must}; {name!r} is none of them")
+        if name in names[:number]:
+            raise ValueError(f"{must}; {name} is there twice")
+    if not names:
+        raise ValueError(f"{must}; none is named")
+    return tuple(names)
 
 
 class WorkerSettings(BaseSettings):
@@ -52,12 +73,14 @@ class WorkerSettings(BaseSettings):
     name: str = "worker"
     #: `cpu` or `cuda`: the one device that this process can see.
     device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
-    #: Classes of service, in the order in which their queues are read.
-    queues: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = CLASSES
     #: How many processes share that device, this one included.
     processes_on_device: Annotated[int, Field(ge=1)] = 1
     #: Exists as soon as the process shall finish the batch in hand and give the rest back.
     drain_file: Path | None = None
+    #: The classes of service it works at, in the order in which they are read; `recovery` comes before them.
+    queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = CLASSES
+    #: Where launchers make their folders; the system's folder for temporary files when empty.
+    run_dir: Path | None = None
     #: Images in one forward pass at most; the size is found while working.
     batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
     #: Threads that fetch and decode, and as many that encode and upload.
@@ -99,12 +122,12 @@ class WorkerSettings(BaseSettings):
         """Each exists while this process has a chunk in that hand; none where no launcher says where."""
         if self.drain_file is None:
             return ()
-        return tuple(self.drain_file.with_name(f"{self.name}.busy{hand}") for hand in range(HANDS))
+        return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY)
 
     @property
-    def warm_file(self) -> Path | None:
-        """Exists as soon as the first child of this process has imported what it needs."""
-        return None if self.drain_file is None else self.drain_file.with_name(f"{self.name}.warm")
+    def health_stem(self) -> Path | None:
+        """What `worker/health.py` makes its files' names of; None where no launcher has a folder for them."""
+        return None if self.drain_file is None else self.drain_file.with_name(self.name)
 
     @property
     def fetch_policy(self) -> FetchPolicy:

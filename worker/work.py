@@ -24,15 +24,16 @@ from producer.jobs.finalise import finalise, versions
 from producer.jobs.states import JobState
 from worker.batching import BatchSizes
 from worker.device import memory_allows_twice
+from worker.health import BUSY
 from worker.lease import Lease, LeaseLost
 from worker.models import WEIGHTS_TIMEOUT_S, Models
 from worker.pipeline import Hand, Pipeline
-from worker.settings import HANDS
 
 if TYPE_CHECKING:
     from producer.jobs.queue import Pointer
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, JobTable
+    from worker.health import Health
     from worker.networks import Network
     from worker.settings import WorkerSettings
 
@@ -72,9 +73,15 @@ class Work:
     """What a worker process keeps between chunks: models, connections, pools."""
 
     def __init__(
-        self, table: JobTable, storage: Storage, settings: WorkerSettings, republish: Republish, take: Take
+        self,
+        table: JobTable,
+        storage: Storage,
+        settings: WorkerSettings,
+        health: Health,
+        republish: Republish,
+        take: Take,
     ) -> None:
-        self._table, self._storage, self._settings = table, storage, settings
+        self._table, self._storage, self._settings, self._health = table, storage, settings, health
         self._republish, self._take = republish, take
         self._fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers)
         self._models = Models(self._fetcher, settings)
@@ -84,8 +91,10 @@ class Work:
             remember=table.roster.note_batch_size,
             allows=memory_allows_twice,
         )
-        self._pipeline = Pipeline(table, storage, self._fetcher, sizes, settings, stop=self.stopping)
-        self._threads = ThreadPoolExecutor(HANDS, thread_name_prefix="chunk")
+        self._pipeline = Pipeline(
+            table, storage, self._fetcher, sizes, settings, stop=self.stopping, at_work=self._health.at_work
+        )
+        self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
         self._orders = itertools.count()
         #: Guards all that follows, and tells of its changes.
         self._changed = threading.Condition()
@@ -145,7 +154,7 @@ class Work:
         """Whether another chunk may be begun."""
         taken = list(self._in_hand.values())
         return (
-            len(taken) < HANDS
+            len(taken) < len(BUSY)
             and all(each.fed and not each.suspicious for each in taken)
             and time.monotonic() >= self._paused_until
             and not self.stopping()
@@ -165,7 +174,7 @@ class Work:
 
     def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> Future[None]:
         with self._changed:
-            slot = next(slot for slot in range(HANDS) if slot not in self._in_hand)
+            slot = next(slot for slot in range(len(BUSY)) if slot not in self._in_hand)
             order = next(self._orders)
             taken = self._in_hand[slot] = _Taken(slot, order, f"{delivery}/{order}")
         return self._threads.submit(self._handle, taken, queue, job, chunk)
@@ -283,6 +292,7 @@ class Work:
             seconds = time.monotonic() - max(since, self._last_end)
             self._last_end = time.monotonic()
         if had_fault:
+            self._health.well()
             self._table.roster.recovered(self._settings.name)
         if not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
             self._table.roster.note_speed(claim.spec.network, len(claim.pending) / seconds)
@@ -290,6 +300,7 @@ class Work:
     def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
         """Say what is wrong with this worker, and leave the work to others for a while."""
         log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
+        self._health.fault(str(error))
         with suppress(ServiceError):
             self._table.roster.complain(self._settings.name, str(error))
         with self._changed:

@@ -19,6 +19,8 @@ import math
 import time
 import uuid
 from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty
 from typing import Any
@@ -40,6 +42,24 @@ REFUSED_TELL_S = 60.0
 RECONNECT_AFTER_S = 1.0
 #: A Redis that is away is tried again after 1 s, 2 s, … and never less often than this.
 RECONNECT_WITHIN_S = 5
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass
+class Hooks:
+    """What a process wants to be told of its reads; called from the thread that reads, and kept short."""
+
+    #: A read of the queues came back, with a message or without: once a second at least, while there is no work.
+    polled: Callable[[], None] = _nothing
+    #: Redis is about to be connected to, for the first time or again.
+    connecting: Callable[[], None] = _nothing
+
+
+#: This process's own; `worker/app.py` sets them.
+hooks = Hooks()
 
 
 def envelope(pointer: Pointer, queue: str) -> bytes:
@@ -113,7 +133,10 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]
+            answer = super()._brpop_read(**options)  # type: ignore[misc]
+        except Empty:
+            hooks.polled()
+            raise
         except ResponseError as error:
             # One key that is no list makes Redis refuse to read any of those behind it.
             known = self._unreadable
@@ -121,6 +144,8 @@ class Channel(kombu_redis.Channel):
             if self._unreadable <= known:
                 self._refused(error)
             raise Empty from None
+        hooks.polled()
+        return answer
 
     def _look(self) -> None:
         """Find the queues that cannot be read; the others are."""
@@ -188,6 +213,7 @@ class Connection(kombu.Connection):
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         """Wait for Redis; Celery's own pauses grow to half a minute, idle time after each outage."""
+        hooks.connecting()
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": RECONNECT_WITHIN_S}
         # What lets us connect and then cuts us off, again and again, is no reason to run in circles.
         time.sleep(max(0.0, Connection._made_at + RECONNECT_AFTER_S - time.monotonic()))

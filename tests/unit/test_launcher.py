@@ -1,19 +1,30 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from producer.jobs.errors import UsageError, WorkerError
+from worker import cores
 from worker.launcher import command, environment, plan
+from worker.settings import WorkerSettings
+
+HOST = socket.gethostname().split(".")[0]
 
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that answers as the driver's tool does; what it says is what the launcher goes by."""
+    """A program that answers as the driver's tool does; the second GPU is divided into two instances."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho GPU-aaaa\necho GPU-bbbb\n")
+    tool.write_text(
+        "#!/bin/sh\ncat <<END\n"
+        "GPU 0: NVIDIA L4 (UUID: GPU-aaaa)\n"
+        "GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bbbb)\n"
+        "  MIG 3g.20gb     Device  0: (UUID: MIG-cccc)\n"
+        "  MIG 3g.20gb     Device  1: (UUID: MIG-dddd)\n"
+        "END\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -25,53 +36,66 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_auto_starts_one_process_a_gpu_pinned_by_its_uuid() -> None:
-    assert [(slot.device, slot.visible, slot.name[-6:]) for slot in plan("auto", 1)] == [
-        ("cuda", "GPU-aaaa", "gpu0-0"),
-        ("cuda", "GPU-bbbb", "gpu1-0"),
+def test_processes_are_named_for_host_and_device_and_pinned_by_uuid() -> None:
+    assert [(slot.device, slot.visible, slot.name) for slot in plan("auto", 1)] == [
+        ("cuda", "GPU-aaaa", f"{HOST}-gpu0"),
+        ("cuda", "MIG-cccc", f"{HOST}-gpu1-mig0"),
+        ("cuda", "MIG-dddd", f"{HOST}-gpu1-mig1"),
     ]
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_gpus_can_be_chosen_by_number() -> None:
-    assert [slot.visible for slot in plan("cuda:1", 2)] == ["GPU-bbbb", "GPU-bbbb"]
+def test_two_processes_share_a_gpu_where_nobody_says_how_many() -> None:
+    assert [(slot.visible, slot.name) for slot in plan("cuda:0")] == [
+        ("GPU-aaaa", f"{HOST}-gpu0-0"),
+        ("GPU-aaaa", f"{HOST}-gpu0-1"),
+    ]
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_a_choice_made_outside_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [slot.visible for slot in plan("auto", 1)] == ["GPU-bbbb"]
+def test_processes_on_gpus_share_the_threads_and_may_run_on_all_cores() -> None:
+    slots = plan("cuda", 3)
+    assert [slot.cores for slot in slots] == [()] * 9
+    assert sum(slot.threads for slot in slots) <= max(len(cores.usable()), 9)
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_auto_without_a_gpu_is_the_cpu_and_its_cores_are_shared_out() -> None:
-    cores = len(os.sched_getaffinity(0))
-    slots = plan("auto", 2)
-    assert [(slot.device, slot.visible) for slot in slots] == [("cpu", ""), ("cpu", "")]
-    assert sum(slot.threads for slot in slots) <= max(cores, 2)
+def test_one_process_has_the_cpu_where_nobody_says_how_many() -> None:
+    (slot,) = plan("auto")
+    assert (slot.device, slot.visible, slot.name, slot.cores) == ("cpu", "", f"{HOST}-cpu", ())
+    assert 1 <= slot.threads <= len(cores.usable())
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
-    with pytest.raises(WorkerError, match="there is no GPU"):
-        plan("cuda", 1)
+def test_several_processes_share_out_the_cores() -> None:
+    first, second = plan("cpu", 2)
+    assert [first.name, second.name] == [f"{HOST}-cpu-0", f"{HOST}-cpu-1"]
+    if len(cores.usable()) > 1:
+        assert {*first.cores, *second.cores} == set(cores.usable())
+        assert not {*first.cores} & {*second.cores}
+    assert first.threads <= len(first.cores)
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize(
-    ("devices", "error"), [("cuda:2", WorkerError), ("cuda:x", UsageError), ("gpu", UsageError), ("", UsageError)]
-)
-def test_devices_that_cannot_be_are_refused(devices: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        plan(devices, 1)
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_process_sees_its_device_and_no_secret_stands_in_its_command(tmp_path: Path) -> None:
+def test_a_process_sees_its_device_and_queues_and_no_secret_stands_in_its_command(tmp_path: Path) -> None:
     slot = plan("cuda:1", 1)[0]
-    made = environment(slot, tmp_path / "drain", {"GRADCAM_REDIS_URL": "redis://:hunter2@localhost", "A": "b"})
-    assert made["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb"
+    outer = {"GRADCAM_REDIS_URL": "redis://:hunter2@localhost", "A": "b"}
+    made = environment(slot, ("high", "low"), tmp_path / "drain", outer)
+    assert made["CUDA_VISIBLE_DEVICES"] == "MIG-cccc"
     assert made["GRADCAM_WORKER_DEVICE"] == "cuda"
+    assert made["GRADCAM_WORKER_QUEUES"] == "high,low"
     assert made["OMP_NUM_THREADS"] == str(slot.threads)
     assert made["A"] == "b"
     assert "hunter2" not in " ".join(command(slot, ("high", "low")))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_what_dead_processes_left_is_read_before_the_classes_that_were_asked_for() -> None:
+    made = command(plan("cpu")[0], ("low", "high"))
+    assert made[made.index("--queues") + 1] == "recovery,low,high"
+
+
+def test_queues_reach_the_worker_by_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WorkerSettings().queues == ("high", "default", "low")
+    monkeypatch.setenv("GRADCAM_WORKER_QUEUES", "low, high")
+    assert WorkerSettings().queues == ("low", "high")

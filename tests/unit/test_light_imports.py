@@ -23,6 +23,18 @@ def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -
     assert not loaded_by("import producer.client") & {"torch", "cv2", "numpy", "celery"}
 
 
+def test_a_probe_loads_nothing_heavy() -> None:
+    """It runs every few seconds, beside work that needs the processor."""
+    code = "from worker.cli import cli\ntry:\n    cli(['check'])\nexcept SystemExit:\n    pass"
+    assert loaded_by(f"import os\nos.environ['GRADCAM_WORKER_RUN_DIR'] = '/nowhere'\n{code}") == set()
+
+
+def test_a_worker_draws_and_decodes_without_threads_of_opencv() -> None:
+    program = "import worker.work, cv2; print(cv2.getNumThreads())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout == "1\n"
+
+
 @pytest.mark.parametrize("module", ["worker.launcher", "worker.tasks", "worker.reconcile"])
 def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "cv2"}

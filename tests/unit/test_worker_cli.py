@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from torchvision.models import ResNet18_Weights
 
+from worker import rundir
 from worker.cli import cli, main
 
 
@@ -114,7 +115,84 @@ def test_networks_are_listed_without_timm_too(monkeypatch: pytest.MonkeyPatch) -
     assert networks["resnet18"]["size"] == [224, 224]
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- the launcher and its check ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://localhost:1/0")
+    monkeypatch.setenv("GRADCAM_S3_BUCKET", "pictures")
+
+
+@pytest.mark.usefixtures("connections")
+@pytest.mark.parametrize(
+    ("queues", "what"),
+    [
+        ("hihg", "'hihg' is none of them"),
+        ("high,low,high", "high is there twice"),
+        ("recovery,high", "`recovery` is read first by every worker, and need not be named"),
+        (",", "none is named"),
+    ],
+)
+def test_queues_that_cannot_be_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], queues: str, what: str
+) -> None:
+    code, error = _fails(monkeypatch, capsys, "--queues", queues)
+    assert code == 2
+    assert error == f"Error: --queues must be some of high, default, low, by commas; {what}\n"
+
+
+@pytest.mark.usefixtures("connections")
+def test_queues_in_the_settings_are_checked_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADCAM_WORKER_QUEUES", "hihg")
+    code, error = _fails(monkeypatch, capsys)
+    assert code == 2
+    assert "GRADCAM_WORKER_QUEUES must be some of high, default, low, by commas; 'hihg' is none of them" in error
+
+
+@pytest.mark.usefixtures("connections")
+def test_a_device_that_is_missing_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, error = _fails(monkeypatch, capsys, "--devices", "cuda")
+    assert code == 4
+    assert error.startswith("Error: there is no GPU")
+    assert error.count("\n") == 1
+
+
+def test_no_launcher_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
+    result = CliRunner().invoke(cli, ["check"])
+    assert result.exit_code == 1
+    assert (result.stdout, result.stderr) == (
+        "",
+        "no launcher of this user runs on this machine: start `gradcam-worker`\n",
+    )
+    result = CliRunner().invoke(cli, ["check", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)) == (1, [])
+
+
+def test_a_check_in_a_folder_of_somebody_else_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
+    rundir.place(tmp_path).symlink_to(tmp_path)
+    code, error = _fails(monkeypatch, capsys, "check")
+    assert code == 1
+    assert "is not a folder of this user's own" in error
+
+
+def test_help_says_what_the_defaults_are() -> None:
+    text = " ".join(_run("--help").stdout.split())
+    assert "[default: 2 on a GPU, 1 on the CPU, whose cores they share]" in text
+    assert "[default: high,default,low]" in text
+    assert "gradcam-worker --queues high" in text
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["layers"], ["layers", "a", "b"], ["networks", "extra"], ["layer", "resnet18"]])
@@ -140,7 +218,7 @@ def test_the_light_client_is_told_what_to_install(arguments: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["layers", "networks"])
+@pytest.mark.parametrize("command", ["layers", "networks", "check"])
 def test_help_has_examples_a_line_each(command: str) -> None:
     lines = _run(command, "--help").stdout.splitlines()
     assert sum(line.startswith(f"    gradcam-worker {command}") for line in lines) >= 2

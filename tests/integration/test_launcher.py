@@ -1,0 +1,210 @@
+"""The command `gradcam-worker` with real processes: queues, cores, probes, and processes that can never work.
+
+What takes its time is begun at once, so that the tests wait for it together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from stacks import children_of, eventually, mains_of, own_stack
+
+from deploy.stack import Worker
+from producer.client import Client
+from producer.jobs import keys, queue
+from producer.jobs.states import JobState
+from worker.health import Health
+from worker.launcher import GIVEN_UP_AFTER
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+PHOTO = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+NETWORK = "efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Iterator[Stack]:
+    """Servers of our own, whose queues nobody else reads."""
+    settings = {"GRADCAM_WORKER_RUN_DIR": str(folders), "GRADCAM_WORKER_COMMIT_EVERY_S": "0.2"}
+    with own_stack(tmp_path_factory.mktemp("launcher"), settings) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def doomed(own: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose processes cannot import torch; it begins with the first test, and the last one looks at it."""
+    poison = tmp_path_factory.mktemp("poison")
+    (poison / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')\n")
+    run_dir = tmp_path_factory.mktemp("doomed")
+    environment = {**own.environment(), "GRADCAM_WORKER_RUN_DIR": str(run_dir)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(poison), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "worker.cli", "--devices", "cpu"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        yield launcher
+        launcher.terminate()
+
+
+@pytest.fixture(scope="module")
+def launcher(own: Stack, doomed: subprocess.Popen[str]) -> Iterator[Worker]:
+    """Two processes that work at `high` alone."""
+    assert doomed.poll() is None
+    log = own.directory / "worker.log"
+    worker = Worker(log, own.environment(), processes=2, devices="cpu", queues="high")
+    worker.start()
+    try:
+        eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.5)
+        yield worker
+    finally:
+        worker.stop()
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "worker.cli", "check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def found(run: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return list(json.loads(run.stdout))
+
+
+def states(run: subprocess.CompletedProcess[str]) -> list[str]:
+    return [process["state"] for process in found(run)]
+
+
+@contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def test_a_probe_tells_those_that_start_from_those_that_read(launcher: Worker, own: Stack) -> None:
+    """The fixture has waited until both were idle: a startup probe passes before, since `starting` is well."""
+    run = check()
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count(" is idle") == 2
+    for process in found(check("--json")):
+        assert "-cpu-" in process["name"]
+        assert (process["device"], process["problem"]) == ("cpu", None)
+        assert process["silent_s"] < 60
+    log = (own.directory / "worker.log").read_text()
+    assert log.count("action=starting") == 2
+    assert launcher.alive
+
+
+def test_processes_share_out_the_cores(launcher: Worker) -> None:
+    shares = [set(process.cpu_affinity() or []) for process in mains_of(launcher)]
+    ours = os.sched_getaffinity(0)
+    assert len(shares) == 2
+    assert set.union(*shares) == ours
+    if len(ours) > 1:
+        assert not set.intersection(*shares)
+    for process in children_of(launcher):
+        # Each child runs where its parent does, with as many threads of torch as it has cores.
+        assert set(process.cpu_affinity() or []) in shares
+        assert int(process.environ()["OMP_NUM_THREADS"]) <= max(1, len(process.cpu_affinity() or []))
+
+
+@pytest.mark.usefixtures("launcher")
+def test_workers_of_one_class_leave_the_others_to_wait(own: Stack) -> None:
+    client = Client.from_env()
+    waiting = [client.submit([PHOTO], network=NETWORK, queue=name) for name in ("default", "low")]
+    urgent = client.submit([PHOTO] * 64, network=NETWORK, queue="high", chunk_size=32)
+    eventually(lambda: "working" in states(check("--json")), within_s=60)
+    assert client.wait(urgent, timeout_s=120).state is JobState.SUCCEEDED
+    assert [client.status(job).done for job in waiting] == [0, 0]
+    assert client.table.redis.llen(keys.QUEUE_PREFIX + "low") == 1
+    # What a dead process left is everybody's, whatever its class.
+    published_at = client.table.roster.now()
+    client.table.redis.delete(keys.QUEUE_PREFIX + "default", keys.QUEUE_PREFIX + "low")
+    app = queue.make_app(own.redis.url)
+    queue.publish(app, waiting[0], 0, queue="recovery", published_at=published_at)
+    assert client.wait(waiting[0], timeout_s=60).done == 1
+    assert client.status(waiting[1]).done == 0
+    client.cancel(waiting[1])
+
+
+def test_a_process_that_is_frozen_is_silent(launcher: Worker) -> None:
+    with frozen(mains_of(launcher)[0]):
+        eventually(lambda: "silent" in states(check("--json", "--within-s", "3")), within_s=30, every_s=0.2)
+        run = check("--within-s", "3")
+        assert run.returncode == 1
+        assert "no read of the queues has come back for" in run.stderr
+    eventually(lambda: check("--within-s", "3").returncode == 0, within_s=30, every_s=0.2)
+
+
+def test_a_process_that_says_what_is_wrong_is_faulty(launcher: Worker) -> None:
+    drain_file = Path(mains_of(launcher)[0].environ()["GRADCAM_WORKER_DRAIN_FILE"])
+    name = mains_of(launcher)[0].environ()["GRADCAM_WORKER_NAME"]
+    health = Health(drain_file.with_name(name))
+    health.fault("the disk is full")
+    run = check()
+    assert run.returncode == 1
+    assert run.stderr == f"1 of 2 processes cannot work: {name} is faulty: the disk is full\n"
+    health.well()
+    assert check().returncode == 0
+
+
+def test_a_redis_that_is_away_is_told(launcher: Worker, own: Stack) -> None:
+    assert launcher.alive
+    own.redis.kill()
+    try:
+        eventually(lambda: states(check("--json", "--within-s", "3")) == ["silent"] * 2, within_s=30, every_s=0.2)
+        assert "Redis cannot be reached for" in check("--within-s", "3").stderr
+        assert check("--within-s", "600").returncode == 0  # what a liveness probe asks: a restart brings no Redis back
+    finally:
+        own.redis.restart()
+    eventually(lambda: check("--within-s", "3").returncode == 0, within_s=60, every_s=0.2)
+
+
+def test_a_killed_process_is_dead_until_it_is_started_again(launcher: Worker) -> None:
+    before = {process["name"] for process in found(check("--json"))}
+    mains_of(launcher)[0].kill()
+    eventually(lambda: "dead" in states(check("--json")), within_s=10, every_s=0.05)
+    eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
+    # Each start has a name of its own.
+    assert len(before & {process["name"] for process in found(check("--json"))}) == 1
+
+
+def test_sigterm_ends_all_and_leaves_nothing(launcher: Worker, folders: Path) -> None:
+    assert launcher.process is not None
+    everything = psutil.Process(launcher.process.pid).children(recursive=True)
+    assert len(everything) >= 4
+    started = time.monotonic()
+    launcher.process.send_signal(signal.SIGTERM)
+    assert launcher.process.wait(40) == 0
+    assert time.monotonic() - started < 20
+    eventually(lambda: not [process for process in everything if process.is_running()], within_s=10)
+    run = check()
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "no launcher" in run.stderr
+    assert [path for path in folders.rglob("*") if path.is_file()] == []
+
+
+def test_processes_that_can_never_work_are_given_up_and_the_launcher_ends(doomed: subprocess.Popen[str]) -> None:
+    _, log = doomed.communicate(timeout=120)
+    assert doomed.returncode == 4
+    assert log.count("action=starting") == GIVEN_UP_AFTER
+    last = log.splitlines()[-1]
+    assert last.startswith("Error: no process is left; ")
+    assert "ImportError: libcudart.so.12: cannot open shared object file" in last
+    assert "Traceback" not in log

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producer.jobs.errors import WorkerError
+from worker import health as module
+from worker import rundir
+from worker.health import Found, Health, Listed, State, look, publish, sentence
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with rundir.folder(tmp_path) as made:
+        yield made
+
+
+def listed(pid: int | None = 1, *, age_s: float = 0.0, problem: str | None = None) -> Listed:
+    return Listed("host-cpu", "cpu", pid, time.time() - age_s, problem)
+
+
+def found(folder: Path, process: Listed | None = None, *, within_s: float = 60.0) -> Found:
+    publish(folder, [process or listed()])
+    (one,) = look(folder.parent.parent, within_s)
+    return one
+
+
+def age(health: Health, kind: str, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(health.file(kind), (then, then))
+
+
+def state(folder: Path, process: Listed | None = None, *, within_s: float = 60.0) -> State:
+    return found(folder, process, within_s=within_s).state
+
+
+# -- a process ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_reads_is_idle_and_one_with_a_chunk_works(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    assert state(folder) == State.STARTING
+    health.warm()
+    assert state(folder) == State.IDLE
+    age(health, "warm", 100)
+    assert state(folder) == State.SILENT
+    health.polled()
+    assert state(folder) == State.IDLE
+    health.file("busy").touch()
+    assert state(folder) == State.WORKING
+    health.forget()
+    assert list(folder.iterdir()) == [folder / "launcher.json"]
+
+
+def test_one_that_takes_too_long_to_get_ready_is_silent(folder: Path) -> None:
+    assert state(folder, listed(age_s=module.WARM_WITHIN_S)) == State.STARTING
+    one = found(folder, listed(age_s=module.STARTING_WITHIN_S + 5))
+    assert (one.state, one.problem) == (State.SILENT, "it has not got ready for 155 s")
+
+
+def test_one_step_may_take_longer_than_signs_do_but_not_longer_than_it_may(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.warm()
+    age(health, "warm", 300)
+    health.file("busy").touch()
+    age(health, "busy", -100)  # its time is when the step must be over
+    assert state(folder) == State.WORKING
+    age(health, "busy", 1)
+    assert state(folder) == State.SILENT
+    health.at_work()
+    assert state(folder) == State.WORKING
+
+
+def test_silence_says_whether_redis_is_away(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.polled()
+    age(health, "polled", 100)
+    assert found(folder).problem == "no read of the queues has come back for 100 s"
+    assert found(folder, within_s=200).state == State.IDLE
+    health.away()
+    assert found(folder).problem == "Redis cannot be reached for 100 s"
+    again = Health(folder / "host-cpu")
+    again.polled()
+    assert state(folder) == State.IDLE
+    assert not again.has("away")
+
+
+def test_a_fault_stands_until_it_is_over_or_not_told_any_more(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.polled()
+    health.fault("the disk is full")
+    assert (found(folder).state, found(folder).problem) == (State.FAULTY, "the disk is full")
+    health.well()
+    assert state(folder) == State.IDLE
+    health.fault("the disk is full")
+    age(health, "fault", 1000)
+    assert state(folder) == State.IDLE
+
+
+def test_one_that_does_not_run_is_dead_and_its_launcher_says_why(folder: Path) -> None:
+    one = found(folder, listed(None, problem="it is given up"))
+    assert (one.state, one.problem) == (State.DEAD, "it is given up")
+
+
+def test_a_sign_costs_one_write_a_second(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.polled()
+    age(health, "polled", 100)
+    health.polled()
+    assert time.time() - health.at("polled") > 50
+
+
+def test_signs_are_nobodys_trouble_when_there_is_no_launcher_or_its_folder_is_gone(tmp_path: Path) -> None:
+    for health in (Health(None), Health(tmp_path / "gone" / "host-cpu")):
+        health.polled()
+        health.away()
+        health.at_work()
+        health.warm()
+        health.fault("x")
+        health.well()
+        health.cold("x")
+        health.forget()
+        assert not health.has("warm")
+
+
+def test_a_check_is_one_sentence() -> None:
+    well = Found("a", "cpu", State.IDLE, 0.5, None)
+    wrong = Found("b", "cuda", State.FAULTY, 0.5, "no driver")
+    assert sentence([well]) == "a is idle"
+    assert sentence([well, wrong]) == "1 of 2 processes cannot work: b is faulty: no driver"
+    assert "no launcher" in sentence([])
+
+
+def test_children_that_crash_as_they_start_are_counted_until_one_gets_ready(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    for _ in range(3):
+        health.begins()
+    assert health.starts() == 3
+    health.warm()
+    assert health.starts() == 0
+    assert Health(None).starts() == 0
+
+
+# -- the launchers' folders --------------------------------------------------------------------------------------------
+
+_LAUNCHER = """
+import sys, time
+from pathlib import Path
+from worker import rundir
+with rundir.folder(Path(sys.argv[1])) as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_folders_are_their_owners_alone_and_end_with_their_launcher(tmp_path: Path) -> None:
+    with rundir.folder(tmp_path) as first, rundir.folder(tmp_path) as second:
+        assert first.parent.stat().st_mode & 0o777 == 0o700
+        assert set(rundir.living(tmp_path)) == {first, second}
+        assert first.name.startswith(f"{os.getpid()}-")
+    assert rundir.living(tmp_path) == []
+    assert list(first.parent.iterdir()) == []
+
+
+def test_what_a_killed_launcher_left_does_not_live_and_goes_at_the_next_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LAUNCHER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        left = Path(launcher.stdout.readline().strip())
+        publish(left, [listed()])
+        assert len(look(tmp_path)) == 1
+        launcher.kill()
+        launcher.wait()
+    assert left.exists()
+    assert look(tmp_path) == []
+    with rundir.folder(tmp_path):
+        assert not left.exists()
+
+
+def test_a_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    rundir.place(tmp_path).symlink_to(elsewhere)
+    for use in (lambda: rundir.folder(tmp_path).__enter__(), lambda: rundir.living(tmp_path)):
+        with pytest.raises(WorkerError, match="is not a folder of this user's own"):
+            use()
+
+
+def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> None:
+    rundir.place(tmp_path).mkdir(mode=0o755)
+    with rundir.folder(tmp_path) as folder:
+        assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"cannot be used .*: set GRADCAM_WORKER_RUN_DIR"):
+        rundir.folder(tmp_path / "gone").__enter__()

@@ -1,0 +1,110 @@
+"""Where the launchers of a user on this machine keep what their processes say: a folder each, which ends with them.
+
+<GRADCAM_WORKER_RUN_DIR, or the system's folder for temporary files>/gradcam-worker-<uid>/   only its owner's
+<pid>-…/               a launcher's, locked by it for as long as it lives
+launcher.json      its processes (`worker/launcher.py`)
+drain              exists as soon as all shall come to an end
+<name>.warm …      what a process says of itself (`worker/health.py`, `worker/lease.py`)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from producer.jobs.errors import WorkerError
+
+
+def place(parent: Path | None) -> Path:
+    """Where this user's launchers have their folders, whether it is there or not.
+
+    Raises:
+        WorkerError: There is no folder for temporary files.
+    """
+    # Not in XDG_RUNTIME_DIR: it goes when its user logs out, and a launcher may stay.
+    try:
+        return (parent or Path(tempfile.gettempdir())) / f"gradcam-worker-{os.geteuid()}"
+    except FileNotFoundError:
+        raise WorkerError("no folder for temporary files can be written to: set GRADCAM_WORKER_RUN_DIR") from None
+
+
+@contextmanager
+def folder(parent: Path | None) -> Iterator[Path]:
+    """Have a folder of one's own as long as the `with` lasts; those that dead launchers left behind go.
+
+    Args:
+        parent: Where; the system's folder for temporary files when None.
+
+    Raises:
+        WorkerError: It cannot be made, or is not ours alone.
+    """
+    all_of_them = place(parent)
+    with ExitStack() as stack:
+        try:
+            all_of_them.mkdir(mode=0o700, exist_ok=True)
+            _refuse_others(all_of_them)
+            # One launcher at a time: what another one has made and not yet locked must not look dead.
+            with _locked(all_of_them, fcntl.LOCK_EX):
+                for left in _folders(all_of_them):
+                    if not _lives(left):
+                        shutil.rmtree(left, ignore_errors=True)
+                own = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=all_of_them))
+                # The kernel ends the lock with the process. It also keeps away who clears up old temporary files.
+                stack.enter_context(_locked(own, fcntl.LOCK_EX))
+        except OSError as error:
+            raise WorkerError(f"{all_of_them} cannot be used ({error.strerror}): set GRADCAM_WORKER_RUN_DIR") from None
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        yield own
+
+
+def living(parent: Path | None) -> list[Path]:
+    """The folders of the launchers that live.
+
+    Raises:
+        WorkerError: The folder they are in is not ours alone.
+    """
+    all_of_them = place(parent)
+    if not os.path.lexists(all_of_them):
+        return []
+    _refuse_others(all_of_them)
+    return [one for one in _folders(all_of_them) if _lives(one)]
+
+
+def _folders(all_of_them: Path) -> list[Path]:
+    return sorted(path for path in all_of_them.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _refuse_others(all_of_them: Path) -> None:
+    """Make sure that nobody else can write here; another user may have been faster with the name."""
+    found = all_of_them.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise WorkerError(f"{all_of_them} is not a folder of this user's own: remove it, or set GRADCAM_WORKER_RUN_DIR")
+    if stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
+        all_of_them.chmod(stat.S_IRWXU)
+
+
+def _lives(one: Path) -> bool:
+    try:
+        with _locked(one, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Lock a folder; raises BlockingIOError where another process has it and `how` does not wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
