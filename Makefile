@@ -41,11 +41,12 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 	$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(VENV)/bench.stamp ## measure speed beside others, and how millions go in; needs a quiet machine
+bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and how millions go in; needs a quiet machine
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min

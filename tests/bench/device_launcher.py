@@ -1,0 +1,17 @@
+"""`gradcam-worker` whose processes have the benchmark's device in place of the real one (`fake_device.py`)."""
+
+from __future__ import annotations
+
+from worker import cli, launcher
+
+_command = launcher.command
+
+
+def command(slot: launcher.Slot, queues: tuple[str, ...]) -> list[str]:
+    """The Celery worker of a slot, of the benchmark's application."""
+    return ["device_app" if word == "worker.app" else word for word in _command(slot, queues)]
+
+
+if __name__ == "__main__":
+    launcher.command = command
+    cli.main()
