@@ -37,8 +37,8 @@ from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
 )
 @click.option(
     "--queues",
-    help="The classes of service to work at, in the order in which they are read; before them every worker reads what "
-    "dead processes left, whatever its class.  [default: high,default,low]",
+    help="The classes of service to work at, in the order in which they are read; before them every worker reads "
+    "`recovery`, which holds what dead processes left, whatever its class.  [default: high,default,low]",
 )
 @click.option(
     "--preload",
