@@ -83,7 +83,9 @@ class Work:
     ) -> None:
         self._table, self._storage, self._settings, self._health = table, storage, settings, health
         self._republish, self._take = republish, take
-        self._fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers)
+        self._fetcher = Fetcher(
+            settings.fetch_policy, storage.client, store_answers=storage.answers, direct=storage.direct
+        )
         self._models = Models(self._fetcher, settings)
         sizes = BatchSizes(
             settings.largest_batch,

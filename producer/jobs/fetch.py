@@ -31,7 +31,10 @@ from producer.jobs.uris import FetchPolicy, FileAddress, HttpAddress, S3Address
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
+
+    from producer.jobs.direct import Answer, Direct
 
 _CHUNK_BYTES: Final = 64 * 1024
 _CONNECT_S: Final = 5.0
@@ -68,6 +71,7 @@ class Fetcher:
         policy: What may be fetched and how much of it.
         s3: The process's S3 client; its own settings bound the waits for S3. None: `s3://` is refused.
         resolve: Answers like `socket.getaddrinfo`.
+        direct: The short way to S3's objects, where there is one.
         store_answers: Says whether S3 as such is well; tells the fault of one object from that of the store. None:
             every fault is the object's.
     """
@@ -78,7 +82,9 @@ class Fetcher:
         s3: S3Client | None,
         resolve: uris.Resolve = socket.getaddrinfo,
         store_answers: Callable[[], bool] | None = None,
+        direct: Direct | None = None,
     ) -> None:
+        self._direct = direct
         self._store_answers = store_answers
         self._policy = policy
         self._s3 = s3
@@ -269,19 +275,25 @@ class Fetcher:
         if self._s3 is None:
             raise FetchError(f"{address.shown} is refused: no object store is set up here")
         try:
-            answer = self._s3.get_object(Bucket=address.bucket, Key=address.key)
+            body, length = self._s3_body(self._s3, address)
         except ClientError as error:
             raise _s3_error(address, error) from error
         except ParamValidationError as error:
             raise FetchError(f"{address.shown} is refused: S3 has no such names") from error
         except BotoCoreError as error:
             raise WorkerError(f"S3 cannot be used from this worker: {error}") from error
-        with closing(answer["Body"]) as body:
-            _refuse_larger(address.shown, answer["ContentLength"], limit_bytes)
+        with closing(body):
+            _refuse_larger(address.shown, length, limit_bytes)
             try:
                 yield from body.iter_chunks(_CHUNK_BYTES)
             except (BotoCoreError, *_NETWORK_ERRORS) as error:
                 raise _TryAgain(f"{address.shown} cannot be fetched: S3 broke off its answer") from error
+
+    def _s3_body(self, s3: S3Client, address: S3Address) -> tuple[StreamingBody | Answer, int]:
+        if self._direct is not None and (short := self._direct.get(address.bucket, address.key)):
+            return short, short.length
+        answer = s3.get_object(Bucket=address.bucket, Key=address.key)
+        return answer["Body"], answer["ContentLength"]
 
     # --- file --------------------------------------------------------------------------------------------------------
 

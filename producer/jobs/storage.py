@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError
 
 from producer.jobs import keys
+from producer.jobs.direct import Direct
 from producer.jobs.errors import JobError, ServiceError, StoreError, WorkerError
 
 if TYPE_CHECKING:
@@ -60,15 +61,20 @@ def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
         settings: Which endpoint; credentials and region are boto3's to find.
         connections: How many threads will use it at once.
     """
+    return _make(settings, connections)[0]
+
+
+def _make(settings: Connections, connections: int) -> tuple[S3Client, Direct]:
     try:
-        return _make_client(settings, connections)
+        session = boto3.session.Session()
+        client = _make_client(session, settings, connections)
+        return client, Direct(session, client, connections=connections)
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
         raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
 
 
-def _make_client(settings: Connections, connections: int) -> S3Client:
-    session = boto3.session.Session()
+def _make_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
     return session.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
@@ -88,17 +94,25 @@ def _make_client(settings: Connections, connections: int) -> S3Client:
 
 
 class Storage:
-    """Our bucket; keys are made by `keys.py`. Safe to share between threads."""
+    """Our bucket; keys are made by `keys.py`. Safe to share between threads.
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
-        self.client = client
+    Args:
+        client: What everything can be done with.
+        bucket: Its name.
+        prefix: Of all our keys.
+        direct: The short way to small objects, where there is one.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, direct: Direct | None = None) -> None:
+        self.client, self.direct = client, direct
         self.bucket = bucket
         self.prefix = prefix
 
     @classmethod
     def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
         """Open the bucket that the settings name."""
-        return cls(make_client(settings, connections=connections), settings.s3_bucket, settings.s3_prefix)
+        client, direct = _make(settings, connections)
+        return cls(client, settings.s3_bucket, settings.s3_prefix, direct)
 
     @property
     def place(self) -> str:
@@ -127,6 +141,8 @@ class Storage:
             JobError, WorkerError: As `check`.
         """
         kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
+        if self.direct is not None and self.direct.put(self.bucket, key, body, kind):
+            return
 
         def put() -> object:
             return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)

@@ -52,7 +52,7 @@ def test_a_process_that_reads_is_idle_and_one_with_a_chunk_works(folder: Path) -
     assert state(folder) == State.SILENT
     health.polled()
     assert state(folder) == State.IDLE
-    health.file("busy").touch()
+    health.file("busy1").touch()
     assert state(folder) == State.WORKING
     health.forget()
     assert list(folder.iterdir()) == [folder / "launcher.json"]
@@ -68,10 +68,10 @@ def test_one_step_may_take_longer_than_signs_do_but_not_longer_than_it_may(folde
     health = Health(folder / "host-cpu")
     health.warm()
     age(health, "warm", 300)
-    health.file("busy").touch()
-    age(health, "busy", -100)  # its time is when the step must be over
+    health.file("busy1").touch()
+    age(health, "busy1", -100)  # its time is when the step must be over
     assert state(folder) == State.WORKING
-    age(health, "busy", 1)
+    age(health, "busy1", 1)
     assert state(folder) == State.SILENT
     health.at_work()
     assert state(folder) == State.WORKING

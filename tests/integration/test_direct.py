@@ -1,0 +1,103 @@
+"""The short way to small objects: what goes over it is as boto3 would have it, and what it cannot do boto3 does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+from fault_proxy import HttpFaultProxy
+
+from producer.jobs.direct import Direct
+from producer.jobs.errors import FetchError
+from producer.jobs.fetch import Fetcher
+from producer.jobs.settings import Connections, read
+from producer.jobs.storage import Storage, make_client
+from producer.jobs.uris import FetchPolicy
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+KEYS = ["direct/a", "direct/with space+plus&amp=1.jpg", "direct/é~ü%20.png", "direct/a//b", "direct/*'()!"]
+
+
+@pytest.fixture
+def storage(stack: Stack) -> Storage:
+    return Storage.from_settings(read(Connections))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_boto3_reads_what_went_over_it_and_the_other_way_round(storage: Storage, key: str) -> None:
+    assert storage.direct is not None
+    assert storage.direct.put(storage.bucket, key, b"\0\xff" * 5000, "image/jpeg")
+    told = storage.client.get_object(Bucket=storage.bucket, Key=key)
+    assert (told["Body"].read(), told["ContentType"]) == (b"\0\xff" * 5000, "image/jpeg")
+    answer = storage.direct.get(storage.bucket, key)
+    assert answer is not None
+    with closing(answer):
+        assert answer.length == 10_000
+        assert b"".join(answer.iter_chunks(4096)) == b"\0\xff" * 5000
+
+
+def test_an_empty_object_goes_over_it(storage: Storage) -> None:
+    assert storage.direct is not None
+    assert storage.direct.put(storage.bucket, "direct/empty", b"", "text/plain")
+    assert storage.size("direct/empty") == 0
+
+
+def test_a_missing_object_is_boto3s_to_tell_and_says_nothing_of_the_bucket(storage: Storage) -> None:
+    assert storage.direct is not None
+    for _ in range(5):
+        assert storage.direct.get(storage.bucket, "direct/nothing") is None
+    assert storage.direct.put(storage.bucket, "direct/b", b"b", "text/plain")
+
+
+def test_a_bucket_that_it_cannot_reach_is_left_to_boto3(storage: Storage) -> None:
+    assert storage.direct is not None
+    for _ in range(3):
+        assert not storage.direct.put("not-there", "key", b"b", "text/plain")
+    assert storage.direct._buckets["not-there"] is None
+
+
+def test_without_credentials_it_does_nothing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(read(Connections))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    direct = Direct(boto3.session.Session(), client, connections=1)
+    assert not direct.put("gradcam", "direct/c", b"c", "text/plain")
+
+
+def test_behind_a_users_proxy_it_does_nothing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    storage = Storage.from_settings(read(Connections))
+    assert storage.direct is not None
+    assert not storage.direct.put(storage.bucket, "direct/d", b"d", "text/plain")
+
+
+@pytest.fixture
+def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
+    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+        monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield Storage.from_settings(read(Connections)), proxy
+
+
+def test_an_object_that_breaks_off_is_fetched_again(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    storage, proxy = broken
+    storage.put("direct/large", b"x" * 300_000)
+    fetcher = Fetcher(FetchPolicy(), storage.client, direct=storage.direct)
+    proxy.break_bodies(1, only=lambda method, _: method == "GET")
+    assert fetcher.fetch(f"s3://{storage.bucket}/direct/large") == b"x" * 300_000
+    assert proxy.counts["break_bodies"] == 1
+
+
+def test_an_object_that_is_too_large_is_refused_before_it_is_read(storage: Storage) -> None:
+    storage.put("direct/large", b"x" * 300_000)
+    fetcher = Fetcher(FetchPolicy(max_bytes=1000), storage.client, direct=storage.direct)
+    with pytest.raises(FetchError, match="1,000 bytes"):
+        fetcher.fetch(f"s3://{storage.bucket}/direct/large")
