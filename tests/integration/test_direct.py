@@ -54,13 +54,6 @@ def test_a_missing_object_is_boto3s_to_tell_and_says_nothing_of_the_bucket(stora
     assert storage.direct.put(storage.bucket, "direct/b", b"b", "text/plain")
 
 
-def test_a_bucket_that_it_cannot_reach_is_left_to_boto3(storage: Storage) -> None:
-    assert storage.direct is not None
-    for _ in range(3):
-        assert not storage.direct.put("not-there", "key", b"b", "text/plain")
-    assert storage.direct._buckets["not-there"] is None
-
-
 def test_without_credentials_it_does_nothing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     client = make_client(read(Connections))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -85,6 +78,25 @@ def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stor
     with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
         monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         yield Storage.from_settings(read(Connections)), proxy
+
+
+def test_a_bucket_that_never_answers_well_is_left_to_boto3(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    storage, proxy = broken
+    assert storage.direct is not None
+    proxy.answer_errors(301, "PermanentRedirect")
+    for _ in range(5):
+        assert not storage.direct.put(storage.bucket, "direct/e", b"e", "text/plain")
+    assert proxy.counts["answer_errors"] == 3
+
+
+def test_one_that_has_answered_well_is_tried_again(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    storage, proxy = broken
+    assert storage.direct is not None
+    assert storage.direct.put(storage.bucket, "direct/f", b"f", "text/plain")
+    proxy.answer_errors(503, "SlowDown", n=5)
+    for _ in range(5):
+        assert not storage.direct.put(storage.bucket, "direct/f", b"f", "text/plain")
+    assert storage.direct.put(storage.bucket, "direct/f", b"f", "text/plain")
 
 
 def test_an_object_that_breaks_off_is_fetched_again(broken: tuple[Storage, HttpFaultProxy]) -> None:
