@@ -82,8 +82,8 @@ class Pipeline:
     ) -> None:
         self._table, self._storage, self._fetcher, self._settings, self._stop = table, storage, fetcher, settings, stop
         self._sizes, self._at_work = sizes, at_work
-        #: The model whose lack of ReLUs was told of last.
-        self._told: object = None
+        #: The network whose lack of ReLUs was told of last.
+        self._told = ""
         self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
         self._device = DeviceThread()
         self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
@@ -255,8 +255,8 @@ class Pipeline:
 
     def _tell_if_unguided(self, network: Network, answers: _Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
-        if explained is not None and explained.guided_relus == 0 and self._told is not network.model:
-            self._told = network.model
+        if explained is not None and explained.guided_relus == 0 and self._told != network.name:
+            self._told = network.name
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
 
     # -- behind the device ---------------------------------------------------------------------------------------
