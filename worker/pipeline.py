@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 #: Batches of one chunk in the device's row: one at work, one ready.
 _ROW = 2
-#: So many images at least are marked with one call of Redis.
+#: So many images are marked with one call of Redis.
 _MARKED = 16
 #: What came of a batch: of each image its explanations, or why there are none.
 _Answers = list[list[Explained] | ModelError]
@@ -132,8 +132,9 @@ class Pipeline:
             image.error = verdict(claim.suspects.get(image.offset, 0))
         ledger.end(failed(image, claim) for image in images if image.error is not None)
         left = [image for image in images if image.error is None]
-        size = self._sizes.size(kind_of_work(hand.network, claim.spec))
-        self._stream([image for image in left if image.offset not in claim.suspects], size, hand, ledger)
+        kind = kind_of_work(hand.network, claim.spec)
+        healthy = [image for image in left if image.offset not in claim.suspects]
+        self._stream(healthy, lambda: self._sizes.size(kind), hand, ledger)
         # Each alone, so that the next death says whose fault it is; last, so that it takes nobody along.
         suspects = [image for image in left if image.offset in claim.suspects]
         if suspects:
@@ -141,18 +142,20 @@ class Pipeline:
         for image in suspects:
             if not self._stop():
                 ledger.harvest(leave=0)
-                self._stream([image], 1, hand, ledger)
+                self._stream([image], lambda: 1, hand, ledger)
         ledger.harvest(leave=0)
         ledger.commit()
 
-    def _stream(self, images: Sequence[Image], size: int, hand: Hand, ledger: Ledger) -> None:
+    def _stream(self, images: Sequence[Image], size: Callable[[], int], hand: Hand, ledger: Ledger) -> None:
         """Take images through all stages in batches, until they end or this process is told to stop."""
-        depth = min(2 * size + self._settings.io_threads, len(images) or 1)
+        spec, fetchers = hand.claim.spec, self._settings.io_threads
+        # What is drawn on originals keeps all of them in memory: fewer wait for the device.
+        batches_ahead = 2 if spec.output_size == "input" else 1
         loaded = ahead(
             self._before,
-            lambda image: stages.load(image, self._fetcher, hand.network, hand.claim.spec),
-            self._fed(ledger.marked(images, at_once=max(size, _MARKED)), hand),
-            depth=depth,
+            lambda image: stages.load(image, self._fetcher, hand.network, spec),
+            self._fed(ledger.marked(images, at_once=_MARKED), hand),
+            depth=lambda: min(batches_ahead * size() + fetchers, len(images)),
             wait=partial(self._loaded, hand.lease),
         )
         row: deque[tuple[list[Image], Future[Ran[_Answers]]]] = deque()
@@ -163,7 +166,7 @@ class Pipeline:
                     while len(row) >= _ROW:
                         self._explained(*row.popleft(), hand, ledger)
                     # At most two batches wait behind the device: memory stays flat when the store is slow.
-                    ledger.harvest(leave=2 * size)
+                    ledger.harvest(leave=2 * size())
                     if self._stop():
                         break
                 while row:
@@ -183,7 +186,7 @@ class Pipeline:
         hand.fed()
 
     def _batches(
-        self, loaded: Generator[Image, None, None], size: int, hand: Hand, ledger: Ledger
+        self, loaded: Generator[Image, None, None], size: Callable[[], int], hand: Hand, ledger: Ledger
     ) -> Iterator[list[Image]]:
         """Full batches of those that came this far; one that did not leaves the batch, and its place to the next."""
         batch: list[Image] = []
@@ -192,7 +195,7 @@ class Pipeline:
                 ledger.leave(failed(image, hand.claim))
                 continue
             batch.append(image)
-            if len(batch) == size:
+            if len(batch) >= size():
                 hand.lease.step(self._settings.item_timeout_s)
                 yield batch
                 batch = []

@@ -16,7 +16,7 @@ def ahead(
     function: Callable[[_In], _Out],
     items: Iterable[_In],
     *,
-    depth: int,
+    depth: int | Callable[[], int],
     wait: Callable[[_In, Future[_Out]], _Out] = lambda _, future: future.result(),
 ) -> Generator[_Out, None, None]:
     """Apply a function to a stream in a pool's threads; results come in order, memory stays flat.
@@ -25,7 +25,7 @@ def ahead(
         pool: Whose threads do the work.
         function: What to apply; its exception is raised where its result would have come.
         items: Read only as far as needed.
-        depth: How many items may be under way or waiting to be read.
+        depth: How many items may be under way or waiting to be read; asked again for each where it may change.
         wait: Gives the result of an item's future, or something in its place.
 
     Yields:
@@ -35,7 +35,7 @@ def ahead(
     try:
         for item in items:
             window.append((item, pool.submit(function, item)))
-            if len(window) >= depth:
+            while len(window) >= (depth() if callable(depth) else depth):
                 yield wait(*window.popleft())
         while window:
             yield wait(*window.popleft())

@@ -109,17 +109,14 @@ def cpu(rig: Rig, network: str, rounds: int, targets: Targets) -> dict[str, list
 
 
 def show_waits(network: str, rounds: list[Timed], targets: Targets) -> None:
-    """Print the job's own table of stages, and how much of the time the device waited where it says so."""
-    stages = {name: statistics.median(each.stages.get(name, 0.0) for each in rounds) for name in rounds[0].stages}
-    images = rounds[0].images
-    each = ", ".join(f"{name} {1000 * seconds / images:.1f}" for name, seconds in stages.items())
-    click.echo(f"job.json, wall-clock ms an image in each stage: {each}")
-    waits = [name for name in stages if name.startswith("device") and "wait" in name]
-    spans = [name for name in stages if name.startswith("device") and "span" in name]
-    if waits:
-        whole = stages[spans[0]] if spans else stages[waits[0]] + stages.get("explain", 0.0)
-        share = stages[waits[0]] / whole
-        targets.add(f"{network}: device waits for input", share, 0.05, network == "resnet50", most=True)
+    """Print the job's own table of stages, and how much of the time the device waited."""
+    images, stages = rounds[0].images, rounds[0].status["stages"]
+    for kind, words in (("work_s", "at work"), ("wait_s", "waited for")):
+        medians = {name: statistics.median(each.status["stages"][name][kind] for each in rounds) for name in stages}
+        each = ", ".join(f"{name} {1000 * seconds / images:.1f}" for name, seconds in medians.items())
+        click.echo(f"job.json, wall-clock ms an image {words}: {each}")
+    idle = 1 - statistics.median(each.status["device_busy"] for each in rounds)
+    targets.add(f"{network}: device waits for input", idle, 0.05, network == "resnet50", most=True)
 
 
 def scaling(rig: Rig, network: str, rounds: int, targets: Targets) -> dict[str, list[Timed]]:

@@ -44,8 +44,8 @@ class Timed:
     seconds: float
     #: Whose CPU time → milliseconds an image.
     core_ms: dict[str, float] = field(default_factory=dict)
-    #: The job's own table: stage → seconds, summed over images.
-    stages: dict[str, float] = field(default_factory=dict)
+    #: The job's status at its end, with its own table of stages.
+    status: dict[str, Any] = field(default_factory=dict)
 
     @property
     def per_s(self) -> float:
@@ -168,6 +168,8 @@ class Rig:
             self._job(network, self.uris[:64], chunk=8)
             loaded = [program.said(f"action=model_loaded network={network}") for program in programs]
             if min(loaded) >= processes:
+                # The size of batches is found meanwhile.
+                self._job(network, self.uris[:192] * len(programs) * processes, chunk=CHUNK)
                 return
         raise AssertionError(f"not every worker came to work: {loaded}")
 
@@ -181,7 +183,7 @@ class Rig:
             return jobs[0][1]
 
         found = self.measured(images, run, programs)
-        found.stages = self.check(jobs[0][0], images)["seconds"]
+        found.status = self.check(jobs[0][0], images)["status"]
         return found
 
     def _job(self, network: str, uris: Sequence[str], chunk: int) -> tuple[str, float]:
