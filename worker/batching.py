@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 
 #: Where the search begins: small enough for any device, large enough to tell something.
 FIRST = 4
-#: A size is judged by the fastest of so many batches: what else the machine does only ever slows one down.
+#: A size is judged by the fastest of so many batches, and before it is found no better by twice as many: what else the
+#: machine does only ever slows one down.
 _TRIES = 3
 #: Twice the size has to be so much faster an image, or it is not worth its memory and the wait for it.
 _WORTH = 1.03
@@ -74,7 +75,8 @@ class BatchSizes:
                 return
             before = search.speeds.get(size // 2)
             if before is not None and max(speeds) < _WORTH * max(before):
-                self._end(key, search, size // 2)
+                if len(speeds) >= 2 * _TRIES:
+                    self._end(key, search, size // 2)
             elif 2 * size <= search.ceiling and self._allows():
                 search.size = 2 * size
             else:
