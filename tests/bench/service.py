@@ -41,6 +41,8 @@ NETWORKS = ("resnet50", "efficientnet_lite0")
 PARTS = ("cpu", "scaling", "gpu-shape", "stages", "memory")
 DEVICE_MS = (30, 100)
 DEVICE_BATCH = 32
+#: Of jobs that one and two workers share: many chunks, so that it hardly matters who has the last one.
+SHARED_CHUNK = 32
 Contest = dict[str, tuple[Callable[[int], Timed], int]]
 
 
@@ -145,7 +147,7 @@ def scaling(rig: Rig, network: str, rounds: int, targets: Targets) -> dict[str, 
             # A read of the queues that it began is answered for a second yet, and would take a message along.
             time.sleep(3.0)
             try:
-                return rig.timed(workers[:1], network, count)
+                return rig.timed(workers[:1], network, count, SHARED_CHUNK)
             finally:
                 for each in stopped:
                     each.resume()
@@ -161,7 +163,7 @@ def scaling(rig: Rig, network: str, rounds: int, targets: Targets) -> dict[str, 
             alone: (pure.timed, max(16, images // 4)),
             free: (single, images // 2),
             one: (confined, images // 2),
-            two: (lambda count: rig.timed(workers, network, count), images),
+            two: (lambda count: rig.timed(workers, network, count, SHARED_CHUNK), images),
         }
         found = rounds_of(contest, rounds)
     show(f"{network}, fp32, workers pinned to cores", found, alone)
