@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,13 +35,11 @@ class Worker(Program):
     death_signal = signal.SIGTERM
 
     def __init__(
-        self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str, queues: str | None = None
+        self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str, options: Sequence[str] = ()
     ) -> None:
         super().__init__("gradcam-worker", log)
         self._environment = environment
-        self._arguments = ["--devices", devices, "--processes-per-device", str(processes)]
-        if queues is not None:
-            self._arguments += ["--queues", queues]
+        self._arguments = ("--devices", devices, "--processes-per-device", str(processes), *options)
 
     def start(self) -> None:
         """Start the worker; it takes jobs some seconds later, when it has imported PyTorch."""

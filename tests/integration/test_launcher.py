@@ -66,7 +66,7 @@ def launcher(own: Stack, doomed: subprocess.Popen[str]) -> Iterator[Worker]:
     """Two processes that work at `high` alone."""
     assert doomed.poll() is None
     log = own.directory / "worker.log"
-    worker = Worker(log, own.environment(), processes=2, devices="cpu", queues="high")
+    worker = Worker(log, own.environment(), processes=2, devices="cpu", options=["--queues", "high"])
     worker.start()
     try:
         eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.5)
