@@ -75,7 +75,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     device.choose("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
-    fetcher, clock = Fetcher(FetchPolicy(), storage.client), _Clock(servers)
+    fetcher, clock = Fetcher(FetchPolicy(), storage.client, direct=storage.direct), _Clock(servers)
     images = len(uris)
 
     def decoded(data: bytes) -> tuple[Any, Any]:
