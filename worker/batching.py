@@ -11,11 +11,14 @@ log = logging.getLogger(__name__)
 
 #: Where the search begins: small enough for any device, large enough to tell something.
 FIRST = 4
-#: A size is judged by the fastest of so many batches, and before it is found no better by twice as many: what else the
-#: machine does only ever slows one down.
-_TRIES = 3
-#: Twice the size has to be so much faster an image, or it is not worth its memory and the wait for it.
-_WORTH = 1.03
+#: How often a size is tried before a larger one is: its first batch is slow, as kernels are chosen and memory is got.
+_FIRST_TRIES = 2
+#: How often all sizes are tried after that, by turns: what else the machine does must not be held against one of them.
+ROUNDS = 3
+#: Nothing larger is tried than a size at which an image takes twice as long as at the best.
+_MUCH_SLOWER = 0.5
+#: The smallest size is taken that is nearly as fast as the fastest: a small batch is less memory and less to wait for.
+_NEARLY = 0.97
 
 
 @dataclass
@@ -24,6 +27,10 @@ class _Search:
 
     size: int
     ceiling: int
+    #: What is tried, ascending.
+    sizes: list[int]
+    #: 0 while it grows, then the round.
+    round: int = 0
     over: bool = False
     #: size → images/s of each batch of that size
     speeds: dict[int, list[float]] = field(default_factory=dict)
@@ -32,8 +39,8 @@ class _Search:
 class BatchSizes:
     """The batch size of each kind of work, found while working; safe to share between threads.
 
-    The size doubles while that makes an image faster and memory allows, then stays. A batch that did not fit makes half
-    of it the most that is ever tried again.
+    The size doubles while memory allows and images do not take much longer, then all sizes are tried by turns, and the
+    best stays. A batch that did not fit makes half of it the most that is ever tried again.
 
     Args:
         limit: The largest size.
@@ -71,32 +78,51 @@ class BatchSizes:
                 return
             speeds = search.speeds.setdefault(size, [])
             speeds.append(size / max(seconds, 1e-9))
-            if len(speeds) < _TRIES:
+            if len(speeds) < _FIRST_TRIES:
                 return
-            before = search.speeds.get(size // 2)
-            if before is not None and max(speeds) < _WORTH * max(before):
-                if len(speeds) >= 2 * _TRIES:
-                    self._end(key, search, size // 2)
-            elif 2 * size <= search.ceiling and self._allows():
-                search.size = 2 * size
-            else:
-                self._end(key, search, size)
+            if search.round == 0 and self._grows(search):
+                return
+            self._go_on(key, search)
 
     def too_large(self, key: str, size: int) -> None:
         """Take note of a batch that did not fit into the memory of the device."""
         with self._lock:
             search = self._search(key)
             search.ceiling = max(1, min(search.ceiling, size // 2))
-            if search.size > search.ceiling:
+            search.sizes = [each for each in search.sizes if each <= search.ceiling] or [search.ceiling]
+            if search.over and search.size > search.ceiling:
                 self._end(key, search, search.ceiling)
+            elif search.size > search.ceiling:
+                self._go_on(key, search)
 
     def _search(self, key: str) -> _Search:
         search = self._searches.get(key)
         if search is None:
             known = self._recall(key)
-            search = _Search(min(known or FIRST, self._limit), self._limit, over=known is not None)
-            self._searches[key] = search
+            size = min(known or FIRST, self._limit)
+            search = self._searches[key] = _Search(size, self._limit, [size], over=known is not None)
         return search
+
+    def _grows(self, search: _Search) -> bool:
+        best = {size: max(speeds) for size, speeds in search.speeds.items()}
+        larger = min(2 * search.size, search.ceiling)
+        if larger <= search.size or best[search.size] < _MUCH_SLOWER * max(best.values()) or not self._allows():
+            return False
+        search.sizes.append(larger)
+        search.size = larger
+        return True
+
+    def _go_on(self, key: str, search: _Search) -> None:
+        """The next size of the round, or the next round's first."""
+        left = [size for size in search.sizes if size > search.size] if search.round else []
+        if not left:
+            search.round += 1
+            left = search.sizes
+        search.size = left[0]
+        if search.round > ROUNDS or len(search.sizes) == 1:
+            best = {size: max(search.speeds.get(size, [0.0])[-ROUNDS:]) for size in search.sizes}
+            nearly = _NEARLY * max(best.values())
+            self._end(key, search, next(size for size in search.sizes if best[size] >= nearly))
 
     def _end(self, key: str, search: _Search, size: int) -> None:
         search.size, search.over = size, True

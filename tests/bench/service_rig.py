@@ -169,7 +169,7 @@ class Rig:
             loaded = [program.said(f"action=model_loaded network={network}") for program in programs]
             if min(loaded) >= processes:
                 # The size of batches is found meanwhile.
-                self._job(network, self.uris[:192] * len(programs) * processes, chunk=CHUNK)
+                self._job(network, self.uris[:384] * len(programs) * processes, chunk=CHUNK)
                 return
         raise AssertionError(f"not every worker came to work: {loaded}")
 

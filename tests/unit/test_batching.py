@@ -24,7 +24,7 @@ def test_the_search_begins_small() -> None:
 
 def test_a_device_that_takes_the_same_time_for_any_batch_gets_the_largest() -> None:
     assert work(BatchSizes(64), lambda _: 0.03) == 64
-    assert work(BatchSizes(48), lambda _: 0.03) == 32  # the next would be 64
+    assert work(BatchSizes(48), lambda _: 0.03) == 48
 
 
 def test_a_device_that_takes_as_long_an_image_in_any_batch_gets_the_smallest() -> None:
@@ -36,7 +36,7 @@ def test_the_size_stays_where_growing_stops_to_pay() -> None:
     assert work(BatchSizes(256), lambda size: 0.02 + 0.002 * size + (0.004 * size if size > 16 else 0)) == 16
 
 
-def test_one_slow_batch_does_not_end_the_search() -> None:
+def test_slow_batches_now_and_then_do_not_mislead_the_search() -> None:
     sizes, ran = BatchSizes(64), 0
 
     def seconds(_: int) -> float:
@@ -45,6 +45,33 @@ def test_one_slow_batch_does_not_end_the_search() -> None:
         return 1.0 if ran % 3 == 1 else 0.03
 
     assert work(sizes, seconds) == 64
+
+
+def test_what_slows_the_machine_from_some_time_on_is_not_held_against_the_larger_sizes() -> None:
+    """Nothing else ran while the small ones were tried first."""
+    ran = 0
+
+    def seconds(size: int) -> float:
+        nonlocal ran
+        ran += 1
+        return (0.02 + 0.01 * size) * (1 if ran == 1 else 1.8)
+
+    assert work(BatchSizes(32), seconds) == 32
+
+
+def test_a_size_that_is_nearly_as_fast_is_taken_for_less_memory() -> None:
+    assert work(BatchSizes(64), lambda size: 0.01 * size + (0.02 if size < 16 else 0.0)) == 16
+
+
+def test_sizes_that_take_much_longer_an_image_are_not_gone_beyond() -> None:
+    tried = set()
+
+    def seconds(size: int) -> float:
+        tried.add(size)
+        return 0.01 * size * (10 if size > 16 else 1)
+
+    work(BatchSizes(256), seconds)
+    assert max(tried) == 32
 
 
 def test_a_batch_that_did_not_fit_is_halved_and_never_tried_again() -> None:
