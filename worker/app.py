@@ -90,6 +90,9 @@ def _end_when_useless() -> None:
     """A worker whose launcher is gone is one that nobody can stop; one whose children cannot start can do nothing."""
     if os.getppid() != _parent:
         log.warning("action=orphaned The launcher is gone; this worker ends as well.")
+        if settings.drain_file is not None:
+            with suppress(OSError):  # its folder may be gone, which says the same
+                settings.drain_file.touch()
         os.kill(os.getpid(), signal.SIGTERM)
     if health.has("cold") or health.starts() > _STARTS:
         _end("no new child can get what it needs")

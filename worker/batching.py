@@ -21,6 +21,12 @@ _MUCH_SLOWER = 0.5
 _NEARLY = 0.97
 
 
+#: A batch that takes longer is not worth it: a process that is to stop finishes the one in hand.
+LONGEST_S = 4.0
+#: So many batches smaller than the size tried say that it is never reached.
+_SHORT = 16
+
+
 @dataclass
 class _Search:
     """The state of one search."""
@@ -32,6 +38,8 @@ class _Search:
     #: 0 while it grows, then the round.
     round: int = 0
     over: bool = False
+    #: How many batches were smaller than what was asked for.
+    short: int = 0
     #: size → images/s of each batch of that size
     speeds: dict[int, list[float]] = field(default_factory=dict)
 
@@ -75,6 +83,7 @@ class BatchSizes:
         with self._lock:
             search = self._search(key)
             if search.over or size != search.size:
+                self._fell_short(key, search, size)
                 return
             speeds = search.speeds.setdefault(size, [])
             speeds.append(size / max(seconds, 1e-9))
@@ -90,10 +99,19 @@ class BatchSizes:
             search = self._search(key)
             search.ceiling = max(1, min(search.ceiling, size // 2))
             search.sizes = [each for each in search.sizes if each <= search.ceiling] or [search.ceiling]
-            if search.over and search.size > search.ceiling:
-                self._end(key, search, search.ceiling)
+            if search.over:
+                # Not for others: what else was on the device in this moment may be gone in the next.
+                search.size = min(search.size, search.ceiling)
             elif search.size > search.ceiling:
                 self._go_on(key, search)
+
+    def _fell_short(self, key: str, search: _Search, size: int) -> None:
+        """Chunks that are smaller than the size that is tried never fill a batch: it is left out."""
+        search.short += size < search.size
+        if not search.over and search.short >= _SHORT:
+            search.short, search.ceiling = 0, max(1, search.size // 2)
+            search.sizes = [each for each in search.sizes if each < search.size] or [search.ceiling]
+            self._go_on(key, search)
 
     def _search(self, key: str) -> _Search:
         search = self._searches.get(key)
@@ -105,6 +123,8 @@ class BatchSizes:
 
     def _grows(self, search: _Search) -> bool:
         best = {size: max(speeds) for size, speeds in search.speeds.items()}
+        if 2 * search.size / best[search.size] > LONGEST_S:
+            return False
         larger = min(2 * search.size, search.ceiling)
         if larger <= search.size or best[search.size] < _MUCH_SLOWER * max(best.values()) or not self._allows():
             return False

@@ -17,6 +17,8 @@ from queue import PriorityQueue
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
+#: Between two chunks of one job that follow each other.
+_SAME_RUN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class DeviceThread:
         if not batch.future.set_running_or_notify_cancel():
             return
         began = time.monotonic()
-        idle_since = self._ended if batch.job == self._job else max(self._ended, batch.since)
+        # A job that stood still for longer had no work to give, or was paused.
+        same = batch.job == self._job and batch.since - self._ended < _SAME_RUN_S
+        idle_since = self._ended if same else max(self._ended, batch.since)
         try:
             value = batch.run()
         except BaseException as error:

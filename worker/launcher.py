@@ -147,13 +147,18 @@ class Launcher:
                     signal.signal(number, handler)
 
     def _serve_metrics(self) -> None:
-        folder = self._folder / METRICS
-        folder.mkdir()
         address, port = self.metrics
         if port is not None:
             from worker.metrics import serve
 
-            serve(folder, address, port)
+            self._make_folders()
+            serve(self._folder / METRICS, address, port)
+
+    def _make_folders(self) -> None:
+        """Before each start: whoever tidies up temporary files may have taken them away."""
+        with suppress(OSError):  # the process tells
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            (self._folder / METRICS).mkdir(exist_ok=True)
 
     @property
     def _drain_file(self) -> Path:
@@ -175,6 +180,7 @@ class Launcher:
         slot = replace(process.slot, name=f"{process.slot.name}-{secrets.token_hex(2)}")
         on = f" of cores {','.join(map(str, slot.cores))}" if slot.cores else ""
         log.info("action=starting Starting %s on %s with %d threads%s.", slot.name, slot.device, slot.threads, on)
+        self._make_folders()
         with cores.pinned(slot.cores):
             # Its own session: a Ctrl-C on the terminal reaches the launcher alone, which drains the workers in order.
             process.running = subprocess.Popen(
@@ -188,6 +194,9 @@ class Launcher:
 
     def _died(self, process: _Process, code: int) -> None:
         lived_s = time.monotonic() - process.started
+        if process.running is not None:
+            # Its child, which nobody watches any more: it would share the device with the next one's.
+            _kill_group(process.running.pid)
         health = Health(self._folder / process.name)
         why = health.standing_fault() or f"it ended with code {code} after {lived_s:.0f} s"
         if health.has("warm"):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from producer.jobs.errors import GradcamError, ServiceError
+from producer.jobs.errors import GradcamError, ServiceError, WorkerError
 
 if TYPE_CHECKING:
     from producer.jobs.table import Claim, JobTable
@@ -77,9 +77,10 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        # First: a renewal that waits for Redis is no hanging image.
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+        self._thread.join()
 
     def step(self, limit_s: float) -> None:
         """Begin a step that may take so long.
@@ -110,15 +111,19 @@ class Lease:
         claim = self._claim
         busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, list(marked))
         partial = self._file.with_name(f"{self._file.name}.new")
-        with suppress(FileNotFoundError):  # the launcher's folder is gone: so are we, in a moment
+        try:
             partial.write_text(json.dumps(asdict(busy)))
             partial.replace(self._file)
+        except FileNotFoundError:
+            pass  # the launcher's folder is gone: so are we, in a moment
+        except OSError as error:
+            raise WorkerError(f"nothing can be written to {self._file.parent} ({error.strerror})") from None
         self._set_time()
 
     def _set_time(self) -> None:
         if self._file is not None:
             until = time.time() + max(self._until - time.monotonic(), 0.0)
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.utime(self._file, (until, until))
 
     def _keep(self) -> None:

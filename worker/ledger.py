@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: How long uploads that are under way may take to end when something broke off.
 _SETTLE_S = 60.0
+#: How long recording may take, with all retries while Redis or the store is away; also of a shard of gigabytes.
+_RECORD_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,14 @@ class Ledger:
         self._shard.add(ended.result, ended.files)
         return replace(ended, files={})  # memory stays flat
 
+    def _recording(self) -> None:
+        """Redis and the store have patience and retries of their own: recording is nothing that hangs."""
+        with suppress(LeaseLost):
+            self._lease.step(_RECORD_S)
+
     def settle(self) -> None:
         """Something broke off: record what has ended all the same, and leave nothing running behind."""
+        self._recording()
         running = [future for _, future in self._underway if not future.cancel()]
         self._ended += [
             future.result() for future in wait(running, timeout=_SETTLE_S).done if future.exception() is None
@@ -141,7 +149,10 @@ class Ledger:
         claim = self._claim
         if not ended or (self._shard is not None and len(ended) < len(claim.pending)):
             return
+        self._recording()
         if self._shard is not None:
+            with suppress(GradcamError):  # nothing is being decoded or computed any more
+                self._lease.mark([])
             self._shard.upload()
         key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part)
         self._part += 1

@@ -6,8 +6,13 @@ by `PROMETHEUS_MULTIPROC_DIR`, which the launcher sets); the launcher serves the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+if not os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "/")):
+    # The launcher's folder is gone, or its disk is: a worker can do without metrics, and its launcher makes it anew.
+    del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector

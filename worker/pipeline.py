@@ -8,10 +8,12 @@ commit: what is called done is always there.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,8 +47,14 @@ _LOOK_EVERY_S = 0.5
 _ROW = 2
 #: So many images are marked with one call of Redis.
 _MARKED = 16
+#: So many at most go through the network at once whose originals are kept to be drawn on: one may have 48 MB.
+_MOST_ORIGINALS = 16
 #: What came of a batch: of each image its explanations, or why there are none.
 _Answers = list[list[Explained] | ModelError]
+
+
+class _StoppedError(Exception):
+    """This process was told to stop: what has not begun does not begin."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,22 @@ class Pipeline:
         self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
         #: Threads that an image keeps from ever ending; a process with one should end after its chunk.
         self.hanging = 0
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    def under_way(self) -> int:
+        """How many stages of images and batches are running, of all chunks, also of those that broke off."""
+        return self._under_way
+
+    @contextmanager
+    def _at(self) -> Iterator[None]:
+        with self._lock:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def run(self, hand: Hand) -> bool:
         """Work off a chunk.
@@ -133,14 +157,16 @@ class Pipeline:
         ledger.end(failed(image, claim) for image in images if image.error is not None)
         left = [image for image in images if image.error is None]
         kind = kind_of_work(hand.network, claim.spec)
+        most = sys.maxsize if claim.spec.output_size == "input" else _MOST_ORIGINALS
         healthy = [image for image in left if image.offset not in claim.suspects]
-        self._stream(healthy, lambda: self._sizes.size(kind), hand, ledger)
+        self._stream(healthy, lambda: min(self._sizes.size(kind), most), hand, ledger)
         # Each alone, so that the next death says whose fault it is; last, so that it takes nobody along.
         suspects = [image for image in left if image.offset in claim.suspects]
         if suspects:
             hand.alone()
         for image in suspects:
-            if not self._stop():
+            # A thread that hangs at another image would take part: the chunk goes back, and this process retires.
+            if not self._stop() and not self.hanging:
                 ledger.harvest(leave=0)
                 self._stream([image], lambda: 1, hand, ledger)
         ledger.harvest(leave=0)
@@ -153,7 +179,7 @@ class Pipeline:
         batches_ahead = 2 if spec.output_size == "input" else 1
         loaded = ahead(
             self._before,
-            lambda image: stages.load(image, self._fetcher, hand.network, spec),
+            partial(self._load, hand),
             self._fed(ledger.marked(images, at_once=_MARKED), hand),
             depth=lambda: min(batches_ahead * size() + fetchers, len(images)),
             wait=partial(self._loaded, hand.lease),
@@ -170,9 +196,9 @@ class Pipeline:
                     if self._stop():
                         break
                 while row:
-                    batch, future = row.popleft()
-                    if not (self._stop() and future.cancel()):
-                        self._explained(batch, future, hand, ledger)
+                    self._explained(*row.popleft(), hand, ledger)
+            except _StoppedError:
+                pass
             finally:
                 for _, future in row:
                     future.cancel()
@@ -202,8 +228,12 @@ class Pipeline:
         if batch:
             yield batch
 
+    def _load(self, hand: Hand, image: Image) -> Image:
+        with self._at():
+            return stages.load(image, self._fetcher, hand.network, hand.claim.spec)
+
     def _loaded(self, lease: Lease, image: Image, future: Future[Image]) -> Image:
-        stage = self._hangs(lease, image, future)
+        stage = self._hangs(lease, image, future, stop=self._stop)
         return future.result() if stage is None else self._given_up(image, stage)
 
     # -- on the device -------------------------------------------------------------------------------------------
@@ -215,6 +245,12 @@ class Pipeline:
 
     def _explain(self, batch: list[Image], hand: Hand) -> _Answers:
         """Runs in the device's thread."""
+        if self._stop():
+            raise _StoppedError
+        with self._at():
+            return self._explain_now(batch, hand)
+
+    def _explain_now(self, batch: list[Image], hand: Hand) -> _Answers:
         hand.lease.step(self._settings.item_timeout_s)
         spec = hand.claim.spec
         usual = checked_class(hand.network, spec.class_id, spec.class_name)
@@ -254,7 +290,7 @@ class Pipeline:
             else:
                 image.explained = answer
             image.waits_from_now()
-            ledger.add(image, self._behind.submit(stages.finish, image, self._storage, hand.claim, hand.network))
+            ledger.add(image, self._behind.submit(self._finish, hand, image))
 
     def _tell_if_unguided(self, network: Network, answers: _Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
@@ -264,16 +300,28 @@ class Pipeline:
 
     # -- behind the device ---------------------------------------------------------------------------------------
 
+    def _finish(self, hand: Hand, image: Image) -> Ended:
+        with self._at():
+            return stages.finish(image, self._storage, hand.claim, hand.network)
+
     def _finished(self, hand: Hand, image: Image, future: Future[Ended]) -> Ended:
         stage = self._hangs(hand.lease, image, future)
         return future.result() if stage is None else failed(self._given_up(image, stage), hand.claim)
 
     # -- what hangs ----------------------------------------------------------------------------------------------
 
-    def _hangs(self, lease: Lease, image: Image, future: Future[Any]) -> str | None:
-        """Wait for a future; the stage in which its image takes longer than it may, None when the future is done."""
+    def _hangs(
+        self, lease: Lease, image: Image, future: Future[Any], stop: Callable[[], bool] = lambda: False
+    ) -> str | None:
+        """Wait for a future; the stage in which its image takes longer than it may, None when the future is done.
+
+        Raises:
+            _StoppedError: It shall not be waited for.
+        """
         limit_s = self._settings.item_timeout_s
         while not wait([future], timeout=_LOOK_EVERY_S).done:
+            if stop():
+                raise _StoppedError
             stage = image.overdue(limit_s)
             if stage is not None:
                 return stage

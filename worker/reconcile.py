@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from producer.jobs.errors import GradcamError
+from producer.jobs.errors import GradcamError, JobError, WorkerError
 from producer.jobs.finalise import finalise
 from producer.jobs.spec import CLASSES
 
@@ -56,7 +56,13 @@ def reconcile(
         How many messages were sent.
     """
     table.forget_expired()
-    sent = sum(_expired(table, storage, republish, job, who) for job in table.active())
+    sent = 0
+    for job in table.active():
+        try:
+            sent += _expired(table, storage, republish, job, who)
+        except (JobError, WorkerError) as error:
+            # One job's trouble (another version wrote it, its bucket is away) is not that of those behind it.
+            log.warning("action=reconcile_failed job=%s It could not be looked after: %s", job, error)
     for queue in CLASSES:
         while lost := table.deficit(queue, grace_s=grace_s, at_most=_AT_ONCE):
             for job, chunk in lost:

@@ -72,6 +72,8 @@ class Watchdog(threading.Thread):
         self._oom_kills = oom_kills()
         #: Claims whose holder was killed because it hung.
         self._hung: set[str] = set()
+        #: Files that were late when last looked at.
+        self._late: set[Path] = set()
 
     def run(self) -> None:
         """Look, again and again."""
@@ -90,7 +92,14 @@ class Watchdog(threading.Thread):
         except FileNotFoundError:
             return
         busy = Busy.read(file) if late_s > self._grace_s else None
-        if busy is None or busy.claim_id in self._hung:
+        if busy is None:
+            self._late.discard(file)
+            return
+        if busy.claim_id in self._hung:
+            return
+        if file not in self._late:
+            # Twice: a machine that was suspended, or whose clock was set, has run on in between.
+            self._late.add(file)
             return
         log.error("action=hung job=%s chunk=%d The process hangs; it is killed.", busy.job, busy.chunk)
         self._hung.add(busy.claim_id)
@@ -100,7 +109,7 @@ class Watchdog(threading.Thread):
     def inquest(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
         """What a dead child had in hand, which need not be what its message named, and its death's weight for each.
 
-        An image was alone only if no other was under way in the whole process. The step that hung is known, though.
+        An image was alone only if no other chunk was in hand; where there were two, the next holder finds out.
 
         Args:
             delivery: What the dead holder's claim ids begin with.
@@ -112,6 +121,7 @@ class Watchdog(threading.Thread):
         before, self._oom_kills = self._oom_kills, oom_kills()
         weight = weigh(how, out_of_memory=self._oom_kills > before)
         in_hand = [busy for busy in found if busy is not None and busy.claim_id.startswith(f"{delivery}/")]
-        if sum(len(busy.marked) for busy in in_hand) > 1:
-            weight = 0
+        if len(in_hand) > 1:
+            # Nobody knows whose it was, nor what a chunk without marks was about to do.
+            return [(busy, 0) for busy in in_hand]
         return [(busy, HUNG if busy.claim_id in self._hung else weight) for busy in in_hand]

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,6 +98,7 @@ class Work:
         )
         self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
         self._orders = itertools.count()
+        self._parent = os.getppid()
         #: Guards all that follows, and tells of its changes.
         self._changed = threading.Condition()
         self._in_hand: dict[int, _Taken] = {}
@@ -112,7 +113,9 @@ class Work:
         return self._retires is not None or self._drained()
 
     def _drained(self) -> bool:
-        return self._settings.drain_file is not None and self._settings.drain_file.exists()
+        # A process whose parent or whose launcher's folder is gone is one that nobody watches or can stop any more.
+        drain = self._settings.drain_file
+        return os.getppid() != self._parent or (drain is not None and (drain.exists() or not drain.parent.exists()))
 
     def work(self, queue: str, job: str, chunk: int, delivery: str) -> None:
         """Work at the chunk whose turn it is, and at others while there are messages; returns when there is none.
@@ -130,18 +133,16 @@ class Work:
             with suppress(ServiceError):
                 self._republish(job, chunk, self._table.roster.now())
             return
-        hands = [self._begin(queue, job, chunk, delivery)]
+        self._begin(queue, job, chunk, delivery)
         while True:
             self._wait(lambda: not self._has_room())
             if self._has_room() and (found := self._next()) is not None:
-                hands.append(self._begin(found[0], found[1].job, found[1].chunk, delivery))
+                self._begin(found[0], found[1].job, found[1].chunk, delivery)
                 continue
             if not self._in_hand:
                 break
             self._wait(self._has_room)
         self._rest()
-        for hand in hands:
-            hand.result()  # a bug is Celery's to tell
         if self._retires is not None:
             log.warning("action=retired %s; this process makes way for a new one.", self._retires)
             os._exit(RETIRED)
@@ -169,17 +170,20 @@ class Work:
                 self._changed.wait(_LOOK_EVERY_S)
 
     def _next(self) -> tuple[str, Pointer] | None:
-        # A Redis that is away is a fault that the chunk in hand will tell.
-        with suppress(ServiceError):
+        try:
             return self._take()
-        return None
+        except ServiceError:
+            return None  # a Redis that is away is a fault that the chunk in hand will tell
+        except Exception as error:
+            self._bug("", -1, error)
+            return None
 
-    def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> Future[None]:
+    def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> None:
         with self._changed:
             slot = next(slot for slot in range(len(BUSY)) if slot not in self._in_hand)
             order = next(self._orders)
             taken = self._in_hand[slot] = _Taken(slot, order, f"{delivery}/{order}")
-        return self._threads.submit(self._handle, taken, queue, job, chunk)
+        self._threads.submit(self._handle, taken, queue, job, chunk)
 
     def _handle(self, taken: _Taken, queue: str, job: str, chunk: int) -> None:
         try:
@@ -189,6 +193,8 @@ class Work:
                     return
         except ServiceError as error:
             self._complain(job, chunk, error)
+        except Exception as error:
+            self._bug(job, chunk, error)
         finally:
             with self._changed:
                 del self._in_hand[taken.slot]
@@ -200,10 +206,14 @@ class Work:
             self._changed.notify_all()
 
     def _alone(self, taken: _Taken, lease: Lease) -> None:
-        """Wait until nothing else is in hand. The other one never waits so: nothing is begun beside suspects."""
+        """Wait until nothing else is in hand or under way. The other never waits so: none is begun beside suspects."""
         with self._changed:
             while not self._changed.wait_for(lambda: list(self._in_hand) == [taken.slot], timeout=_LOOK_EVERY_S):
                 lease.step(self._settings.item_timeout_s)
+        # What a chunk had begun that broke off goes on to its end.
+        while self._pipeline.under_way() and not self._pipeline.hanging:
+            lease.step(self._settings.item_timeout_s)
+            time.sleep(_LOOK_EVERY_S)
 
     # -- one chunk -----------------------------------------------------------------------------------------------
 
@@ -226,7 +236,10 @@ class Work:
         return worked
 
     def _work(self, taken: _Taken, job: str, chunk: int) -> bool:
-        found = self._table.spec(job)
+        try:
+            found = self._table.spec(job)
+        except JobError as error:
+            raise WorkerError(str(error)) from None  # a worker of that version can do it
         if found is None or found[1] is not JobState.RUNNING:
             return False
         spec = found[0]
@@ -247,6 +260,9 @@ class Work:
             ) as lease:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
                 network = self._models.get(spec)
+                if self.stopping():
+                    self._release(claim)
+                    return True
                 self._annotate(job, network)
                 since = time.monotonic()
                 complete = self._pipeline.run(
@@ -260,7 +276,9 @@ class Work:
                         alone=lambda: self._alone(taken, lease),
                     )
                 )
-        except (WorkerError, ServiceError, LeaseLost):
+        except JobError:
+            raise
+        except BaseException:
             self._release(claim)
             raise
         if complete:
@@ -270,10 +288,11 @@ class Work:
         return True
 
     def _release(self, claim: Claim) -> None:
-        published_at = self._table.release(claim)
-        if published_at is not None:
-            # What cannot be sent now is a lost message like any other: the reconciler finds it.
-            with suppress(ServiceError):
+        # A chunk that cannot be given back is free when its lease runs out, and what cannot be sent now is a lost
+        # message like any other.
+        with suppress(ServiceError):
+            published_at = self._table.release(claim)
+            if published_at is not None:
                 self._republish(claim.job, claim.chunk, published_at)
 
     def _annotate(self, job: str, network: Network) -> None:
@@ -291,12 +310,14 @@ class Work:
         with self._changed:
             had_fault, self._pause_s = self._pause_s > _FIRST_PAUSE_S, _FIRST_PAUSE_S
             # With two in hand, the time of one chunk is that from one end to the next.
-            seconds = time.monotonic() - max(since, self._last_end)
-            self._last_end = time.monotonic()
+            now, last = time.monotonic(), self._last_end
+            seconds, self._last_end = now - max(since, last), now
+            # One that waited for its last upload while the other ended tells nothing of the other's speed.
+            telling = last <= since or seconds >= (now - since) / 2
         if had_fault:
             self._health.well()
             self._table.roster.recovered(self._settings.name)
-        if not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
+        if telling and not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
             self._table.roster.note_speed(claim.spec.network, len(claim.pending) / seconds)
 
     def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
@@ -312,6 +333,11 @@ class Work:
                 self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             if isinstance(error, DeviceError):
                 self._retires = "The device failed"
+
+    def _bug(self, job: str, chunk: int, error: Exception) -> None:
+        """Tell what nobody thought of, and go on slowly: it may be everywhere."""
+        log.error("action=bug job=%s chunk=%d Something unexpected went wrong.", job, chunk, exc_info=error)
+        self._complain(job, chunk, WorkerError(f"a bug of gradcam-queue ({type(error).__name__}); its log has more"))
 
     def _rest(self) -> None:
         while time.monotonic() < self._paused_until and not self._drained():

@@ -37,9 +37,10 @@ _SOME_KEY: Final = "KEY"
 
 @dataclass
 class _Bucket:
-    """The way to a bucket: all of an address before the key."""
+    """The way to a bucket: scheme and host of its objects' addresses, and what comes before the key."""
 
-    base: str
+    host: str
+    path: str
     worked: bool = False
     failures: int = 0
 
@@ -67,12 +68,12 @@ class Direct:
 
     Args:
         session: Whose credentials and certificates are used.
-        client: Knows where a bucket is.
+        locator: An S3 client that knows where a bucket is, by the addresses it presigns.
         connections: How many threads will use it at once.
     """
 
-    def __init__(self, session: boto3.session.Session, client: S3Client, *, connections: int) -> None:
-        self._client, self._credentials = client, session.get_credentials()
+    def __init__(self, session: boto3.session.Session, locator: S3Client, *, connections: int) -> None:
+        self._locator, self._credentials = locator, session.get_credentials()
         authorities = session._session.get_config_variable("ca_bundle") or get_cert_path(True)
         self._pool = urllib3.PoolManager(
             num_pools=16, maxsize=connections, cert_reqs="CERT_REQUIRED", ca_certs=authorities
@@ -103,45 +104,53 @@ class Direct:
         if way is None or self._credentials is None:
             return None
         try:
-            url = way.base + quote(key, safe="/~")
-            request = AWSRequest(method, url, headers=headers, data=body)
-            region = self._client.meta.region_name
+            path = way.path + quote(key, safe="/~")
+            request = AWSRequest(method, way.host + path, headers=headers, data=body)
+            region = self._locator.meta.region_name
             S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
-            response = self._pool.urlopen(
+            # Not by the whole address: urllib3 would take dots out of a key.
+            response = self._pool.connection_from_url(way.host).urlopen(
                 method,
-                url,
+                path,
                 body=body or None,
                 headers=dict(request.headers.items()),
                 redirect=False,
                 retries=False,
                 timeout=_TIMEOUT,
+                assert_same_host=False,
                 preload_content=method == "PUT",
             )
-        except (BotoCoreError, urllib3.exceptions.HTTPError, OSError):
+        except (urllib3.exceptions.HTTPError, OSError):
+            self._failed(bucket, way)
             return None
+        except (BotoCoreError, ClientError, RuntimeError):
+            return None  # credentials that cannot be refreshed: boto3 tells
         if response.status == _OK:
             way.worked = True
             return response
-        response.close()
+        response.drain_conn()
+        response.release_conn()
         if method == "PUT" or response.status != _NOT_FOUND:
             self._failed(bucket, way)
         return None
 
     def _way_to(self, bucket: str) -> _Bucket | None:
         with self._lock:
-            if bucket not in self._buckets:
-                self._buckets[bucket] = self._found(bucket)
-            return self._buckets[bucket]
+            if bucket in self._buckets:
+                return self._buckets[bucket]
+        try:
+            found = self._found(bucket)
+        except (BotoCoreError, ClientError):
+            return None  # no credentials yet, or no such name
+        with self._lock:
+            return self._buckets.setdefault(bucket, found)
 
     def _found(self, bucket: str) -> _Bucket | None:
-        try:
-            url = self._client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _SOME_KEY})
-        except (BotoCoreError, ClientError):
-            return None
+        url = self._locator.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _SOME_KEY})
         parts = urlsplit(url)
         if get_environ_proxies(url) or not parts.path.endswith(_SOME_KEY):
             return None
-        return _Bucket(f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix(_SOME_KEY)}")
+        return _Bucket(f"{parts.scheme}://{parts.netloc}", parts.path.removesuffix(_SOME_KEY))
 
     def _failed(self, bucket: str, way: _Bucket) -> None:
         with self._lock:

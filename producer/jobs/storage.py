@@ -39,6 +39,8 @@ _OUR_CREDENTIALS = {
     "InvalidToken",
     "RequestTimeTooSkewed",
 }
+#: What botocore calls to get or refresh temporary credentials; an error of theirs says nothing of the bucket.
+_CREDENTIALS_CALLS = ("AssumeRole", "GetSessionToken", "GetRoleCredentials", "CreateToken")
 #: How often one object is tried, each time with boto3's own retries, while the store answers others.
 _TRIES = 3
 _SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
@@ -68,10 +70,23 @@ def _make(settings: Connections, connections: int) -> tuple[S3Client, Direct]:
     try:
         session = boto3.session.Session()
         client = _make_client(session, settings, connections)
-        return client, Direct(session, client, connections=connections)
+        return client, Direct(session, _locator(session, client, settings), connections=connections)
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
         raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
+
+
+def _locator(session: boto3.session.Session, client: S3Client, settings: Connections) -> S3Client:
+    """A client that presigns the addresses which boto3 itself would use: those of the region, not the global one."""
+    if settings.s3_endpoint_url:
+        return client
+    return session.client(
+        "s3",
+        region_name=client.meta.region_name,
+        config=Config(
+            signature_version="s3v4", s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"}
+        ),
+    )
 
 
 def _make_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
@@ -259,6 +274,11 @@ class Storage:
             ) from None
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
+            if error.operation_name.startswith(_CREDENTIALS_CALLS):
+                raise WorkerError(
+                    f"the credentials for the object store cannot be had ({error.operation_name}: {code}): correct the "
+                    "role or the AWS settings of this machine"
+                ) from None
             if code in _OUR_BUCKET:
                 raise JobError(
                     f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "

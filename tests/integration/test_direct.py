@@ -113,3 +113,11 @@ def test_an_object_that_is_too_large_is_refused_before_it_is_read(storage: Stora
     fetcher = Fetcher(FetchPolicy(max_bytes=1000), storage.client, direct=storage.direct)
     with pytest.raises(FetchError, match="1,000 bytes"):
         fetcher.fetch(f"s3://{storage.bucket}/direct/large")
+
+
+def test_dots_in_a_key_lead_nowhere_else(storage: Storage) -> None:
+    """urllib3 would take them out of an address, and another object would answer where nothing checks signatures."""
+    storage.put("direct/other", b"other")
+    fetcher = Fetcher(FetchPolicy(), storage.client, direct=storage.direct)
+    with pytest.raises(FetchError):
+        fetcher.fetch(f"s3://{storage.bucket}/direct/here/../other")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.batching import FIRST, BatchSizes
+from worker.batching import FIRST, LONGEST_S, BatchSizes
 
 KIND = "resnet50 at layer4 224x224"
 
@@ -122,3 +122,23 @@ def test_each_kind_of_work_has_its_own_size(other: str) -> None:
     sizes = BatchSizes(64)
     assert work(sizes, lambda _: 0.03) == 64
     assert sizes.size(other) == FIRST
+
+
+def test_batches_never_take_so_long_that_a_stop_has_to_wait_for_them() -> None:
+    assert work(BatchSizes(256), lambda size: 0.1 + 0.2 * size) * 0.2 <= LONGEST_S
+
+
+def test_sizes_that_no_chunk_can_fill_are_left_out() -> None:
+    sizes = BatchSizes(64)
+    for _ in range(100):
+        size = min(sizes.size(KIND), 8)
+        sizes.ran(KIND, size, 0.03)
+    assert sizes.size(KIND) == 8
+
+
+def test_what_did_not_fit_later_is_not_told_to_others() -> None:
+    notes: dict[str, int] = {}
+    sizes = BatchSizes(64, remember=notes.__setitem__)
+    work(sizes, lambda _: 0.03)
+    sizes.too_large(KIND, 64)
+    assert (sizes.size(KIND), notes) == (32, {KIND: 64})
