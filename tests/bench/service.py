@@ -84,28 +84,33 @@ def show(title: str, found: dict[str, list[Timed]], base: str) -> None:
 def cpu(rig: Rig, network: str, rounds: int, targets: Targets) -> dict[str, list[Timed]]:
     """Ours beside the others, all with two cores."""
     with ExitStack() as held:
-        worker = rig.start_worker()
+        worker, double = rig.start_worker(), rig.start_worker(processes=2, queue="high")
         held.callback(worker.stop)
+        held.callback(double.stop)
         naive = Naive(rig, network)
         held.callback(naive.stop)
         pure = Pure(rig, held.enter_context(process(serve_pure, network, rig.photos)))
         script = Script(rig, held.enter_context(process(serve_script, network, rig.photos)))
         rig.warm([worker], network)
+        rig.warm([double], network, 2)
         naive.timed(8)
         script.timed(4)
         count = len(rig.photos)
         contest: Contest = {
             "pure explain": (pure.timed, min(count, 192)),
             "gradcam-queue": (lambda images: rig.timed([worker], network, images), count),
+            "gradcam-queue, a process a core": (lambda images: rig.timed([double], network, images), count),
             "pytorch-grad-cam, script": (script.timed, max(8, count // 10)),
             "Celery, a task an image": (naive.timed, max(16, count // 4)),
         }
         found = rounds_of(contest, rounds)
     show(f"{network}, fp32, two cores", found, "pure explain")
     ours = per_s(found["gradcam-queue"])
+    two = per_s(found["gradcam-queue, a process a core"])
     targets.add(f"{network}: ours / pure explain", ours / per_s(found["pure explain"]), 0.75, network == "resnet50")
     targets.add(f"{network}: ours / script", ours / per_s(found["pytorch-grad-cam, script"]), 4.0, True)
     targets.add(f"{network}: ours / Celery, a task an image", ours / per_s(found["Celery, a task an image"]), 1.0, True)
+    targets.add(f"{network}: a process a core / Celery", two / per_s(found["Celery, a task an image"]), 1.0, False)
     show_waits(network, found["gradcam-queue"], targets)
     return found
 

@@ -24,6 +24,8 @@ from producer.jobs.states import JobState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from producer.jobs.spec import Queue
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 #: A chunk of all jobs here: small enough that two workers have the same to do, four batches of the worker's 16.
@@ -60,6 +62,8 @@ class Workers(Program):
         super().__init__(name, log)
         pin = () if core is None else (sys.executable, "-c", _PINNED, str(core))
         self.command = (*pin, *command)
+        #: The class of service it works at.
+        self.queue: Queue = "default"
 
     def said(self, words: str) -> int:
         """How often its log says something."""
@@ -132,12 +136,19 @@ class Rig:
         return program
 
     def start_worker(
-        self, *, core: int | None = None, processes: int = 1, extra: Mapping[str, str] | None = None
+        self,
+        *,
+        core: int | None = None,
+        processes: int = 1,
+        extra: Mapping[str, str] | None = None,
+        queue: Queue = "default",
     ) -> Workers:
         """Start `gradcam-worker` as its users do; with the benchmark's device where `extra` has `BENCH_DEVICE_MS`."""
         launcher = ("-m", "device_launcher") if extra and "BENCH_DEVICE_MS" in extra else ("-m", "worker.cli")
         command = (sys.executable, *launcher, "--devices", "cpu", "--processes-per-device", str(processes))
-        return self.start(command, core=core, extra=extra, times=processes)
+        program = self.start((*command, "--queues", queue), core=core, extra=extra, times=processes)
+        program.queue = queue
+        return program
 
     def servers(self) -> dict[str, list[psutil.Process]]:
         """The servers' processes."""
@@ -165,11 +176,11 @@ class Rig:
     def warm(self, programs: Sequence[Workers], network: str, processes: int = 1) -> None:
         """Send small jobs until every process has loaded the network."""
         for _ in range(20):
-            self._job(network, self.uris[:64], chunk=8)
+            self._job(network, self.uris[:64], 8, programs[0].queue)
             loaded = [program.said(f"action=model_loaded network={network}") for program in programs]
             if min(loaded) >= processes:
                 # The size of batches is found meanwhile.
-                self._job(network, self.uris[:384] * len(programs) * processes, chunk=CHUNK)
+                self._job(network, self.uris[:384] * len(programs) * processes, CHUNK, programs[0].queue)
                 return
         raise AssertionError(f"not every worker came to work: {loaded}")
 
@@ -179,16 +190,16 @@ class Rig:
         jobs: list[tuple[str, float]] = []
 
         def run() -> float:
-            jobs.append(self._job(network, uris, chunk))
+            jobs.append(self._job(network, uris, chunk, programs[0].queue))
             return jobs[0][1]
 
         found = self.measured(images, run, programs)
         found.status = self.check(jobs[0][0], images)["status"]
         return found
 
-    def _job(self, network: str, uris: Sequence[str], chunk: int) -> tuple[str, float]:
+    def _job(self, network: str, uris: Sequence[str], chunk: int, queue: Queue) -> tuple[str, float]:
         started = time.time()
-        job = self.submit(network, uris, chunk)
+        job = self.submit(network, uris, chunk, queue)
         while not (status := self.client.status(job)).ended:
             time.sleep(_LOOK_EVERY_S)
         assert status.state is JobState.SUCCEEDED, status
@@ -196,9 +207,9 @@ class Rig:
         # By the clock of Redis, which is this machine's: how often we looked does not count.
         return job, status.finished_at.timestamp() - started
 
-    def submit(self, network: str, uris: Sequence[str], chunk: int = CHUNK) -> str:
+    def submit(self, network: str, uris: Sequence[str], chunk: int = CHUNK, queue: Queue = "default") -> str:
         """Send a job."""
-        return self.client.submit(uris, network=network, weight_path=WEIGHTS[network], chunk_size=chunk)
+        return self.client.submit(uris, network=network, weight_path=WEIGHTS[network], chunk_size=chunk, queue=queue)
 
     def check(self, job: str, images: int) -> dict[str, Any]:
         """Make sure that a job succeeded with all its objects; gives its summary."""
