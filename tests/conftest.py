@@ -15,8 +15,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import redis
     import s3_servers
+    from fault_proxy import HttpFaultProxy
 
     from producer.client import Client
+    from producer.jobs.settings import Connections, read
+    from producer.jobs.storage import Storage
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -62,3 +65,11 @@ def redis_client(stack: Stack) -> Iterator[redis.Redis]:
         made.flushdb()
         yield made
         made.flushdb()
+
+
+@pytest.fixture
+def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
+    """A store behind a proxy that breaks what passes."""
+    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+        monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield Storage.from_settings(read(Connections)), proxy

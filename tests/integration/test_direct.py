@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -71,13 +70,6 @@ def test_behind_a_users_proxy_it_does_nothing(stack: Stack, monkeypatch: pytest.
     storage = Storage.from_settings(read(Connections))
     assert storage.direct is not None
     assert not storage.direct.put(storage.bucket, "direct/d", b"d", "text/plain")
-
-
-@pytest.fixture
-def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
-        monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        yield Storage.from_settings(read(Connections)), proxy
 
 
 def test_a_bucket_that_never_answers_well_is_left_to_boto3(broken: tuple[Storage, HttpFaultProxy]) -> None:

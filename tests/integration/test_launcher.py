@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from stacks import children_of, eventually, mains_of, own_stack
+from stacks import children_of, eventually, frozen, mains_of, own_stack
 
 from deploy.stack import Worker
 from producer.client import Client
@@ -86,15 +85,6 @@ def found(run: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 def states(run: subprocess.CompletedProcess[str]) -> list[str]:
     return [process["state"] for process in found(run)]
-
-
-@contextmanager
-def frozen(process: psutil.Process) -> Iterator[None]:
-    process.suspend()
-    try:
-        yield
-    finally:
-        process.resume()
 
 
 def test_a_probe_tells_those_that_start_from_those_that_read(launcher: Worker, own: Stack) -> None:

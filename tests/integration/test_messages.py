@@ -21,7 +21,7 @@ import pytest
 import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stacks import eventually, own_stack
+from stacks import eventually, frozen, own_stack
 
 from producer.client import Client
 from producer.jobs import queue
@@ -246,15 +246,6 @@ def unharmed(own: Stack) -> Iterator[None]:
     assert main_process(own) == process
     assert "Traceback" not in log_of(own)
     assert own.redis.password not in log_of(own)
-
-
-@contextmanager
-def frozen(process: psutil.Process) -> Iterator[None]:
-    process.suspend()
-    try:
-        yield
-    finally:
-        process.resume()
 
 
 def valkey(own: Stack) -> psutil.Process:

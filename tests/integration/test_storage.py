@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +50,6 @@ def test_a_store_that_is_away_is_the_workers_fault(stack: Stack, monkeypatch: py
     monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(WorkerError, match="GRADCAM_S3_ENDPOINT_URL"):
         Storage.from_settings(read(Connections)).check()
-
-
-@pytest.fixture
-def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
-    """A store behind a proxy that breaks what passes."""
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
-        monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-        yield Storage.from_settings(read(Connections)), proxy
 
 
 def test_a_burst_of_errors_is_nobodys_fault(broken: tuple[Storage, HttpFaultProxy]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from stacks import children_of, eventually, own_stack
 
+from deploy.programs import free_ports
 from deploy.stack import Worker
 from producer.client import Client
 from producer.jobs.states import JobState
@@ -25,15 +25,9 @@ if TYPE_CHECKING:
 NETWORK = "efficientnet_lite0"
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def port() -> int:
-    return free_port()
+    return free_ports(1)[0]
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,16 @@ def eventually(condition: Callable[[], object], within_s: float = 60.0, every_s:
     return time.monotonic() - started
 
 
+@contextmanager
+def frozen(process: psutil.Process) -> Iterator[None]:
+    """A process stands still for as long as the `with` lasts."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
 def children_of(worker: Worker) -> list[psutil.Process]:
     """The processes of a launcher that compute: the spawned children of its Celery workers."""
     return [process for process in _started_by(worker, recursive=True) if "spawn_main" in _command(process)]
