@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -12,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from producer.jobs import keys
 from producer.jobs.errors import UsageError
 from producer.jobs.spec import Item, Result, class_key
-from producer.jobs.states import ItemState
+from producer.jobs.states import ItemState, JobState
 from producer.jobs.storage import DELETED_AT_ONCE
+from producer.maintenance import Maintenance
 from producer.output.results import read_results
 from producer.retry import Again, reopen
 
@@ -51,6 +51,7 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
         StoreError, JobError, WorkerError: The store cannot be used.
     """
     status = table.status(job)
+    still = status.ended or status.state is JobState.REPAIRING
     # First, a byte an image: whatever is called done by now has been written before.
     states = list(table.control.states(job))
     prefix = keys.images_prefix(storage.prefix, job)
@@ -74,10 +75,10 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
                 shards[shard] += 1
             for key in sorted(wanted - there - shards.keys()):
                 yield Finding(kind="missing", index=index, key=key, result=result)
-        if status.ended:
+        if still:
             for key in sorted(there - wanted):
                 yield Finding(kind="extra", index=index, key=key)
-    if status.ended:
+    if still:
         for shard, count in shards.items():
             # What nothing tells of may be all that is left of such images.
             if not count and keys.chunk_of(shard) not in unknown:
@@ -97,9 +98,11 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         UsageError: The job has not ended, was cancelled, or misses what only its source knows.
         UnknownJob, StoreError, JobError, WorkerError: As `audit`.
     """
-    status = table.status(job)
-    if not status.ended:
-        raise UsageError(f"job {job} has not ended, it is {status.state}: repair it when it has")
+    with Maintenance(table, job, JobState.REPAIRING) as held:
+        yield from _repair(table, storage, publish, job, held)
+
+
+def _repair(table: JobTable, storage: Storage, publish: Publish, job: str, held: Maintenance) -> Iterator[Finding]:
     found = table.spec(job)
     extra: list[str] = []
     again: dict[int, Again] = {}
@@ -108,6 +111,7 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         if finding.kind == "extra":
             extra.append(finding.key)
             if len(extra) == DELETED_AT_ONCE:
+                held.check()
                 storage.delete(extra)
                 extra.clear()
         elif finding.result is None or found is None:
@@ -117,9 +121,11 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
             again[finding.index] = Again(finding.index, item, class_key(finding.result))
         yield finding
     if extra:
+        held.check()
         storage.delete(extra)
     if again and found is not None:
-        generation = table.control.retry(job, found[0].queue, retry_id=uuid.uuid4().hex, repair=True)
+        # In one step from `repairing` to `running`: nobody can come in between.
+        generation = table.control.retry(job, found[0].queue, retry_id=held.who, mode="repair")
         reopen(table, publish, job, generation, (again[index] for index in sorted(again)))
     if unknown:
         raise UsageError(

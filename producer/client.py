@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from producer.jobs.finalise import recorded_spec
 from producer.jobs.spec import Failure, JobStatus, Result, checked_name
 from producer.jobs.states import TERMINAL, JobState
 from producer.jobs.storage import DELETED_AT_ONCE
+from producer.maintenance import Maintenance
 from producer.output.download import Downloaded, Fetched
 from producer.output.export import Format
 from producer.output.failures import write_failures
@@ -97,26 +99,27 @@ class Client(Submitting):
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
+        if not objects:
+            self.table.control.delete(job)
+            return 0
         try:
-            status = self.status(job)
+            self._same_store(job)
         except UnknownJob:
             # Redis forgets a job after its lifetime, the store does not.
-            if not objects or recorded_spec(self.storage, checked_name(job)) is None:
+            if recorded_spec(self.storage, checked_name(job)) is None:
                 raise
-            return self._delete_objects(job, progress)
-        if not status.ended:
-            raise UsageError(f"job {job} has not ended, it is {status.state}: `gradcam cancel {job}` first")
-        count = 0
-        if objects:
-            self._same_store(job)
-            count = self._delete_objects(job, progress)
-        self.table.control.delete(job)
+        with Maintenance(self.table, job, JobState.DELETING) as held:
+            count = self._delete_objects(job, held, progress)
+            with suppress(UnknownJob):
+                self.table.control.delete(job, who=held.who)
         return count
 
-    def _delete_objects(self, job: str, progress: Callable[[int], None] | None) -> int:
+    def _delete_objects(self, job: str, held: Maintenance, progress: Callable[[int], None] | None) -> int:
         count = 0
         names = self.storage.keys(keys.job_prefix(self.storage.prefix, job))
         while part := list(islice(names, DELETED_AT_ONCE)):
+            held.check()
+            held.incomplete = True
             self.storage.delete(part)
             count += len(part)
             if progress:

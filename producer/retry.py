@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from producer.jobs.errors import UnknownJob
 
 if TYPE_CHECKING:
+    from producer.jobs.control import Generation
     from producer.jobs.spec import Item
     from producer.jobs.table import JobTable
     from producer.submit import Publish
@@ -51,7 +52,7 @@ class Again:
     class_key: str = ""
 
 
-def reopen(table: JobTable, publish: Publish, job: str, generation: int, images: Iterable[Again]) -> int:
+def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[Again]) -> int:
     """Make images pending again, given in ascending order of their index, and let the job end again.
 
     Returns:

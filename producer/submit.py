@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from producer.jobs import keys, uris
-from producer.jobs.errors import FetchError, ServiceError, UsageError
+from producer.jobs.errors import FetchError, ServiceError, SourceChanged, UsageError
 from producer.jobs.spec import (
     MAX_CHUNK_SIZE,
     METHODS,
@@ -190,6 +190,7 @@ def send(
     publish: Publish,
     *,
     job: str,
+    life: str,
     spec: JobSpec,
     sources: Iterable[Source],
     count: int | None = None,
@@ -207,6 +208,7 @@ def send(
         storage: Our bucket.
         publish: Sends a chunk's pointer.
         job: Its id.
+        life: As `JobTable.create` gave it.
         spec: What it computes.
         sources: Its images; read again from the beginning where Redis has lost some.
         count: How many, where that is known.
@@ -214,15 +216,18 @@ def send(
         waiting: Called with a sentence while Redis is too full to take more.
 
     Raises:
-        UsageError: The job holds other images, or takes no more.
+        UsageError: The job holds other images.
+        SourceChanged: It holds more images than there are now; it keeps them.
+        JobEnded: It takes no more.
         UnknownJob: Redis has lost the job meanwhile.
         ServiceError: Redis loses again and again what is sent, or is away for too long.
     """
-    sending = _Sending(table, storage, publish, job, spec, waiting)
+    sending = _Sending(table, storage, publish, job, life, spec, waiting)
     for _ in range(_PASSES):
         chunks, images = sending.all(sources, count, progress)
+        sending.refuse_if_shorter(chunks, images)
         table.to_disk()
-        if table.close(job, chunks=chunks, items=images) == images:
+        if table.close(job, chunks=chunks, items=images, life=life) == images:
             table.to_disk()
             return
     raise ServiceError(f"Redis does not keep the images of job {job}: check its persistence (appendonly yes)")
@@ -236,6 +241,7 @@ class _Sending:
     storage: Storage
     publish: Publish
     job: str
+    life: str
     spec: JobSpec
     waiting: Callable[[str], None] | None
     #: Chunks of which an earlier life of this job left manifests: Redis was wiped, or lost its last second.
@@ -262,8 +268,28 @@ class _Sending:
                 pool.shutdown(cancel_futures=True)
                 raise
         if self.adopted:
-            self.table.annotate(self.job, base_n=str(self.adopted))  # speed is that of the images explained since
+            self.table.annotate(
+                self.job, self.life, base_n=str(self.adopted)
+            )  # speed is that of the images explained since
         return chunks, sent
+
+    def refuse_if_shorter(self, chunks: int, images: int) -> None:
+        """A source that has lost whole chunks since the job was made is another one.
+
+        What the job has is kept, and no more will come: it ends like any other.
+
+        Raises:
+            SourceChanged: It is so.
+        """
+        known = self.table.chunks(self.job)
+        if not known or max(known) < chunks:
+            return
+        before = sum(int(entry.rpartition(":")[2]) for entry in known.values())
+        self.table.close(self.job, chunks=len(known), items=before, life=self.life)
+        raise SourceChanged(
+            f"the source of job {self.job} has changed: it had {before} images or more, it has {images} now; the "
+            "job keeps those it was made from: choose another --name for this one"
+        )
 
     def _uploaded(self, pool: Executor, sources: Iterator[Source], known: Mapping[int, str]) -> Iterator[Chunk]:
         """Chunks in order, each when its files are in the object store; later ones are uploaded meanwhile."""
@@ -295,7 +321,7 @@ class _Sending:
 
     def _add(self, chunk: Chunk) -> None:
         self._wait_for_room()
-        published_at = self.table.add_chunk(self.job, chunk)
+        published_at = self.table.add_chunk(self.job, chunk, life=self.life)
         if published_at is None:
             return
         if chunk.number in self.recorded:

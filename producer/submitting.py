@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from producer.connected import Connected
-from producer.jobs.control import BROKEN_OFF
-from producer.jobs.errors import ServiceError, UnknownJob, UsageError
+from producer.jobs.control import BROKEN_OFF, refusal
+from producer.jobs.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
 from producer.jobs.finalise import begin, recorded_spec
 from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
-from producer.jobs.states import JobState
+from producer.jobs.states import Ingest, JobState
+from producer.jobs.table import Created
 from producer.plan import Plan, plan
 from producer.sources import Reading, Source, Sources, open_sources
 from producer.submit import Progress, fitting_size, line_maker, make_spec, place_weights, read_labels, send
@@ -133,12 +135,18 @@ class Submitting(Connected):
         with self._opened(images, reading) as sources:
             return plan(sources, line_maker(self.storage, job), spec)
 
-    def _can_go_on(self, job: str) -> None:
+    def _go_on(self, job: str, queue: str) -> None:
+        """Go on with a job that is there: also with one that failed while it was being sent."""
+        self._finalise(job)
         status = self.table.status(job)
         if status.state is JobState.CANCELLED:
-            raise UsageError(f"job {job} was cancelled: submit it again under another name")
-        if status.state is JobState.FAILED:
-            raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
+            raise UsageError(refusal(job, status.state))
+        if status.state is not JobState.FAILED:
+            return
+        if status.ingest is Ingest.OPEN:
+            self.table.control.retry(job, queue, retry_id=uuid.uuid4().hex, mode="submit")
+            return
+        raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
 
     def _opened(
         self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
@@ -175,18 +183,19 @@ class Submitting(Connected):
         progress: Progress | None,
         waiting: Callable[[str], None] | None,
     ) -> None:
-        if name is not None:
-            begin(self.storage, job, spec)
         for _ in range(_LIVES):
-            new = self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
-            if not new:
-                self._can_go_on(job)
+            created = self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            if name is not None:
+                self._begin(job, spec, created)
+            if not created.new:
+                self._go_on(job, spec.queue)
             try:
                 send(
                     self.table,
                     self.storage,
                     self._publisher(job, spec.queue),
                     job=job,
+                    life=created.life,
                     spec=spec,
                     sources=sources,
                     count=sources.count,
@@ -195,16 +204,41 @@ class Submitting(Connected):
                 )
             except UnknownJob:
                 continue  # Redis was wiped meanwhile.
+            except JobEnded as error:
+                raise self._why_ended(job, error) from None
+            except SourceChanged:
+                self._finalise(job)  # what it had before is kept, and has its end
+                raise
             except BaseException:
                 # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
                 if name is None:
-                    self.table.fail(job, BROKEN_OFF)
+                    self.table.fail(job, BROKEN_OFF, life=created.life)
                     self._finalise(job)
                 raise
             # Where an earlier life of the job had done everything, no worker will come along to end it.
             self._finalise(job)
             return
         raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
+
+    def _begin(self, job: str, spec: JobSpec, created: Created) -> None:
+        """Write down what the job computes, or find what was written before Redis was wiped; nothing is sent yet."""
+        try:
+            since = begin(self.storage, job, spec, since=created.since)
+        except BaseException:
+            if created.new:
+                self.table.discard(job, spec, created.life)
+            raise
+        if since != created.since:
+            self.table.adopt(job, created.life, since)
+
+    def _why_ended(self, job: str, error: JobEnded) -> UsageError:
+        self._finalise(job)
+        status = self.table.status(job)
+        if status.error is None:
+            return error
+        return UsageError(
+            f"job {job} failed while it was being sent ({status.error}): mend that, then the same command goes on"
+        )
 
 
 def _spoken(

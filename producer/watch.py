@@ -94,7 +94,7 @@ def note(status: JobStatus) -> str:
     """What is worth saying beside the counts."""
     if status.workers == 0 and not status.ended:
         return "no worker is running: start `gradcam-worker`"
-    parts = [f"a worker cannot work: {status.problem}"] if status.problem else []
+    parts = [problem(status)] if status.problem else []
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
@@ -102,6 +102,12 @@ def note(status: JobStatus) -> str:
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return ", ".join(parts)
+
+
+def problem(status: JobStatus) -> str:
+    """What is wrong: with a worker while the job is at work, with what is left of it after that."""
+    at_work = status.state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING}
+    return f"a worker cannot work: {status.problem}" if at_work else str(status.problem)
 
 
 def summary(status: JobStatus) -> str:
@@ -131,7 +137,7 @@ def summary(status: JobStatus) -> str:
     if not status.ended and not status.workers:
         rows["workers"] = "none is running: start `gradcam-worker`"
     if status.problem:
-        rows["problem"] = f"a worker cannot work: {status.problem}"
+        rows["problem"] = problem(status)
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"

@@ -182,7 +182,9 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     delivery = tasks.delivery_of(settings.name, task_id)
     for reconciler, watchdog in _at_work:
         for busy, weight in watchdog.inquest(delivery, str(exception)) if watchdog else ():
-            reconciler.report(Death(busy.job, busy.chunk, claim_id=busy.claim_id, weight=weight, marked=busy.marked))
+            reconciler.report(
+                Death(busy.job, busy.chunk, claim_id=busy.claim_id, weight=weight, marked=busy.marked, life=busy.life)
+            )
 
 
 @signals.worker_shutdown.connect

@@ -33,6 +33,8 @@ class Busy:
     job: str
     chunk: int
     claim_id: str
+    #: The job's, as `Claim` has it.
+    life: str
     #: Offsets of the items that it is about to decode or compute.
     marked: list[int]
 
@@ -65,6 +67,7 @@ class Lease:
     ) -> None:
         self._table, self._claim, self._claim_id, self._lease_s, self._file = table, claim, claim_id, lease_s, busy_file
         self._until = time.monotonic() + lease_s
+        #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
         self._lost = False
         self._over = threading.Event()
@@ -93,6 +96,20 @@ class Lease:
         self._until = time.monotonic() + limit_s
         self._set_time()
 
+    def hold(self) -> None:
+        """Make sure that the chunk is ours before something is written that is its holder's alone to write.
+
+        Costs a look at the clock, unless the last renewal was longer ago than a lease lasts: then Redis is asked.
+
+        Raises:
+            LeaseLost: As `step`.
+            ServiceError: Redis is away: nobody knows whose the chunk is.
+        """
+        if not self._lost and time.monotonic() - self._renewed >= self._lease_s:
+            self._renew(None)
+        if self._lost:
+            raise LeaseLost
+
     def mark(self, offsets: Sequence[int]) -> None:
         """Say which items are about to be decoded or computed: they come under suspicion if this process dies now.
 
@@ -109,7 +126,7 @@ class Lease:
         if self._file is None:
             return
         claim = self._claim
-        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, list(marked))
+        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked))
         partial = self._file.with_name(f"{self._file.name}.new")
         try:
             partial.write_text(json.dumps(asdict(busy)))
@@ -135,6 +152,7 @@ class Lease:
                     self._renew(None)
 
     def _renew(self, offsets: Sequence[int] | None) -> None:
+        asked = time.monotonic()
         if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets):
             self._lost = True
-        self._renewed = time.monotonic()
+        self._renewed = asked

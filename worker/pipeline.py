@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from producer.jobs import keys, uris
+from producer.jobs import uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import CrashedWorker, ItemError, ItemTimeout, ModelError, WorkerError
 from producer.jobs.stages import IDLE
@@ -124,7 +124,7 @@ class Pipeline:
             LeaseLost: The chunk is not ours any more, or the job goes no further.
             JobError, WorkerError: Somebody else's fault than an image's; what was finished is committed.
         """
-        with self._shard(hand.claim) as shard:
+        with self._shard(hand) as shard:
             ledger = Ledger(
                 self._table,
                 self._storage,
@@ -143,10 +143,10 @@ class Pipeline:
                 raise
             return ledger.complete
 
-    def _shard(self, claim: Claim) -> AbstractContextManager[Shard | None]:
-        if claim.spec.pack == "none":
+    def _shard(self, hand: Hand) -> AbstractContextManager[Shard | None]:
+        if hand.claim.spec.pack == "none":
             return nullcontext()
-        return Shard(self._storage, keys.shard(self._storage.prefix, claim.job, claim.chunk, claim.generation))
+        return Shard(self._storage, stages.shard_of(self._storage, hand.claim), hold=hand.lease.hold)
 
     def _run(self, hand: Hand, ledger: Ledger) -> None:
         claim = hand.claim
@@ -302,7 +302,7 @@ class Pipeline:
 
     def _finish(self, hand: Hand, image: Image) -> Ended:
         with self._at():
-            return stages.finish(image, self._storage, hand.claim, hand.network)
+            return stages.finish(image, self._storage, hand.claim, hand.network, hold=hand.lease.hold)
 
     def _finished(self, hand: Hand, image: Image, future: Future[Ended]) -> Ended:
         stage = self._hangs(hand.lease, image, future)

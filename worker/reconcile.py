@@ -37,6 +37,8 @@ class Death:
     weight: int
     #: What the child had marked.
     marked: list[int]
+    #: The job's, as `Claim` has it.
+    life: str
 
 
 def reconcile(
@@ -56,6 +58,7 @@ def reconcile(
         How many messages were sent.
     """
     table.forget_expired()
+    table.look_after()
     sent = 0
     for job in table.active():
         try:
@@ -161,7 +164,7 @@ class Reconciler(threading.Thread):
 
     def _bury(self, death: Death) -> None:
         published_at = self._table.bury(
-            death.job, death.chunk, claim_id=death.claim_id, weight=death.weight, marked=death.marked
+            death.job, death.chunk, claim_id=death.claim_id, weight=death.weight, marked=death.marked, life=death.life
         )
         if published_at is not None:
             log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)

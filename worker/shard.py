@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 class Shard:
     """A tar that grows on this disk, image by image, and goes to the store whole; used in a `with`.
 
-    Members have no times and no owners: a chunk that is worked at again gives the same tar.
+    Members have no times and no owners: a chunk that is worked at again gives the same tar, under a name of its own.
+
+    Args:
+        storage: Our bucket.
+        key: Its name, which no other holder of the chunk has.
+        hold: Makes sure that the chunk is still ours.
     """
 
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self.key = storage, key
+    def __init__(self, storage: Storage, key: str, *, hold: Callable[[], None]) -> None:
+        self._storage, self.key, self._hold = storage, key, hold
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -67,9 +72,11 @@ class Shard:
         Raises:
             WorkerError: The store does not take it; without it nothing of the chunk counts.
             JobError: See `Storage.check`.
+            LeaseLost, ServiceError: The chunk is not ours any more, or nobody knows.
         """
         if not self._count:
             return
+        self._hold()
         try:
             self._tar.close()
             self._storage.put_open_file(self.key, self._file)

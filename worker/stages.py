@@ -17,6 +17,8 @@ from worker.render import draw, encode, normalised
 from worker.upload import upload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from producer.jobs.fetch import Fetcher
     from producer.jobs.spec import Item, JobSpec
     from producer.jobs.storage import Storage
@@ -46,8 +48,16 @@ def load(image: Image, fetcher: Fetcher, network: Network, spec: JobSpec) -> Ima
     return image
 
 
-def finish(image: Image, storage: Storage, claim: Claim, network: Network) -> Ended:
-    """Draw, encode and upload; where pictures are packed, they are in what is given back instead."""
+def finish(image: Image, storage: Storage, claim: Claim, network: Network, *, hold: Callable[[], None]) -> Ended:
+    """Draw, encode and upload; where pictures are packed, they are in what is given back instead.
+
+    Args:
+        image: What was explained.
+        storage: Our bucket.
+        claim: The chunk it is of.
+        network: What explained it.
+        hold: Makes sure that the chunk is still ours: nothing is written after that.
+    """
     objects: dict[str, str] = {}
     members: dict[str, bytes] = {}
     flats: list[bool] = []
@@ -62,6 +72,7 @@ def finish(image: Image, storage: Storage, claim: Claim, network: Network) -> En
                 members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
                 objects |= packed
             else:
+                hold()
                 objects |= _upload(storage, claim, image, files)
     if image.error is not None or not image.explained:
         return failed(image, claim)
@@ -106,9 +117,14 @@ def _draw(image: Image, explained: Explained, spec: JobSpec) -> tuple[Files, boo
     return files, flat
 
 
+def shard_of(storage: Storage, claim: Claim) -> str:
+    """The shard of a chunk's pictures: no other holder, and no other life of the job, has one of that name."""
+    return keys.shard(storage.prefix, claim.job, claim.chunk, claim.token, claim.life)
+
+
 def _pack(storage: Storage, claim: Claim, image: Image, files: Files) -> dict[str, str]:
     """Where in the chunk's shard the files will be, by kind."""
-    shard = keys.shard(storage.prefix, claim.job, claim.chunk, claim.generation)
+    shard = shard_of(storage, claim)
     index = claim.index(image.offset)
     return {kind: keys.in_shard(shard, keys.member(index, f"{kind}.{suffix}")) for kind, (suffix, _) in files.items()}
 

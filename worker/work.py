@@ -31,6 +31,7 @@ from worker.pipeline import Hand, Pipeline
 
 if TYPE_CHECKING:
     from producer.jobs.queue import Pointer
+    from producer.jobs.spec import JobSpec
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim, JobTable
     from worker.health import Health
@@ -221,11 +222,7 @@ class Work:
         """Work at a chunk; False when there was nothing to do at it, so that another may be tried."""
         worked = True
         try:
-            try:
-                worked = self._work(taken, job, chunk)
-            except JobError as error:
-                log.warning("action=job_failed job=%s The job fails: %s", job, error)
-                self._table.fail(job, str(error))
+            worked = self._work(taken, job, chunk)
             finalise(self._table, self._storage, job, self._settings.name)
         except LeaseLost:
             log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
@@ -243,11 +240,6 @@ class Work:
         if found is None or found[1] is not JobState.RUNNING:
             return False
         spec = found[0]
-        if spec.store not in {"", self._storage.place}:
-            raise JobError(
-                f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
-                "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
-            )
         settings = self._settings
         claim = self._table.claim(job, chunk, spec, claim_id=taken.claim_id, lease_s=settings.lease_s)
         if claim is None:
@@ -259,11 +251,12 @@ class Work:
                 self._table, claim, claim_id=taken.claim_id, lease_s=settings.lease_s, busy_file=busy_file
             ) as lease:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
+                self._same_store(spec)
                 network = self._models.get(spec)
                 if self.stopping():
                     self._release(claim)
                     return True
-                self._annotate(job, network)
+                self._annotate(claim, network)
                 since = time.monotonic()
                 complete = self._pipeline.run(
                     Hand(
@@ -276,8 +269,10 @@ class Work:
                         alone=lambda: self._alone(taken, lease),
                     )
                 )
-        except JobError:
-            raise
+        except JobError as error:
+            log.warning("action=job_failed job=%s The job fails: %s", job, error)
+            self._table.fail(job, str(error), claim=claim)
+            return True
         except BaseException:
             self._release(claim)
             raise
@@ -295,9 +290,17 @@ class Work:
             if published_at is not None:
                 self._republish(claim.job, claim.chunk, published_at)
 
-    def _annotate(self, job: str, network: Network) -> None:
+    def _same_store(self, spec: JobSpec) -> None:
+        if spec.store not in {"", self._storage.place}:
+            raise JobError(
+                f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
+                "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
+            )
+
+    def _annotate(self, claim: Claim, network: Network) -> None:
         self._table.annotate(
-            job,
+            claim.job,
+            claim.life,
             weights_sha256=network.weights_digest,
             layer=",".join(network.layer_names),
             worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),

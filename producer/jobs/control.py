@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.scripts import text
 from producer.jobs.spec import Failure, Item, pack_some, unpack
-from producer.jobs.states import ItemState, JobState
+from producer.jobs.states import MAINTENANCE, ItemState, JobState
 
 if TYPE_CHECKING:
     import redis
@@ -20,10 +21,46 @@ if TYPE_CHECKING:
     from producer.jobs.scripts import Scripts
 
 BROKEN_OFF = "its submission was broken off; submit it again"
+#: What is said of a job of which Redis has lost a part.
+DAMAGED = (
+    "Redis has lost a part of this job: it evicts keys (set maxmemory-policy to noeviction), or an older copy of it "
+    "came back; `gradcam delete {job}`, then submit it again, under its name if it had one: what is done is taken over"
+)
+#: How long a client that repairs or deletes may be silent before another may go on.
+MAINTENANCE_LEASE_S = 60.0
+RetryMode = Literal["", "repair", "submit"]
 _STATES_AT_ONCE = 65_536
 _FAILURES_AT_ONCE = 500
 #: byte → the states of its four items, the first in the highest bits.
 _FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a retry began."""
+
+    #: 1 at first, one more with each retry.
+    number: int
+    #: The job's life, as `Claim` has it.
+    life: str
+
+
+def refusal(job: str, state: str) -> str:
+    """Why a verb cannot be done to a job that stands so, and what to do."""
+    match state:
+        case "repairing":
+            return f"job {job} is being repaired (`gradcam audit {job} --repair`): wait until that has ended"
+        case "deleting":
+            return (
+                f"job {job} is being deleted: wait until that has ended; `gradcam delete {job} --objects` goes on with "
+                "a deletion that was broken off"
+            )
+        case "cancelled":
+            return f"job {job} was cancelled: submit it again under another name"
+        case "running" | "paused" | "finalizing":
+            return f"job {job} has not ended, it is {state}: wait for it, or `gradcam cancel {job}`"
+        case _:
+            return f"job {job} has ended already: {state}"
 
 
 class Control:
@@ -48,24 +85,58 @@ class Control:
         state = text(self._scripts.run(verb, [JobKeys(job).hash], []))
         if state == "gone":
             raise UnknownJob(no_such(job))
+        if state in MAINTENANCE:
+            raise UsageError(refusal(job, state))
         return JobState(state)
 
-    def delete(self, job: str) -> None:
-        """Forget a job that has ended.
+    def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> None:
+        """Hold a job that has ended for one client, or hold it for longer.
+
+        Args:
+            job: Its id.
+            state: `REPAIRING` or `DELETING`; the latter also of a job that Redis has forgotten.
+            who: The client.
+            lease_s: How long it may be silent.
 
         Raises:
             UnknownJob: There is no such job.
-            UsageError: It has not ended.
+            UsageError: It has not ended, or another client has it.
+        """
+        answer = self._scripts.run("maintain", [JobKeys(job).hash, keys.ACTIVE], [job, state.value, who, lease_s])
+        match text(answer[0]):
+            case "yours":
+                return
+            case "gone":
+                raise UnknownJob(no_such(job))
+            case found:
+                raise UsageError(refusal(job, found))
+
+    def maintained(self, job: str, who: str, *, incomplete: bool = False) -> None:
+        """Give a job back that was held; `incomplete` when objects may be gone that belong to it."""
+        self._scripts.run("maintained", [JobKeys(job).hash, keys.ACTIVE], [job, who, int(incomplete)])
+
+    def delete(self, job: str, *, who: str = "") -> None:
+        """Forget a job that has ended.
+
+        Args:
+            job: Its id.
+            who: The client that holds it, if one does.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has not ended, or another client holds it.
         """
         names = JobKeys(job)
         others = map(names.part, keys.JOB_PARTS)
-        state = text(self._scripts.run("delete", [names.hash, keys.JOBS, keys.ACTIVE, *others], [job]))
+        state = text(self._scripts.run("delete", [names.hash, keys.JOBS, keys.ACTIVE, *others], [job, who]))
         if state == "gone":
             raise UnknownJob(no_such(job))
         if state != "deleted":
-            raise UsageError(f"job {job} has not ended, it is {state}: `gradcam cancel {job}` first")
+            raise UsageError(refusal(job, state))
 
-    def retry(self, job: str, queue: str, *, retry_id: str, reason: str | None = None, repair: bool = False) -> int:
+    def retry(
+        self, job: str, queue: str, *, retry_id: str, reason: str | None = None, mode: RetryMode = ""
+    ) -> Generation:
         """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
 
         Args:
@@ -73,10 +144,8 @@ class Control:
             queue: Its class of service.
             retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
             reason: Only items that failed for it are going to be reopened.
-            repair: Done items are going to be reopened.
-
-        Returns:
-            The number of the generation.
+            mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
+                `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
 
         Raises:
             UnknownJob: There is no such job, or its lifetime is over.
@@ -87,11 +156,11 @@ class Control:
         answer = self._scripts.run(
             "retry",
             [names.hash, keys.ACTIVE, keys.turns(queue), names.part("reasons"), *others],
-            [job, retry_id, reason or "", int(repair)],
+            [job, retry_id, reason or "", mode],
         )
         match text(answer[0]):
             case "begun":
-                return int(answer[1])
+                return Generation(int(answer[1]), text(answer[2]))
             case "gone":
                 raise UnknownJob(no_such(job))
             case "nothing":
@@ -99,13 +168,13 @@ class Control:
                 raise UsageError(f"job {job} has no failed images{why}")
             case "open":
                 raise UsageError(f"job {job} was never sent whole: {BROKEN_OFF}")
-            case "cancelled":
-                raise UsageError(f"job {job} was cancelled: submit it again under another name")
+            case "damaged":
+                raise UsageError(f"job {job} cannot be tried again: {DAMAGED.format(job=job)}")
             case state:
-                raise UsageError(f"job {job} has not ended, it is {state}: wait for it, or cancel it")
+                raise UsageError(refusal(job, state))
 
     def reopen(
-        self, job: str, generation: int, chunk: int, items: dict[int, Item], again: Mapping[int, str]
+        self, job: str, generation: Generation, chunk: int, items: dict[int, Item], again: Mapping[int, str]
     ) -> float | None:
         """Make items pending again, chunk by chunk in ascending order.
 
@@ -124,13 +193,16 @@ class Control:
             JobKeys(job).parts(
                 "items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects", "classes"
             ),
-            [chunk, generation, pack_some(items), *(part for pair in again.items() for part in pair)],
+            [
+                *(chunk, generation.number, pack_some(items), generation.life),
+                *(part for pair in again.items() for part in pair),
+            ],
         )
         return float(answer[1]) if answer[0] == b"reopened" else None
 
-    def reopened(self, job: str, generation: int) -> None:
+    def reopened(self, job: str, generation: Generation) -> None:
         """Say that everything is reopened: the job may end again."""
-        self._scripts.run("reopened", [JobKeys(job).hash], [generation])
+        self._scripts.run("reopened", [JobKeys(job).hash], [generation.number, generation.life])
 
     def items_of(self, job: str, chunk: int) -> dict[int, Item]:
         """The items a chunk still holds, by their offset; none when it is complete."""

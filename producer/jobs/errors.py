@@ -3,7 +3,9 @@
     GradcamError                  anything of ours; its text is one sentence for the user
     ├── UsageError                what the user typed or set; nothing was sent                  (exit code 2)
     │   ├── SettingsError         settings missing, wrong or misspelt, all of them at once
-    │   └── UnknownJob            no job of that name, or its lifetime is over
+    │   ├── UnknownJob            no job of that name, or its lifetime is over
+    │   ├── JobEnded              it takes no more images
+    │   └── SourceChanged         a name's source is not what it was
     ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
@@ -39,6 +41,14 @@ class SettingsError(UsageError):
 
 class UnknownJob(UsageError):
     """No job of that name is known, or its lifetime is over."""
+
+
+class JobEnded(UsageError):
+    """The job takes no more images: it has ended, or is about to."""
+
+
+class SourceChanged(UsageError):
+    """The source of a job is not the one it was made from."""
 
 
 class ServiceError(GradcamError):

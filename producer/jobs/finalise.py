@@ -33,16 +33,19 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     summary = {
         "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
         "spec": found[0].model_dump(mode="json"),
+        "since": table.since(job),
         "found": table.facts(job),
         "classes": _classes(table.histogram(job)),
         "versions": versions("gradcam-queue"),
     }
+    written = True
     try:
         storage.put(keys.summary(storage.prefix, job), json.dumps(summary, indent=1).encode())
     except (JobError, StoreError) as error:
         # A bucket that is gone may be the very reason why the job ends; it has to end all the same.
         log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
-    ended = table.finish(job, who, mine)
+        written = False
+    ended = table.finish(job, who, mine, summary=written)
     if ended:
         log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
     return ended
@@ -57,31 +60,48 @@ def _classes(histogram: dict[str, int]) -> list[dict[str, object]]:
     return rows
 
 
-def begin(storage: Storage, job: str, spec: JobSpec) -> None:
+def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
     """Write down what a job computes before it begins: were Redis wiped, its name and pictures still belong to it.
+
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        spec: What it computes.
+        since: The first token that records of it may have, if it is new.
+
+    Returns:
+        The first token, as the store knows it: an earlier life in Redis may have begun before.
 
     Raises:
         UsageError: The store holds a job of that name with another spec.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    known = recorded_spec(storage, job)
+    known = _recorded(storage, job)
     if known is None:
         key = keys.summary(storage.prefix, job)
-        storage.put(key, json.dumps({"spec": spec.model_dump(mode="json")}, indent=1).encode())
-    elif known != spec:
+        storage.put(key, json.dumps({"spec": spec.model_dump(mode="json"), "since": since}, indent=1).encode())
+        return since
+    if known[0] != spec:
         raise UsageError(
-            f"the store holds a job named {job} with other parameters ({known.differing(spec)}): choose another "
+            f"the store holds a job named {job} with other parameters ({known[0].differing(spec)}): choose another "
             "--name, or give the same parameters"
         )
+    return known[1]
 
 
 def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
     """What a job of that name computes, as the store knows it; None when it knows none. Errors as `begin`."""
+    known = _recorded(storage, job)
+    return known[0] if known else None
+
+
+def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
     key = keys.summary(storage.prefix, job)
     if storage.size(key) is None:
         return None
     try:
-        return JobSpec.model_validate(json.loads(storage.get(key))["spec"])
+        written = json.loads(storage.get(key))
+        return JobSpec.model_validate(written["spec"]), int(written.get("since", 0))
     except (ValueError, KeyError, TypeError):
         raise UsageError(
             f"{storage.uri(key)} is not one of ours, or of another version: choose another --name"

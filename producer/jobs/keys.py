@@ -39,7 +39,7 @@ Object store (`P` is the prefix setting):
 | `P/<job>/inputs/<index>/<name>`                           | an uploaded local file                     |
 | `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
 | `P/<job>/manifest/<chunk>-<token>-<part>.jsonl`           | a line an image                            |
-| `P/<job>/shards/<chunk>.tar`, `<chunk>-<generation>.tar`  | with --pack tar: a chunk's pictures        |
+| `P/<job>/shards/<chunk>-<token>-<life>.tar`               | with --pack tar: a chunk's pictures        |
 | `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
 | `P/.probe`                                                | nothing: does the store take objects?      |
 """
@@ -149,15 +149,14 @@ def shards_prefix(prefix: str, job: str) -> str:
     return _join(prefix, job, "shards") + "/"
 
 
-def shard(prefix: str, job: str, chunk: int, generation: int) -> str:
-    """A chunk's pictures in one tar; a retry adds another, with what it explained."""
-    again = f"-{generation:04d}" if generation > 1 else ""
-    return shards_prefix(prefix, job) + f"{chunk:08d}{again}.tar"
+def shard(prefix: str, job: str, chunk: int, token: int, life: str) -> str:
+    """A chunk's pictures in one tar; each holder writes one of its own, and the manifest says which one counts."""
+    return shards_prefix(prefix, job) + f"{chunk:08d}-{token:014d}-{life}.tar"
 
 
 def chunk_of(shard: str) -> int | None:
     """The number of a shard's chunk; None where it is not one of ours."""
-    found = re.fullmatch(r"(\d+)(?:-\d+)?\.tar", shard.rpartition("/")[2])
+    found = re.fullmatch(r"(\d+)(?:-[0-9a-f-]+)?\.tar", shard.rpartition("/")[2])
     return int(found[1]) if found else None
 
 

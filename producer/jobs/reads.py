@@ -48,6 +48,11 @@ class Reads:
         )
         return {text(name): int(count) for name, count in found.items()}
 
+    def since(self, job: str) -> int:
+        """The first token that records of a job may have; parts with a lower one are an earlier job's of its name."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "since")))
+        return int(found or 0)
+
     def spec(self, job: str) -> tuple[JobSpec, JobState] | None:
         """What a job computes and where it stands; None if there is no such job.
 

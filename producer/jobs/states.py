@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job stands; `running <-> paused -> finalizing ->` one of the ends."""
+    """Where a job stands: `running <-> paused -> finalizing ->` an end, from there `repairing` or `deleting`."""
 
     #: Chunks are handed out.
     RUNNING = "running"
@@ -14,6 +14,10 @@ class JobState(StrEnum):
     PAUSED = "paused"
     #: Every item has its end; the job's summary is being written.
     FINALIZING = "finalizing"
+    #: It has ended, and a client compares it with the store and sets it right; for everybody else it is as it was.
+    REPAIRING = "repairing"
+    #: It has ended, and a client deletes its objects.
+    DELETING = "deleting"
     #: Every image was explained.
     SUCCEEDED = "succeeded"
     #: Every image has its end, some failed: its own word, because people miss failures hidden in "completed".
@@ -26,6 +30,10 @@ class JobState(StrEnum):
 
 #: A job that is in one of these never leaves it by itself.
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED})
+
+
+#: A client has a job for itself.
+MAINTENANCE = frozenset({JobState.REPAIRING, JobState.DELETING})
 
 
 class Ingest(StrEnum):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from producer.jobs.spec import ChunkCounts, JobStatus
 from producer.jobs.stages import device_busy, stage_times
-from producer.jobs.states import TERMINAL, Ingest, JobState
+from producer.jobs.states import MAINTENANCE, TERMINAL, Ingest, JobState
 
 #: Fields of the job's hash that its status is made of.
 FIELDS = (
@@ -30,7 +30,10 @@ FIELDS = (
     "base_n",
     "chunk_size",
     "open_chunks",
+    "broken_off",
 )
+
+_BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
 
 
 def to_time(seconds: str | bytes) -> datetime:
@@ -62,6 +65,7 @@ def make_status(
     total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
     left = total - done - failed
     ended = state in TERMINAL
+    over = ended or state in MAINTENANCE
     if "open_chunks" in fields:
         chunks = chunks.model_copy(update={"complete": chunks.total - int(fields["open_chunks"]), "waiting": 0})
     speed = _images_per_s(fields, done + failed)
@@ -74,10 +78,10 @@ def make_status(
         total=total,
         done=done,
         failed=failed,
-        cancelled=left if ended else 0,
-        pending=0 if ended else left,
+        cancelled=left if over else 0,
+        pending=0 if over else left,
         failures=failures,
-        running=0 if ended else min(left, chunks.in_hand * int(fields["chunk_size"])),
+        running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
         chunks=chunks,
         stages=stage_times(timings),
         device_busy=device_busy(timings),
@@ -87,7 +91,7 @@ def make_status(
         finished_at=to_time(fields["finished_at"]) if "finished_at" in fields else None,
         error=fields.get("error"),
         workers=workers,
-        problem=None if ended else problem,
+        problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
         generation=int(fields["generation"]),
         republished=int(fields.get("republished", 0)),
     )

@@ -7,6 +7,7 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from typing import Any, cast
 import redis
 
 from producer.jobs import keys
-from producer.jobs.control import BROKEN_OFF
-from producer.jobs.errors import UnknownJob, UsageError, no_such
+from producer.jobs.control import BROKEN_OFF, DAMAGED, refusal
+from producer.jobs.errors import JobEnded, UnknownJob, UsageError, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.reads import Reads
 from producer.jobs.scripts import text
@@ -34,6 +35,7 @@ SILENT_RETRY_S = 60.0
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
 FULL_SHARE = 0.8
 _SUSPECT = re.compile(r"(\d+)=(\d+)")
+_NOT_ENDED = frozenset({b"running", b"paused", b"finalizing"})
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,25 @@ class Claim:
     suspects: dict[int, int] = field(default_factory=dict)
     #: The job's: one more with each retry.
     generation: int = 1
+    #: The job's, since its name was given: what is said of another life of that name does not count.
+    life: str = ""
+    #: Of this generation: a number that goes up with each, also when Redis was wiped in between.
+    epoch: int = 0
 
     def index(self, offset: int) -> int:
         """The index in the job of the item at that offset."""
         return self.chunk * self.spec.chunk_size + offset
+
+
+@dataclass(frozen=True)
+class Created:
+    """A job that is there now."""
+
+    #: Whether it was not there before.
+    new: bool
+    life: str
+    #: The first token that records of it may have.
+    since: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ class Finalising:
     end: JobState
     at: datetime
     generation: int
+    life: str
 
 
 class JobTable(Reads):
@@ -95,42 +113,55 @@ class JobTable(Reads):
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> bool:
-        """Make a job.
-
-        Returns:
-            Whether it is new; making the same one again is allowed.
+    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> Created:
+        """Make a job; making the same one again is allowed.
 
         Raises:
-            UsageError: A job of that name exists with another spec.
+            UsageError: A job of that name exists with another spec, or is being repaired or deleted.
         """
         answer = self._scripts.run(
             "create",
             [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)],
-            [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size],
+            [
+                *(job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
+                secrets.token_hex(8),
+            ],
         )
-        if answer == b"differs":
+        if answer[0] == b"differs":
             found = self.spec(job)
             differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
                 f"a job named {job} exists with other parameters ({differing}): choose another --name, or give the "
                 "same parameters"
             )
-        return bool(answer == b"created")
+        if answer[0] not in {b"created", b"same"}:
+            raise UsageError(refusal(job, text(answer[0])))
+        return Created(answer[0] == b"created", text(answer[1]), int(answer[2]))
 
-    def add_chunk(self, job: str, chunk: Chunk) -> float | None:
+    def discard(self, job: str, spec: JobSpec, life: str) -> None:
+        """Take back a job that was just made, of which nothing was sent."""
+        names = [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)]
+        self._scripts.run("discard", names, [job, life])
+
+    def adopt(self, job: str, life: str, since: int) -> None:
+        """Say from which token on records in the store belong to this job: an earlier life in Redis wrote some."""
+        self._scripts.run("adopt", [JobKeys(job).hash], [life, since])
+
+    def add_chunk(self, job: str, chunk: Chunk, *, life: str = "") -> float | None:
         """Add a chunk of items.
 
         Returns:
             The time to publish its pointer with, or None when it was there already.
 
         Raises:
-            UsageError: The job holds other items in that place, or takes no more.
+            UnknownJob: It is not there, or another of its name is.
+            UsageError: The job holds other items in that place.
+            JobEnded: It takes no more.
         """
         answer = self._scripts.run(
             "add_chunk",
             JobKeys(job).parts("chunks", "items", "waiting"),
-            [chunk.number, chunk.count, chunk.digest, chunk.payload],
+            [chunk.number, chunk.count, chunk.digest, chunk.payload, life],
         )
         match text(answer[0]):
             case "added":
@@ -142,9 +173,9 @@ class JobTable(Reads):
             case "gone":
                 raise UnknownJob(no_such(job))
             case state:
-                raise UsageError(f"job {job} takes no more images: it is {state}")
+                raise JobEnded(f"job {job} takes no more images: it is {state}")
 
-    def close(self, job: str, *, chunks: int, items: int) -> int:
+    def close(self, job: str, *, chunks: int, items: int, life: str = "") -> int:
         """Say that no more items come, unless some of those that were sent are not there.
 
         Returns:
@@ -153,7 +184,7 @@ class JobTable(Reads):
         Raises:
             UnknownJob: It has lost the whole job.
         """
-        answer = self._scripts.run("close", JobKeys(job).parts("chunks"), [chunks, items])
+        answer = self._scripts.run("close", JobKeys(job).parts("chunks"), [chunks, items, life])
         if answer[0] == b"gone":
             raise UnknownJob(no_such(job))
         return int(answer[2]) if answer[0] == b"missing" else items
@@ -178,15 +209,25 @@ class JobTable(Reads):
         limit = int(info.get("maxmemory", 0))
         return int(info["used_memory"]) / limit if limit else 0.0
 
-    def fail(self, job: str, sentence: str) -> None:
-        """Bring a job to its end because of something that all its images share."""
-        self._scripts.run("fail", [JobKeys(job).hash], [sentence])
+    def fail(self, job: str, sentence: str, *, claim: Claim | None = None, life: str | None = None) -> None:
+        """Bring a job to its end because of something that all its images share.
+
+        Args:
+            job: Its id.
+            sentence: Why.
+            claim: Of a worker that says so: it counts only while that holds the chunk.
+            life: Of a producer that says so: it counts only for that life of the job.
+        """
+        whose: list[Any] = [] if life is None else [life]
+        if claim is not None:
+            whose = [claim.chunk, claim.token, claim.life, claim.epoch]
+        self._scripts.run("fail", JobKeys(job).parts("holders"), [sentence, *whose])
 
     # -- the worker's side ---------------------------------------------------------------------------------------
 
-    def annotate(self, job: str, **facts: str) -> None:
+    def annotate(self, job: str, life: str = "", **facts: str) -> None:
         """Keep facts that only a worker can know with a job that runs."""
-        self._scripts.run("annotate", [JobKeys(job).hash], [part for pair in facts.items() for part in pair])
+        self._scripts.run("annotate", [JobKeys(job).hash], [life, *(part for pair in facts.items() for part in pair)])
 
     def take(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
         """Read the next message of the first queue that has one, as it lies there; None when all are empty."""
@@ -222,10 +263,11 @@ class JobTable(Reads):
         )
         if answer[0] != b"claimed":
             return None
-        _, token, attempt, payload, states, suspects, generation = answer
+        _, token, attempt, payload, states, suspects, generation, life, epoch = answer
         pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
         weights = {int(offset): int(weight) for offset, weight in _SUSPECT.findall(text(suspects))}
-        return Claim(job, chunk, token, attempt, spec, unpack(payload), pending, weights, generation)
+        items = unpack(payload)
+        return Claim(job, chunk, token, attempt, spec, items, pending, weights, generation, text(life), int(epoch))
 
     def renew(self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None) -> bool:
         """Keep the lease after progress; False makes the holder stop.
@@ -238,7 +280,9 @@ class JobTable(Reads):
         """
         marks = [] if marked is None else [",".join(map(str, marked))]
         answer = self._scripts.run(
-            "renew", JobKeys(claim.job).parts("leases", "holders", "marks"), [claim.chunk, claim.token, lease_s, *marks]
+            "renew",
+            JobKeys(claim.job).parts("leases", "holders", "marks"),
+            [claim.chunk, claim.token, lease_s, claim.life, *marks],
         )
         return bool(answer == b"renewed")
 
@@ -254,7 +298,7 @@ class JobTable(Reads):
         """Record the ends of items; None when the job has ended and takes no more.
 
         Args:
-            claim: The chunk in hand, or once in hand: an old token may still record `done`.
+            claim: The chunk in hand, or once in hand: an old token of this generation may still record `done`.
             done: Offsets of items whose pictures and manifest lie in the object store, with the class each was
                 explained for, as `class_key` makes it.
             failed: Items with their own fault.
@@ -264,7 +308,7 @@ class JobTable(Reads):
         first = claim.index(0)
         classes = done if isinstance(done, Mapping) else dict.fromkeys(done, "")
         stages = {stage: round(1e6 * value) for stage, value in (seconds or {}).items()}
-        arguments: list[Any] = [claim.chunk, claim.token, lease_s, len(classes), len(stages)]
+        arguments: list[Any] = [claim.chunk, claim.token, lease_s, claim.life, claim.epoch, len(classes), len(stages)]
         arguments += [part for pair in (*classes.items(), *stages.items()) for part in pair]
         for failure in failed:
             arguments += [failure.index - first, failure.reason, failure.model_dump_json(exclude_none=True)]
@@ -282,11 +326,13 @@ class JobTable(Reads):
         answer = self._scripts.run(
             "release",
             JobKeys(claim.job).parts("waiting", "leases", "holders", "attempts", "marks"),
-            [claim.chunk, claim.token],
+            [claim.chunk, claim.token, claim.life],
         )
         return _published_at(answer)
 
-    def bury(self, job: str, chunk: int, *, claim_id: str, weight: int, marked: Sequence[int] = ()) -> float | None:
+    def bury(
+        self, job: str, chunk: int, *, claim_id: str, weight: int, marked: Sequence[int] = (), life: str = ""
+    ) -> float | None:
         """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
 
         Args:
@@ -295,6 +341,7 @@ class JobTable(Reads):
             claim_id: The dead holder's.
             weight: How much this death speaks against an item that was alone under the holder's mark.
             marked: What the holder had marked, as its parent knows it: its lease may have run out before.
+            life: The job's, as the holder had it.
 
         Returns:
             As `release`.
@@ -302,7 +349,7 @@ class JobTable(Reads):
         answer = self._scripts.run(
             "bury",
             JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects", "items"),
-            [chunk, claim_id, weight, ",".join(map(str, marked))],
+            [chunk, claim_id, weight, ",".join(map(str, marked)), life],
         )
         return _published_at(answer)
 
@@ -311,17 +358,17 @@ class JobTable(Reads):
         answer = self._scripts.run("finalise", JobKeys(job).parts("finaliser"), [who, lease_s])
         if answer[0] != b"yours":
             return None
-        return Finalising(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]))
+        return Finalising(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
 
-    def finish(self, job: str, who: str, mine: Finalising) -> bool:
-        """Enter the end; False when somebody else did."""
+    def finish(self, job: str, who: str, mine: Finalising, *, summary: bool = True) -> bool:
+        """Enter the end; False when somebody else did. `summary` says whether `job.json` is in the store."""
         names = JobKeys(job)
         first = ("items", "waiting", "leases", "holders", "attempts", "marks", "suspects")
         others = [part for part in keys.JOB_PARTS if part not in first]
         answer = self._scripts.run(
             "finish",
             [names.hash, keys.ACTIVE, names.part("finaliser"), *map(names.part, (*first, *others))],
-            [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation],
+            [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation, mine.life, int(summary)],
         )
         return bool(answer == b"ended")
 
@@ -333,8 +380,9 @@ class JobTable(Reads):
         return sorted(text(member) for member in members)
 
     def forget_active(self, job: str) -> None:
-        """Drop a job that is not there from the set of active ones."""
-        self._scripts.do(lambda client: client.srem(keys.ACTIVE, job))
+        """Drop a job that is not there from the set of active ones, and what is left beside it."""
+        names = JobKeys(job)
+        self._scripts.run("forget", [names.hash, keys.ACTIVE, *map(names.part, keys.JOB_PARTS)], [job])
 
     def forget_expired(self, at_most: int = 100) -> None:
         """Drop the oldest jobs whose lifetime is over from the list of jobs."""
@@ -346,12 +394,34 @@ class JobTable(Reads):
 
         self._scripts.do(forget)
 
+    def look_after(self, at_most: int = 100) -> None:
+        """Put the newest jobs that have not ended among the active ones; Redis may have lost that they are."""
+
+        def look(client: redis.Redis) -> None:
+            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, at_most - 1))]
+            if not names:
+                return
+            with client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hget(JobKeys(name).hash, "state")
+                states = cast("list[bytes | None]", pipe.execute())
+            open_ones = [name for name, state in zip(names, states, strict=True) if state in _NOT_ENDED]
+            if open_ones:
+                client.sadd(keys.ACTIVE, *open_ones)
+
+        self._scripts.do(look)
+
     def reconcile(self, job: str, *, at_most: int = 100) -> Reconciled:
         """Find chunks whose lease ran out; they wait again, and need a message each."""
         answer = self._scripts.run(
             "reconcile",
-            JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects"),
-            [at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S],
+            [
+                *JobKeys(job).parts(
+                    *("waiting", "leases", "holders", "marks", "suspects", "chunks", "items", "bits", "failures")
+                ),
+                keys.ACTIVE,
+            ],
+            [at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S, job, DAMAGED.format(job=job)],
         )
         if answer[0] == b"gone":
             return Reconciled(0, [])

@@ -149,7 +149,7 @@ def test_a_submission_whose_end_redis_lost_is_continued_under_its_name(client: C
         table.hdel(f"{names}:chunks", chunk)
         table.hdel(f"{names}:items", chunk)
         table.zrem(f"{names}:waiting", chunk)
-    table.hset(names, mapping={"ingest": "open", "total": 1})
+    table.hset(names, mapping={"ingest": "open", "total": 1, "n_chunks": 1, "n_open": 1})
     table.delete("gradcam:queue:default")
     client.submit(images, **parameters)  # type: ignore[arg-type]
     status = client.status("lost-second")

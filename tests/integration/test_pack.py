@@ -52,7 +52,7 @@ def names(client: Client, shard: str) -> list[str]:
 def test_webdataset_reads_the_shards(client: Client, tmp_path: Path) -> None:
     job = client.submit([COFFEE, CAT, COFFEE, CAT, COFFEE], chunk_size=2, **PACKED)
     assert client.wait(job, timeout_s=60).state is JobState.SUCCEEDED
-    assert [shard.rsplit("/", 1)[1] for shard in shards(client, job)] == [f"{n:08d}.tar" for n in range(3)]
+    assert [keys.chunk_of(shard) for shard in shards(client, job)] == [0, 1, 2]
     assert not list(client.storage.keys(keys.images_prefix(client.storage.prefix, job)))
     files = []
     for shard in shards(client, job):
@@ -86,7 +86,7 @@ def test_packed_pictures_are_downloaded_and_audited_like_others(client: Client, 
     assert list(client.audit(packed)) == []
 
     client.storage.delete(shards(client, packed)[:1])
-    stray = keys.shard(client.storage.prefix, packed, 77, 1)
+    stray = keys.shard(client.storage.prefix, packed, 77, 1, "0123456789abcdef")
     client.storage.put(stray, b"stray")
     found = {(finding.kind, finding.index) for finding in client.audit(packed, repair=True)}
     assert found == {("missing", 0), ("missing", 1), ("extra", None)}

@@ -27,7 +27,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def busy(path: Path, pid: int, *, late_s: float, claim_id: str = "me/1/0") -> Path:
-    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, claim_id, [7]))))
+    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, claim_id, "life", [7]))))
     at = time.time() - late_s
     os.utime(path, (at, at))
     return path
@@ -72,7 +72,7 @@ def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.
     assert child.poll() is None
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == [(Busy(child.pid, "job", 3, "me/1/0", [7]), HUNG)]
+    assert watchdog.inquest("me/1", "signal 9 (SIGKILL)") == [(Busy(child.pid, "job", 3, "me/1/0", "life", [7]), HUNG)]
     assert not (tmp_path / "busy").exists()
 
 
@@ -98,7 +98,7 @@ def test_a_death_is_of_what_was_in_hand_and_of_nothing_else(tmp_path: Path) -> N
     assert Watchdog([path], grace_s=5).inquest("another/1", "signal 11 (SIGSEGV)") == []
     path = busy(tmp_path / "busy", 1, late_s=0)
     found = Watchdog([path], grace_s=5).inquest("me/1", "signal 11 (SIGSEGV)")
-    assert found == [(Busy(1, "job", 3, "me/1/0", [7]), CRASHED)]
+    assert found == [(Busy(1, "job", 3, "me/1/0", "life", [7]), CRASHED)]
 
 
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)"])

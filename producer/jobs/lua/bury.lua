@@ -2,10 +2,11 @@
 -- A holder that hung may have lost its lease long before its parent killed it: what the parent saw counts all the same,
 -- where it says more than the lease did that ran out (a weight of 1).
 -- KEYS  1 job  2 waiting  3 leases  4 holders  5 marks  6 suspects  7 items
--- ARGV  1 chunk  2 claim id  3 weight of this death  4 offsets that it had marked, by commas
+-- ARGV  1 chunk  2 claim id  3 weight of this death  4 offsets that it had marked, by commas  5 life, or '' for any
 -- gives {'released', time published, state} | {'lost'} | {'gone'} | {state of a job that has ended}
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return {'gone'} end
+local f = redis.call('HMGET', KEYS[1], 'state', 'life')
+local state = f[1]
+if not state or (ARGV[5] ~= '' and f[2] ~= ARGV[5]) then return {'gone'} end
 if state ~= 'running' and state ~= 'paused' then return {state} end
 local holder = redis.call('HGET', KEYS[4], ARGV[1]) or ''
 local weight = tonumber(ARGV[3])

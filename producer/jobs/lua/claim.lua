@@ -2,9 +2,9 @@
 -- A token never comes twice, also when Redis lost its last second: it is never less than the time in milliseconds.
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 marks  10 suspects
 -- ARGV  1 chunk  2 claim id  3 lease (s)
--- gives {'claimed', token, attempt, payload, states of its items, suspects, generation}
+-- gives {'claimed', token, attempt, payload, states of its items, suspects, generation, life, epoch}
 --       | {'gone'|'complete'|'leased'|state}
-local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token', 'generation')
+local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token', 'generation', 'life', 'epoch')
 if not f[1] then return {'gone'} end
 if f[1] ~= 'running' then return {f[1]} end
 local payload = redis.call('HGET', KEYS[3], ARGV[1])
@@ -29,4 +29,4 @@ redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[5], stamp(t + tonumber(ARGV[3])), ARGV[1])
 local states = read_bits(KEYS[8], tonumber(ARGV[1]) * tonumber(f[2]), count_of(KEYS[2], ARGV[1]))
 local suspects = redis.call('HGET', KEYS[10], ARGV[1]) or ''
-return {'claimed', tonumber(token), tonumber(attempt), payload, states, suspects, tonumber(f[4])}
+return {'claimed', tonumber(token), tonumber(attempt), payload, states, suspects, tonumber(f[4]), f[5] or '', f[6] or '0'}

@@ -1,17 +1,18 @@
 -- Record ends of items: pending -> done|failed, failed -> done. Counters move only where a bit changes, so that a
--- repeated, late or lost call counts nothing twice. The holder of an old token may record `done` and nothing else.
+-- repeated, late or lost call counts nothing twice. The holder of an old token may record `done` and nothing else, and
+-- nothing of an earlier life or generation: what it means may have been deleted since.
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 failures  10 reasons
 --       11 marks  12 suspects  13 classes  14 timings
--- ARGV  1 chunk  2 token  3 lease (s)  4 how many done  5 how many stages
+-- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 epoch  6 how many done  7 how many stages
 --       then offset and class of each done, then stage and microseconds, then offset, reason, failure (JSON) of each failed
 -- gives {'committed', newly done, newly failed, 1 if the chunk is complete, state} | {'gone'|state of a job that has ended}
-local f = redis.call('HMGET', KEYS[1], 'state', 'started_at', 'chunk_size')
+local f = redis.call('HMGET', KEYS[1], 'state', 'started_at', 'chunk_size', 'life', 'epoch')
 local state = f[1]
-if not state then return {'gone'} end
+if not state or (f[4] or '') ~= ARGV[4] or (f[5] or '0') ~= ARGV[5] then return {'gone'} end
 if state ~= 'running' and state ~= 'paused' then return {state} end
 local chunk, token = ARGV[1], ARGV[2]
-local stages = 5 + 2 * tonumber(ARGV[4])
-local failures = stages + 2 * tonumber(ARGV[5])
+local stages = 7 + 2 * tonumber(ARGV[6])
+local failures = stages + 2 * tonumber(ARGV[7])
 local first = tonumber(chunk) * tonumber(f[3])
 local count = count_of(KEYS[2], chunk)
 if count == 0 then return {'gone'} end
@@ -19,7 +20,7 @@ local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') =
 local states = read_bits(KEYS[8], first, count)
 local done, failed, healed = 0, 0, 0
 
-for i = 6, stages, 2 do
+for i = 8, stages, 2 do
   local offset = tonumber(ARGV[i])
   local old = states[offset + 1]
   if old == 0 or old == 2 then
@@ -51,7 +52,7 @@ for _, value in ipairs(states) do
   if value == 0 then pending = pending + 1 end
 end
 if pending == 0 then
-  redis.call('HDEL', KEYS[3], chunk)
+  redis.call('HINCRBY', KEYS[1], 'n_open', -redis.call('HDEL', KEYS[3], chunk))
   redis.call('ZREM', KEYS[4], chunk)
   redis.call('ZREM', KEYS[5], chunk)
   redis.call('HDEL', KEYS[6], chunk)

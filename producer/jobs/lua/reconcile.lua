@@ -1,17 +1,40 @@
 -- Find chunks of one job whose lease ran out: they wait again. A job without a name whose producer died while sending can
--- never be continued: it fails. A retry whose client died while reopening goes on with what is reopened.
--- KEYS  1 job  2 waiting  3 leases  4 holders  5 marks  6 suspects
--- ARGV  1 at most  2 how long a producer may be silent (s)  3 what to say then  4 how long a retry's client (s)
+-- never be continued: it fails. A retry whose client died while reopening goes on with what is reopened; a repair whose
+-- client died is over, and a deletion says that it was broken off. A job of which Redis has lost a part fails: keys were
+-- evicted, or an older copy came back.
+-- KEYS  1 job  2 waiting  3 leases  4 holders  5 marks  6 suspects  7 chunks  8 items  9 bits  10 failures
+--       11 gradcam:active; and `gradcam:turns:<queue>`
+-- ARGV  1 at most  2 how long a producer may be silent (s)  3 what to say then  4 how long a retry's client (s)  5 id
+--       6 what to say where a part is lost
 -- gives {state, time published, chunks whose lease ran out} | {'gone'}
-local f = redis.call('HMGET', KEYS[1], 'state', 'ingest', 'name', 'ingest_at', 'reopening', 'reopened_at')
-local state = f[1]
+local state = settled_state(KEYS[1], KEYS[11], ARGV[5])
 if not state then return {'gone'} end
-if state ~= 'running' then return {state, '0', {}} end
 local t = now()
-if f[2] == 'open' and f[3] == '' and t - tonumber(f[4]) > tonumber(ARGV[2]) then
-  redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', ARGV[3], 'state', 'finalizing')
+local f = redis.call('HMGET', KEYS[1], 'maintained_until', 'ingest', 'name', 'ingest_at', 'reopening', 'reopened_at',
+  'queue', 'n_chunks', 'n_open', 'done', 'failed')
+if state == 'deleting' and tonumber(f[1]) <= t then
+  redis.call('HSET', KEYS[1], 'broken_off', 1)
+  redis.call('SREM', KEYS[11], ARGV[5])
+end
+if state ~= 'running' then return {state, '0', {}} end
+local function fails(sentence)
+  redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', sentence, 'state', 'finalizing')
+  redis.call('HDEL', KEYS[1], 'reopening')
   return {'finalizing', '0', {}}
 end
+if f[8] then
+  local done, failed, open = tonumber(f[10]), tonumber(f[11]), tonumber(f[9])
+  if redis.call('HLEN', KEYS[7]) ~= tonumber(f[8]) or redis.call('HLEN', KEYS[8]) ~= open
+      or redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3]) ~= open
+      or redis.call('HLEN', KEYS[10]) ~= failed or (done + failed > 0 and redis.call('STRLEN', KEYS[9]) == 0) then
+    redis.call('HSET', KEYS[1], 'damaged', 1)
+    return fails(ARGV[6])
+  end
+end
+if f[7] and not redis.call('ZSCORE', 'gradcam:turns:' .. f[7], ARGV[5]) then
+  to_the_end('gradcam:turns:' .. f[7], ARGV[5])
+end
+if f[2] == 'open' and f[3] == '' and t - tonumber(f[4]) > tonumber(ARGV[2]) then return fails(ARGV[3]) end
 if f[5] and t - tonumber(f[6]) > tonumber(ARGV[4]) then
   redis.call('HDEL', KEYS[1], 'reopening')
   state = finish_if_complete(KEYS[1])

@@ -1,16 +1,16 @@
 -- Items of one chunk become pending again, in the generation that `retry` began; chunks come in ascending order, so
 -- that one which is asked for twice is reopened once. The counters follow the bits.
 -- KEYS  1 job  2 items  3 waiting  4 leases  5 attempts  6 bits  7 failures  8 reasons  9 suspects  10 classes
--- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened
+-- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened  4 life
 --       then offset of each, and its class where it was done
 -- gives {'reopened', time published, how many} | {'same'} | {'gone'} | {state}
-local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'chunk_size')
-if not f[1] then return {'gone'} end
+local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'chunk_size', 'life')
+if not f[1] or (f[5] or '') ~= ARGV[4] then return {'gone'} end
 if f[1] ~= 'running' and f[1] ~= 'paused' then return {f[1]} end
 if f[2] ~= ARGV[2] or not f[3] or tonumber(ARGV[1]) < tonumber(f[3]) then return {'same'} end
 local first = tonumber(ARGV[1]) * tonumber(f[4])
 local done, failed = 0, 0
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   local index = first + tonumber(ARGV[i])
   local state = read_bits(KEYS[6], index, 1)[1]
   if state == 1 then
@@ -29,7 +29,7 @@ local t = stamp(now())
 redis.call('HINCRBY', KEYS[1], 'done', -done)
 redis.call('HINCRBY', KEYS[1], 'failed', -failed)
 redis.call('HSET', KEYS[1], 'reopening', ARGV[1] + 1, 'reopened_at', t)
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'n_open', redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[5], ARGV[1])
 redis.call('HDEL', KEYS[9], ARGV[1], 'buried:' .. ARGV[1])
 -- Its holder, where there is one, finds the chunk incomplete and gives it back.

@@ -1,9 +1,9 @@
 -- Everything that was to be reopened is: the job may end again.
 -- KEYS  1 job
--- ARGV  1 generation
+-- ARGV  1 generation  2 life
 -- gives state | 'gone'
-local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'done', 'failed')
-if not f[1] then return 'gone' end
+local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'done', 'failed', 'life')
+if not f[1] or (f[6] or '') ~= ARGV[2] then return 'gone' end
 if f[2] ~= ARGV[1] or not f[3] then return f[1] end
 redis.call('HDEL', KEYS[1], 'reopening')
 -- Speed is counted from here.
