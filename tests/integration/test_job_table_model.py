@@ -139,7 +139,17 @@ class Table(RuleBasedStateMachine):
         #: Client → indices that it has listed, and will delete.
         self.listed: dict[str, set[int]] = {}
 
-    @initialize()
+    @initialize(chunks=st.integers(0, CHUNKS), closed=st.booleans())
+    def begin(self, chunks: int, closed: bool) -> None:
+        self.create()
+        self._send(chunks, closed)
+
+    def _send(self, chunks: int, closed: bool) -> None:
+        for chunk in range(chunks):
+            self.add_chunk(chunk, twice=False)
+        if closed:
+            self.close(right=True)
+
     def create(self) -> None:
         created = self.table.create("job", SPEC, lifetime_s=LIFETIME_S)
         assert created.new
@@ -242,7 +252,9 @@ class Table(RuleBasedStateMachine):
     @rule(data=st.data(), offsets=offsets)
     def write(self, data: st.DataObject, offsets: set[int]) -> None:
         """Pictures go to the store; also, a little late, those of a holder that has lost its lease."""
-        claim = self.stale(data)
+        self._write(self.stale(data), offsets)
+
+    def _write(self, claim: Claim, offsets: set[int]) -> None:
         self.written.setdefault((claim.life, claim.token), set()).update(offsets)
         self.objects |= {claim.index(n) for n in offsets}
         self.vanished -= self.objects
@@ -251,7 +263,10 @@ class Table(RuleBasedStateMachine):
     @rule(data=st.data(), failed=offsets, reason=st.sampled_from(REASONS), twice=st.booleans())
     def commit(self, data: st.DataObject, failed: set[int], reason: str, twice: bool) -> None:
         """What is committed as done has been written before, by whoever says so."""
-        claim, model = self.stale(data), self.model
+        self._commit(self.stale(data), failed, reason, twice=twice)
+
+    def _commit(self, claim: Claim, failed: set[int], reason: str, *, twice: bool) -> None:
+        model = self.model
         done = set(self.written.get((claim.life, claim.token), ()))
         mine = self.holds(claim)
         taken = model.open and (claim.life, claim.epoch) == (model.life, model.epoch)
@@ -353,7 +368,9 @@ class Table(RuleBasedStateMachine):
     @rule(data=st.data())
     def verdict(self, data: st.DataObject) -> None:
         """A worker says that the job cannot be done: it counts only while it holds the chunk."""
-        claim, model = self.stale(data), self.model
+        # Most often of a chunk that is held, by whoever holds it or held it.
+        held = [claim for claim in self.claims if claim.chunk in self.model.leases] or self.claims
+        claim, model = data.draw(st.sampled_from(held)), self.model
         self.table.fail("job", "no weights", claim=claim)
         if self.holds(claim) and model.open:
             model.state, model.reopening, model.outcome = "finalizing", None, "failed"
@@ -378,8 +395,74 @@ class Table(RuleBasedStateMachine):
             case "resume", "paused":
                 model.state = "running"
 
+    # -- whole stretches, so that few steps lead far --------------------------------------------------------------
+
+    @rule(chunk=chunks, offsets=offsets, failed=offsets, commits=st.booleans())
+    def work(self, chunk: int, offsets: set[int], failed: set[int], commits: bool) -> None:
+        """A worker claims a chunk and writes pictures; it commits now, or perhaps much later."""
+        before = len(self.claims)
+        self.claim(chunk, dead=False, twice=False)
+        if len(self.claims) > before:
+            self._write(self.claims[-1], offsets)
+            if commits:
+                self._commit(self.claims[-1], failed, "fetch", twice=False)
+
+    @rule(how=st.sampled_from(["cancel", "fail", "complete"]), closed=st.booleans())
+    def run_to_the_end(self, how: str, closed: bool) -> None:
+        """The job ends."""
+        if closed and self.model.open:
+            self.close(right=True)
+        if how == "complete" and self.model.state == "paused":
+            self.control("resume", twice=False)
+        if how == "complete" and self.model.state == "running":
+            for chunk in sorted(self.model.payload - self.model.leases.keys()):
+                self.work(chunk, {0, 1}, {2}, commits=True)
+        elif how != "complete":
+            self.control(how, twice=False)
+        if self.model.state == "finalizing":
+            self._finalise("a")
+            who, mine = self.mine[-1]
+            self._finish(who, mine, twice=False)
+
+    @precondition(lambda self: self.model.state in ENDS and self.model.closed)
+    @rule(dies=st.booleans())
+    def try_again(self, dies: bool) -> None:
+        """Failed images are reopened and explained again, unless the client dies in between."""
+        model = self.model
+        if not model.count(*REASONS) or model.state == "cancelled":
+            return
+        self.retry(None, twice=False)
+        for chunk in sorted(model.added):
+            again = [n for n in range(SIZE) if model.items[chunk * SIZE + n] in REASONS]
+            if again and not (dies and chunk):
+                self._reopen(chunk, again, REASONS, self.generations[-1], twice=False)
+        if not dies:
+            self.reopened(twice=False)
+
+    @precondition(lambda self: self.model.state in ENDS)
+    @rule(who=clients, chunks=st.integers(1, CHUNKS), closed=st.booleans())
+    def delete_all_and_submit_again(self, who: str, chunks: int, closed: bool) -> None:
+        """The job and its objects are deleted, and the same images submitted under its name."""
+        self.maintain(who, "deleting", dies=False)
+        self.list_objects()
+        self.delete_objects(who)
+        self.delete(who)
+        self._send(chunks, closed)
+
+    @precondition(lambda self: self.model.state in ENDS)
+    @rule(who=clients)
+    def repair_all(self, who: str) -> None:
+        """A client deletes what belongs to no done image, and gives the job back."""
+        self.maintain(who, "repairing", dies=False)
+        self.list_objects()
+        self.delete_objects(who)
+        self.give_back(who, incomplete=False)
+
     @rule(who=st.sampled_from("ab"))
     def finalise(self, who: str) -> None:
+        self._finalise(who)
+
+    def _finalise(self, who: str) -> None:
         mine = self.table.finalise("job", who)
         assert mine is None or self.model.state == "finalizing"
         if mine is not None:
@@ -389,8 +472,10 @@ class Table(RuleBasedStateMachine):
     @rule(data=st.data(), twice=st.booleans())
     def finish(self, data: st.DataObject, twice: bool) -> None:
         """Any finaliser of any generation, also one whose job was retried meanwhile."""
+        self._finish(*data.draw(st.sampled_from(self.mine)), twice=twice)
+
+    def _finish(self, who: str, mine: Finalising, *, twice: bool) -> None:
         model = self.model
-        who, mine = data.draw(st.sampled_from(self.mine))
         ended = [self.table.finish("job", who, mine) for _ in range(1 + twice)]
         assert not any(ended[1:])
         if not ended[0]:
@@ -550,11 +635,17 @@ class Table(RuleBasedStateMachine):
     def reopen(self, data: st.DataObject, twice: bool) -> None:
         model = self.model
         generation = data.draw(st.sampled_from(self.generations))
-        stale = generation != Generation(model.generation, model.life)
         chunk = data.draw(st.sampled_from(sorted(model.added)))
         # A repair reopens done items, a retry failed ones.
         words = data.draw(st.sampled_from([REASONS, ("done",)]))
         again = [n for n in range(SIZE) if model.items[chunk * SIZE + n] in words]
+        self._reopen(chunk, again, words, generation, twice=twice)
+
+    def _reopen(
+        self, chunk: int, again: list[int], words: tuple[str, ...], generation: Generation, *, twice: bool
+    ) -> None:
+        model = self.model
+        stale = generation != Generation(model.generation, model.life)
         classes = {n: class_of(chunk * SIZE + n) if words == ("done",) else "" for n in again}
         items = self.table.control.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
         right = model.open and not stale and model.reopening is not None and chunk >= model.reopening
@@ -635,6 +726,6 @@ def test_whatever_happens_in_whichever_order_counters_equal_the_bits(redis_clien
     run_state_machine_as_test(
         Table,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
