@@ -301,7 +301,10 @@ class Table(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
     def release(self, data: st.DataObject, twice: bool) -> None:
-        claim, model = self.stale(data), self.model
+        self._release(self.stale(data), twice=twice)
+
+    def _release(self, claim: Claim, *, twice: bool) -> None:
+        model = self.model
         right = self.holds(claim) and model.open
         answers = [self.table.release(claim) for _ in range(1 + twice)]
         assert (answers[0] is not None) == (right and model.state == "running")
@@ -370,7 +373,10 @@ class Table(RuleBasedStateMachine):
         """A worker says that the job cannot be done: it counts only while it holds the chunk."""
         # Most often of a chunk that is held, by whoever holds it or held it.
         held = [claim for claim in self.claims if claim.chunk in self.model.leases] or self.claims
-        claim, model = data.draw(st.sampled_from(held)), self.model
+        self._verdict(data.draw(st.sampled_from(held)))
+
+    def _verdict(self, claim: Claim) -> None:
+        model = self.model
         self.table.fail("job", "no weights", claim=claim)
         if self.holds(claim) and model.open:
             model.state, model.reopening, model.outcome = "finalizing", None, "failed"
@@ -457,6 +463,34 @@ class Table(RuleBasedStateMachine):
         self.list_objects()
         self.delete_objects(who)
         self.give_back(who, incomplete=False)
+
+    @rule(who=clients, another_life=st.booleans(), late=st.sampled_from(["commit", "verdict", "release", "renew"]))
+    def much_happens_while_a_worker_is_away(self, who: str, another_life: bool, late: str) -> None:
+        """A worker comes back with pictures that it wrote before the job ended, and was deleted or tried again."""
+        model = self.model
+        before = len(self.claims)
+        for chunk in sorted(model.payload - model.leases.keys()):
+            self.claim(chunk, dead=False, twice=False)
+        if len(self.claims) == before:
+            return
+        claim = self.claims[-1]
+        self._write(claim, {0, 1, 2})
+        self.run_to_the_end("cancel" if another_life else "fail", closed=True)
+        if model.state not in ENDS:
+            return
+        if another_life:
+            self.delete_all_and_submit_again(who, CHUNKS, closed=True)
+        else:
+            self.repair_all(who)
+            self.retry(None, twice=False)
+        if late == "commit":
+            self._commit(claim, {2}, "fetch", twice=False)
+        elif late == "verdict":
+            self._verdict(claim)
+        elif late == "release":
+            self._release(claim, twice=False)
+        else:
+            assert not self.table.renew(claim, lease_s=LIVE_S, marked=[0])
 
     @rule(who=st.sampled_from("ab"))
     def finalise(self, who: str) -> None:
