@@ -14,6 +14,7 @@ from producer.jobs.errors import ServiceError, UnknownJob, UsageError
 from producer.jobs.finalise import begin, recorded_spec
 from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
 from producer.jobs.states import JobState
+from producer.output.results import next_generation
 from producer.plan import Plan, plan
 from producer.sources import Reading, Source, Sources, open_sources
 from producer.submit import Progress, fitting_size, line_maker, make_spec, place_weights, read_labels, send
@@ -178,7 +179,15 @@ class Submitting(Connected):
         if name is not None:
             begin(self.storage, job, spec)
         for _ in range(_LIVES):
-            new = self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
+            # Rebuilt after Redis was wiped: what comes now is later than all that is recorded.
+            rebuilt = name is not None and self.table.spec(job) is None
+            new = self.table.create(
+                job,
+                spec,
+                name=name,
+                lifetime_s=self._settings.job_lifetime_days * 86400,
+                generation=next_generation(self.storage, job) if rebuilt else 1,
+            )
             if not new:
                 self._can_go_on(job)
             try:

@@ -95,8 +95,17 @@ class JobTable(Reads):
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> bool:
+    def create(
+        self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float, generation: int = 1
+    ) -> bool:
         """Make a job.
+
+        Args:
+            job: Its id.
+            spec: What it computes.
+            name: What the user named it.
+            lifetime_s: How long it is kept when it has ended.
+            generation: Its first one: later than all that the store has records of.
 
         Returns:
             Whether it is new; making the same one again is allowed.
@@ -107,7 +116,16 @@ class JobTable(Reads):
         answer = self._scripts.run(
             "create",
             [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)],
-            [job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size],
+            [
+                job,
+                spec.model_dump_json(),
+                name or "",
+                spec.network,
+                spec.queue,
+                lifetime_s,
+                spec.chunk_size,
+                generation,
+            ],
         )
         if answer == b"differs":
             found = self.spec(job)
