@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,6 @@ from producer.audit import Finding, audit
 from producer.audit import repair as set_right
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.finalise import recorded_spec
 from producer.jobs.spec import Failure, JobStatus, Result, checked_name
 from producer.jobs.states import TERMINAL, JobState
 from producer.jobs.storage import DELETED_AT_ONCE
@@ -106,7 +106,8 @@ class Client(Submitting):
             self._same_store(job)
         except UnknownJob:
             # Redis forgets a job after its lifetime, the store does not.
-            if recorded_spec(self.storage, checked_name(job)) is None:
+            # What stands in its summary does not matter: it may be torn.
+            if self.storage.size(keys.summary(self.storage.prefix, checked_name(job))) is None:
                 raise
         with Maintenance(self.table, job, JobState.DELETING) as held:
             count = self._delete_objects(job, held, progress)
@@ -268,9 +269,19 @@ class Client(Submitting):
 
     def _made(self, job: str) -> Made:
         self._same_store(job)
-        # Counted before the manifests are read: they are written before anything is counted.
-        status = self.status(job)
-        return Made(self.storage, job, self._spec(job), status.done + status.failed)
+
+        def ended() -> int:
+            status = self.status(job)
+            return status.done + status.failed
+
+        return Made(
+            self.storage,
+            job,
+            self._spec(job),
+            states=partial(self.table.control.states_at, job),
+            ended=ended,
+            since=self.table.since(job),
+        )
 
     def list(
         self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None

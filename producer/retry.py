@@ -9,10 +9,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from producer.jobs.errors import UnknownJob
+from producer.jobs.spec import Item
 
 if TYPE_CHECKING:
     from producer.jobs.control import Generation
-    from producer.jobs.spec import Item
     from producer.jobs.table import JobTable
     from producer.submit import Publish
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from producer.jobs import keys, uris
-from producer.jobs.errors import FetchError, ServiceError, SourceChanged, UsageError
+from producer.jobs.errors import FetchError, JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.spec import (
     MAX_CHUNK_SIZE,
     METHODS,
@@ -32,11 +32,13 @@ from producer.jobs.spec import (
 )
 from producer.jobs.storage import Storage, sha256_of
 from producer.jobs.table import FULL_SHARE
-from producer.output.results import manifest_parts, merge
+from producer.output.manifest import ChunkRecords
+from producer.output.results import manifest_parts, read_parts
 from producer.sources import printable
 
 if TYPE_CHECKING:
     from producer.jobs.table import JobTable
+    from producer.output.results import Parts
     from producer.sources import Source
 
 #: What a source holds beside its address, where it is nothing else; most are.
@@ -196,6 +198,7 @@ def send(
     count: int | None = None,
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
+    since: int = 0,
 ) -> None:
     """Send all images of a job that was created, then close it; what Redis has already is not sent again.
 
@@ -214,6 +217,7 @@ def send(
         count: How many, where that is known.
         progress: Called with images sent and images in all.
         waiting: Called with a sentence while Redis is too full to take more.
+        since: Records with a lower token are of an earlier life of the job's name: they are not taken over.
 
     Raises:
         UsageError: The job holds other images.
@@ -222,7 +226,7 @@ def send(
         UnknownJob: Redis has lost the job meanwhile.
         ServiceError: Redis loses again and again what is sent, or is away for too long.
     """
-    sending = _Sending(table, storage, publish, job, life, spec, waiting)
+    sending = _Sending(table, storage, publish, job, life, spec, waiting, since)
     for _ in range(_PASSES):
         chunks, images = sending.all(sources, count, progress)
         sending.refuse_if_shorter(chunks, images)
@@ -244,8 +248,9 @@ class _Sending:
     life: str
     spec: JobSpec
     waiting: Callable[[str], None] | None
+    since: int = 0
     #: Chunks of which an earlier life of this job left manifests: Redis was wiped, or lost its last second.
-    recorded: dict[int, list[str]] = field(default_factory=dict)
+    recorded: dict[int, Parts] = field(default_factory=dict)
     #: Images taken over from there.
     adopted: int = 0
     #: When the fullness of Redis was looked at last.
@@ -253,7 +258,7 @@ class _Sending:
 
     def all(self, sources: Iterable[Source], count: int | None, progress: Progress | None) -> tuple[int, int]:
         """Send every chunk that is not there; how many chunks and images there are."""
-        self.recorded = dict(manifest_parts(self.storage, self.job))
+        self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
         known = self.table.chunks(self.job)
         sent = chunks = 0
         with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
@@ -347,8 +352,12 @@ class _Sending:
         """
         items = unpack(chunk.payload)
         first = chunk.number * self.spec.chunk_size
-        results = merge(self.storage, self.recorded[chunk.number])
-        ours = {index - first: result for index, result in results.items() if index - first in items}
+        size = self.spec.chunk_size
+        known = read_parts(self.storage, ChunkRecords(chunk.number, first), self.recorded[chunk.number], size)
+        if newer := next((one for one in known.damage if one.newer), None):
+            raise JobError(f"{newer.key} was written by a newer version of gradcam-queue: update this one")
+        # What cannot be read of it is explained again.
+        ours = {result.index - first: result for result in known.results() if result.index - first in items}
         if any(result.uri != uris.redact(items[offset].uri) for offset, result in ours.items()):
             raise UsageError(
                 f"the store holds a job named {self.job} that was made from another source: choose another --name"

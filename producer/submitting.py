@@ -185,8 +185,7 @@ class Submitting(Connected):
     ) -> None:
         for _ in range(_LIVES):
             created = self.table.create(job, spec, name=name, lifetime_s=self._settings.job_lifetime_days * 86400)
-            if name is not None:
-                self._begin(job, spec, created)
+            since = created.since if name is None else self._begin(job, spec, created)
             if not created.new:
                 self._go_on(job, spec.queue)
             try:
@@ -196,6 +195,7 @@ class Submitting(Connected):
                     self._publisher(job, spec.queue),
                     job=job,
                     life=created.life,
+                    since=since,
                     spec=spec,
                     sources=sources,
                     count=sources.count,
@@ -220,7 +220,7 @@ class Submitting(Connected):
             return
         raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
 
-    def _begin(self, job: str, spec: JobSpec, created: Created) -> None:
+    def _begin(self, job: str, spec: JobSpec, created: Created) -> int:
         """Write down what the job computes, or find what was written before Redis was wiped; nothing is sent yet."""
         try:
             since = begin(self.storage, job, spec, since=created.since)
@@ -230,6 +230,7 @@ class Submitting(Connected):
             raise
         if since != created.since:
             self.table.adopt(job, created.life, since)
+        return since
 
     def _why_ended(self, job: str, error: JobEnded) -> UsageError:
         self._finalise(job)

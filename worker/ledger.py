@@ -154,9 +154,9 @@ class Ledger:
             with suppress(GradcamError):  # nothing is being decoded or computed any more
                 self._lease.mark([])
             self._shard.upload()
-        key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part)
+        key = keys.manifest(self._storage.prefix, claim.job, claim.chunk, claim.token, self._part, claim.epoch)
         self._part += 1
-        lines = (end.result.model_dump_json(exclude_none=True) for end in ended)
+        lines = (end.result.line for end in ended)
         started = time.monotonic()
         try:
             self._storage.put(key, "\n".join(lines).encode())

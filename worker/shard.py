@@ -56,7 +56,7 @@ class Shard:
         Raises:
             WorkerError: The disk is full.
         """
-        described = {keys.member(result.index, "json"): result.model_dump_json(exclude_none=True).encode()}
+        described = {keys.member(result.index, "json"): result.line.encode()}
         try:
             for name, content in (*files.items(), *described.items()):
                 entry = tarfile.TarInfo(name)

@@ -103,23 +103,35 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     beyond = 0
     for finding in client.audit(job, repair=repair):
         counts[finding.kind] += 1
-        beyond += finding.kind == "missing" and finding.result is None
+        beyond += finding.kind in {"missing", "empty"} and finding.again is None and finding.index is not None
         if as_json:
             click.echo(finding.model_dump_json(exclude={"result"}, exclude_none=True))
         else:
-            click.echo(one_line(f"{finding.kind}\t{'-' if finding.index is None else finding.index}\t{finding.key}"))
+            where = finding.key if finding.line is None else f"{finding.key} line {finding.line}"
+            click.echo(one_line(f"{finding.kind}\t{'-' if finding.index is None else finding.index}\t{where}"))
     status = client.status(job)
-    talk.print(f"{status.done} images done: {counts['missing']} objects missing, {counts['extra']} extra")
+    talk.print(f"{status.done} images done: {_found(counts)}")
     if not counts:
         return
     if repair:
         again = status.state in {"running", "finalizing"}
         talk.print(f"set right: gradcam status {job} --watch" if again else "set right")
-    elif beyond < counts.total():
+    elif beyond + counts["newer"] < counts.total():
         talk.print(f"set it right: gradcam audit {job} --repair")
     if beyond:
         talk.print(f"of {beyond} images the manifest is gone as well: submit their source again under another name")
     sys.exit(_DIFFERENT)
+
+
+def _found(counts: Counter[str]) -> str:
+    said = [f"{counts['missing']} objects missing", f"{counts['extra']} extra"]
+    if counts["empty"]:
+        said.append(f"{counts['empty']} empty")
+    if counts["damaged"]:
+        said.append(f"{counts['damaged']} records that cannot be read")
+    if counts["newer"]:
+        said.append(f"{counts['newer']} records of a newer version of gradcam-queue (update this one)")
+    return ", ".join(said)
 
 
 def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], JobStatus]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
@@ -122,9 +122,12 @@ def results(
         _tell(talk, output, f"{count} addresses")
     elif format is not None:
         target = output if parquet is None else parquet
-        with _output(target) as file:
-            count = client.export(job, file, format=format, only=kinds, where=where, failed=failed)
-        _tell(talk, target, f"{count} images")
+        chosen: dict[str, Any] = {"format": format, "only": kinds, "where": where, "failed": failed}
+        if target is None:
+            with _output(None) as file:
+                client.export(job, file, **chosen)
+        else:
+            _tell(talk, target, f"{client.export(job, target, **chosen)} images")
     if output_dir is not None:
         download_to(client, talk, job, output_dir, only=kinds, where=where)
 

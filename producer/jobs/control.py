@@ -222,6 +222,14 @@ class Control:
             if len(packed) < size:
                 return
 
+    def states_at(self, job: str, first: int, count: int) -> bytes:
+        """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
+        start = first // 4
+        packed = self._scripts.do(
+            partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=(first + count + 3) // 4 - start)
+        )
+        return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
+
     def failures(self, job: str) -> Iterator[Failure]:
         """The failures of a job, in order; memory stays flat."""
         for first, states in self.states(job):

@@ -6,11 +6,18 @@ import json
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
+from pydantic import ValidationError
+
 from producer.jobs import keys
 from producer.jobs.errors import JobError, StoreError, UsageError
-from producer.jobs.spec import JobSpec
+from producer.jobs.spec import JobSpec, JobStatus, is_newer
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
+
+
+class DamagedSummary(UsageError):
+    """A job's summary in the store cannot be read."""
+
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +37,9 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
-    summary = {
-        "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
-        "spec": found[0].model_dump(mode="json"),
-        "since": table.since(job),
-        "found": table.facts(job),
-        "classes": _classes(table.histogram(job)),
-        "versions": versions("gradcam-queue"),
-    }
     written = True
     try:
-        storage.put(keys.summary(storage.prefix, job), json.dumps(summary, indent=1).encode())
+        write_summary(table, storage, found[0], status)
     except (JobError, StoreError) as error:
         # A bucket that is gone may be the very reason why the job ends; it has to end all the same.
         log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
@@ -49,6 +48,19 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     if ended:
         log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
     return ended
+
+
+def write_summary(table: JobTable, storage: Storage, spec: JobSpec, status: JobStatus) -> None:
+    """Write what a job came to. Raises StoreError, JobError, WorkerError: the store cannot be used."""
+    summary = {
+        "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
+        "spec": spec.model_dump(mode="json"),
+        "since": table.since(status.job),
+        "found": table.facts(status.job),
+        "classes": _classes(table.histogram(status.job)),
+        "versions": versions("gradcam-queue"),
+    }
+    storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())
 
 
 def _classes(histogram: dict[str, int]) -> list[dict[str, object]]:
@@ -90,7 +102,13 @@ def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
 
 
 def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
-    """What a job of that name computes, as the store knows it; None when it knows none. Errors as `begin`."""
+    """What a job of that name computes, as the store knows it; None when it knows none.
+
+    Raises:
+        DamagedSummary: It cannot be read.
+        UsageError: It was written by a newer version.
+        StoreError, JobError, WorkerError: The store cannot be used.
+    """
     known = _recorded(storage, job)
     return known[0] if known else None
 
@@ -102,9 +120,15 @@ def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
     try:
         written = json.loads(storage.get(key))
         return JobSpec.model_validate(written["spec"]), int(written.get("since", 0))
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{storage.uri(key)} is not one of ours, or of another version: choose another --name"
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ValidationError) and is_newer(error):
+            raise UsageError(
+                f"{storage.uri(key)} was written by a newer version of gradcam-queue: update this one, or choose "
+                "another --name"
+            ) from None
+        raise DamagedSummary(
+            f"{storage.uri(key)} cannot be read, it is torn or not ours: choose another --name; while Redis knows the "
+            f"job, `gradcam audit {job} --repair` writes it again, and `gradcam delete {job} --objects` deletes all"
         ) from None
 
 

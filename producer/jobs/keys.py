@@ -38,7 +38,7 @@ Object store (`P` is the prefix setting):
 | `P/<job>/job.json`                                        | spec, versions, counts; written at the end |
 | `P/<job>/inputs/<index>/<name>`                           | an uploaded local file                     |
 | `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
-| `P/<job>/manifest/<chunk>-<token>-<part>.jsonl`           | a line an image                            |
+| `P/<job>/manifest/<chunk>-<token>-<part>-<epoch>.jsonl`   | a line an image                            |
 | `P/<job>/shards/<chunk>-<token>-<life>.tar`               | with --pack tar: a chunk's pictures        |
 | `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
 | `P/.probe`                                                | nothing: does the store take objects?      |
@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 JOBS = "gradcam:jobs"
 ACTIVE = "gradcam:active"
@@ -139,9 +140,31 @@ def manifest_prefix(prefix: str, job: str) -> str:
     return _join(prefix, job, "manifest") + "/"
 
 
-def manifest(prefix: str, job: str, chunk: int, token: int, part: int) -> str:
-    """One part of a chunk's manifest; the token makes parts of different holders different objects, in their order."""
-    return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:014d}-{part:04d}.jsonl"
+class ManifestPart(NamedTuple):
+    """Whose a part of a manifest is; of one chunk's parts the greater one was written later."""
+
+    chunk: int
+    #: Of the job's generation, as `Claim` has it: it goes up with each retry and repair, and after a wipe of Redis.
+    epoch: int
+    #: Its writer's.
+    token: int
+    #: Its place among its writer's.
+    part: int
+
+
+def manifest(prefix: str, job: str, chunk: int, token: int, part: int, epoch: int) -> str:
+    """One part of a chunk's manifest; the token makes parts of different holders different objects, in their order.
+
+    The epoch stands in the name, so that it is known of all parts by listing them, and of torn ones. Parts of the first
+    release have none.
+    """
+    return manifest_prefix(prefix, job) + f"{chunk:08d}-{token:014d}-{part:04d}-{epoch:014d}.jsonl"
+
+
+def manifest_part(key: str) -> ManifestPart | None:
+    """Whose a part of a manifest is, by its key; None where it is not one of ours."""
+    found = re.fullmatch(r"(\d+)-(\d+)-(\d+)(?:-(\d+))?\.jsonl", key.rpartition("/")[2], re.ASCII)
+    return ManifestPart(int(found[1]), int(found[4] or 0), int(found[2]), int(found[3])) if found else None
 
 
 def shards_prefix(prefix: str, job: str) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from producer.jobs.errors import UsageError
 from producer.jobs.stages import StageTime
@@ -220,7 +220,8 @@ class Guess(_Frozen):
     """One of the network's most likely classes."""
 
     class_id: int
-    class_name: str | None
+    #: None where nobody named the classes; lines leave it out then.
+    class_name: str | None = None
     probability: float
 
 
@@ -228,7 +229,7 @@ class ExplainedClass(_Frozen):
     """One of several classes that were explained of one image."""
 
     class_id: int
-    class_name: str | None
+    class_name: str | None = None
     probability: float
     flat: bool
 
@@ -264,10 +265,22 @@ class Result(_Frozen):
     reason: str | None = None
     message: str | None = None
 
+    @property
+    def line(self) -> str:
+        """The result as it stands in the manifest."""
+        return self.model_dump_json(exclude_none=True)
+
 
 def class_key(result: Result) -> str:
     """Under what an image counts in its job's histogram of classes: id and name."""
     return "" if result.class_id is None else f"{result.class_id} {result.class_name or ''}".rstrip()
+
+
+def is_newer(error: ValidationError) -> bool:
+    """Whether what cannot be read is whole, and says more than this version of the program knows."""
+    # A line that is damaged elsewhere, too, is no line of a newer version.
+    kinds = {(problem["type"], problem["loc"] == ("version",)) for problem in error.errors(include_url=False)}
+    return bool(kinds) and all(kind == "extra_forbidden" or version for kind, version in kinds)
 
 
 def new_job_id() -> str:

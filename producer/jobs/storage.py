@@ -258,10 +258,20 @@ class Storage:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order. Errors as `put`."""
+        return (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, int]]:
+        """Keys under a prefix with the bytes of their objects, in order, from behind `after` on. Errors as `put`."""
         with self.errors("be listed"):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+            pages = self.client.get_paginator("list_objects_v2")
+            found = (
+                pages.paginate(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
+                if after
+                else pages.paginate(Bucket=self.bucket, Prefix=prefix)
+            )
+            for page in found:
                 for entry in page.get("Contents", []):
-                    yield entry["Key"]
+                    yield entry["Key"], entry["Size"]
 
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:

@@ -85,7 +85,7 @@ def write_jsonl(results: Iterable[Result], file: BinaryIO, kinds: Iterable[str] 
     count = 0
     for result in results:
         line = result if wanted is None else _with(result, wanted)
-        file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+        file.write(line.line.encode() + b"\n")
         count += 1
     return count
 
@@ -119,7 +119,9 @@ def _cell(column: Column) -> Callable[[Result], object]:
 def write_rows(header: Sequence[str], rows: Iterable[Iterable[object]], file: BinaryIO) -> int:
     """Write rows as CSV; how many."""
     # No TextIOWrapper: one that is broken off closes the file beneath it, which may be stdout.
-    writer = csv.writer(SimpleNamespace(write=lambda text: file.write(text.encode())), lineterminator="\n")
+    # What ends lines is quoted in cells: "\r\n" for the sake of a lone "\r", which readers take for an end as well.
+    line = SimpleNamespace(write=lambda text: file.write(text.removesuffix("\r\n").encode() + b"\n"))
+    writer = csv.writer(line, lineterminator="\r\n")
     writer.writerow(header)
     count = 0
     for row in rows:

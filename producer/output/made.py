@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,18 +18,24 @@ from producer.output.export import (
     write_jsonl,
     write_parquet,
 )
+from producer.output.manifest import Damages
 from producer.output.objects import Objects
 from producer.output.pictures import Picture, chosen_kinds, pictures
-from producer.output.results import read_kept_names, read_results
+from producer.output.results import read_chunks, read_kept_names
 from producer.output.where import Where, parse_where
 from producer.output.whole import whole
 
 if TYPE_CHECKING:
     from producer.jobs.spec import JobSpec, Result
     from producer.jobs.storage import Storage
+    from producer.output.results import States
 
 #: S3's own limit for presigned addresses.
 LONGEST_S = 7 * 86_400
+
+
+class Incomplete(StoreError):
+    """Of some images nothing is known; of all others everything was read before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +56,42 @@ class Made:
         storage: Our bucket.
         job: Its id.
         spec: What it computes.
-        ended: How many images have their end.
+        states: The bits of the job table.
+        ended: Gives how many images have their end, as the job table counts them.
+        since: Records with a lower token are of an earlier life of the job's name.
     """
 
-    def __init__(self, storage: Storage, job: str, spec: JobSpec, ended: int) -> None:
-        self._storage, self._job, self._spec, self._ended = storage, job, spec, ended
+    def __init__(
+        self,
+        storage: Storage,
+        job: str,
+        spec: JobSpec,
+        *,
+        states: States,
+        ended: Callable[[], int],
+        since: int = 0,
+    ) -> None:
+        self._storage, self._job, self._spec = storage, job, spec
+        self._states, self._ended, self._since = states, ended, since
 
     def _all(self) -> Iterator[Result]:
-        """What is known of each image; an error at the end where less is known than the job table counts."""
-        count = 0
-        for result in read_results(self._storage, self._job):
-            count += 1
-            yield result
-        if count < self._ended:
-            raise StoreError(
-                f"of {self._ended - count} images nothing is known: their manifests are gone from the store; "
-                f"`gradcam audit {self._job}` says which"
+        """What is known of each image; an error at the end where less is known than the job table says."""
+        before, known, unknown, damages = self._ended(), 0, 0, Damages()
+        for chunk in read_chunks(
+            self._storage, self._job, self._spec.chunk_size, states=self._states, since=self._since
+        ):
+            for result in chunk.results():
+                known += 1
+                yield result
+            if missing := chunk.unknown():
+                unknown += missing
+                damages.note(chunk.damage)
+        # Counters without bits: Redis lost a part of the job. A retry may have begun meanwhile, then they count less.
+        unknown = max(unknown, min(before, self._ended()) - known)
+        if unknown:
+            raise Incomplete(
+                f"of {unknown} images nothing is known: {damages}; `gradcam audit {self._job}` says which, "
+                "and --repair explains them again"
             )
 
     def results(self, where: Iterable[str], *, failed: bool) -> Iterator[Result]:
@@ -99,21 +125,30 @@ class Made:
         only = tuple(only)
         kinds, wanted = chosen_kinds(self._spec, only), parse_where(where, failed=failed)
 
+        lost: list[Incomplete] = []
+
         def read() -> Iterator[Result]:
-            return filter(wanted, self._all())
+            try:
+                yield from filter(wanted, self._all())
+            except Incomplete as error:
+                lost.append(error)  # what is known is written whole, then it is told
 
         def write(file: BinaryIO) -> int:
             if format == "jsonl":
                 return write_jsonl(read(), file, kinds if only else None)
             # First, all of them: a table has its columns from the beginning, whatever is asked for.
-            kept = read_kept_names(self._storage, self._job)
+            kept = read_kept_names(self._storage, self._job, since=self._since)
             table = columns(self._spec, kinds, kept, self._storage.uri)
             return (write_csv if format == "csv" else write_parquet)(read(), table, file)
 
-        if not isinstance(file, Path):
-            return write(file)
-        with whole(file) as opened:
-            return write(opened)
+        if isinstance(file, Path):
+            with whole(file) as opened:
+                count = write(opened)
+        else:
+            count = write(file)
+        if lost:
+            raise lost[0]
+        return count
 
     def _pictures(self, objects: Objects, only: Iterable[str], where: Where) -> Iterator[Picture]:
         kinds = chosen_kinds(self._spec, only)

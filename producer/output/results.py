@@ -1,92 +1,140 @@
-"""What is known of each image of a job: its manifest, read as a stream."""
+"""What is known of each image of a job: its manifest as a stream, read here for results, audits and rebuilds alike."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
-from typing import TYPE_CHECKING
-
-from pydantic import ValidationError
+from itertools import count, groupby
+from typing import TYPE_CHECKING, TypeAlias
 
 from producer.jobs import keys
 from producer.jobs.ahead import ahead
-from producer.jobs.errors import JobError
-from producer.jobs.spec import Result
+from producer.output.manifest import ChunkRecords
 
 if TYPE_CHECKING:
+    from producer.jobs.keys import ManifestPart
     from producer.jobs.storage import Storage
 
 #: Chunks whose manifests are fetched at once, and how many may lie here unread: up to half a megabyte each.
 MANIFEST_THREADS = 8
 _CHUNKS_AHEAD = 2 * MANIFEST_THREADS
 _KEEP = b'"keep":{'
+#: So many images' bits are read at a time; then their manifests are listed, since these are written before the bits.
+_IMAGES_AT_ONCE = 16_384
+
+#: The parts of one chunk's manifest: object and whose it is, in the order in which they count.
+Parts: TypeAlias = list[tuple[str, "ManifestPart"]]
+#: Gives the ItemState bytes of so many items from a first one on; fewer where no later one has its end.
+States: TypeAlias = Callable[[int, int], bytes]
 
 
-def read_results(storage: Storage, job: str) -> Iterator[Result]:
-    """Read the manifest, in the order of the images; of an image written twice, done beats failed.
+def read_chunks(
+    storage: Storage, job: str, chunk_size: int, *, states: States | None = None, since: int = 0
+) -> Iterator[ChunkRecords]:
+    """Read the manifest, chunk by chunk in order.
 
     Chunks are fetched ahead of the reader, many at once; memory stays flat.
 
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        chunk_size: Images a chunk.
+        states: The bits of the job table: then every chunk with an image that has its end comes, with or without
+            records. Where there is none, only what has records, all by the records alone.
+        since: Parts with a lower token are of an earlier life of the job's name: they do not count.
+
     Raises:
-        JobError: A line is not of our making, or of another version's.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    for parts in _contents(storage, job):
-        merged = _merged(parts)
-        yield from (merged[index] for index in sorted(merged))
 
+    def fetch(chunk: tuple[ChunkRecords, Parts]) -> ChunkRecords:
+        return read_parts(storage, chunk[0], chunk[1], chunk_size)
 
-def read_kept_names(storage: Storage, job: str) -> list[str]:
-    """The names of all kept columns, in the order in which they turn up; several times as fast as `read_results`."""
-    names: dict[str, None] = {}
-    read = json.JSONDecoder().raw_decode
-    for parts in _contents(storage, job):
-        # Nothing but a key can look like it: inside a text, its quotation marks have backslashes before them.
-        for line in (line for _, content in parts if _KEEP in content for line in content.splitlines()):
-            _, found, rest = line.partition(_KEEP)
-            if found:
-                names.update(dict.fromkeys(read("{" + rest.decode())[0]))
-    return list(names)
-
-
-def _contents(storage: Storage, job: str) -> Iterator[list[tuple[str, bytes]]]:
-    """Each chunk's parts and their content, fetched ahead."""
-
-    def fetch(chunk: tuple[int, list[str]]) -> list[tuple[str, bytes]]:
-        return [(part, storage.get(part)) for part in chunk[1]]
-
+    if states is None:
+        found: Iterator[tuple[ChunkRecords, Parts]] = (
+            (ChunkRecords(number, number * chunk_size), parts)
+            for number, parts in manifest_parts(storage, job, since=since)
+        )
+    else:
+        found = _with_states(storage, job, chunk_size, states, since)
     with (
         ThreadPoolExecutor(MANIFEST_THREADS, thread_name_prefix="manifest") as pool,
-        closing(ahead(pool, fetch, manifest_parts(storage, job), depth=_CHUNKS_AHEAD)) as chunks,
+        closing(ahead(pool, fetch, found, depth=_CHUNKS_AHEAD)) as chunks,
     ):
         yield from chunks
 
 
-def manifest_parts(storage: Storage, job: str) -> Iterator[tuple[int, list[str]]]:
-    """The manifest's objects, chunk by chunk in order; of each chunk in the order they were written."""
+def _with_states(
+    storage: Storage, job: str, chunk_size: int, states: States, since: int
+) -> Iterator[tuple[ChunkRecords, Parts]]:
+    chunks = max(1, _IMAGES_AT_ONCE // chunk_size)
+    wanted = chunks * chunk_size
+    for begin in count(0, chunks):
+        known = states(begin * chunk_size, wanted)
+        if any(known):
+            parts = dict(manifest_parts(storage, job, begin=begin, end=begin + chunks, since=since))
+            for number in range(begin, begin + chunks):
+                first = (number - begin) * chunk_size
+                of_chunk = known[first : first + chunk_size]
+                if any(of_chunk):
+                    yield ChunkRecords(number, number * chunk_size, of_chunk), parts.get(number, [])
+        if len(known) < wanted:
+            return
+
+
+def manifest_parts(
+    storage: Storage, job: str, *, begin: int = 0, end: int | None = None, since: int = 0
+) -> Iterator[tuple[int, Parts]]:
+    """The manifest's objects, chunk by chunk in order; of each chunk in the order in which they count.
+
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        begin: The first chunk.
+        end: The chunk before which it ends.
+        since: As `read_chunks`.
+    """
     prefix = keys.manifest_prefix(storage.prefix, job)
-    for chunk, parts in groupby(storage.keys(prefix), key=lambda key: key.removeprefix(prefix).split("-", 1)[0]):
-        if chunk.isdigit():
-            yield int(chunk), list(parts)
+    listed = storage.sizes(prefix, after=f"{prefix}{begin:08d}" if begin else "")
+    named = ((key, part) for key, _ in listed if (part := keys.manifest_part(key)) is not None)
+    for chunk, group in groupby(named, key=lambda entry: entry[1].chunk):
+        if end is not None and chunk >= end:
+            return
+        parts = [(key, part) for key, part in group if part.token >= since]
+        if parts:
+            yield chunk, sorted(parts, key=lambda entry: entry[1])
 
 
-def merge(storage: Storage, parts: Iterable[str]) -> dict[int, Result]:
-    """What parts of a chunk's manifest say of each image: done beats failed, and a later word an earlier one."""
-    return _merged((part, storage.get(part)) for part in parts)
+def read_parts(storage: Storage, chunk: ChunkRecords, parts: Parts, chunk_size: int) -> ChunkRecords:
+    """Read parts of a chunk's manifest into what is known of it. Errors as `read_chunks`."""
+    for key, part in parts:
+        chunk.add(key, part, storage.get(key), chunk_size)
+    return chunk
 
 
-def _merged(parts: Iterable[tuple[str, bytes]]) -> dict[int, Result]:
-    merged: dict[int, Result] = {}
-    for part, content in parts:
-        for line in content.splitlines():
-            try:
-                result = Result.model_validate_json(line)
-            except ValidationError:
-                raise JobError(f"{part} was written by another version of gradcam-queue: update this one") from None
-            known = merged.get(result.index)
-            if known is None or known.state != "done" or result.state == "done":
-                merged[result.index] = result
-    return merged
+def read_kept_names(storage: Storage, job: str, *, since: int = 0) -> list[str]:
+    """The names of all kept columns, in the order in which they turn up; several times as fast as `read_chunks`."""
+
+    def fetch(chunk: tuple[int, Parts]) -> list[bytes]:
+        return [storage.get(key) for key, _ in chunk[1]]
+
+    names: dict[str, None] = {}
+    with (
+        ThreadPoolExecutor(MANIFEST_THREADS, thread_name_prefix="manifest") as pool,
+        closing(ahead(pool, fetch, manifest_parts(storage, job, since=since), depth=_CHUNKS_AHEAD)) as chunks,
+    ):
+        for content in (content for parts in chunks for content in parts if _KEEP in content):
+            names.update(dict.fromkeys(_kept_names(content.splitlines())))
+    return list(names)
+
+
+def _kept_names(lines: Iterable[bytes]) -> Iterator[str]:
+    read = json.JSONDecoder().raw_decode
+    # Nothing but a key can look like it: inside a text, its quotation marks have backslashes before them.
+    for rest in (rest for _, found, rest in (line.partition(_KEEP) for line in lines) if found):
+        try:
+            yield from read("{" + rest.decode())[0]
+        except ValueError:
+            continue  # a torn line, which the reader of results counts

@@ -122,7 +122,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     def committed(_: int) -> None:
         for first in range(0, images, _BATCH):
             table.renew(claim, lease_s=30, marked=range(first, first + _BATCH))
-        storage.put(keys.manifest("stages", "bench", 0, 0, 0), manifest)
+        storage.put(keys.manifest("stages", "bench", 0, 0, 0, 0), manifest)
         classes = dict.fromkeys(range(images), "281 tabby")
         table.commit(claim, done=classes, failed=[], lease_s=30, seconds={"explain": 1.0})
 

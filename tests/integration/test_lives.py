@@ -242,7 +242,7 @@ def test_a_worker_that_lost_its_lease_writes_no_shard_and_no_picture(own: Client
     assert chunk is not None
     chunk.lease.__exit__()  # renews no more
     slow.gone = {IMAGES[5]}
-    for offset in range(5):
+    for offset in range(6):
         slow.write(chunk, offset)
     time.sleep(0.4)
     own.table.reconcile(job)

@@ -23,7 +23,7 @@ from fault_proxy import HttpFaultProxy
 
 from producer.client import Client
 from producer.jobs import keys
-from producer.jobs.errors import JobError, StoreError, UnknownJob, UsageError
+from producer.jobs.errors import StoreError, UnknownJob, UsageError
 from producer.jobs.spec import Guess, JobSpec, Result
 from producer.jobs.states import JobState
 from producer.output.objects import Objects
@@ -61,8 +61,14 @@ def line(index: int, objects: dict[str, str] | None = None) -> Result:
 
 
 def write_part(client: Client, job: str, chunk: int, results: Iterable[Result], *, token: int = 1) -> None:
-    text = "\n".join(result.model_dump_json(exclude_none=True) for result in results)
-    client.storage.put(keys.manifest(client.storage.prefix, job, chunk, token, 0), text.encode())
+    """As a worker does: a part of the manifest, then the bits."""
+    written = list(results)
+    text = "\n".join(result.line for result in written)
+    client.storage.put(keys.manifest(client.storage.prefix, job, chunk, token, 0, 0), text.encode())
+    bits = client.table.redis.bitfield(f"gradcam:job:{job}:bits")
+    for result in written:
+        bits.set("u2", f"#{result.index}", 1 if result.state == "done" else 2)
+    bits.execute()
 
 
 def make_job(client: Client, job: str, **spec: object) -> str:
@@ -134,7 +140,7 @@ def test_a_table_goes_to_stdout_or_to_a_file_that_is_whole_or_not_there(
 
 
 def test_columns_that_one_image_alone_has_are_found_whatever_stands_in_its_texts(client: Client) -> None:
-    job = make_job(client, "sparse", outputs=("cam",))
+    job = make_job(client, "sparse", outputs=("cam",), chunk_size=100)
     texts = {"a } b": 'quoted "keep":{"no":"x"}', "keep": "}", "ü": ""}
     for chunk in range(20):
         write_part(client, job, chunk, [line(1 + chunk * 100).model_copy(update={"keep": None, "uri": '"keep":{'})])
@@ -185,14 +191,24 @@ def test_a_reader_that_has_enough_is_no_error(small: str) -> None:
         assert (run.returncode, run.stderr, len(run.stdout.splitlines())) == (0, "", 2)
 
 
-def test_an_export_that_breaks_off_leaves_nothing_behind(client: Client, tmp_path: Path) -> None:
-    job = make_job(client, "foreign", outputs=("cam",))
-    write_part(client, job, 0, [line(1)])
-    client.storage.put(keys.manifest(client.storage.prefix, job, 1, 1, 0), b'{"index": 64, "colour": "red"}')
-    with pytest.raises(JobError, match="another version"):
-        client.export(job, tmp_path / "results.csv")
-    assert list(tmp_path.iterdir()) == []
-    assert "another version" in gradcam("results", job, "--jsonl", code=4).stderr
+def test_what_is_readable_is_read_and_the_rest_is_counted_and_named(client: Client, tmp_path: Path) -> None:
+    """One torn line made every verb fail whole: "written by another version"."""
+    job = make_job(client, "torn", outputs=("cam",))
+    write_part(client, job, 0, [line(1), line(2), line(3)])
+    write_part(client, job, 1, [line(64), line(65)])
+    (first, second) = client.storage.keys(keys.manifest_prefix(client.storage.prefix, job))
+    lines = client.storage.get(first).splitlines()
+    client.storage.put(first, b"\n".join([lines[0], lines[1][:40], lines[2]]))
+    client.storage.put(second, line(64).line[:-1].encode() + b',"colour":"red"}\n' + lines[1].replace(b":2,", b":65,"))
+    path = tmp_path / "results.csv"
+    run = gradcam("results", job, "--csv", "--output", str(path), code=4)
+    with path.open(newline="") as file:
+        assert [row["index"] for row in csv.DictReader(file)] == ["1", "3", "65"]
+    assert "of 2 images nothing is known: 1 line of the manifest cannot be read" in run.stderr
+    assert "1 line of a newer version of gradcam-queue: update this one" in run.stderr
+    assert f"(the first: {first} line 2)" in run.stderr.replace("\n", "")
+    printed = gradcam("results", job, "--jsonl", code=4).stdout
+    assert [json.loads(text)["index"] for text in printed.splitlines()] == [1, 3, 65]
 
 
 def test_what_cannot_be_asked_is_one_sentence_before_anything_is_read(
