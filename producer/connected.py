@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from producer.jobs.errors import UnknownJob, UsageError, WorkerError, no_such
 from producer.jobs.finalise import finalise
+from producer.jobs.reads import Outline
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import JobSpec
@@ -43,12 +44,18 @@ class Connected:
         return Storage.from_settings(self._settings)
 
     def _same_store(self, job: str) -> None:
-        store = self._spec(job).store
+        store = self._outline(job).spec.get("store", "")
         if store not in {"", self.storage.place}:
             raise UsageError(
                 f"the pictures of job {job} are in {store}, not in {self.storage.place}: "
                 "correct GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
             )
+
+    def _outline(self, job: str) -> Outline:
+        found = self.table.outline(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found
 
     def _spec(self, job: str) -> JobSpec:
         found = self.table.spec(job)
@@ -83,7 +90,8 @@ class Connected:
 
         return queue.make_app(self._settings.redis_url.get_secret_value())
 
-    def _finalise(self, job: str) -> None:
-        """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
+    def _finalise(self, job: str) -> bool:
+        """Enter the end where nothing but the end is left, and say so; a worker would do it a little later."""
         with suppress(WorkerError):
-            finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
+            return finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
+        return False
