@@ -13,6 +13,7 @@ from producer.jobs.reads import Outline
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import JobSpec
+from producer.jobs.states import JobState
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from producer.submit import Publish
@@ -90,8 +91,10 @@ class Connected:
 
         return queue.make_app(self._settings.redis_url.get_secret_value())
 
-    def _finalise(self, job: str) -> bool:
-        """Enter the end where nothing but the end is left, and say so; a worker would do it a little later."""
+    def _finalise(self, job: str) -> None:
+        """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
+        found = self.table.outline(job)
+        if found is None or found.state != JobState.FINALIZING:
+            return  # most verbs need no store
         with suppress(WorkerError):
-            return finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
-        return False
+            finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")

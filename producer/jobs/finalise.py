@@ -25,8 +25,10 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     mine = table.finalise(job, who)
     if mine is None:
         return False
+    written = False
     try:
         _write_summary(table, storage, job, mine)
+        written = True
     except BucketClosed as error:
         # Whose fault that is, the others' tries tell. It may be the very reason why the job ends.
         if table.decline(job, who, unless_last=True):
@@ -40,7 +42,7 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
         with suppress(ServiceError):  # then the lease runs out
             table.decline(job, who)
         raise
-    ended = table.finish(job, who, mine)
+    ended = table.finish(job, who, mine, summary=written)
     if ended:
         log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
     return ended
