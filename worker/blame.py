@@ -92,10 +92,8 @@ class Blame:
         log.warning("action=left_alone job=%s This worker cannot do it: %s", job, error)
         kind = Kind.VERSION if isinstance(error, OtherVersion) else Kind.REFUSED
         self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
-        if isinstance(error, BucketClosed):
-            # No other job can be done here either.
-            self._bucket_closed = True
-            self._pause(grows=True)
+        # No other job can be done here either: each is looked at once, and nothing is computed for it.
+        self._bucket_closed = self._bucket_closed or isinstance(error, BucketClosed)
         if kind is Kind.REFUSED:
             self._say(str(error))
 
