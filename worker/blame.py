@@ -102,6 +102,8 @@ class Blame:
         sentence = _sentence(error)
         log.error("action=job_error job=%s chunk=%d %s", claim.job, claim.chunk, sentence, exc_info=error)
         self._table.troubles.tell(self._worker, self._host, claim.job, Kind.ERROR, sentence, claim)
+        if isinstance(error, DeviceError):
+            self._say(sentence)
         with self._lock:
             self._tried[claim.job] += 1
             if isinstance(error, DeviceError):

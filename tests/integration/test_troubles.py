@@ -43,7 +43,7 @@ def whose_turns(table: JobTable, worker: str = "", times: int = 4, *, exact: boo
     return [turn[0] for turn in found if isinstance(turn, tuple)]
 
 
-# -- what one worker cannot do -------------------------------------------------------------------------------------------
+# -- what one worker cannot do -----------------------------------------------------------------------------------------
 
 
 def test_a_job_fails_at_once_when_the_only_worker_cannot_do_it(table: JobTable) -> None:
@@ -107,7 +107,7 @@ def test_a_word_of_another_generation_or_life_does_not_count(table: JobTable) ->
     assert table.status("bad").state is JobState.RUNNING
 
 
-# -- what nobody foresaw -------------------------------------------------------------------------------------------------
+# -- what nobody foresaw -----------------------------------------------------------------------------------------------
 
 
 def test_an_unforeseen_error_convicts_after_three_tries_of_all_who_are_alive(table: JobTable) -> None:
@@ -144,7 +144,7 @@ def test_a_job_of_another_version_is_left_alone_and_never_fails_for_it(table: Jo
     assert table.turn("default", "bad", 0, exact=True, worker="a") == LeftAlone("default")
 
 
-# -- deaths --------------------------------------------------------------------------------------------------------------
+# -- deaths ------------------------------------------------------------------------------------------------------------
 
 
 def die_loading(table: JobTable, claim_id: str, weight: int) -> float | None:
@@ -179,7 +179,7 @@ def test_a_death_beside_another_chunk_makes_the_next_load_a_lonely_one_and_no_mo
     assert table.status("bad").state is JobState.RUNNING
 
 
-# -- whose turn ----------------------------------------------------------------------------------------------------------
+# -- whose turn --------------------------------------------------------------------------------------------------------
 
 
 def test_a_job_in_trouble_waits_for_others_but_not_for_nothing(table: JobTable) -> None:

@@ -83,7 +83,7 @@ def test_jobs_go_on_beside_badly_provisioned_workers_and_fail_when_none_else_is_
         assert "GRADCAM_S3_BUCKET" in (status.error or "")
 
 
-# -- the end of a job ----------------------------------------------------------------------------------------------------
+# -- the end of a job --------------------------------------------------------------------------------------------------
 
 
 def complete(client: Client, job: str) -> None:
