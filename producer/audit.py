@@ -239,7 +239,7 @@ class _Repair:
             if key != self._summary:
                 _without_torn_lines(self._storage, key, self._spec.chunk_size)
             elif not self._again:  # else it is written at the end
-                write_summary(self._table, self._storage, self._spec, self._status)
+                write_summary(self._table, self._storage, self._spec.model_dump(mode="json"), self._status)
         if self._again:
             queue, images = self._spec.queue, (self._again[index] for index in sorted(self._again))
             # In one step from `repairing` to `running`: nobody can come in between.

@@ -65,7 +65,7 @@ class Client(Submitting):
     def resume(self, job: str) -> JobStatus:
         """Go on with a paused job. Errors as `cancel`."""
         status = self._not_ended(job, self.table.control.resume(job))
-        self._send_missing(self._spec(job).queue)
+        self._send_missing(self._outline(job).queue)
         return status
 
     def retry(self, job: str, *, reason: str | None = None) -> int:
@@ -79,7 +79,8 @@ class Client(Submitting):
             UnknownJob: There is no such job, or its lifetime is over.
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
-        queue = self._spec(job).queue
+        queue = self._outline(job).queue
+        self._finalise(job)  # where a worker cannot write its summary, it need not wait for another
         count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
         self._send_missing(queue)
         return count
@@ -99,6 +100,7 @@ class Client(Submitting):
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
+        self._finalise(job)  # where a worker cannot write its summary, it need not wait for another
         if not objects:
             self.table.control.delete(job)
             return 0

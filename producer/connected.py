@@ -9,9 +9,11 @@ from typing import Any, Self
 
 from producer.jobs.errors import UnknownJob, UsageError, WorkerError, no_such
 from producer.jobs.finalise import finalise
+from producer.jobs.reads import Outline
 from producer.jobs.scripts import connect
 from producer.jobs.settings import Connections, read
 from producer.jobs.spec import JobSpec
+from producer.jobs.states import JobState
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from producer.submit import Publish
@@ -43,12 +45,18 @@ class Connected:
         return Storage.from_settings(self._settings)
 
     def _same_store(self, job: str) -> None:
-        store = self._spec(job).store
+        store = self._outline(job).spec.get("store", "")
         if store not in {"", self.storage.place}:
             raise UsageError(
                 f"the pictures of job {job} are in {store}, not in {self.storage.place}: "
                 "correct GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
             )
+
+    def _outline(self, job: str) -> Outline:
+        found = self.table.outline(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found
 
     def _spec(self, job: str) -> JobSpec:
         found = self.table.spec(job)
@@ -85,5 +93,8 @@ class Connected:
 
     def _finalise(self, job: str) -> None:
         """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
+        found = self.table.outline(job)
+        if found is None or found.state != JobState.FINALIZING:
+            return  # most verbs need no store
         with suppress(WorkerError):
             finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")

@@ -58,11 +58,10 @@ def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, 
     Returns:
         How many.
     """
-    found = table.spec(job)
+    found = table.outline(job)
     if found is None:
         raise UnknownJob(f"job {job} is gone")
-    count = 0
-    size = found[0].chunk_size
+    count, size = 0, found.chunk_size
     for chunk, group in groupby(images, lambda image: image.index // size):
         again = {image.index % size: image for image in group}
         # With what the chunk still holds: the job may have failed as a whole before that had its turn.

@@ -67,7 +67,7 @@ def _work_of_process() -> Work:
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
     table = JobTable(make_client(connections))
-    return Work(table, storage, settings, health, _republish, partial(queue.take, table, settings.queues))
+    return Work(table, storage, settings, health, _publish, partial(queue.take, table, settings.queues))
 
 
 tasks.register(app, settings.name, _work_of_process)
@@ -159,6 +159,7 @@ def _start(**_: Any) -> None:
         _republish,
         publish=_publish,
         who=settings.name,
+        queues=settings.queues,
         interval_s=settings.interval_s,
         # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
         grace_s=settings.lease_s,
@@ -183,7 +184,15 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     for reconciler, watchdog in _at_work:
         for busy, weight in watchdog.inquest(delivery, str(exception)) if watchdog else ():
             reconciler.report(
-                Death(busy.job, busy.chunk, claim_id=busy.claim_id, weight=weight, marked=busy.marked, life=busy.life)
+                Death(
+                    busy.job,
+                    busy.chunk,
+                    claim_id=busy.claim_id,
+                    weight=weight,
+                    marked=busy.marked,
+                    life=busy.life,
+                    loading=busy.loading,
+                )
             )
 
 

@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_builder, get_model_weights
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError, NotHere, WorkerError
 from worker import weights as files
 from worker.layers import nearest
 
@@ -83,15 +83,14 @@ def find(name: str, weights: str | Path | None) -> Architecture:
     """Find a network by its full name, with what belongs to `weights`: to the default ones, where they are a file.
 
     Raises:
-        JobError: no network is called so; names the nearest.
-        WorkerError: an optional package is missing here.
+        NotHere: no network is called so, or its package is missing; other versions of the packages may have it.
     """
     if name == LITE0:
         return _lite0()
     if name.startswith(TIMM):
         return _timm(name)
     if name not in names():
-        raise JobError(f"no network is called {name!r}{nearest(name, names())}")
+        raise NotHere(f"no network is called {name!r}{nearest(name, names())}")
     return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT)
 
 
@@ -120,7 +119,7 @@ def _timm(name: str) -> Architecture:
     model_name = name.removeprefix(TIMM)
     config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
     if config is None:
-        raise JobError(f"no network is called {name!r}{nearest(name, [TIMM + known for known in timm.list_models()])}")
+        raise NotHere(f"no network is called {name!r}{nearest(name, [TIMM + known for known in timm.list_models()])}")
 
     def own_file(download: files.Download | None) -> Path:
         if not config.hf_hub_id:
@@ -168,7 +167,7 @@ def _listed(name: str) -> Listed:
     own = weights_names(name)
     try:
         found = {weights: find(name, weights) for weights in own}
-    except WorkerError:  # its package is missing here
+    except NotHere:  # its package is missing here
         return Listed(name, "", [], None, None, own, [])
     default = found[DEFAULT]
     at_hand = [weights for weights in own if _is_at_hand(found[weights])]
@@ -199,4 +198,4 @@ def _optional(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError:
-        raise WorkerError(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None
+        raise NotHere(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None

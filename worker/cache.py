@@ -82,6 +82,11 @@ class ModelCache(Generic[K, V]):
             self._let_go()
         return value
 
+    def __contains__(self, key: K) -> bool:
+        """Whether the model of `key` is at hand now."""
+        with self._lock:
+            return key in self._kept
+
     def make_room(self, key: K, size_bytes: int) -> None:
         """Let models go until that of `key`, which is being loaded, fits; from now on it counts as there."""
         with self._lock:

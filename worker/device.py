@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from producer.jobs.errors import DeviceError, JobError, ModelError, WorkerError
+from producer.jobs.errors import DeviceError, JobError, ModelError, NoRoom, NotHere, WorkerError
 from worker.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
 from worker.memory import available_bytes
 from worker.methods import GRADCAM
@@ -159,7 +159,7 @@ def explain_classes(
         return _explain(network, inputs, class_ids, top_k, method, autocast)
     except OutOfMemory as error:
         if len(inputs) == 1:
-            raise WorkerError(f"not even one image fits into the memory of {network.device}") from error
+            raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
     except ValueError as error:
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
     except RuntimeError as error:
@@ -180,7 +180,7 @@ def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in PRECISIONS:
         raise JobError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
-        raise JobError(f"fp16 needs a CUDA device, and this one is {device.type}; use bf16")
+        raise NotHere(f"fp16 needs a CUDA device, and this one is {device.type}; use bf16")
     return PRECISIONS[precision]
 
 

@@ -37,6 +37,8 @@ class Busy:
     life: str
     #: Offsets of the items that it is about to decode or compute.
     marked: list[int]
+    #: Whether it loads the job's model.
+    loading: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Busy | None:
@@ -121,12 +123,24 @@ class Lease:
         if self._lost:
             raise LeaseLost
 
-    def _tell(self, marked: Sequence[int]) -> None:
+    def load(self, limit_s: float) -> None:
+        """Begin to load the job's model, which may take so long: that comes under suspicion if this process dies now.
+
+        Raises:
+            LeaseLost: As `mark`.
+        """
+        self.step(limit_s)
+        self._tell((), loading=True)
+        self._renew(None, loading=True)
+        if self._lost:
+            raise LeaseLost
+
+    def _tell(self, marked: Sequence[int], *, loading: bool = False) -> None:
         """Tell the parent what is in hand; it may be the only one left to know."""
         if self._file is None:
             return
         claim = self._claim
-        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked))
+        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading)
         partial = self._file.with_name(f"{self._file.name}.new")
         try:
             partial.write_text(json.dumps(asdict(busy)))
@@ -151,8 +165,8 @@ class Lease:
                 with suppress(ServiceError):
                     self._renew(None)
 
-    def _renew(self, offsets: Sequence[int] | None) -> None:
+    def _renew(self, offsets: Sequence[int] | None, *, loading: bool = False) -> None:
         asked = time.monotonic()
-        if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets):
+        if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets, loading=loading):
             self._lost = True
         self._renewed = asked

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from producer.jobs.errors import WorkerError
+from producer.jobs.errors import NoRoom, WorkerError
 
 #: Models may take this share of a GPU's memory: what a batch leaves on its way is larger than most networks.
 _GPU_SHARE: Final = 0.3
@@ -23,7 +23,7 @@ _MACHINE_SHARE: Final = 0.2
 _USED_BESIDE: Final = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
-class DeviceFull(WorkerError):
+class DeviceFull(NoRoom):
     """The model does not fit into the device's memory beside what else is there."""
 
 

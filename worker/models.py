@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from producer.jobs import uris
-from producer.jobs.errors import FetchError, GradcamError, JobError, WorkerError
+from producer.jobs.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.spec import JobSpec
 from worker import memory, networks
 from worker.cache import ModelCache
@@ -60,6 +60,7 @@ class Models:
 
         Raises:
             JobError: There is no such network, layer or class, or weights or labels do not fit.
+            NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
         network = self._kept().get(model_key(spec))
@@ -67,6 +68,10 @@ class Models:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
         return network
+
+    def at_hand(self, spec: JobSpec) -> bool:
+        """Whether `get` gives the model at once, without loading it."""
+        return model_key(spec) in self._kept()
 
     def preload(self, names: Sequence[str]) -> None:
         """Load models before a job asks for them; what cannot be loaded is only warned of, as a job may never ask.
@@ -103,9 +108,11 @@ class Models:
                 except JobError as error:
                     # The user knows the address, not the place on this worker's disk.
                     given = "given with --weight-path" if key.weights_sha256 else uris.redact(key.weights)
-                    raise JobError(str(error).replace(str(path), given)) from None
+                    raise type(error)(str(error).replace(str(path), given)) from None
         except FetchError as error:
-            raise JobError(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+            # Where there is nothing, nobody finds anything; else another machine may be let in, or find the way.
+            kind = JobError if isinstance(error, NothingThere) else NotHere
+            raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
 
     def _loaded(self, key: JobSpec, weights: str | Path) -> Network:
         """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from producer.jobs.errors import JobError
+from producer.jobs.errors import JobError, NotHere
 from producer.jobs.storage import sha256_of
 from worker import weights as files
 from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
@@ -90,7 +90,7 @@ def load(
 
     Raises:
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
-        WorkerError: an optional package is missing here.
+        NotHere: an optional package is missing here.
     """
     name = full_name(name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
@@ -146,7 +146,7 @@ def check_names(name: str, weights: str | None = None) -> None:
 
     Raises:
         JobError: there is none; names the nearest.
-        WorkerError: an optional package is missing here.
+        NotHere: an optional package is missing here.
     """
     architecture = find(full_name(name), weights)
     if weights is not None and "://" not in weights and weights not in (RANDOM, *weights_names(architecture.name)):
@@ -167,7 +167,7 @@ def survey_of(name: str) -> Survey:
 
     Raises:
         JobError: no network is called so.
-        WorkerError: an optional package is missing here.
+        NotHere: an optional package is missing here.
     """
     architecture = find(full_name(name), None)
     with torch.inference_mode(False):
@@ -199,7 +199,7 @@ def _weights_file(architecture: Architecture, weights: str | Path | None, downlo
     path = Path(weights).expanduser()
     if not path.is_file():
         known = ", ".join([*own, RANDOM])
-        raise JobError(f"{str(weights)!r} is neither a file nor a name of weights of {architecture.name} ({known})")
+        raise NotHere(f"{str(weights)!r} is neither a file nor a name of weights of {architecture.name} ({known})")
     return path
 
 

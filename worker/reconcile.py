@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from producer.jobs.errors import GradcamError, JobError, WorkerError
+from producer.jobs.errors import GradcamError, ServiceError
 from producer.jobs.finalise import finalise
 from producer.jobs.spec import CLASSES
 
@@ -24,6 +25,8 @@ Republish = Callable[[str, int, float], None]
 #: Called with queue, job, chunk and the time published.
 Publish = Callable[[str, str, int, float], None]
 _AT_ONCE = 100
+#: For so many intervals a worker that could not look after a job leaves that to others.
+_OTHERS_LEAD = 3
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,19 @@ class Death:
     marked: list[int]
     #: The job's, as `Claim` has it.
     life: str
+    #: Whether it was loading the job's model.
+    loading: bool = False
 
 
 def reconcile(
-    table: JobTable, storage: Storage, republish: Republish, *, who: str, grace_s: float, publish: Publish
+    table: JobTable,
+    storage: Storage,
+    republish: Republish,
+    *,
+    who: str,
+    grace_s: float,
+    publish: Publish,
+    unable: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Hand out again what nobody works at, and send again the messages that were lost.
 
@@ -53,6 +65,7 @@ def reconcile(
         who: The worker that does it.
         grace_s: How long messages have to be missing before they count as lost.
         publish: Sends a pointer to a class of service.
+        unable: Called with each job that could not be looked after.
 
     Returns:
         How many messages were sent.
@@ -63,9 +76,15 @@ def reconcile(
     for job in table.active():
         try:
             sent += _expired(table, storage, republish, job, who)
-        except (JobError, WorkerError) as error:
-            # One job's trouble (another version wrote it, its bucket is away) is not that of those behind it.
-            log.warning("action=reconcile_failed job=%s It could not be looked after: %s", job, error)
+        except ServiceError:
+            raise
+        except Exception as error:
+            # One job's trouble (its bucket is away, it is damaged) is not that of those behind it.
+            unable(job)
+            unforeseen = None if isinstance(error, GradcamError) else error
+            log.warning(
+                "action=reconcile_failed job=%s It could not be looked after: %s", job, error, exc_info=unforeseen
+            )
     for queue in CLASSES:
         while lost := table.deficit(queue, grace_s=grace_s, at_most=_AT_ONCE):
             for job, chunk in lost:
@@ -76,11 +95,11 @@ def reconcile(
 
 
 def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, who: str) -> int:
-    found = table.spec(job)
+    found = table.outline(job)
     if found is None:
         table.forget_active(job)
         return 0
-    if found[1] == "finalizing":
+    if found.state == "finalizing":
         finalise(table, storage, job, who)
         return 0
     sent = 0
@@ -107,6 +126,7 @@ class Reconciler(threading.Thread):
         *,
         publish: Publish,
         who: str,
+        queues: Sequence[str],
         interval_s: float,
         grace_s: float,
         on_orphaned: Callable[[], None],
@@ -114,7 +134,8 @@ class Reconciler(threading.Thread):
         super().__init__(name="reconciler", daemon=True)
         self._table, self._storage, self._republish, self._publish = table, storage, republish, publish
         self._who, self._interval_s, self._on_orphaned = who, interval_s, on_orphaned
-        self._grace_s = grace_s
+        self._grace_s, self._queues = grace_s, queues
+        self._leads_from = 0.0
         self._deaths: deque[Death] = deque()
         self._wake, self._stopped = threading.Event(), False
 
@@ -150,9 +171,12 @@ class Reconciler(threading.Thread):
         while self._deaths:
             self._bury(self._deaths[0])
             self._deaths.popleft()
-        self._table.roster.beat(self._who)
+        self._table.roster.beat(self._who, self._queues)
+        if time.monotonic() < self._leads_from:
+            return
         # The lock is shorter than the interval, so that its holder's death delays nobody by more than one.
         if self._table.roster.lead(self._who, 0.9 * self._interval_s):
+            unable: list[str] = []
             reconcile(
                 self._table,
                 self._storage,
@@ -160,12 +184,25 @@ class Reconciler(threading.Thread):
                 who=self._who,
                 grace_s=self._grace_s,
                 publish=self._publish,
+                unable=unable.append,
             )
+            if unable:
+                # Others may be able to; by its clock this one could go on to be the first each time.
+                self._table.roster.step_down(self._who)
+                self._leads_from = time.monotonic() + _OTHERS_LEAD * self._interval_s
 
     def _bury(self, death: Death) -> None:
         published_at = self._table.bury(
-            death.job, death.chunk, claim_id=death.claim_id, weight=death.weight, marked=death.marked, life=death.life
+            death.job,
+            death.chunk,
+            claim_id=death.claim_id,
+            weight=death.weight,
+            marked=death.marked,
+            life=death.life,
+            loading=death.loading,
         )
         if published_at is not None:
             log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)
             self._republish(death.job, death.chunk, published_at)
+        elif death.loading:
+            finalise(self._table, self._storage, death.job, self._who)

@@ -124,4 +124,7 @@ class Watchdog(threading.Thread):
         if len(in_hand) > 1:
             # Nobody knows whose it was, nor what a chunk without marks was about to do.
             return [(busy, 0) for busy in in_hand]
-        return [(busy, HUNG if busy.claim_id in self._hung else weight) for busy in in_hand]
+        # Two that ended while they loaded one model are no coincidence, however they did.
+        return [
+            (busy, CRASHED if busy.loading else HUNG if busy.claim_id in self._hung else weight) for busy in in_hand
+        ]

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.storage import sha256_of
 
 State = dict[str, Tensor]
@@ -172,7 +172,7 @@ def _download_to(path: Path, name: str, url: str, download: Download) -> None:
         raise
     # However else it failed, the job cannot go on and the remedy is the same.
     except Exception as error:
-        raise JobError(
+        raise (JobError if isinstance(error, NothingThere) else NotHere)(
             f"the weights of {name} could not be downloaded from {url} ({error or type(error).__name__}); "
             "give a file with --weight-path"
         ) from error

@@ -18,11 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from producer.jobs.errors import DeviceError, GradcamError, JobError, ServiceError, WorkerError
+from producer.jobs.errors import JobError, NotHere, OtherVersion, ServiceError, WorkerError
 from producer.jobs.fetch import Fetcher
 from producer.jobs.finalise import finalise, versions
 from producer.jobs.states import JobState
+from producer.jobs.table import LeftAlone
 from worker.batching import BatchSizes
+from worker.blame import Blame
 from worker.device import memory_allows_twice
 from worker.health import BUSY
 from worker.lease import Lease, LeaseLost
@@ -40,16 +42,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A worker with a fault of its own waits this long before it tries again, twice as long each time.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 #: The exit code of a process that makes way for a new one, having recorded and given back everything.
 RETIRED = 75
 #: A chunk whose turn it is may be taken by another process in the same moment; so often another one is asked for.
 _TURNS = 5
 #: How often a process with a hand free looks for another message.
 _LOOK_EVERY_S = 0.25
-#: Called with job, chunk and the time published.
-Republish = Callable[[str, int, float], None]
+#: Called with queue, job, chunk and the time published.
+Publish = Callable[[str, str, int, float], None]
 #: Gives the next message and its queue, None when there is none.
 Take = Callable[[], "tuple[str, Pointer] | None"]
 
@@ -79,11 +79,12 @@ class Work:
         storage: Storage,
         settings: WorkerSettings,
         health: Health,
-        republish: Republish,
+        publish: Publish,
         take: Take,
     ) -> None:
         self._table, self._storage, self._settings, self._health = table, storage, settings, health
-        self._republish, self._take = republish, take
+        self._publish, self._take = publish, take
+        self._blame = Blame(table, storage, health, settings.name)
         self._fetcher = Fetcher(
             settings.fetch_policy, storage.client, store_answers=storage.answers, direct=storage.direct
         )
@@ -103,15 +104,11 @@ class Work:
         #: Guards all that follows, and tells of its changes.
         self._changed = threading.Condition()
         self._in_hand: dict[int, _Taken] = {}
-        self._pause_s = _FIRST_PAUSE_S
-        self._paused_until = 0.0
         self._last_end = 0.0
-        #: Why this process makes way for a new one.
-        self._retires: str | None = None
 
     def stopping(self) -> bool:
         """Whether this process comes to an end: the launcher asked for it, or it makes way for a new one."""
-        return self._retires is not None or self._drained()
+        return self._blame.retires is not None or self._drained()
 
     def _drained(self) -> bool:
         # A process whose parent or whose launcher's folder is gone is one that nobody watches or can stop any more.
@@ -132,7 +129,7 @@ class Work:
         if self.stopping():
             # For others, now: what is not sent is found by the reconciler, but later.
             with suppress(ServiceError):
-                self._republish(job, chunk, self._table.roster.now())
+                self._publish("recovery", job, chunk, self._table.roster.now())
             return
         self._begin(queue, job, chunk, delivery)
         while True:
@@ -144,8 +141,8 @@ class Work:
                 break
             self._wait(self._has_room)
         self._rest()
-        if self._retires is not None:
-            log.warning("action=retired %s; this process makes way for a new one.", self._retires)
+        if why := self._blame.retires or self._blame.worn_out:
+            log.warning("action=retired %s; this process makes way for a new one.", why)
             os._exit(RETIRED)
 
     def preload(self) -> None:
@@ -160,8 +157,9 @@ class Work:
         return (
             len(taken) < len(BUSY)
             and all(each.fed and not each.suspicious for each in taken)
-            and time.monotonic() >= self._paused_until
+            and not self._blame.paused
             and not self.stopping()
+            and self._blame.worn_out is None
         )
 
     def _wait(self, while_: Callable[[], bool]) -> None:
@@ -176,7 +174,7 @@ class Work:
         except ServiceError:
             return None  # a Redis that is away is a fault that the chunk in hand will tell
         except Exception as error:
-            self._bug("", -1, error)
+            self._blame.own("", -1, error)
             return None
 
     def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> None:
@@ -189,17 +187,31 @@ class Work:
     def _handle(self, taken: _Taken, queue: str, job: str, chunk: int) -> None:
         try:
             for _ in range(_TURNS):
-                turn = self._table.turn(queue, job, chunk, exact=queue == "recovery")
+                turn = self._turn(queue, job, chunk)
                 if turn is None or self._try(taken, *turn):
                     return
-        except ServiceError as error:
-            self._complain(job, chunk, error)
+            self._give(queue, job, chunk)
         except Exception as error:
-            self._bug(job, chunk, error)
+            self._blame.own(job, chunk, error)
         finally:
             with self._changed:
                 del self._in_hand[taken.slot]
                 self._changed.notify_all()
+
+    def _turn(self, queue: str, job: str, chunk: int) -> tuple[str, int] | None:
+        """Which chunk a message is worth to us. One that only others can make use of is given back, for them."""
+        name = self._settings.name
+        turn = self._table.turn(queue, job, chunk, exact=queue == "recovery", worker=name)
+        if not isinstance(turn, LeftAlone):
+            return turn
+        self._give(turn.queue, job, chunk)
+        # Another class may have something: else its messages would wait behind these for ever.
+        for other in self._settings.queues:
+            found = self._table.turn(other, job, chunk, exact=False, worker=name) if other != turn.queue else None
+            if isinstance(found, tuple):
+                return found
+        self._blame.nothing_but_left_alone()
+        return None
 
     def _fed(self, taken: _Taken) -> None:
         with self._changed:
@@ -222,21 +234,22 @@ class Work:
         """Work at a chunk; False when there was nothing to do at it, so that another may be tried."""
         worked = True
         try:
-            worked = self._work(taken, job, chunk)
+            try:
+                worked = self._work(taken, job, chunk)
+            except OtherVersion as error:
+                self._blame.job(job, error)
+                return False
             finalise(self._table, self._storage, job, self._settings.name)
         except LeaseLost:
             log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
         except (WorkerError, ServiceError) as error:
-            self._complain(job, chunk, error)
+            self._blame.own(job, chunk, error)
         if self._pipeline.hanging:
-            self._retires = f"{self._pipeline.hanging} threads hang at images"
+            self._blame.retires = f"{self._pipeline.hanging} threads hang at images"
         return worked
 
     def _work(self, taken: _Taken, job: str, chunk: int) -> bool:
-        try:
-            found = self._table.spec(job)
-        except JobError as error:
-            raise WorkerError(str(error)) from None  # a worker of that version can do it
+        found = self._table.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return False
         spec = found[0]
@@ -250,9 +263,8 @@ class Work:
             with Lease(
                 self._table, claim, claim_id=taken.claim_id, lease_s=settings.lease_s, busy_file=busy_file
             ) as lease:
-                lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
-                self._same_store(spec)
-                network = self._models.get(spec)
+                self._check_store(spec)
+                network = self._load(taken, claim, lease)
                 if self.stopping():
                     self._release(claim)
                     return True
@@ -269,9 +281,19 @@ class Work:
                         alone=lambda: self._alone(taken, lease),
                     )
                 )
-        except JobError as error:
-            log.warning("action=job_failed job=%s The job fails: %s", job, error)
-            self._table.fail(job, str(error), claim=claim)
+        except LeaseLost:
+            self._release(claim)
+            raise
+        except Exception as error:
+            if isinstance(error, JobError) and not isinstance(error, NotHere):
+                log.warning("action=job_failed job=%s The job fails: %s", job, error)
+                self._table.fail(job, str(error), claim=claim)
+                return True
+            # The message goes to its class, and is read in its turn: what fails must not be what is tried first.
+            try:
+                self._blame.chunk(claim, error)
+            finally:
+                self._release(claim, spec.queue)
             return True
         except BaseException:
             self._release(claim)
@@ -282,20 +304,39 @@ class Work:
             self._release(claim)
         return True
 
-    def _release(self, claim: Claim) -> None:
+    def _check_store(self, spec: JobSpec) -> None:
+        if spec.store not in {"", self._storage.place}:
+            raise NotHere(
+                f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
+                "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
+            )
+        self._blame.check_bucket()
+
+    def _load(self, taken: _Taken, claim: Claim, lease: Lease) -> Network:
+        limit_s = WEIGHTS_TIMEOUT_S + self._settings.item_timeout_s
+        if self._models.at_hand(claim.spec):
+            lease.step(limit_s)  # another thread may let it go in this moment
+        else:
+            if claim.load_suspect:
+                # Alone, so that the next death says whose fault it is, and takes nobody along.
+                taken.suspicious = True
+                self._alone(taken, lease)
+            lease.load(limit_s)
+        network = self._models.get(claim.spec)
+        self._blame.loaded(claim)
+        return network
+
+    def _release(self, claim: Claim, queue: str = "recovery") -> None:
         # A chunk that cannot be given back is free when its lease runs out, and what cannot be sent now is a lost
         # message like any other.
         with suppress(ServiceError):
             published_at = self._table.release(claim)
             if published_at is not None:
-                self._republish(claim.job, claim.chunk, published_at)
+                self._publish(queue, claim.job, claim.chunk, published_at)
 
-    def _same_store(self, spec: JobSpec) -> None:
-        if spec.store not in {"", self._storage.place}:
-            raise JobError(
-                f"the job was sent for pictures in {spec.store}, the workers write to {self._storage.place}: "
-                "give both the same GRADCAM_S3_BUCKET and GRADCAM_S3_PREFIX"
-            )
+    def _give(self, queue: str, job: str, chunk: int) -> None:
+        with suppress(ServiceError):
+            self._publish(queue, job, chunk, self._table.roster.now())
 
     def _annotate(self, claim: Claim, network: Network) -> None:
         self._table.annotate(
@@ -311,39 +352,17 @@ class Work:
     def _well(self, claim: Claim, since: float) -> None:
         """Take note of a chunk that came to its end."""
         with self._changed:
-            had_fault, self._pause_s = self._pause_s > _FIRST_PAUSE_S, _FIRST_PAUSE_S
             # With two in hand, the time of one chunk is that from one end to the next.
             now, last = time.monotonic(), self._last_end
             seconds, self._last_end = now - max(since, last), now
             # One that waited for its last upload while the other ended tells nothing of the other's speed.
             telling = last <= since or seconds >= (now - since) / 2
-        if had_fault:
-            self._health.well()
-            self._table.roster.recovered(self._settings.name)
+        self._blame.well(claim)
         if telling and not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
             self._table.roster.note_speed(claim.spec.network, len(claim.pending) / seconds)
 
-    def _complain(self, job: str, chunk: int, error: GradcamError) -> None:
-        """Say what is wrong with this worker, and leave the work to others for a while."""
-        log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
-        self._health.fault(str(error))
-        with suppress(ServiceError):
-            self._table.roster.complain(self._settings.name, str(error))
-        with self._changed:
-            # Both chunks in hand may tell of one fault.
-            if time.monotonic() >= self._paused_until:
-                self._paused_until = time.monotonic() + self._pause_s
-                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-            if isinstance(error, DeviceError):
-                self._retires = "The device failed"
-
-    def _bug(self, job: str, chunk: int, error: Exception) -> None:
-        """Tell what nobody thought of, and go on slowly: it may be everywhere."""
-        log.error("action=bug job=%s chunk=%d Something unexpected went wrong.", job, chunk, exc_info=error)
-        self._complain(job, chunk, WorkerError(f"a bug of gradcam-queue ({type(error).__name__}); its log has more"))
-
     def _rest(self) -> None:
-        while time.monotonic() < self._paused_until and not self._drained():
+        while self._blame.paused and not self._drained():
             time.sleep(0.2)
 
     def _recall(self, kind_of_work: str) -> int | None:

@@ -9,6 +9,7 @@
     ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
+    │   │   ├── NothingThere      there is nothing, from wherever it is asked           → `fetch`
     │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
     │   ├── ImageError            the bytes are no picture we can decode                → `image`
     │   ├── ModelError            the network gives no usable answer for it             → `model`
@@ -16,7 +17,11 @@
     │   ├── ItemTimeout           a stage takes longer than an image may                → `timeout`
     │   └── CrashedWorker         it killed the process that worked at it, repeatedly   → `crashed_worker`
     ├── JobError                  every image of the job would fail alike: the job fails, once
+    │   └── NotHere               so it is on this worker: the job fails when no worker that is alive can do it
+    │       ├── BucketClosed      our bucket, as this worker sees it
+    │       └── OtherVersion      written by another version: no worker of this one fails it
     └── WorkerError               this machine's fault: the chunk goes to another worker
+        ├── NoRoom                what the job needs does not fit into its memory: it may elsewhere, or later
         └── DeviceError           its device failed: a new process may do better
 
 Policy reads the class, never the text.
@@ -70,6 +75,10 @@ class FetchError(ItemError):
     reason = "fetch"
 
 
+class NothingThere(FetchError):
+    """There is nothing behind the address, from wherever it is asked."""
+
+
 class FetchTimeout(FetchError):
     """The image takes longer to be fetched than it may."""
 
@@ -113,8 +122,24 @@ class JobError(GradcamError):
     """Every image of this job would fail alike."""
 
 
+class NotHere(JobError):
+    """This worker cannot do the job; another one may."""
+
+
+class BucketClosed(NotHere):
+    """Our bucket is not there, or closed to this worker."""
+
+
+class OtherVersion(NotHere):
+    """The job was written by another version."""
+
+
 class WorkerError(GradcamError):
     """This worker cannot work; the job can go on elsewhere."""
+
+
+class NoRoom(WorkerError):
+    """What the job needs does not fit into this worker's memory."""
 
 
 class DeviceError(WorkerError):

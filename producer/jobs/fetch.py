@@ -25,7 +25,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from producer.jobs import uris
-from producer.jobs.errors import FetchError, FetchTimeout, GradcamError, WorkerError
+from producer.jobs.errors import FetchError, FetchTimeout, GradcamError, NothingThere, WorkerError
 from producer.jobs.idle import Deadline, IdleConnections, Key
 from producer.jobs.uris import FetchPolicy, FileAddress, HttpAddress, S3Address
 
@@ -44,6 +44,7 @@ _PAUSES_S: Final = (0.1, 0.5)
 _OK: Final = 200
 _TOO_MANY_REQUESTS: Final = 429
 _SERVER_ERRORS: Final = 500
+_NOTHING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 _REQUEST_HEADERS: Final = {
@@ -316,7 +317,8 @@ def _check_answer(address: HttpAddress, answer: urllib3.response.HTTPResponse, l
     if status != _OK:
         words = f"{status} {http.client.responses.get(status, '')}".rstrip()
         again = status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS
-        raise (_TryAgain if again else FetchError)(f"{shown} cannot be fetched: the server answered {words}")
+        kind = _TryAgain if again else NothingThere if status in _NOTHING else FetchError
+        raise kind(f"{shown} cannot be fetched: the server answered {words}")
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         raise FetchError(f"{shown} is refused: the server compresses it, although it was asked not to")
     _refuse_larger(shown, answer.length_remaining or 0, limit_bytes)
@@ -348,7 +350,7 @@ def _s3_error(address: S3Address, error: ClientError) -> GradcamError:
             f"S3 refuses this worker's credentials ({code}): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if code in ("NoSuchKey", "404"):
-        return FetchError(f"there is no object {address.shown}")
+        return NothingThere(f"there is no object {address.shown}")
     if code == "NoSuchBucket":
         return FetchError(f"{address.shown} cannot be fetched: there is no bucket {address.bucket}")
     if status >= _SERVER_ERRORS or code == "SlowDown":

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from pydantic import ValidationError
 
 from producer.jobs import keys
-from producer.jobs.errors import JobError, StoreError, UsageError
+from producer.jobs.errors import BucketClosed, ServiceError, StoreError, UsageError
 from producer.jobs.spec import JobSpec, JobStatus, is_newer
 from producer.jobs.storage import Storage
-from producer.jobs.table import JobTable
+from producer.jobs.table import Finalising, JobTable
 
 
 class DamagedSummary(UsageError):
@@ -26,35 +28,50 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     """Write `job.json` and enter the end; False when another one does it or the job is elsewhere.
 
     Raises:
-        WorkerError: The store cannot be reached from here; the next reconciler tries again.
+        WorkerError: The store cannot be reached from here: another one may try at once, this one again in a while.
     """
     mine = table.finalise(job, who)
     if mine is None:
         return False
-    found = table.spec(job)
-    if found is None:
-        return False
-    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
-    left = status.total - status.done - status.failed
-    status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
-    written = True
+    written = False
     try:
-        write_summary(table, storage, found[0], status)
-    except (JobError, StoreError) as error:
-        # A bucket that is gone may be the very reason why the job ends; it has to end all the same.
+        _write_summary(table, storage, job, mine)
+        written = True
+    except BucketClosed as error:
+        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends.
+        if table.decline(job, who, unless_last=True):
+            log.warning("action=summary_declined job=%s Left to others: %s", job, error)
+            return False
         log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
-        written = False
+    except StoreError as error:
+        # It has to end all the same.
+        log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
+    except BaseException:
+        with suppress(ServiceError):  # then the lease runs out
+            table.decline(job, who)
+        raise
     ended = table.finish(job, who, mine, summary=written)
     if ended:
         log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
     return ended
 
 
-def write_summary(table: JobTable, storage: Storage, spec: JobSpec, status: JobStatus) -> None:
+def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalising) -> None:
+    found = table.outline(job)
+    if found is None:
+        return  # it is gone, and cannot be finished
+    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
+    left = status.total - status.done - status.failed
+    status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
+    # As it was written: whichever version did, any can end it.
+    write_summary(table, storage, found.spec, status)
+
+
+def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], status: JobStatus) -> None:
     """Write what a job came to. Raises StoreError, JobError, WorkerError: the store cannot be used."""
     summary = {
         "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec,
         "since": table.since(status.job),
         "found": table.facts(status.job),
         "classes": _classes(table.histogram(status.job)),

@@ -19,10 +19,13 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:reasons`          | hash   | reason → count                              | lifetime       | commit, reopen        |
 | `J:classes`          | hash   | class id and name → images explained for it | lifetime       | commit, reopen        |
 | `J:timings`          | hash   | stage → microseconds of all images          | lifetime       | commit                |
-| `J:finaliser`        | string | who writes the summary                      | 30 s           | finalise              |
+| `J:troubles`         | hash   | worker:name → why it cannot do the job      | lifetime       | trouble               |
+|                      |        | load → weight of deaths in loading its model |               | claim, bury, …        |
+| `J:finaliser`        | string | who writes the summary, or who cannot       | 30 s           | finalise, decline     |
 | `gradcam:jobs`       | zset   | job → time created                          | job is gone    | create                |
 | `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
 | `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
+| `gradcam:queues`     | hash   | worker → the classes of service it reads    | it stops       | worker, main process  |
 | `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
 | `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
 | `gradcam:batch-sizes`| hash   | kind of work → images a batch               | 30 days        | worker, child process |
@@ -53,6 +56,7 @@ from typing import NamedTuple
 JOBS = "gradcam:jobs"
 ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
+QUEUES = "gradcam:queues"
 PROBLEMS = "gradcam:problems"
 RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
@@ -60,7 +64,7 @@ BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
-    *("marks", "suspects", "classes", "timings"),
+    *("marks", "suspects", "classes", "timings", "troubles"),
 )
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"

@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import redis
-from pydantic import ValidationError
 
 from producer.jobs import keys
 from producer.jobs.control import Control
-from producer.jobs.errors import JobError, UnknownJob, no_such
+from producer.jobs.errors import OtherVersion, UnknownJob, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.roster import WORKER_SILENT_S, Roster
 from producer.jobs.scripts import PATIENCE_S, Scripts, text
 from producer.jobs.spec import ChunkCounts, Failure, JobSpec, JobStatus
 from producer.jobs.states import JobState
 from producer.jobs.status import FIELDS, make_status
+from producer.jobs.troubles import Troubles, problem_of
 
 #: Facts that `annotate` may note: what the weights were, which layer was meant.
 FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
 _JOBS_AT_ONCE = 100
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What can be told of a job whichever version wrote it."""
+
+    #: Its spec as it was written, unchecked.
+    spec: dict[str, Any]
+    #: Its class of service.
+    queue: str
+    chunk_size: int
+    #: A word that this version may not know.
+    state: str
+
+
 class Reads:
-    """Every read of jobs, and the parts of the table: `control` for what a user does, `roster` for the workers."""
+    """Every read of jobs, and the parts of the table.
+
+    `control` is what a user does, `roster` the workers, `troubles` what these say against jobs.
+    """
 
     def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
         self.redis = client
         self._scripts = Scripts(client, patience_s=patience_s)
         self.control = Control(self._scripts)
         self.roster = Roster(self._scripts)
+        self.troubles = Troubles(self._scripts)
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
@@ -57,7 +76,7 @@ class Reads:
         """What a job computes and where it stands; None if there is no such job.
 
         Raises:
-            JobError: Another version of this program wrote it.
+            OtherVersion: Another version of this program wrote it.
         """
         written, state = self._scripts.do(
             lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, ("spec", "state")))
@@ -66,8 +85,17 @@ class Reads:
             return None
         try:
             return JobSpec.model_validate_json(written), JobState(text(state))
-        except ValidationError:
-            raise JobError(f"job {job} was written by another version of gradcam-queue: update this one") from None
+        except ValueError:  # pydantic's among them
+            raise OtherVersion(f"job {job} was written by another version of gradcam-queue: update this one") from None
+
+    def outline(self, job: str) -> Outline | None:
+        """What can be told of a job whichever version wrote it; None if there is no such job."""
+        fields = ("spec", "queue", "chunk_size", "state")
+        found = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, fields)))
+        if None in found:
+            return None
+        written, queue, size, state = (text(value) for value in found if value is not None)
+        return Outline(json.loads(written), queue, int(size), state)
 
     def status(self, job: str) -> JobStatus:
         """Everything there is to know about a job now, at a cost that does not grow with it.
@@ -77,9 +105,9 @@ class Reads:
         """
         parts = JobKeys(job)
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
-        names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings"))
+        names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings", "troubles"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, *problem = self._scripts.run(
+        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, told, *problem = self._scripts.run(
             "status", names, [WORKER_SILENT_S, *FIELDS]
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
@@ -88,9 +116,11 @@ class Reads:
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
         timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
         where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
-        return make_status(
-            job, fields, counts, where, timings, workers, text(problem[0]) if problem and problem[0] else None
-        )
+        # What is wrong with this job comes before what is wrong with a worker.
+        wrong = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
+        if wrong is None and problem and problem[0]:
+            wrong = text(problem[0])
+        return make_status(job, fields, counts, where, timings, workers, wrong)
 
     def jobs(
         self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -26,16 +27,19 @@ class Roster:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    def beat(self, worker: str) -> None:
-        """Say that a worker is alive."""
+    def beat(self, worker: str, queues: Sequence[str] = ()) -> None:
+        """Say that a worker is alive, and which classes of service it reads: all where none is named."""
         now = self.now()
         self._scripts.do(lambda client: client.zadd(keys.WORKERS, {worker: now}))
+        if queues:
+            self._scripts.do(lambda client: client.hset(keys.QUEUES, worker, ",".join(queues)))
 
     def retire(self, worker: str) -> None:
         """Say that a worker is gone; it goes all the same when nobody listens."""
 
         def retire(client: redis.Redis) -> None:
             client.zrem(keys.WORKERS, worker)
+            client.hdel(keys.QUEUES, worker)
             client.hdel(keys.PROBLEMS, worker)
 
         with suppress(ServiceError):
@@ -54,6 +58,15 @@ class Roster:
         """Whether this worker is the one that looks for lost work for so long."""
         for_ms = max(1, int(for_s * 1000))
         return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
+
+    def step_down(self, worker: str) -> None:
+        """Let another worker look for lost work, where this one is to do it now."""
+
+        def step_down(client: redis.Redis) -> None:
+            if client.get(keys.RECONCILER) == worker.encode():
+                client.delete(keys.RECONCILER)
+
+        self._scripts.do(step_down)
 
     def note_speed(self, network: str, images_per_s: float) -> None:
         """Say how fast one process works at a network; a submission makes its chunks as large as fits."""

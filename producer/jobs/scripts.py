@@ -29,7 +29,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 #: Scripts that a full Redis may refuse, because they would make it fuller; the others are how it gets empty again.
 _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
-_LIBRARY = ("_now", "_life", "_bits", "_death", "_failures", "_end", "_turns", "_maintenance")
+_LIBRARY = (
+    *("_now", "_life", "_bits", "_strikes", "_death"),
+    *("_failures", "_end", "_turns", "_maintenance", "_convict"),
+)
 #: What Redis says when its disk is full, its primary is away, a script runs for too long, or a script found it full.
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from producer.jobs import keys
 from producer.jobs.direct import Direct
-from producer.jobs.errors import JobError, ServiceError, StoreError, WorkerError
+from producer.jobs.errors import BucketClosed, ServiceError, StoreError, WorkerError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -290,7 +290,7 @@ class Storage:
                     "role or the AWS settings of this machine"
                 ) from None
             if code in _OUR_BUCKET:
-                raise JobError(
+                raise BucketClosed(
                     f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "
                     "and its permissions"
                 ) from None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ import redis
 
 from producer.jobs import keys
 from producer.jobs.control import BROKEN_OFF, DAMAGED, refusal
-from producer.jobs.errors import JobEnded, UnknownJob, UsageError, no_such
+from producer.jobs.errors import JobEnded, OtherVersion, UnknownJob, UsageError, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.reads import Reads
 from producer.jobs.scripts import text
@@ -30,6 +31,8 @@ from producer.jobs.status import to_time
 SILENT_INGEST_S = 3600
 #: How long the one who writes a job's summary may take before another may try.
 FINALISER_LEASE_S = 30.0
+#: How long one who could not write it leaves it to others.
+FINALISER_PAUSE_S = 10.0
 #: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
 SILENT_RETRY_S = 60.0
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
@@ -59,6 +62,10 @@ class Claim:
     life: str = ""
     #: Of this generation: a number that goes up with each, also when Redis was wiped in between.
     epoch: int = 0
+    #: Whether a worker had trouble with the job.
+    troubled: bool = False
+    #: Whether a process died while it loaded the job's model, which nobody has loaded since.
+    load_suspect: bool = False
 
     def index(self, offset: int) -> int:
         """The index in the job of the item at that offset."""
@@ -74,6 +81,13 @@ class Created:
     life: str
     #: The first token that records of it may have.
     since: int
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Chunks wait in a class of service, all of jobs that the worker leaves alone: the message is for others."""
+
+    queue: str
 
 
 @dataclass(frozen=True)
@@ -234,19 +248,24 @@ class JobTable(Reads):
         answer = self._scripts.run("take", [keys.QUEUE_PREFIX + queue for queue in queues], [])
         return (queues[int(answer[0]) - 1], answer[1]) if answer else None
 
-    def turn(self, queue: str, job: str, chunk: int, *, exact: bool) -> tuple[str, int] | None:
+    def turn(
+        self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
+    ) -> tuple[str, int] | LeftAlone | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
 
         Args:
             queue: The class of service.
             job: What the message says.
             chunk: What the message says.
-            exact: Whether that very chunk is meant, as long as it waits.
+            exact: Whether that very chunk is meant, as long as it waits and its job is in no trouble.
+            worker: Who asks; jobs that it leaves alone (`troubles`) are not its.
 
         Returns:
-            Job and chunk, None when nothing waits.
+            Job and chunk; LeftAlone when only jobs wait that the worker leaves alone; None when nothing waits.
         """
-        answer = self._scripts.run("turn", [keys.turns(queue)], [job, chunk, int(exact)])
+        answer = self._scripts.run("turn", [keys.turns(queue)], [job, chunk, int(exact), worker])
+        if len(answer) == 1:
+            return LeftAlone(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
@@ -265,11 +284,31 @@ class JobTable(Reads):
             return None
         _, token, attempt, payload, states, suspects, generation, life, epoch = answer
         pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
-        weights = {int(offset): int(weight) for offset, weight in _SUSPECT.findall(text(suspects))}
-        items = unpack(payload)
-        return Claim(job, chunk, token, attempt, spec, items, pending, weights, generation, text(life), int(epoch))
+        weighed, troubled, loads = text(suspects).partition(";")
+        claim = Claim(
+            job,
+            chunk,
+            token,
+            attempt,
+            spec,
+            items={},
+            pending=pending,
+            suspects={int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed)},
+            generation=generation,
+            life=text(life),
+            epoch=int(epoch),
+            troubled=bool(troubled),
+            load_suspect=bool(loads),
+        )
+        try:
+            return replace(claim, items=unpack(payload))
+        except (zlib.error, ValueError):  # pydantic's among them
+            self.release(claim)
+            raise OtherVersion(f"the images of job {job} were written by another version of gradcam-queue") from None
 
-    def renew(self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None) -> bool:
+    def renew(
+        self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None, loading: bool = False
+    ) -> bool:
         """Keep the lease after progress; False makes the holder stop.
 
         Args:
@@ -277,8 +316,9 @@ class JobTable(Reads):
             lease_s: How long it stays ours from now.
             marked: Offsets of the items that are about to be decoded or computed, which come under suspicion if this
                 process dies; as they were when absent.
+            loading: The model is about to be loaded: it is the job that comes under suspicion.
         """
-        marks = [] if marked is None else [",".join(map(str, marked))]
+        marks = ["load"] if loading else [] if marked is None else [",".join(map(str, marked))]
         answer = self._scripts.run(
             "renew",
             JobKeys(claim.job).parts("leases", "holders", "marks"),
@@ -331,7 +371,15 @@ class JobTable(Reads):
         return _published_at(answer)
 
     def bury(
-        self, job: str, chunk: int, *, claim_id: str, weight: int, marked: Sequence[int] = (), life: str = ""
+        self,
+        job: str,
+        chunk: int,
+        *,
+        claim_id: str,
+        weight: int,
+        marked: Sequence[int] = (),
+        life: str = "",
+        loading: bool = False,
     ) -> float | None:
         """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
 
@@ -342,6 +390,7 @@ class JobTable(Reads):
             weight: How much this death speaks against an item that was alone under the holder's mark.
             marked: What the holder had marked, as its parent knows it: its lease may have run out before.
             life: The job's, as the holder had it.
+            loading: It was loading the job's model: that is what the death speaks against.
 
         Returns:
             As `release`.
@@ -349,7 +398,7 @@ class JobTable(Reads):
         answer = self._scripts.run(
             "bury",
             JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects", "items"),
-            [chunk, claim_id, weight, ",".join(map(str, marked)), life],
+            [chunk, claim_id, weight, "load" if loading else ",".join(map(str, marked)), life],
         )
         return _published_at(answer)
 
@@ -359,6 +408,21 @@ class JobTable(Reads):
         if answer[0] != b"yours":
             return None
         return Finalising(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
+
+    def decline(self, job: str, who: str, *, unless_last: bool = False) -> bool:
+        """Say that one cannot write the summary; another may at once, the same after a while.
+
+        Args:
+            job: Its id.
+            who: As `finalise`.
+            unless_last: Keep the right where every worker has declined: the job is to end without its summary.
+
+        Returns:
+            Whether it is another's now.
+        """
+        arguments = [who, FINALISER_PAUSE_S, int(unless_last)]
+        answer = self._scripts.run("decline", [*JobKeys(job).parts("finaliser"), keys.WORKERS], arguments)
+        return bool(answer != b"last")
 
     def finish(self, job: str, who: str, mine: Finalising, *, summary: bool = True) -> bool:
         """Enter the end; False when somebody else did. `summary` says whether `job.json` is in the store."""

@@ -191,6 +191,7 @@ def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Clien
     hands.explain_all(job)
     own.table.control.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
     assert own.status(job).state is JobState.REPAIRING
+    time.sleep(0.01)
     own.table.reconcile(job)
     assert own.status(job).state is JobState.SUCCEEDED
     assert own.table.active() == []

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, get_model
 
-from producer.jobs.errors import JobError, WorkerError
+from producer.jobs.errors import JobError, NotHere
 from worker import architectures, weights
 from worker.networks import Network, class_id_of, load
 
@@ -109,7 +109,7 @@ def test_a_wrong_name_is_told_the_nearest(wrong: str, right: str) -> None:
 def test_without_timm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     for name in ("efficientnet_lite0", "timm/resnet18"):
-        with pytest.raises(WorkerError, match=r"timm is missing here; run: pip install 'gradcam-queue\[timm\]'"):
+        with pytest.raises(NotHere, match=r"timm is missing here; run: pip install 'gradcam-queue\[timm\]'"):
             load(name, "random")
     assert load("resnet18", "random").name == "resnet18"
 

@@ -7,8 +7,13 @@ local function parse_suspects(text)
   return found
 end
 
+-- A holder marks 'load' while it loads the model: that is the job's, not one item's.
 local function suspect(suspects, chunk, marked, weight)
   if marked == '' then return end
+  if marked == 'load' then
+    redis.call('HINCRBY', (string.gsub(suspects, 'suspects$', 'troubles')), 'load', weight)
+    return
+  end
   local known = parse_suspects(redis.call('HGET', suspects, chunk))
   local alone = not string.find(marked, ',')
   for offset in string.gmatch(marked, '%d+') do
@@ -21,6 +26,7 @@ local function suspect(suspects, chunk, marked, weight)
 end
 
 local function note_death(marks, suspects, chunk, weight)
+  strike((string.gsub(suspects, ':suspects$', '')), 1)
   local marked = redis.call('HGET', marks, chunk)
   if not marked then return end
   redis.call('HDEL', marks, chunk)

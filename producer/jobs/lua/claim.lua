@@ -29,4 +29,7 @@ redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[5], stamp(t + tonumber(ARGV[3])), ARGV[1])
 local states = read_bits(KEYS[8], tonumber(ARGV[1]) * tonumber(f[2]), count_of(KEYS[2], ARGV[1]))
 local suspects = redis.call('HGET', KEYS[10], ARGV[1]) or ''
+-- Behind a semicolon where somebody had trouble with the job: the weight of deaths while its model was loaded.
+local troubles = KEYS[1] .. ':troubles'
+if redis.call('EXISTS', troubles) == 1 then suspects = suspects .. ';' .. (redis.call('HGET', troubles, 'load') or '') end
 return {'claimed', tonumber(token), tonumber(attempt), payload, states, suspects, tonumber(f[4]), f[5] or '', f[6] or '0'}

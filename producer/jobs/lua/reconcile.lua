@@ -48,4 +48,5 @@ for _, chunk in ipairs(expired) do
   redis.call('ZADD', KEYS[2], stamp(t), chunk)
 end
 if #expired > 0 then redis.call('HINCRBY', KEYS[1], 'republished', #expired) end
-return {state, stamp(t), expired}
+-- Also where nothing is new: the only worker that had not said a word may be gone by now.
+return {convict(KEYS[1]), stamp(t), expired}

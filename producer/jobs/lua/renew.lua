@@ -1,6 +1,7 @@
 -- Keep a lease, and say which items are about to be decoded or computed. Any answer but 'renewed' makes the holder stop.
 -- KEYS  1 job  2 leases  3 holders  4 marks
--- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 offsets marked, by commas ('' for none); absent: the marks stay
+-- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 offsets marked, by commas, or 'load' ('' for none); absent: the marks
+--       stay as they are
 -- gives 'renewed' | 'lost' | 'gone' | state
 local f = redis.call('HMGET', KEYS[1], 'state', 'life')
 if not f[1] or (f[2] or '') ~= ARGV[4] then return 'gone' end

@@ -33,6 +33,8 @@ if ARGV[4] == 'submit' then
 else
   redis.call('HSET', KEYS[1], 'reopening', 0, 'reopened_at', t)
 end
+redis.call('UNLINK', KEYS[1] .. ':troubles')
+redis.call('HDEL', KEYS[1], 'strikes', 'not_before', 'declined')
 redis.call('HDEL', KEYS[1], 'outcome', 'error', 'finished_at', 'started_at', 'progress_at', 'mark_at', 'mark_n',
   'last_mark_at', 'last_mark_n', 'open_chunks', 'summary')
 redis.call('SADD', KEYS[2], ARGV[1])

@@ -1,30 +1,50 @@
 -- Which chunk a message is worth. A message is leave to work at one waiting chunk of its class of service; whose turn it
--- is, is decided here: of the jobs that have one waiting, that one whose last turn is longest ago. A message of the queue
--- `recovery` means the very chunk it names, as long as that waits; after that it is leave like any other of its job's
--- class, since one of those was used up for its chunk.
--- KEYS  1 turns of the class; of the jobs in it also `gradcam:job:<job>` and `gradcam:job:<job>:waiting`
--- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant
--- gives {job, chunk} | {}
-local t = stamp(now())
+-- is, is decided here: of the jobs that have one waiting, that one whose last turn is longest ago. A job in trouble is
+-- put off while others wait, and one that this worker leaves alone is not its. A message of the queue `recovery` means
+-- the very chunk it names, as long as that waits and its job is in no trouble; after that it is leave like any other of
+-- its job's class, since one of those was used up for its chunk.
+-- KEYS  1 turns of the class; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
+-- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker
+-- gives {job, chunk} | {class} where nothing waits but what this worker leaves alone | {}
+local t = now()
+local function left_alone(job)
+  local word = redis.call('HGET', 'gradcam:job:' .. job .. ':troubles', 'worker:' .. ARGV[4])
+  return word and tonumber(cjson.decode(word)['until']) > t
+end
+local function put_off(not_before)
+  return not_before and tonumber(not_before) > t
+end
 local function taken(job, chunk)
   -- To the end of its job's row: who asks in the same moment gets another.
-  redis.call('ZADD', 'gradcam:job:' .. job .. ':waiting', 'XX', t, chunk)
+  redis.call('ZADD', 'gradcam:job:' .. job .. ':waiting', 'XX', stamp(t), chunk)
   return {job, tonumber(chunk)}
 end
-local meant = 'gradcam:job:' .. ARGV[1]
-if ARGV[3] == '1' and redis.call('HGET', meant, 'state') == 'running'
-    and redis.call('ZSCORE', meant .. ':waiting', ARGV[2]) then
-  return taken(ARGV[1], ARGV[2])
-end
 local turns = KEYS[1]
-if ARGV[3] == '1' then turns = 'gradcam:turns:' .. (redis.call('HGET', meant, 'queue') or '') end
+if ARGV[3] == '1' then
+  local meant = 'gradcam:job:' .. ARGV[1]
+  local f = redis.call('HMGET', meant, 'state', 'not_before', 'queue')
+  if f[1] == 'running' and not put_off(f[2]) and redis.call('ZSCORE', meant .. ':waiting', ARGV[2])
+      and not left_alone(ARGV[1]) then
+    return taken(ARGV[1], ARGV[2])
+  end
+  turns = 'gradcam:turns:' .. (f[3] or '')
+end
+local later, left
 for _, job in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
-  local state = redis.call('HGET', 'gradcam:job:' .. job, 'state')
-  local first = state == 'running' and redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, 0)[1]
-  if first then
+  local f = redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
+  local first = f[1] == 'running' and redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, 0)[1]
+  if first and left_alone(job) then
+    left = true
+  elseif first and put_off(f[2]) then
+    later = later or {job, first}
+  elseif first then
     to_the_end(turns, job)
     return taken(job, first)
   end
-  if state ~= 'running' and state ~= 'paused' then redis.call('ZREM', turns, job) end
+  if f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', turns, job) end
 end
-return {}
+if later then
+  to_the_end(turns, later[1])
+  return taken(later[1], later[2])
+end
+return left and {string.match(turns, '[^:]*$')} or {}

@@ -1,6 +1,7 @@
-"""Faults inside OpenCV, caused for real: Python reads this file in each process that has its folder on PYTHONPATH.
+"""Faults inside libraries, caused for real: Python reads this file in each process that has its folder on PYTHONPATH.
 
-A picture that ends with one of the words below does to the process that decodes it what a broken decoder would do.
+A picture that ends with one of the words below does to the process that decodes it what a broken decoder would do, and
+a weights file to the one that loads it what broken weights would.
 """
 
 from __future__ import annotations
@@ -36,36 +37,58 @@ def _hang_all() -> None:
     ctypes.PyDLL(None).pause()
 
 
+def _raise() -> None:
+    raise ValueError("nobody thought of https://user:hidden@example.org/weights\nand more")
+
+
 _WORDS: dict[bytes, Callable[[], None]] = {
     b"poison:segfault": _segfault,
     b"poison:killed": _killed,
     b"poison:hang": _hang,
     b"poison:hang-all": _hang_all,
+    b"poison:error": _raise,
 }
 
 
-def _poison(module: ModuleType) -> None:
+def _act(tail: bytes) -> None:
+    for word, fault in _WORDS.items():
+        if tail.endswith(word):
+            fault()
+
+
+def _poison_networks(module: ModuleType) -> None:
+    load = module.load
+
+    def poisoned(name: str, weights: Any = None, *others: Any, **more: Any) -> Any:
+        if hasattr(weights, "read_bytes"):
+            _act(weights.read_bytes()[-32:])
+        return load(name, weights, *others, **more)
+
+    module.load = poisoned  # type: ignore[attr-defined]
+
+
+def _poison_cv2(module: ModuleType) -> None:
     decode = module.imdecode
 
     def imdecode(buffer: Any, flags: int) -> Any:
-        tail = bytes(buffer[-32:])
-        for word, fault in _WORDS.items():
-            if tail.endswith(word):
-                fault()
+        _act(bytes(buffer[-32:]))
         return decode(buffer, flags)
 
     module.imdecode = imdecode  # type: ignore[attr-defined]
 
 
+_FAULTY = {"cv2": _poison_cv2, "worker.networks": _poison_networks}
+
+
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the others find cv2, and is called when it is loaded."""
+    """Lets the others find these modules, and is called when they are loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "cv2":
+        poison = _FAULTY.pop(fullname, None)
+        if poison is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return spec
@@ -74,7 +97,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             load(module)
             # cv2 puts another module in its own place while it is loaded.
-            _poison(sys.modules[fullname])
+            poison(sys.modules[fullname])
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -1,0 +1,144 @@
+"""Jobs that end the processes which load their model, or meet what nobody foresaw: they fail, and delay nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from command import gradcam
+from stacks import POISON, eventually, own_stack
+
+from producer.client import Client
+from producer.jobs.spec import Chunk, JobSpec, uri_line
+from producer.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+NETWORK, OTHER = "efficientnet_lite0", "squeezenet1_1"
+PHOTO = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+
+
+@pytest.fixture(scope="module")
+def poisonous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One worker, of one process, to whom weights can be poison."""
+    settings = {
+        "PYTHONPATH": os.pathsep.join([str(POISON), os.environ.get("PYTHONPATH", "")]),
+        # Leases that run out on no machine, however busy.
+        "GRADCAM_WORKER_LEASE_S": "10",
+    }
+    with own_stack(tmp_path_factory.mktemp("blame"), settings) as stack:
+        stack.start_worker()
+        first = Client.from_env()
+        first.wait(first.submit([PHOTO], network=NETWORK, outputs=["cam"]), timeout_s=120)
+        yield stack
+
+
+def poisoned(client: Client, folder: Path, word: str, images: int = 4) -> str:
+    """A job whose model cannot be loaded."""
+    weights = folder / f"{word.replace(':', '-')}.pth"
+    weights.write_text(word)
+    return client.submit([PHOTO] * images, network=OTHER, weight_path=weights, chunk_size=1, outputs=["cam"])
+
+
+def log(stack: Stack) -> str:
+    return (stack.directory / "worker.log").read_text()
+
+
+@pytest.mark.parametrize("word", ["poison:segfault", "poison:killed"])
+def test_a_model_that_ends_each_process_which_loads_it_fails_its_job(
+    poisonous: Stack, tmp_path: Path, word: str
+) -> None:
+    client = Client.from_env()
+    deaths = log(poisonous).count("action=child_died")
+    bad = poisoned(client, tmp_path, word)
+    good = client.submit([PHOTO] * 24, network=NETWORK, chunk_size=4, outputs=["cam"])
+    status = client.wait(bad, timeout_s=90)
+    assert status.state is JobState.FAILED
+    assert "loading its model ends the processes that do it" in (status.error or "")
+    assert "--weight-path" in (status.error or "")
+    assert (status.done, status.failed) == (0, 0)
+    assert client.wait(good, timeout_s=60).done == 24
+    # The first may have had a chunk of the good job beside it, and then says nothing.
+    assert log(poisonous).count("action=child_died") - deaths <= 3
+
+
+def test_jobs_with_an_error_that_nobody_foresaw_fail_and_one_behind_them_has_its_turn(
+    poisonous: Stack, tmp_path: Path
+) -> None:
+    client = Client.from_env()
+    bad = [poisoned(client, tmp_path, "poison:error") for _ in range(3)]
+    good = client.submit([PHOTO] * 4, network=NETWORK, chunk_size=4, outputs=["cam"])
+    started = time.monotonic()
+    assert client.wait(good, timeout_s=60).done == 4
+    good_s = time.monotonic() - started
+    for job in bad:
+        status = client.wait(job, timeout_s=60)
+        assert status.state is JobState.FAILED
+        assert "ValueError: nobody thought of https://***@example.org/weights (3 tries;" in (status.error or "")
+        assert "hidden" not in (status.error or "")
+        assert "and more" not in (status.error or "")
+    assert good_s < 30
+    # It was tried by more than one process, and the worker says nothing against itself.
+    assert "action=retired" in log(poisonous)
+    assert client.table.redis.hlen("gradcam:problems") == 0
+
+
+def test_an_error_in_a_stage_is_the_images_own(poisonous: Stack, tmp_path: Path) -> None:
+    client = Client.from_env()
+    (tmp_path / "bad.png").write_bytes(PHOTO.read_bytes() + b"poison:error")
+    job = client.submit([PHOTO, tmp_path / "bad.png"], network=NETWORK, outputs=["cam"])
+    status = client.wait(job, timeout_s=60)
+    assert (status.state, status.done) == (JobState.COMPLETED_WITH_ERRORS, 1)
+    assert status.failures == {"internal": 1}
+
+
+# -- a job of another version -----------------------------------------------------------------------------------------
+
+
+def newer(client: Client, job: str, chunks: int) -> None:
+    """A job that a newer release wrote, with its messages."""
+    spec = JobSpec(network=NETWORK, chunk_size=1, store=client.storage.place)
+    client.table.create(job, spec, name=job, lifetime_s=3600)
+    written = {**json.loads(spec.model_dump_json()), "version": 2, "something": "new"}
+    client.table.redis.hset(f"gradcam:job:{job}", "spec", json.dumps(written))
+    send = client._publisher(job, "default")
+    for number in range(chunks):
+        published_at = client.table.add_chunk(job, Chunk.pack(number, [uri_line("s3://b/a.png")]))
+        assert published_at is not None
+        send(number, published_at)
+    client.table.close(job, chunks=chunks, items=chunks)
+
+
+def test_a_job_of_a_newer_release_is_left_alone_and_can_be_listed_and_cancelled(poisonous: Stack) -> None:
+    client = Client.from_env()
+    alone = client.submit([PHOTO] * 24, network=NETWORK, chunk_size=4, outputs=["cam"])
+    started = time.monotonic()
+    client.wait(alone, timeout_s=60)
+    alone_s = time.monotonic() - started
+
+    before = log(poisonous).count("action=left_alone")
+    newer(client, "newer", chunks=30)
+    eventually(lambda: client.status("newer").problem, within_s=30)
+    assert "written by another version" in (client.status("newer").problem or "")
+    started = time.monotonic()
+    beside = client.submit([PHOTO] * 24, network=NETWORK, chunk_size=4, outputs=["cam"])
+    assert client.wait(beside, timeout_s=60).done == 24
+    assert time.monotonic() - started < 2 * alone_s + 3
+    # It does not come back to it in a circle, and its messages are there for those who can do it.
+    assert log(poisonous).count("action=left_alone") - before <= 2
+    assert client.status("newer").state is JobState.RUNNING
+    eventually(lambda: client.table.redis.llen("gradcam:queue:default") >= 29)
+
+    assert "newer" in gradcam("list").stdout
+    assert gradcam("pause", "newer").stdout.split("\t")[1] == "paused"
+    assert gradcam("resume", "newer").stdout.split("\t")[1] == "running"
+    assert gradcam("cancel", "newer").stdout.split("\t")[1] == "cancelled"
+    assert json.loads(client.storage.get("jobs/newer/job.json"))["spec"]["something"] == "new"
+    gradcam("delete", "newer", "--objects", "--yes")
+    assert list(client.storage.keys("jobs/newer/")) == []

@@ -1,0 +1,217 @@
+"""What workers say against jobs, in the job table: when it counts as the job's own fault, and whose turn it is then."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from producer.jobs.spec import Chunk, JobSpec, uri_line
+from producer.jobs.states import JobState
+from producer.jobs.table import Claim, JobTable, LeftAlone
+from producer.jobs.troubles import Kind
+
+SPEC = JobSpec(chunk_size=1)
+CRASHED = 2
+
+
+@pytest.fixture
+def table(redis_client: redis.Redis) -> JobTable:
+    return JobTable(redis_client)
+
+
+def make(table: JobTable, job: str, chunks: int = 4) -> None:
+    table.create(job, SPEC, lifetime_s=60)
+    for number in range(chunks):
+        table.add_chunk(job, Chunk.pack(number, [uri_line(f"s3://b/{number}.jpg")]))
+    table.close(job, chunks=chunks, items=chunks)
+
+
+def take(table: JobTable, job: str, chunk: int = 0, claim_id: str = "me") -> Claim:
+    claim = table.claim(job, chunk, SPEC, claim_id=claim_id, lease_s=30)
+    assert claim is not None
+    return claim
+
+
+def tell(table: JobTable, worker: str, kind: Kind, sentence: str = "no", host: str = "h", job: str = "bad") -> str:
+    return table.troubles.tell(worker, host, job, kind, sentence)
+
+
+def whose_turns(table: JobTable, worker: str = "", times: int = 4, *, exact: bool = False) -> list[str]:
+    found = [table.turn("default", "bad", 0, exact=exact, worker=worker) for _ in range(times)]
+    return [turn[0] for turn in found if isinstance(turn, tuple)]
+
+
+# -- what one worker cannot do -----------------------------------------------------------------------------------------
+
+
+def test_a_job_fails_at_once_when_the_only_worker_cannot_do_it(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
+    assert table.status("bad").error == "the bucket is closed"
+
+
+def test_a_job_goes_on_while_a_worker_is_alive_that_has_said_nothing_against_it(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    table.roster.beat("b")
+    assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.RUNNING
+    assert table.status("bad").problem == "worker a cannot do this job: the bucket is closed"
+    assert isinstance(table.turn("default", "bad", 0, exact=False, worker="a"), LeftAlone)
+    assert table.turn("default", "bad", 0, exact=False, worker="b") == ("bad", 0)
+    assert tell(table, "b", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
+
+
+def test_workers_that_read_other_queues_or_are_gone_are_not_waited_for(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a", ("default", "low"))
+    table.roster.beat("other", ("high",))
+    table.redis.zadd("gradcam:workers", {"dead": time.time() - 61})
+    assert tell(table, "a", Kind.REFUSED) == JobState.FINALIZING
+
+
+def test_the_last_worker_that_had_said_nothing_may_go(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    table.roster.beat("b")
+    assert tell(table, "a", Kind.REFUSED) == JobState.RUNNING
+    table.roster.retire("b")
+    table.reconcile("bad")
+    assert table.status("bad").error == "no"
+
+
+def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    table.roster.beat("b")
+    tell(table, "a", Kind.REFUSED)
+    assert take(table, "bad").troubled
+    table.troubles.over("bad", "a")
+    assert table.status("bad").problem is None
+    assert tell(table, "b", Kind.REFUSED) == JobState.RUNNING
+
+
+def test_a_word_of_another_generation_or_life_does_not_count(table: JobTable) -> None:
+    make(table, "bad")
+    claim = take(table, "bad")
+    table.roster.beat("a")
+    table.fail("bad", "the weights are gone")
+    mine = table.finalise("bad", "me")
+    assert mine is not None
+    table.finish("bad", "me", mine)
+    generation = table.control.retry("bad", "default", retry_id="again")
+    table.control.reopened("bad", generation)
+    assert table.troubles.tell("a", "h", "bad", Kind.REFUSED, "no", claim) == "gone"
+    assert table.status("bad").state is JobState.RUNNING
+
+
+# -- what nobody foresaw -----------------------------------------------------------------------------------------------
+
+
+def test_an_unforeseen_error_convicts_after_three_tries_of_all_who_are_alive(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    assert [tell(table, "a", Kind.ERROR, "ValueError: x") for _ in range(3)] == ["running", "running", "finalizing"]
+    assert table.status("bad").error == "ValueError: x (3 tries; the log of the workers has more)"
+
+
+def test_a_machine_with_errors_of_its_own_convicts_nothing_while_another_has_not_tried(table: JobTable) -> None:
+    make(table, "bad")
+    for worker in ("a0", "a1", "a2", "b"):
+        table.roster.beat(worker)
+    for _ in range(3):
+        for worker in ("a0", "a1", "a2"):
+            assert tell(table, worker, Kind.ERROR, host="a") == JobState.RUNNING
+    assert isinstance(table.turn("default", "bad", 0, exact=False, worker="a0"), LeftAlone)
+    assert tell(table, "b", Kind.ERROR, host="b") == JobState.FINALIZING
+
+
+def test_three_workers_of_two_machines_need_no_fourth(table: JobTable) -> None:
+    make(table, "bad")
+    for worker in ("a", "b", "c", "d", "e"):
+        table.roster.beat(worker)
+    told = [tell(table, worker, Kind.ERROR, host=host) for worker, host in (("a", "1"), ("b", "2"), ("c", "2"))]
+    assert told == ["running", "running", "finalizing"]
+
+
+def test_a_job_of_another_version_is_left_alone_and_never_fails_for_it(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    for _ in range(5):
+        assert tell(table, "a", Kind.VERSION, "written by another version") == JobState.RUNNING
+    assert table.turn("default", "bad", 0, exact=True, worker="a") == LeftAlone("default")
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+def die_loading(table: JobTable, claim_id: str, weight: int) -> float | None:
+    claim = take(table, "bad", claim_id=claim_id)
+    assert table.renew(claim, lease_s=30, loading=True)
+    return table.bury("bad", 0, claim_id=claim_id, weight=weight, loading=True)
+
+
+def test_two_deaths_in_loading_its_model_convict_a_job(table: JobTable) -> None:
+    make(table, "bad")
+    assert die_loading(table, "one", CRASHED) is not None
+    claim = take(table, "bad", chunk=1)
+    assert claim.load_suspect
+    assert claim.suspects == {}  # of no image
+    assert die_loading(table, "two", CRASHED) is None
+    assert "loading its model ends the processes" in (table.status("bad").error or "")
+
+
+def test_deaths_in_loading_do_not_add_up_where_somebody_loaded_it_in_between(table: JobTable) -> None:
+    make(table, "bad")
+    for number in range(4):
+        assert die_loading(table, str(number), CRASHED) is not None
+        table.troubles.loaded("bad")
+    assert table.status("bad").state is JobState.RUNNING
+
+
+def test_a_death_beside_another_chunk_makes_the_next_load_a_lonely_one_and_no_more(table: JobTable) -> None:
+    make(table, "bad")
+    for number in range(4):
+        assert die_loading(table, str(number), 0) is not None
+    assert take(table, "bad", chunk=1).load_suspect
+    assert table.status("bad").state is JobState.RUNNING
+
+
+# -- whose turn --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_in_trouble_waits_for_others_but_not_for_nothing(table: JobTable) -> None:
+    make(table, "bad")
+    make(table, "good")
+    table.roster.beat("a")
+    tell(table, "a", Kind.ERROR)
+    assert whose_turns(table, "a") == ["good"] * 4
+    # Its message of `recovery` is leave like any other.
+    assert whose_turns(table, "a", exact=True) == ["good"] * 4
+    table.control.cancel("good")
+    assert whose_turns(table, "a", times=1) == ["bad"]
+
+
+def test_one_death_puts_nothing_off_and_a_second_one_does(table: JobTable, redis_client: redis.Redis) -> None:
+    make(table, "bad")
+    make(table, "good")
+    take(table, "bad", claim_id="one")
+    table.bury("bad", 0, claim_id="one", weight=1)
+    assert whose_turns(table, times=1, exact=True) == ["bad"]
+    redis_client.hset("gradcam:job:bad", "struck_at", time.time() - 10)
+    take(table, "bad", claim_id="two")
+    table.bury("bad", 0, claim_id="two", weight=1)
+    assert whose_turns(table, times=3, exact=True) == ["good"] * 3
+    redis_client.hset("gradcam:job:bad", "not_before", time.time() - 1)
+    assert whose_turns(table, times=1, exact=True) == ["bad"]
+
+
+def test_a_machine_that_takes_many_chunks_along_is_one_accident(table: JobTable) -> None:
+    make(table, "bad", chunks=8)
+    make(table, "good")
+    for chunk in range(8):
+        take(table, "bad", chunk, claim_id=str(chunk))
+        table.bury("bad", chunk, claim_id=str(chunk), weight=1)
+    assert whose_turns(table, times=1, exact=True) == ["bad"]
