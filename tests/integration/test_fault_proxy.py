@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fault_proxy import FaultProxy, HttpFaultProxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from s3_servers import proxied
 
 from producer.jobs.settings import Connections, read
 from producer.jobs.storage import Storage, make_client
@@ -56,7 +57,7 @@ def connect(stack: Stack, valkey: FaultProxy, redis_client: redis.Redis) -> Iter
 
 @pytest.fixture(scope="module")
 def s3_proxy(stack: Stack) -> Iterator[HttpFaultProxy]:
-    with HttpFaultProxy(int(stack.s3.endpoint_url.rsplit(":", 1)[1])) as proxy:
+    with proxied(stack.s3) as proxy:
         yield proxy
 
 
