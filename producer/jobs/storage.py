@@ -126,7 +126,8 @@ def _sum_as_all_servers_take_it(request: AWSRequest, signing_name: str, **_: Any
         return
     for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-check"))]:
         del request.headers[name]
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    body: Any = request.body  # bytes, not the text that the stubs say
+    digest = hashlib.md5(body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
@@ -284,11 +285,14 @@ class Storage:
                 raise
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix, in order. Errors as `put`."""
+        """Keys under a prefix, in order, without folders. Errors as `put`.
+
+        Consoles, and stores over a file system, list a folder as an object whose key ends with a slash; no key of ours
+        does.
+        """
         with self.errors("be listed"):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    yield entry["Key"]
+                yield from (entry["Key"] for entry in page.get("Contents", []) if not entry["Key"].endswith("/"))
 
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:

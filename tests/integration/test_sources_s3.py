@@ -35,9 +35,10 @@ def put(storage: Storage, *keys: str, body: bytes = b"x") -> None:
 @pytest.fixture(scope="module")
 def storage(stack: Stack) -> Storage:
     made = Client.from_env().storage
+    put(made, "set/train/", body=b"")  # as consoles make a folder
     put(
         made,
-        *("set/train/b.jpg", "set/train/a.PNG", "set/train/notes.txt", "set/train/", "set/val/ä c.jpg", "set/mask"),
+        *("set/train/b.jpg", "set/train/a.PNG", "set/train/notes.txt", "set/val/ä c.jpg", "set/mask"),
         *("set/z.jpg/x", "sets/other.jpg", "empty/notes.md", f"{made.prefix}/job/images/0/a-cam.jpg"),
         *(f"many/{n:05}.jpg" for n in range(MANY)),
     )
