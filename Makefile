@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
+# Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
+ON_MINIO := control data_sets direct fault_proxy main_job minio pack results sources_s3 storage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -15,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## explain ten photos with everything on this machine; pictures in OUTPUT=results
@@ -32,6 +34,10 @@ down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gra
 .PHONY: test
 test: $(VENV)/test.stamp ## run all tests, against real servers
 	$(BIN)/pytest tests
+
+.PHONY: test-minio
+test-minio: $(VENV)/test.stamp ## run what the object store has a part in, against MinIO's S3 front end
+	GRADCAM_TEST_S3=minio $(BIN)/pytest $(addprefix tests/integration/test_,$(addsuffix .py,$(ON_MINIO)))
 
 .PHONY: check
 check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of imports

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     from producer.jobs.storage import Storage
 
 if TYPE_CHECKING:
+    from deploy.servers import SeaweedFS
     from deploy.stack import Stack
 
 
@@ -53,6 +54,20 @@ def worker(stack: Stack) -> Stack:
     return stack
 
 
+@pytest.fixture(scope="session")
+def minio(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """MinIO, which other servers are like: started by the first test that asks for it, beside the stack's server."""
+    if isinstance(stack.s3, s3_servers.Minio | s3_servers.Given):
+        yield stack.s3
+        return
+    server = s3_servers.make(s3_servers.minio(), tmp_path_factory.mktemp("minio"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture
 def client(stack: Stack) -> Client:
     return Client.from_env()
@@ -70,6 +85,6 @@ def redis_client(stack: Stack) -> Iterator[redis.Redis]:
 @pytest.fixture
 def broken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Storage, HttpFaultProxy]]:
     """A store behind a proxy that breaks what passes."""
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+    with s3_servers.proxied(stack.s3) as proxy:
         monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         yield Storage.from_settings(read(Connections)), proxy

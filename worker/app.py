@@ -21,7 +21,7 @@ from producer.jobs.scripts import Scripts, make_client
 from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
-from worker import tasks
+from worker import rundir, tasks
 from worker.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
 from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
@@ -91,7 +91,8 @@ def _end_when_useless() -> None:
     if os.getppid() != _parent:
         log.warning("action=orphaned The launcher is gone; this worker ends as well.")
         if settings.drain_file is not None:
-            with suppress(OSError):  # its folder may be gone, which says the same
+            with suppress(OSError, GradcamError):  # the child then ends with us, its chunk in hand
+                rundir.restore(settings.drain_file.parent)
                 settings.drain_file.touch()
         os.kill(os.getpid(), signal.SIGTERM)
     if health.has("cold") or health.starts() > _STARTS:

@@ -150,7 +150,7 @@ class Health:
         if self._stem is None or now - self._said.get(kind, -_SAY_EVERY_S) < _SAY_EVERY_S:
             return False
         self._said[kind] = now
-        with suppress(OSError):  # a full disk, or the launcher's folder is gone: so are we, in a moment
+        with suppress(OSError):  # a full disk, or the launcher's folder is gone: it is made again in a moment
             self.file(kind).touch()
         return True
 
@@ -185,6 +185,11 @@ def publish(folder: Path, processes: Sequence[Listed]) -> None:
     """Write down which processes a launcher has; a full disk keeps nobody from working."""
     with suppress(OSError):
         _replace(folder / _LIST, json.dumps([asdict(process) for process in processes]))
+
+
+def published(folder: Path) -> bool:
+    """Whether the list is there."""
+    return (folder / _LIST).exists()
 
 
 def _replace(path: Path, text: str) -> None:

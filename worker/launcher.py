@@ -19,11 +19,13 @@ from types import FrameType
 from producer.jobs.errors import WorkerError
 from producer.jobs.spec import CLASSES
 from worker import cores, gpus, rundir
-from worker.health import Health, Listed, publish
+from worker.health import Health, Listed, publish, published
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
+#: How often the folder is looked for, and how often it is made to look used: tidiers wait for days.
+_KEEP_EVERY_S, _TOUCH_EVERY_S = 1.0, 600.0
 #: The folder of the processes' metrics, in the launcher's.
 METRICS = "metrics"
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
@@ -105,6 +107,8 @@ class _Process:
     #: How often in a row it has failed before it was ready.
     failures: int = 0
     given_up: bool = False
+    #: Whether it has been ready; the file that says so may be tidied away.
+    warm: bool = False
     #: Why it does not run.
     problem: str | None = None
 
@@ -120,8 +124,12 @@ class Launcher:
     run_dir: Path | None = None
     #: Address and port at which metrics are served; not at all without a port.
     metrics: tuple[str, int | None] = ("", None)
-    _folder: Path = Path()
+    _own: rundir.Folder = field(init=False)
     _processes: list[_Process] = field(default_factory=list)
+    _keep_at: float = 0.0
+    _touch_at: float = 0.0
+    #: Why there is no folder now, as it was told last.
+    _homeless: str = ""
     _signals: int = 0
 
     def run(self) -> int:
@@ -130,12 +138,13 @@ class Launcher:
         Raises:
             WorkerError: Every process has been given up.
         """
-        with rundir.folder(self.run_dir) as self._folder:
+        with rundir.folder(self.run_dir) as self._own:
             self._processes = [_Process(slot) for slot in self.slots]
             self._serve_metrics()
             previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
                 while not self._signals:
+                    self._keep_folder()
                     self._keep_running()
                     if all(process.given_up for process in self._processes):
                         raise WorkerError(f"no process is left; {self._processes[-1].problem}")
@@ -146,6 +155,10 @@ class Launcher:
                 for number, handler in previous.items():
                     signal.signal(number, handler)
 
+    @property
+    def _folder(self) -> Path:
+        return self._own.path
+
     def _serve_metrics(self) -> None:
         address, port = self.metrics
         if port is not None:
@@ -154,11 +167,36 @@ class Launcher:
             self._make_folders()
             serve(self._folder / METRICS, address, port)
 
+    def _keep_folder(self) -> None:
+        """Now and then: whoever tidies up temporary files may have taken the folder away, or what is in it."""
+        now = time.monotonic()
+        if now < self._keep_at:
+            return
+        self._keep_at = now + _KEEP_EVERY_S
+        self._make_folders()
+        for process in self._processes:
+            process.warm = process.warm or Health(self._folder / process.name).has("warm")
+        if not published(self._folder):
+            self._tell()
+        if now >= self._touch_at:
+            self._touch_at = now + _TOUCH_EVERY_S
+            self._tell()
+            self._own.touch()
+
     def _make_folders(self) -> None:
-        """Before each start: whoever tidies up temporary files may have taken them away."""
-        with suppress(OSError):  # the process tells
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+        """Make sure that there is where processes say what they do; they work also without."""
+        problem = ""
+        try:
+            if self._own.keep():
+                log.warning("action=folder_restored %s was taken away, and is there again.", self._folder)
             (self._folder / METRICS).mkdir(exist_ok=True)
+        except WorkerError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{self._folder} cannot be used ({error.strerror})"
+        if problem and problem != self._homeless:
+            log.error("action=no_folder The processes work on, but no check can see them: %s", problem)
+        self._homeless = problem
 
     @property
     def _drain_file(self) -> Path:
@@ -188,7 +226,7 @@ class Launcher:
                 env=environment(slot, self.queues, self._drain_file, os.environ),
                 start_new_session=True,
             )
-        process.name, process.problem = slot.name, None
+        process.name, process.problem, process.warm = slot.name, None, False
         process.started_at, process.started = time.time(), time.monotonic()
         self._tell()
 
@@ -199,7 +237,7 @@ class Launcher:
             _kill_group(process.running.pid)
         health = Health(self._folder / process.name)
         why = health.standing_fault() or f"it ended with code {code} after {lived_s:.0f} s"
-        if health.has("warm"):
+        if process.warm or health.has("warm"):
             process.failures = 0
         elif code not in _WANTED:
             process.failures += 1
@@ -242,6 +280,7 @@ class Launcher:
 
     def _drain(self) -> int:
         log.info("action=draining Finishing the batch in hand; a second signal ends at once.")
+        self._make_folders()
         with suppress(OSError):  # without it a chunk in hand may outlast the grace period, and is lost like any other
             self._drain_file.touch()
         for process in self._alive():

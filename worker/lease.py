@@ -146,7 +146,7 @@ class Lease:
             partial.write_text(json.dumps(asdict(busy)))
             partial.replace(self._file)
         except FileNotFoundError:
-            pass  # the launcher's folder is gone: so are we, in a moment
+            pass  # the launcher's folder is gone: it is made again in a moment, and told with the next step
         except OSError as error:
             raise WorkerError(f"nothing can be written to {self._file.parent} ({error.strerror})") from None
         self._set_time()

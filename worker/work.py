@@ -48,6 +48,8 @@ RETIRED = 75
 _TURNS = 5
 #: How often a process with a hand free looks for another message.
 _LOOK_EVERY_S = 0.25
+#: How long a process that comes to an end holds up its parent's next message.
+_STOPPING_PAUSE_S = 0.5
 #: Called with queue, job, chunk and the time published.
 Publish = Callable[[str, str, int, float], None]
 #: Gives the next message and its queue, None when there is none.
@@ -111,9 +113,10 @@ class Work:
         return self._blame.retires is not None or self._drained()
 
     def _drained(self) -> bool:
-        # A process whose parent or whose launcher's folder is gone is one that nobody watches or can stop any more.
+        # A process whose parent is gone is one that nobody watches or can stop any more. That the launcher's folder is
+        # gone says nothing: it may have been tidied away, and is made again.
         drain = self._settings.drain_file
-        return os.getppid() != self._parent or (drain is not None and (drain.exists() or not drain.parent.exists()))
+        return os.getppid() != self._parent or (drain is not None and drain.exists())
 
     def work(self, queue: str, job: str, chunk: int, delivery: str) -> None:
         """Work at the chunk whose turn it is, and at others while there are messages; returns when there is none.
@@ -130,6 +133,8 @@ class Work:
             # For others, now: what is not sent is found by the reconciler, but later.
             with suppress(ServiceError):
                 self._publish("recovery", job, chunk, self._table.roster.now())
+            # The parent may read on, and nobody else be there: the same message must not go in a circle.
+            time.sleep(_STOPPING_PAUSE_S)
             return
         self._begin(queue, job, chunk, delivery)
         while True:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Pages looked at before anything is sent: where there is but one, the number of images is known.
 _PAGES_CHECKED = 2
+#: What AWS gives at once; MinIO gives more where it is not said.
+_PAGE_KEYS = 1000
 _SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
 _CREDENTIALS = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
@@ -99,7 +101,9 @@ class Listing(Part):
         storage = self._storage()
         takes, below, start = chosen(self._reading), len(self._prefix), f"s3://{self._bucket}/"
         ours = self._ours(storage)
-        pages = storage.client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        pages = storage.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix, PaginationConfig={"PageSize": _PAGE_KEYS}
+        )
         following = iter(pages)
         while True:
             with self._errors():

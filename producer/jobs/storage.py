@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -19,6 +21,7 @@ from producer.jobs.direct import Direct
 from producer.jobs.errors import BucketClosed, ServiceError, StoreError, WorkerError
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
@@ -46,10 +49,12 @@ _TRIES = 3
 _SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
 _T = TypeVar("_T")
 _PIECE_BYTES = 2**20
-
-
 #: How many objects one request deletes.
 DELETED_AT_ONCE = 1000
+#: A character that XML 1.0 cannot say, not even escaped: such a key cannot be in a list of keys to delete.
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: What requests to S3 Express One Zone are signed for: the one store that takes no MD5.
+_EXPRESS = "s3express"
 
 
 class StoreAway(WorkerError):
@@ -90,7 +95,7 @@ def _locator(session: boto3.session.Session, client: S3Client, settings: Connect
 
 
 def _make_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
         # A region is always set: without one, signing fails on custom endpoints.
@@ -106,6 +111,24 @@ def _make_client(session: boto3.session.Session, settings: Connections, connecti
             response_checksum_validation="when_required",
         ),
     )
+    # Before it is signed: the header is signed with the rest.
+    client.meta.events.register("before-sign.s3.DeleteObjects", _sum_as_all_servers_take_it)
+    return client
+
+
+def _sum_as_all_servers_take_it(request: AWSRequest, signing_name: str, **_: Any) -> None:
+    """Send MD5 in the place of the CRC32 that boto3 has sent since 1.36.
+
+    AWS takes either. MinIO, Ceph and other servers ask for MD5 (`MissingContentMD5`), and some refuse headers of newer
+    checksums.
+    """
+    if signing_name == _EXPRESS:
+        return
+    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-check"))]:
+        del request.headers[name]
+    body: Any = request.body  # bytes, not the text that the stubs say
+    digest = hashlib.md5(body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 class Storage:
@@ -208,8 +231,13 @@ class Storage:
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
-        wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names]
+        unlisted = [name for name in names if _NOT_IN_XML.search(name)]
+        wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names if not _NOT_IN_XML.search(name)]
         with self.errors("be written to"):
+            for name in unlisted:
+                self.client.delete_object(Bucket=self.bucket, Key=name)
+            if not wanted:
+                return
             answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
         if refused := answer.get("Errors"):
             raise StoreError(
@@ -257,11 +285,15 @@ class Storage:
                 raise
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix, in order. Errors as `put`."""
+        """Keys under a prefix, in order, without folders. Errors as `put`."""
         return (key for key, _ in self.sizes(prefix))
 
     def sizes(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, int]]:
-        """Keys under a prefix with the bytes of their objects, in order, from behind `after` on. Errors as `put`."""
+        """Keys under a prefix with the bytes of their objects, in order, from behind `after` on. Errors as `put`.
+
+        Consoles, and stores over a file system, list a folder as an object whose key ends with a slash; no key of ours
+        does.
+        """
         with self.errors("be listed"):
             pages = self.client.get_paginator("list_objects_v2")
             found = (
@@ -271,7 +303,8 @@ class Storage:
             )
             for page in found:
                 for entry in page.get("Contents", []):
-                    yield entry["Key"], entry["Size"]
+                    if not entry["Key"].endswith("/"):
+                        yield entry["Key"], entry["Size"]
 
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:

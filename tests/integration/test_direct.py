@@ -19,7 +19,7 @@ from producer.jobs.uris import FetchPolicy
 if TYPE_CHECKING:
     from deploy.stack import Stack
 
-KEYS = ["direct/a", "direct/with space+plus&amp=1.jpg", "direct/é~ü%20.png", "direct/a//b", "direct/*'()!"]
+KEYS = ["direct/a", "direct/with space+plus&amp=1.jpg", "direct/é~ü%20.png", "direct/double//slash", "direct/*'()!"]
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fault_proxy import FaultProxy, HttpFaultProxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from s3_servers import chosen, proxied
 
+from deploy.servers import SeaweedFS
 from producer.jobs.settings import Connections, read
 from producer.jobs.storage import Storage, make_client
 
@@ -56,7 +58,7 @@ def connect(stack: Stack, valkey: FaultProxy, redis_client: redis.Redis) -> Iter
 
 @pytest.fixture(scope="module")
 def s3_proxy(stack: Stack) -> Iterator[HttpFaultProxy]:
-    with HttpFaultProxy(int(stack.s3.endpoint_url.rsplit(":", 1)[1])) as proxy:
+    with proxied(stack.s3) as proxy:
         yield proxy
 
 
@@ -300,6 +302,8 @@ def test_objects_small_large_and_none_pass_unchanged(storage: Storage, direct: S
 
 
 def test_chunked_bodies_pass_and_the_connection_is_kept(storage: Storage, store: HttpFaultProxy) -> None:
+    if chosen() is not SeaweedFS:
+        pytest.skip("AWS and MinIO take no body whose length is not said")
     url = storage.client.generate_presigned_url("put_object", Params={"Bucket": storage.bucket, "Key": "proxy/chunked"})
     with closing(http.client.HTTPConnection("127.0.0.1", store.port, timeout=3)) as connection:
         for _ in range(2):

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 from command import gradcam
-from fault_proxy import HttpFaultProxy
+from s3_servers import proxied
 
 from producer.client import Client
 from producer.jobs import keys
@@ -296,7 +296,7 @@ def test_a_resumed_download_asks_the_store_for_nothing_but_listings(
         asked.append(f"{method} {path}")
         return False
 
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:  # type: ignore[attr-defined]
+    with proxied(stack.s3) as proxy:  # type: ignore[attr-defined]
         monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         proxy.lose_replies(1_000_000, only=note)
         assert Client.from_env().download(photos, tmp_path).already == 12

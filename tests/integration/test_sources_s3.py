@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fault_proxy import HttpFaultProxy
+from s3_servers import proxied
 
 from producer.client import Client
 from producer.jobs.errors import ServiceError, UsageError
@@ -35,9 +35,10 @@ def put(storage: Storage, *keys: str, body: bytes = b"x") -> None:
 @pytest.fixture(scope="module")
 def storage(stack: Stack) -> Storage:
     made = Client.from_env().storage
+    put(made, "set/train/", body=b"")  # as consoles make a folder
     put(
         made,
-        *("set/train/b.jpg", "set/train/a.PNG", "set/train/notes.txt", "set/train/", "set/val/ä c.jpg", "set/mask"),
+        *("set/train/b.jpg", "set/train/a.PNG", "set/train/notes.txt", "set/val/ä c.jpg", "set/mask"),
         *("set/z.jpg/x", "sets/other.jpg", "empty/notes.md", f"{made.prefix}/job/images/0/a-cam.jpg"),
         *(f"many/{n:05}.jpg" for n in range(MANY)),
     )
@@ -203,7 +204,7 @@ def test_a_list_that_breaks_off_is_fetched_again(
 ) -> None:
     lines = "".join(f"s3://bucket/{n}.jpg\n" for n in range(20_000))
     put(storage, "lists/long.txt", body=lines.encode())
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+    with proxied(stack.s3) as proxy:
         monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         through = Storage.from_settings(read(Connections))
         proxy.break_bodies(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from fault_proxy import HttpFaultProxy
 
 from producer.jobs.errors import JobError, StoreError, WorkerError
@@ -95,3 +98,35 @@ def test_objects_are_deleted_by_name(storage: Storage) -> None:
     storage.put("store/gone", b"body")
     storage.delete(["store/gone", "store/never-there"])
     assert storage.size("store/gone") is None
+
+
+def test_folders_that_consoles_and_file_systems_list_are_no_objects_of_ours(storage: Storage) -> None:
+    storage.client.put_object(Bucket=storage.bucket, Key="folders/made-by-a-console/", Body=b"")
+    storage.put("folders/b", b"body")
+    assert list(storage.keys("folders/")) == ["folders/b"]
+
+
+def sums_of(headers: dict[str, str]) -> list[str]:
+    return sorted(name.lower() for name in headers if "md5" in name.lower() or "checksum" in name.lower())
+
+
+def test_a_delete_carries_the_sum_that_every_server_takes(storage: Storage) -> None:
+    """Many servers ask for MD5, which boto3 no longer sends, and some refuse sums that they do not know."""
+    sent: list[AWSPreparedRequest] = []
+    storage.client.meta.events.register("before-send.s3.DeleteObjects", lambda request, **_: sent.append(request))
+    storage.delete(["sums/é\r\n"])
+    (request,) = sent
+    headers = {name: value if isinstance(value, str) else value.decode() for name, value in request.headers.items()}
+    assert sums_of(headers) == ["content-md5"]
+    assert base64.b64decode(headers["Content-MD5"]) == hashlib.md5(request.body).digest()
+    assert "content-md5;" in headers["Authorization"]
+
+
+def test_an_express_bucket_is_asked_with_the_sum_that_it_knows(storage: Storage) -> None:
+    """S3 Express One Zone is the one store that takes no MD5."""
+    headers = {"x-amz-checksum-crc32": "AAAAAA==", "x-amz-sdk-checksum-algorithm": "CRC32"}
+    request = AWSRequest("POST", "https://pictures--use1-az4--x-s3/?delete", headers=headers, data=b"<Delete/>")
+    names = ("signature_version", "region_name", "request_signer", "operation_name")
+    told = dict.fromkeys(names, "")
+    storage.client.meta.events.emit("before-sign.s3.DeleteObjects", request=request, signing_name="s3express", **told)
+    assert sums_of(dict(request.headers.items())) == sorted(headers)

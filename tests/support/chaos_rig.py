@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import redis
 import s3_servers
-from fault_proxy import FaultProxy, HttpFaultProxy
+from fault_proxy import FaultProxy
 from numpy.typing import NDArray
 from stacks import POISON, children_of, eventually, mains_of, settings_of
 
@@ -115,7 +115,7 @@ class Rig:
         with ExitStack() as stack:
             stack.enter_context(self.stack)
             self.redis = stack.enter_context(FaultProxy(self.stack.redis.ports["redis"]))
-            self.s3 = stack.enter_context(HttpFaultProxy(self.stack.s3.ports["s3.port"]))
+            self.s3 = stack.enter_context(s3_servers.proxied(self.stack.s3))
             through = {
                 "GRADCAM_REDIS_URL": self._at(self.redis.port),
                 "GRADCAM_S3_ENDPOINT_URL": f"http://127.0.0.1:{self.s3.port}",

