@@ -1,4 +1,4 @@
-"""Faults inside OpenCV, caused for real: Python reads this file in each process that has its folder on PYTHONPATH.
+"""Faults inside the decoders, caused for real: Python reads this file in each process that has its folder on PYTHONPATH.
 
 A picture that ends with one of the words below does to the process that decodes it what a broken decoder would do.
 """
@@ -44,26 +44,33 @@ _WORDS: dict[bytes, Callable[[], None]] = {
 }
 
 
-def _poison(module: ModuleType) -> None:
-    decode = module.imdecode
+#: Which function of which module decodes.
+_DECODERS = {"cv2": "imdecode", "simplejpeg": "decode_jpeg"}
 
-    def imdecode(buffer: Any, flags: int) -> Any:
+
+def _poison(module: ModuleType, name: str) -> None:
+    decode = getattr(module, name)
+
+    def poisoned(buffer: Any, *options: Any, **more: Any) -> Any:
         tail = bytes(buffer[-32:])
         for word, fault in _WORDS.items():
             if tail.endswith(word):
                 fault()
-        return decode(buffer, flags)
+        return decode(buffer, *options, **more)
 
-    module.imdecode = imdecode  # type: ignore[attr-defined]
+    setattr(module, name, poisoned)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the others find cv2, and is called when it is loaded."""
+    """Lets the others find a decoder's module, and is called when it is loaded."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "cv2":
+        if fullname != self.module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -74,10 +81,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             load(module)
             # cv2 puts another module in its own place while it is loaded.
-            _poison(sys.modules[fullname])
+            _poison(sys.modules[fullname], _DECODERS[fullname])
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, _Finder())
+sys.meta_path[:0] = [_Finder(module) for module in _DECODERS]
