@@ -57,6 +57,7 @@ def read(data: bytes, tags: Collection[int]) -> Directory:
         big = version == 43  # noqa: PLR2004 - BigTIFF
         if big:
             (start,) = struct.unpack_from(order + "Q", data, 8)
+        start = min(start, len(data))  # struct takes no offset of 64 bits
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
     except struct.error as error:
         raise ValueError("no directory") from error

@@ -32,10 +32,10 @@ _OTHER_PHOTOMETRICS: Final = {
     4: "a mask of another picture", 8: "CIELab colours", 9: "ICCLab colours", 10: "ITULab colours",
     32803: "a camera's raw picture", 32844: "LogL brightness", 32845: "LogLuv colours", 34892: "a camera's raw picture",
 }  # fmt: skip
-_COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001})
+_COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 _OTHER_COMPRESSIONS: Final = {
     33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL", 52546: "JPEG XL",
-    34892: "lossy JPEG of DNG", 34661: "JBIG", 34713: "Nikon's NEF",
+    50001: "WebP", 34892: "lossy JPEG of DNG", 34661: "JBIG", 34713: "Nikon's NEF",
 }  # fmt: skip
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
 _TO_EIGHT: Final = "save it as 8 or 16 bit grey or RGB"
@@ -89,6 +89,8 @@ def _check(data: bytes, directory: ifd.Directory) -> None:
     if _DNG in directory.numbers or data[8:10] == b"CR" or directory.first(_SUBFILE, 0) & 1:
         kind = "a camera's raw picture, or one whose first page is a preview"
         raise refused.not_read("TIFF", kind, "develop it, or save its full page as JPEG, PNG or TIFF")
+    if data.startswith(b"MM\0+"):
+        raise refused.not_read("TIFF", "a BigTIFF in big-endian order", "save it in little-endian order")
     photometric, compression = directory.first(_PHOTOMETRIC, 0), directory.first(_COMPRESSION, 1)
     if photometric not in _PHOTOMETRICS:
         kind = _OTHER_PHOTOMETRICS.get(photometric, f"colours of kind {photometric}")

@@ -1,4 +1,4 @@
-"""Faults inside the decoders, caused for real: Python reads this file in each process that has its folder on PYTHONPATH.
+"""Faults inside the decoders, for real: Python reads this file in each process that has its folder on PYTHONPATH.
 
 A picture that ends with one of the words below does to the process that decodes it what a broken decoder would do.
 """
