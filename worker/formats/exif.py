@@ -28,9 +28,10 @@ _TURNS: Final[dict[int, Callable[[NDArray[np.uint8]], object]]] = {
 def orientation(block: bytes) -> int:
     """The orientation in an EXIF block, 1 to 8, whatever type of whole number it has; 1 where there is none."""
     try:
-        return ifd.read(block.removeprefix(b"Exif\0\0"), {_ORIENTATION}).first(_ORIENTATION, 1)
+        said = ifd.read(block.removeprefix(b"Exif\0\0"), {_ORIENTATION}).first(_ORIENTATION, 1)
     except ValueError:
         return 1  # EXIF is broken in many whole pictures
+    return said if said in _TURNS else 1
 
 
 def upright(picture: NDArray[np.uint8], block: bytes) -> NDArray[np.uint8]:

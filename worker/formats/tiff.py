@@ -19,10 +19,24 @@ from worker.formats.transparency import over_white
 
 # Tags of TIFF 6.0, section 8, and of its supplements.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _DNG = 277, 322, 323, 338, 339, 50706
+_STRIPS, _TILES, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _DNG = 273, 324, 277, 322, 323, 338, 339, 50706
 _TAGS: Final = frozenset(
-    {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT}
-    | {_DNG}
+    {
+        _SUBFILE,
+        _WIDTH,
+        _HEIGHT,
+        _BITS,
+        _COMPRESSION,
+        _PHOTOMETRIC,
+        _STRIPS,
+        _TILES,
+        _SAMPLES,
+        _TILE_WIDTH,
+        _TILE_HEIGHT,
+        _EXTRA,
+        _FORMAT,
+    }
+    | {_STRIPS, _TILES, _DNG}
 )
 #: Strips or tiles: as many as tiles of 16 x 16 in the largest picture. Pillow makes an object of each.
 MAX_PARTS: Final = 2**18
@@ -80,7 +94,7 @@ def _check(data: bytes, directory: ifd.Directory) -> None:
         ImageError: So it is.
     """
     width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
-    if width < 1 or height < 1:
+    if width < 1 or height < 1 or not directory.numbers.keys() & {_STRIPS, _TILES}:
         raise refused.broken("TIFF")
     if max(width * height, directory.first(_TILE_WIDTH, 0) * directory.first(_TILE_HEIGHT, 0)) > opencv.MAX_PIXELS:
         raise refused.too_large("TIFF", opencv.MAX_PIXELS)
