@@ -21,9 +21,9 @@ from worker.formats.exif import upright
 
 _SOI: Final = b"\xff\xd8"
 _EOI: Final = b"\xff\xd9"
-_APP0, _APP1, _SOS = 0xE0, 0xE1, 0xDA
+_APP0, _APP1, _DHT, _SOS = 0xE0, 0xE1, 0xC4, 0xDA
 #: SOF0 to SOF15 and JPEG-LS, without DHT, JPG and DAC, which lie between them.
-_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {_DHT, 0xC8, 0xCC}
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1, 0xC9})
 _PROGRESSIVE: Final = frozenset({0xC2, 0xCA})
 _BITS: Final = 8
@@ -33,13 +33,19 @@ _BARE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9), 0xFF})
 MAX_SEGMENTS: Final = 4096
 #: Encoders write about 10; each scan goes over the whole picture, so thousands of empty ones cost hours.
 MAX_SCANS: Final = 200
-#: So many equal bytes in a scan, where its data do not fit the picture, are a part of the file that was never written.
-_HOLE: Final = re.compile(rb"([\x00-\xfe])\1{511}", re.DOTALL)
+#: So many zeros in a scan are a part of the file that was never written, unless zeros stand for flat colour in it; and
+#: so many equal bytes of any value, where the scan's data do not fit the picture.
+_ZEROS: Final = bytes(512)
+_NOT_ZERO: Final = re.compile(rb"[^\0]")
+_EQUAL: Final = re.compile(rb"([\x00-\xfe])\1{511}", re.DOTALL)
+#: So few bytes too many are a camera's mistake; the data behind a hole are more, and not all the same.
+_FEW: Final = 16
 
 #: libjpeg's warnings that we know (jerror.h): the file ends early; bytes that no scan asks for; damage.
 _NO_END: Final = "Premature end of JPEG file"
 _EXTRA: Final = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _DAMAGE: Final = ("Corrupt JPEG data", _NO_END)
+_HARMLESS: Final = ("Unknown Adobe color transform", "Inconsistent progression")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class _Header:
     frame: int
     content: bytes
     exif: bytes
+    #: Whether the shortest code of each table of AC coefficients ends a block: then zeros are blocks of flat colour.
+    zeros_are_flat: bool
     #: Where the first scan's marker is; the file's length where there is none.
     scan: int
 
@@ -75,6 +83,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
     if height * width > opencv.MAX_PIXELS:
         raise refused.too_large("JPEG", opencv.MAX_PIXELS)
     _check_scans(data, header)
+    _check_hole(data, header)
     return upright(_decode(data, header.scan), header.exif)
 
 
@@ -90,17 +99,17 @@ def _decode(data: bytes, scan: int, mended: frozenset[str] = frozenset()) -> NDA
     if extra and extra[2] == "d9" and "padding" not in mended:
         end = data.find(_EOI, scan)
         body = data[: end - int(extra[1])]
-        if end > 0 and not _HOLE.search(body, scan):
+        tail = data[len(body) : end]
+        if end > 0 and (len(tail) <= _FEW or len(set(tail)) == 1) and not _EQUAL.search(body, scan):
             return _decode(body + _EOI, scan, mended | {"padding"})
     if (extra or not said.startswith(_DAMAGE)) and "header" not in mended:
         data, scan = _clean(data, scan)
         return _decode(data, scan, mended | {"header"})
     if said.startswith(_DAMAGE):
         raise refused.broken("JPEG", f"not all of its rows are there ({said})")
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, strict=False), np.uint8)
-    except ValueError:
-        raise refused.broken("JPEG", said) from None
+    if said.startswith(_HARMLESS):
+        return opencv.colour(data, "JPEG")  # which keeps the warning to itself
+    raise refused.broken("JPEG", said)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -123,14 +132,26 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def _header(data: bytes) -> _Header:
     frame, content, exif, scan = 0, b"", b"", len(data)
+    flat: list[bool] = []
     for marker, start, end in _segments(data):
         if marker == _APP1 and not exif and data.startswith(b"Exif\0\0", start + 4):
             exif = data[start + 4 : end]
         elif marker in _FRAMES and not frame:
             frame, content = marker, data[start + 4 : end]
+        elif marker == _DHT:
+            flat += _ends_blocks(data[start + 4 : end])
         elif marker == _SOS:
             scan = start
-    return _Header(frame, content, exif, scan)
+    return _Header(frame, content, exif, bool(flat) and all(flat), scan)
+
+
+def _ends_blocks(tables: bytes) -> Iterator[bool]:
+    """Of each table of AC coefficients (T.81, B.2.4.2) whether its first code, which is all zeros, ends a block."""
+    at = 0
+    while at + 17 < len(tables):
+        if tables[at] & 0x10:
+            yield tables[at + 17] == 0
+        at += 17 + sum(tables[at + 1 : at + 17])
 
 
 def _check_kind(header: _Header) -> None:
@@ -178,6 +199,27 @@ def _check_scans(data: bytes, header: _Header) -> None:
         raise refused.broken("JPEG", f"it has more than {MAX_SCANS} scans")
     if any(missing.values()):
         raise refused.broken("JPEG", "its last scans are missing")
+
+
+def _check_hole(data: bytes, header: _Header) -> None:
+    """Refuse a picture in whose scans a part is zeros; the decoder reads some of them without a warning.
+
+    Raises:
+        ImageError: So it is.
+    """
+    at = data.find(_ZEROS, header.scan)  # 512 bytes at a step: it costs nothing
+    if at < 0 or data.find(_EOI, header.scan, at) >= 0:
+        return
+    behind = _NOT_ZERO.search(data, at)
+    if behind is None or data.startswith(_EOI, behind.start()):
+        return  # the decoder says whether it asked for what they stand for
+    if header.frame in _PROGRESSIVE:
+        scan = data.rfind(bytes((0xFF, _SOS)), header.scan, at)
+        may_be_zeros = data[scan + 5 + 2 * data[scan + 4]] == 0  # the scan begins with coefficient 0: flat colour
+    else:
+        may_be_zeros = header.zeros_are_flat
+    if not may_be_zeros:
+        raise refused.broken("JPEG", "a part of it is zeros")
 
 
 def _clean(data: bytes, scan: int) -> tuple[bytes, int]:
