@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -67,17 +68,21 @@ def _poison_networks(module: ModuleType) -> None:
     module.load = poisoned  # type: ignore[attr-defined]
 
 
-def _poison_cv2(module: ModuleType) -> None:
-    decode = module.imdecode
+def _poison_decoder(name: str, module: ModuleType) -> None:
+    decode = getattr(module, name)
 
-    def imdecode(buffer: Any, flags: int) -> Any:
+    def poisoned(buffer: Any, *options: Any, **more: Any) -> Any:
         _act(bytes(buffer[-32:]))
-        return decode(buffer, flags)
+        return decode(buffer, *options, **more)
 
-    module.imdecode = imdecode  # type: ignore[attr-defined]
+    setattr(module, name, poisoned)
 
 
-_FAULTY = {"cv2": _poison_cv2, "worker.networks": _poison_networks}
+_FAULTY: dict[str, Callable[[ModuleType], None]] = {
+    "cv2": partial(_poison_decoder, "imdecode"),
+    "simplejpeg": partial(_poison_decoder, "decode_jpeg"),
+    "worker.networks": _poison_networks,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

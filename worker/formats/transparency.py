@@ -1,0 +1,38 @@
+"""Transparent pictures are laid over white, as on a page that a browser shows."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Rows mixed at a time, so that a large picture takes little more memory than its pixels.
+_ROWS: Final = 64
+
+
+def over_white(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
+    """Lay a picture with straight alpha over white.
+
+    Args:
+        rgb: (H, W, 3), uint8, or uint16 of which the upper 8 bits count.
+        alpha: (H, W), of the same type; 0 is transparent.
+
+    Returns:
+        (H, W, 3) uint8, rounded.
+    """
+    laid = np.empty(rgb.shape, np.uint8)
+    for top in range(0, len(rgb), _ROWS):
+        rows = slice(top, top + _ROWS)
+        laid[rows] = _mixed(_upper_eight(rgb[rows]), _upper_eight(alpha[rows, :, None]))
+    return laid
+
+
+def _upper_eight(values: NDArray[Any]) -> NDArray[np.uint16]:
+    return np.asarray(values >> 8 if values.dtype == np.uint16 else values, np.uint16)
+
+
+def _mixed(colour: NDArray[np.uint16], cover: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """(h, w, 3) and (h, w, 1) of 0 to 255, rounded."""
+    mixed = colour * cover + 255 * (255 - cover)  # at most 255 * 255: fits
+    return (mixed + 127) // 255
