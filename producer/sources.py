@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.listing import Listing
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
-from producer.input.reading import MAX_COUNT, SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
+from producer.input.reading import SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
 from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of
 from producer.input.stored import LocalFile, from_address, from_pipe
+from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import UsageError
 from producer.jobs.uris import redact
 

@@ -25,8 +25,6 @@ SUFFIXES = frozenset(
 )
 #: Sources handed on at once: enough to keep Python out of the loop, few enough to weigh nothing.
 BATCH = 1000
-#: The largest number that anything behind us counts with.
-MAX_COUNT = 2**63 - 1
 _MAX_SHOWN_CHARS = 500
 _NO_SUFFIX, _OTHERS = "without a suffix", "others"
 #: Suffixes that are counted and shown apart, and what is shown of each: file names may end in anything.
