@@ -104,7 +104,9 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
 @click.option(
     "--queue", type=click.Choice(["high", "default", "low"]), default="default", show_default=True, help="Urgency."
 )
-@click.option("--uri-column", help="Column of the address or path.  [default: uri, url, image, path, file or filename]")
+@click.option(
+    "--uri-column", help="Column of the address or path.  [default: uri, url, image_url, image, path, file, …]"
+)
 @click.option("--class-column", help="Column of each image's own class, by number or name.")
 @click.option("--id-column", help="Column of what you call an image; kept in results.")
 @click.option("--keep-columns", default="", help="Further columns to carry along into the results, by commas.")

@@ -8,7 +8,7 @@
 | `.parquet`           | a row an image; needs pyarrow                                                         |
 | and `.gz` or `.zst`  | the same, compressed                                                                  |
 
-All text is UTF-8, with or without a byte order mark; lines end in LF or CRLF.
+All text is UTF-8, with or without a byte order mark; lines end in LF or CRLF. White space around cells does not count.
 """
 
 from __future__ import annotations
