@@ -44,7 +44,9 @@ def cli() -> None:
 
 @cli.command()
 @_directory
-@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Celery workers; 0 for none.")
+@click.option(
+    "--workers", type=click.IntRange(0, 1000), default=1, show_default=True, help="Celery workers; 0 for none."
+)
 def up(directory: Path, workers: int) -> None:
     """Start the stack in the background; jobs and pictures of earlier times are still there."""
     if holder(directory) is not None:
@@ -133,7 +135,7 @@ def down(directory: Path) -> None:
 
 @cli.command(hidden=True)
 @_directory
-@click.option("--workers", type=int, default=1)
+@click.option("--workers", type=click.IntRange(0, 1000), default=1)
 def supervise(directory: Path, workers: int) -> None:
     """Hold the stack in the foreground."""
     hold_stack(directory, workers)

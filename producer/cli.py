@@ -31,6 +31,7 @@ from producer.commands.console import (
 )
 from producer.commands.control import COMMANDS
 from producer.commands.submit import submit
+from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import GradcamError, UsageError
 from producer.jobs.states import JobState
 
@@ -81,7 +82,9 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
     ),
 )
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="How many.")
-@click.option("--offset", type=click.IntRange(min=0), default=0, help="Leave out so many of the newest: the next page.")
+@click.option(
+    "--offset", type=click.IntRange(0, MAX_COUNT), default=0, help="Leave out so many of the newest: the next page."
+)
 @click.option("--state", multiple=True, type=click.Choice([s.value for s in JobState]), help="Only jobs in this state.")
 @click.option("--name", help="Only jobs whose name matches, with * and ?.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")

@@ -23,6 +23,7 @@ from typing import BinaryIO
 from producer.audit import Finding, audit
 from producer.audit import repair as set_right
 from producer.jobs import keys
+from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import UnknownJob, UsageError
 from producer.jobs.spec import Failure, JobStatus, Result, checked_name
 from producer.jobs.states import TERMINAL, JobState
@@ -295,7 +296,13 @@ class Client(Submitting):
             offset: Left out are so many of the newest.
             state: Only jobs in one of these states.
             name: Only jobs whose id matches, with `*` and `?`.
+
+        Raises:
+            UsageError: One of the numbers is below 0 or beyond 64 bits.
         """
+        for option, number in (("limit", limit), ("offset", offset)):
+            if not 0 <= number <= MAX_COUNT:
+                raise UsageError(f"{option} must be 0 to {MAX_COUNT:,}")
 
         def keep(status: JobStatus) -> bool:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))

@@ -41,6 +41,10 @@ class Plan(BaseModel):
     upload_bytes: int
     #: What the pictures will take, if they are of 224 x 224 px.
     pictures_bytes: int
+    #: Rows of lists that are left out because they cannot be used.
+    bad_rows: int = 0
+    #: Files of folders and prefixes that are no images by their names, by suffix.
+    left_out: dict[str, int] = {}
     #: The first addresses, with their secrets blanked out.
     first: tuple[str, ...]
 

@@ -22,6 +22,7 @@ import random
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -33,10 +34,12 @@ from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.reading import SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
 from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of
 from producer.input.stored import LocalFile, from_address, from_pipe
+from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import UsageError
 from producer.jobs.uris import redact
 
 if TYPE_CHECKING:
+    from producer.input.bad import BadRow
     from producer.jobs.storage import Storage
 
 __all__ = ["SUFFIXES", "Reading", "Source", "Sources", "expand", "open_sources", "printable"]
@@ -81,8 +84,27 @@ class Sources:
             limited, self._reading.sample, named if limit is None else min(named, limit), self._reading.seed
         )
 
+    @property
+    def reading(self) -> Reading:
+        """How they are read."""
+        return self._reading
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Files of folders and prefixes that are no images by their names, by suffix; of a prefix, once it is read."""
+        return sum((Counter(part.left_out) for part in self._parts), Counter())
+
+    @property
+    def bad_count(self) -> int:
+        """How many rows of lists are left out because they cannot be used (`skip_bad`)."""
+        return sum(part.bad.count for part in self._parts if part.bad is not None)
+
+    def bad_rows(self) -> Iterator[BadRow]:
+        """Read these rows."""
+        return chain.from_iterable(part.bad for part in self._parts if part.bad is not None)
+
     def close(self) -> None:
-        """Give back what was kept on the disk: lists from elsewhere, listings, standard input."""
+        """Give back what was kept on the disk: lists from elsewhere, listings, standard input, bad rows."""
         for part in self._parts:
             part.close()
 
@@ -117,8 +139,8 @@ def open_sources(
     if isinstance(arguments, str | os.PathLike | Source):
         raise UsageError("images must be a list of addresses, files and folders, not one alone")
     for option, number in (("--limit", reading.limit), ("--sample", reading.sample)):
-        if number is not None and number < 1:
-            raise UsageError(f"{option} must be 1 or more")
+        if number is not None and not 1 <= number <= MAX_COUNT:
+            raise UsageError(f"{option} must be 1 or more" if number < 1 else f"{option} must be {MAX_COUNT:,} or less")
     parts = _Opener(reading, storage, stdin).parts(arguments)
     if not parts:
         raise UsageError("nothing to explain: name images, lists, folders or addresses (`gradcam submit photos/`)")
@@ -131,7 +153,11 @@ def open_sources(
         part.check(left, whole=reading.sample is not None)
         if left is not None and part.count is not None:
             left -= part.count
-    return Sources(parts, reading)
+    sources = Sources(parts, reading)
+    if sources.count == 0:
+        first = next(sources.bad_rows())
+        raise UsageError(f"none of the {sources.bad_count:,} rows can be used; the first: {first.sentence}")
+    return sources
 
 
 def expand(arguments: Iterable[Argument]) -> list[Source]:
@@ -148,6 +174,9 @@ def _check_reading(parts: list[Part], reading: Reading) -> None:
         )
     if (reading.include or reading.exclude) and not any(part.has_patterns for part in parts):
         raise UsageError("--include and --exclude choose from folders and s3:// prefixes: none of the arguments is one")
+
+    if reading.skip_bad and not any(part.bad is not None for part in parts):
+        raise UsageError("--skip-bad leaves out rows of lists: none of the arguments is a list")
 
 
 def _sampled(sources: Iterator[Source], count: int, total: int, seed: int) -> Iterator[Source]:
@@ -272,15 +301,16 @@ class _Owned(Part):
 
     def __init__(self, part: Part, own: Source) -> None:
         self._part, self._own = part, own
-        self.has_columns, self.has_patterns = part.has_columns, part.has_patterns
+        self.has_columns, self.has_patterns, self.bad = part.has_columns, part.has_patterns, part.bad
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         self._part.check(at_most, whole=whole)
-        self.count = self._part.count
+        self.count, self.left_out = self._part.count, self._part.left_out
 
     def batches(self) -> Iterator[list[Source]]:
         for batch in self._part.batches():
             yield [_owned(source, self._own) for source in batch]
+        self.left_out = self._part.left_out
 
     def close(self) -> None:
         self._part.close()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from producer.jobs import keys, uris
+from producer.jobs.bounds import MAX_CLASS_ID
 from producer.jobs.errors import FetchError, JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.spec import (
     MAX_CHUNK_SIZE,
@@ -61,7 +62,7 @@ _ADVICE = {
     "network": "--network must be the name of a network, such as resnet50",
     "weights": "--weight-path must be a file, an address, or a name of weights",
     "layer": "--layer-name must be last-conv, last-features or dotted names of modules, such as layer4.2.conv3,layer3",
-    "class_id": "--class-id must be a whole number, 0 or more",
+    "class_id": f"--class-id must be a whole number, 0 to {MAX_CLASS_ID:,}",
     "outputs": f"--outputs must be some of {','.join(OUTPUTS)}",
     "class_name": "--class-name must be the name of a class, such as tabby",
     "top_k": "--top-k must be 1 to 100",
@@ -115,7 +116,8 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        # Only line feeds end a line: names may hold what str.splitlines also takes for an end, such as U+2028.
+        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UsageError(f"--labels {path} cannot be read: {reason}") from None
@@ -307,7 +309,10 @@ class _Sending:
                 break
             chunk = Chunk.pack(number, lines(number * size, part))
             if known.get(number, chunk.entry) != chunk.entry:
-                raise UsageError(f"job {self.job} was made from another source: choose another --name for this one")
+                raise UsageError(
+                    f"job {self.job} was made from another source (or other rows of it were bad and left out): "
+                    "choose another --name for this one"
+                )
             files = [] if number in known else [(number * size + n, s.path) for n, s in enumerate(part) if s.path]
             window.append((chunk, [pool.submit(self._upload, index, path) for index, path in files]))
             uploads += len(files)

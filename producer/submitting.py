@@ -13,6 +13,7 @@ from producer.connected import Connected
 from producer.jobs.control import BROKEN_OFF, refusal
 from producer.jobs.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
 from producer.jobs.finalise import begin, recorded_spec
+from producer.jobs.networks import check_network
 from producer.jobs.spec import OUTPUTS, JobSpec, checked_name, new_job_id
 from producer.jobs.states import Ingest, JobState
 from producer.jobs.table import Created
@@ -49,6 +50,7 @@ class Submitting(Connected):
         name: str | None = None,
         queue: str = "default",
         pack: str = "none",
+        any_network: bool = False,
         reading: Reading | None = None,
         progress: Progress | None = None,
         waiting: Callable[[str], None] | None = None,
@@ -78,6 +80,7 @@ class Submitting(Connected):
             name: The job's name and id; submitting the same again under it continues instead of doubling.
             queue: `high`, `default` or `low`.
             pack: `none`, or `tar`: the pictures of a chunk in one webdataset shard.
+            any_network: Whether the workers alone say what a network is called; for those that are newer than our list.
             reading: Which columns of lists mean what, and which images to take.
             progress: Called with images sent, and images in all where that is known.
             waiting: Called with a sentence while Redis is too full to take more.
@@ -89,6 +92,14 @@ class Submitting(Connected):
             UsageError: Something typed cannot be used; nothing was sent.
             ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
         """
+        check_typed(
+            _reading_of(images, reading),
+            network=network,
+            class_id=class_id,
+            class_name=class_name,
+            top_k=top_k,
+            any_network=any_network,
+        )
         asked = _spoken(
             network=network,
             layer_name=layer_name,
@@ -128,12 +139,15 @@ class Submitting(Connected):
         """
         name, chunk_size = parameters.pop("name", None), parameters.pop("chunk_size", None)
         job = name or new_job_id()
+        check_typed(_reading_of(images, reading), **parameters)
+        parameters.pop("any_network", None)
         weight_path = parameters.pop("weight_path", None)
         spec = make_spec(
             **self._parameters(name, chunk_size, **_spoken(**parameters)), weights=weight_path or "DEFAULT"
         )
         with self._opened(images, reading) as sources:
-            return plan(sources, line_maker(self.storage, job), spec)
+            found = plan(sources, line_maker(self.storage, job), spec)
+            return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
 
     def _go_on(self, job: str, queue: str) -> None:
         """Go on with a job that is there: also with one that failed while it was being sent."""
@@ -157,10 +171,6 @@ class Submitting(Connected):
 
     def _parameters(self, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
         """Check what was typed before anything is sent, and find the size of chunks."""
-        if asked.get("class_id") is not None and asked.get("class_name") is not None:
-            raise UsageError("give --class-id or --class-name, not both")
-        if asked.get("top_k", 1) > 1 and (asked.get("class_id") is not None or asked.get("class_name") is not None):
-            raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
         asked["chunk_size"] = fitting_size(None) if chunk_size is None else chunk_size
         spec = make_spec(**asked)
         if chunk_size is None:
@@ -240,6 +250,36 @@ class Submitting(Connected):
         return UsageError(
             f"job {job} failed while it was being sent ({status.error}): mend that, then the same command goes on"
         )
+
+
+def check_typed(
+    reading: Reading,
+    *,
+    network: str = "resnet50",
+    class_id: int | None = None,
+    class_name: str | None = None,
+    top_k: int = 1,
+    any_network: bool = False,
+    **_others: object,
+) -> None:
+    """Refuse what contradicts itself, and a network that nobody knows, before anything is read or sent.
+
+    Raises:
+        UsageError: Says which, and what to do.
+    """
+    if class_id is not None and class_name is not None:
+        raise UsageError("give --class-id or --class-name, not both")
+    one = "--class-id" if class_id is not None else "--class-name" if class_name is not None else None
+    if one and top_k > 1:
+        raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
+    if one and reading.class_column is not None:
+        raise UsageError(f"--class-column gives each image a class of its own: leave {one} out")
+    if not any_network:
+        check_network(str(network))
+
+
+def _reading_of(images: object, reading: Reading | None) -> Reading:
+    return images.reading if isinstance(images, Sources) else reading or Reading()
 
 
 def _spoken(

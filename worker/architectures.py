@@ -16,14 +16,11 @@ from torch import nn
 from torchvision.models import get_model, get_model_builder, get_model_weights
 
 from producer.jobs.errors import JobError, NotHere, WorkerError
+from producer.jobs.nearest import nearest
+from producer.jobs.networks import ALIASES, LITE0, TIMM
 from worker import weights as files
-from worker.layers import nearest
 
 DEFAULT: Final = "DEFAULT"
-ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
-#: The one network whose real weights come in a Python package, for where nothing can be downloaded.
-LITE0: Final = "efficientnet_lite0"
-TIMM: Final = "timm/"
 #: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
 #: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
 _BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {

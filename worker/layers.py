@@ -7,10 +7,9 @@ axes cannot be told apart for certain is refused.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from producer.jobs.errors import JobError
+from producer.jobs.nearest import nearest
 from worker.explain import View
 
 LAST_CONV: Final = "last-conv"
@@ -44,7 +44,6 @@ _LAST_FEATURES: Final[dict[type[nn.Module], str]] = {
     models.SwinTransformer: "norm",
     models.VGG: "features",
 }
-_NEAREST: Final = 5
 
 ToMaps = Callable[[Tensor], Tensor]
 
@@ -194,12 +193,6 @@ def to_maps(seen: Survey, run: Run) -> ToMaps | None:
             skipped = count - math.prod(places)
             return partial(_tokens_to_maps, skipped, places) if skipped in (0, _prefix(seen.model)) else None
     return None
-
-
-def nearest(wanted: str, known: Iterable[str]) -> str:
-    """Give the end of an error's sentence: the names most like the one that is not known."""
-    near = difflib.get_close_matches(wanted, list(known), n=_NEAREST, cutoff=0.4)
-    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _choose(seen: Survey, wanted: str) -> tuple[str, View]:

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from producer.jobs.errors import JobError, NotHere
+from producer.jobs.nearest import nearest
+from producer.jobs.networks import ALIASES, LITE0
 from producer.jobs.storage import sha256_of
 from worker import weights as files
-from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names
+from worker.architectures import Architecture, find, weights_names
 from worker.cache import model_bytes
 from worker.explain import View
 from worker.fold import prepare
-from worker.layers import LAST_CONV, Survey, choose, nearest, survey
+from worker.layers import LAST_CONV, Survey, choose, survey
 
 RANDOM: Final = "random"
 #: What names of weights of auxiliary heads, which never run in eval mode, begin with.

@@ -25,6 +25,7 @@ CODES = (
 
 #: Exit codes beside those of jobs, which `producer.watch` has.
 USAGE, SERVICE, TIMED_OUT, BUG, INTERRUPTED = 2, 4, 5, 70, 130
+_LONGEST_S = 100 * 366 * 86_400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -38,7 +39,10 @@ class Duration(click.ParamType[float]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
         if found is None:
             self.fail(f"{value!r} is no time: write 90s, 15m, 2h or 1d", param, ctx)
-        return float(found[1]) * _UNITS[found[2] or "s"]
+        seconds = float(found[1]) * _UNITS[found[2] or "s"]
+        if seconds > _LONGEST_S:
+            self.fail(f"{str(value)[:40]} is too long: a hundred years are the most", param, ctx)
+        return seconds
 
 
 class ChunkSize(click.ParamType["int | None"]):

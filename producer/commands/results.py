@@ -167,14 +167,24 @@ def _check(
     output_dir: str | None, format: str | None, expires: float | None, output: str | None, *, failed: bool
 ) -> None:
     """What was typed is looked at before the settings are: it is nearer to the one who typed it."""
-    if output_dir is not None and not output_dir:
-        raise UsageError("--output-dir needs the name of a folder")
+    check_output_dir(output_dir)
     if output is not None and format not in {"jsonl", "csv", "urls"}:
         raise UsageError("--output goes with --jsonl, --csv or --urls; pictures go to --output-dir")
     if expires is not None and format != "urls":
         raise UsageError("--expires goes with --urls")
     if failed and (output_dir is not None or format == "urls"):
         raise UsageError("failed images have no pictures: add --jsonl, --csv or --parquet, without --output-dir")
+
+
+def check_output_dir(output_dir: str | None) -> None:
+    """Make sure that pictures can be written there, before anything is sent or read. Raises UsageError."""
+    if output_dir is None:
+        return
+    if not output_dir:
+        raise UsageError("--output-dir needs the name of a folder")
+    from producer.output.download import check_folder
+
+    check_folder(Path(output_dir))
 
 
 @contextmanager

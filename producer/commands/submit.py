@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.commands.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
-from producer.commands.results import download_to
-from producer.jobs.errors import UsageError
+from producer.commands.results import check_output_dir, download_to
+from producer.jobs.bounds import MAX_CLASS_ID, MAX_COUNT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producer.sources import Sources
 
 _THOUSAND = 1000
-_READING = ("uri_column", "class_column", "id_column", "include", "exclude", "limit", "sample", "seed")
+_READING = ("uri_column", "class_column", "id_column", "include", "exclude", "limit", "sample", "seed", "skip_bad")
 
 
 @click.command(
@@ -41,6 +41,7 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
     show_default=True,
     help="resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.",
 )
+@click.option("--any-network", is_flag=True, help="Do not look the network up: the workers know newer ones.")
 @click.option(
     "--weight-path",
     help="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights name, or "
@@ -52,7 +53,9 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
     show_default=True,
     help="`last-conv`, `last-features`, or any module by its name; several by commas are averaged.",
 )
-@click.option("--class-id", type=click.IntRange(min=0), help="Class to explain.  [default: the predicted one]")
+@click.option(
+    "--class-id", type=click.IntRange(0, MAX_CLASS_ID), help="Class to explain.  [default: the predicted one]"
+)
 @click.option("--class-name", help="The same by its name, such as `tabby`.")
 @click.option(
     "--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="Explain so many most likely classes."
@@ -101,15 +104,27 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
 @click.option(
     "--queue", type=click.Choice(["high", "default", "low"]), default="default", show_default=True, help="Urgency."
 )
-@click.option("--uri-column", help="Column of the address or path.  [default: uri, url, image, path, file or filename]")
+@click.option(
+    "--uri-column", help="Column of the address or path.  [default: uri, url, image_url, image, path, file, …]"
+)
 @click.option("--class-column", help="Column of each image's own class, by number or name.")
 @click.option("--id-column", help="Column of what you call an image; kept in results.")
 @click.option("--keep-columns", default="", help="Further columns to carry along into the results, by commas.")
 @click.option("--include", multiple=True, help="Of a folder or prefix, only what matches, such as 'train/*.png'.")
 @click.option("--exclude", multiple=True, help="Of a folder or prefix, not what matches.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
-@click.option("--sample", type=click.IntRange(min=1), help="Only so many images, drawn at random, in their order.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another one draws others.")
+@click.option("--limit", type=click.IntRange(1, MAX_COUNT), help="Only the first so many images.")
+@click.option(
+    "--sample", type=click.IntRange(1, MAX_COUNT), help="Only so many images, drawn at random, in their order."
+)
+@click.option(
+    "--seed", type=click.IntRange(-MAX_COUNT, MAX_COUNT), default=0, show_default=True, help="Another one draws others."
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out rows of lists that cannot be used, list them in a file.")
+@click.option(
+    "--bad-rows",
+    metavar="FILE",
+    help="That file, .jsonl or .csv, which `gradcam submit` reads again.  [default: bad-rows.jsonl]",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
 @click.option(
     "--pack",
@@ -128,6 +143,7 @@ def submit(
     outputs: str,
     keep_columns: str,
     dry_run: bool,
+    bad_rows: str | None,
     wait: bool,
     output_dir: str | None,
     as_json: bool,
@@ -139,19 +155,25 @@ def submit(
     a prefix (s3://bucket/prefix/), - for standard input, or a list: .txt, .csv, .tsv, .jsonl (also .gz and .zst) or
     .parquet, here, on S3 or on the web. Local images are uploaded first.
     """
-    if output_dir is not None and not output_dir:
-        raise UsageError("--output-dir needs the name of a folder")
+    check_output_dir(output_dir)
+    from producer.commands.left_out import check_file, list_bad, tell_left_out
     from producer.sources import Reading, open_sources
+    from producer.submitting import check_typed
 
     reading = Reading(**{name: parameters.pop(name) for name in _READING}, keep_columns=tuple(_list(keep_columns)))
     # What was typed is looked at before the settings are: it is nearer to the one who typed it.
+    check_typed(reading, **parameters)
+    check_file(bad_rows, reading)
     with open_sources([*source, *image_path], reading, storage=lambda: make_client().storage) as sources:
         client, talk = make_client(), make_talk()
         parameters["outputs"] = _list(outputs)
+        list_bad(talk, sources, bad_rows, dry_run=dry_run)
         if dry_run:
             _show(client.plan(sources, **parameters), as_json)
+            tell_left_out(talk, sources)
             return
         job = _submit(client, talk, sources, **parameters)
+        tell_left_out(talk, sources)
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
         status = client.status(job)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from producer.input.reading import BATCH, Part, Reading, Source, check_readable, chosen, said_of_nothing, shown
+from producer.input.reading import BATCH, LeftOut, Part, Reading, Source, check_readable, chosen, said_of_nothing, shown
 from producer.jobs.errors import UsageError
 
 #: Links to folders, one behind the other: folders that are linked to each other have no end of paths.
@@ -86,17 +86,20 @@ class Folder(Part):
         self._pattern = pattern
         self._reading = reading
         self._takes = chosen(reading)
+        self._seen: LeftOut | None = None
         self._whole = False
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Look for the images and whether they can be read. Raises UsageError."""
         self.count = 0
+        self.left_out = self._seen = LeftOut(self._reading)
         for path in islice(self.paths(), at_most):
             check_readable(path)
             self.count += 1
+        self._seen = None
         if not self.count:
             under = "match" if self._pattern else "under"
-            raise UsageError(f"no images {under} {self.name}: {said_of_nothing(self._reading)}")
+            raise UsageError(f"no images {under} {self.name}: {said_of_nothing(self._reading, self.left_out)}")
         self._whole = at_most is None
 
     def batches(self) -> Iterator[list[Source]]:
@@ -150,8 +153,11 @@ class Folder(Part):
             if after is None or after:
                 folders[entry.name] = after
                 names.append(entry.name)
-        elif after is None and self._takes(below + entry.name) and _is(entry.is_file):
-            names.append(entry.name)
+        elif after is None and self._takes(below + entry.name):
+            if _is(entry.is_file):
+                names.append(entry.name)
+        elif after is None and self._seen is not None and _is(entry.is_file):
+            self._seen.see(below + entry.name)
 
 
 def _is(question: Callable[[], bool]) -> bool:

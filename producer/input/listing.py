@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from producer.input.reading import Part, Reading, Source, chosen, said_of_nothing
+from producer.input.reading import LeftOut, Part, Reading, Source, chosen, said_of_nothing
 from producer.input.rows import PLAIN, check_address
 from producer.input.stored import Spool, kept_on_disk
 from producer.jobs import uris
@@ -52,7 +52,7 @@ class Listing(Part):
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Look whether there are images; a short listing is read to its end. Errors as `batches`."""
         if not sum(map(len, islice(self.batches(), None if whole else _PAGES_CHECKED))):
-            raise UsageError(f"no images under {self.name}: {said_of_nothing(self._reading)}")
+            raise UsageError(f"no images under {self.name}: {said_of_nothing(self._reading, self.left_out)}")
 
     def batches(self) -> Iterator[list[Source]]:
         """Read the images.
@@ -99,6 +99,8 @@ class Listing(Part):
         if self._storage is None:
             raise UsageError(f"{self.name} cannot be listed: no object store is set up here")
         storage = self._storage()
+        # Counted anew each time that it is listed from its beginning.
+        self.left_out = left_out = LeftOut(self._reading)
         takes, below, start = chosen(self._reading), len(self._prefix), f"s3://{self._bucket}/"
         ours = self._ours(storage)
         pages = storage.client.get_paginator("list_objects_v2").paginate(
@@ -111,11 +113,12 @@ class Listing(Part):
             if page is None:
                 return
             keys = [entry["Key"] for entry in page.get("Contents", ())]
-            addresses = [
-                start + key
-                for key in keys
-                if takes(key[below:]) and not key.endswith("/") and not (ours and key.startswith(ours))
-            ]
+            theirs = [key for key in keys if not key.endswith("/") and not (ours and key.startswith(ours))]
+            addresses = [start + key for key in theirs if takes(key[below:])]
+            if len(addresses) < len(theirs):
+                for key in theirs:
+                    if not takes(key[below:]):
+                        left_out.see(key[below:])
             if addresses:
                 yield addresses
 

@@ -8,7 +8,7 @@
 | `.parquet`           | a row an image; needs pyarrow                                                         |
 | and `.gz` or `.zst`  | the same, compressed                                                                  |
 
-All text is UTF-8, with or without a byte order mark; lines end in LF or CRLF.
+All text is UTF-8, with or without a byte order mark; lines end in LF or CRLF. White space around cells does not count.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
+from producer.input.bad import BadRows, bad_row
 from producer.input.packing import Unpacked
-from producer.input.readers import BOM, blocks, csv_rows, json_rows, parquet_rows, text_rows
+from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, csv_rows, json_rows, parquet_rows, text_rows
 from producer.input.reading import Part, Reading, Source, quoted
 from producer.input.rows import Maker, Rows
 from producer.input.stored import Stored
@@ -58,19 +60,29 @@ class ListFile(Part):
         self._stored = stored
         self._kind = kind
         self._reading = reading
+        self.bad = self._bad = BadRows(self.name)
         self._at_most: int | None = None
+        #: Batches of rows whose addresses need no second look.
+        self._plain: set[int] = set()
+        #: Rows that are left out: their places in each batch of rows.
+        self._skipped: dict[int, frozenset[int]] = {}
         self.has_columns = kind is None or kind.format != "txt"
         self._maker = Maker(self.name, base, "row" if kind and kind.format == "parquet" else "line")
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Read it through, and count. Raises UsageError with the number of the first line that cannot be used."""
-        self._at_most, count = at_most, 0
+        self._at_most, left, count = at_most, at_most, 0
         unseen = set(self._reading.columns)
-        with closing(self._rows(unseen)) as found:
-            for rows in found:
-                self._maker.check(rows)
-                count += len(rows.uris)
-        if not count:
+        with closing(self._all_rows(unseen)) as found:
+            for place, rows in enumerate(found):
+                good = self._checked(place, rows, left)
+                if rows.plain:
+                    self._plain.add(place)
+                count += good
+                left = None if left is None else left - good
+                if left is not None and left <= 0:
+                    break
+        if not count and not self._bad.count:
             raise UsageError(f"{self.name} names no images: it is empty")
         if unseen and self.has_columns:
             raise UsageError(f"{self.name} has no column {quoted(min(unseen))} in any of its {count:,} lines")
@@ -78,32 +90,51 @@ class ListFile(Part):
 
     def batches(self) -> Iterator[list[Source]]:
         """Read the images. Errors as `check`."""
-        return map(self._maker.make, self._rows(set()))
+        left = self._at_most
+        with closing(self._all_rows(set())) as found:
+            for place, rows in enumerate(found):
+                rows.plain = place in self._plain
+                good = rows.without(self._skipped[place]) if place in self._skipped else rows
+                if left is not None:
+                    good = good.first(left)
+                    left -= len(good.uris)
+                if good.uris:
+                    yield self._maker.make(good)
+                if left is not None and left <= 0:
+                    return
 
     def close(self) -> None:
         """Give back what was kept on the disk."""
         self._stored.close()
+        self._bad.close()
 
-    def _rows(self, unseen: set[str]) -> Generator[Rows, None, None]:
-        """Read as many rows as are wanted; columns that were seen are taken out of `unseen`."""
-        left = self._at_most
-        with closing(self._all_rows(unseen)) as found:
-            for rows in found:
-                if left is None:
-                    yield rows
-                    continue
-                yield rows.first(left)
-                left -= len(rows.uris)
-                if left <= 0:
-                    return
+    def _checked(self, place: int, rows: Rows, left: int | None) -> int:
+        """Look at some rows, or at no more than make so many good ones; how many are good."""
+        if not self._reading.skip_bad:
+            rows = rows if left is None else rows.first(left)
+            for at, why in sorted(self._maker.wrong(rows).items()):
+                raise self._maker.error(rows.number(at), why)
+            return len(rows.uris)
+        wrong = self._maker.wrong(rows)
+        good = len(rows.uris) - len(wrong)
+        if left is not None and good >= left:
+            # What is behind the last one that is wanted need not be good.
+            *_, last = islice((at for at in range(len(rows.uris)) if at not in wrong), left)
+            wrong, good = {at: why for at, why in wrong.items() if at < last}, left
+        if wrong:
+            # Kept for when it is read again: a file that is missing now may be there by then.
+            self._skipped[place] = frozenset(wrong)
+            for at, why in sorted(wrong.items()):
+                self._bad.add(bad_row(self._maker, rows, at, why))
+        return good
 
     def _all_rows(self, unseen: set[str]) -> Generator[Rows, None, None]:
         kind = self._kind = self._kind or self._guess()
         if kind.format == "parquet":
             return parquet_rows(self._unpacked(kind.packing), self._maker, self._reading, unseen)
-        found = blocks(self._stored, kind.packing)
         if kind.format == "txt":
-            return text_rows(found, self.name)
+            return text_rows(blocks(self._stored, kind.packing, MAX_LINE_BYTES))
+        found = blocks(self._stored, kind.packing)
         if kind.format in {"csv", "tsv"}:
             return csv_rows(found, self.name, "," if kind.format == "csv" else "\t", self._reading, unseen)
         return json_rows(found, self._maker, self._reading, unseen)

@@ -1,34 +1,43 @@
-"""Rows of lists: plain lines, CSV, TSV, JSON lines and Parquet, as streams of columns of a thousand rows or so.
+"""Rows of lists: plain lines, CSV, TSV, JSON lines and Parquet, as streams of columns of some thousand rows.
 
-Nothing is guessed: what does not fit is refused with its line. A line has 1 MiB at most, so that memory stays flat.
+Nothing is guessed: what does not fit is said of its row. Memory stays flat: a line of a text list has 1 MiB at most, a
+row of others 16 MiB, of which the cells that somebody asked for have 1 MiB each.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from functools import partial
-from itertools import chain, islice
-from typing import Any, NoReturn, TypeAlias
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property, partial
+from itertools import chain, takewhile
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import pydantic_core
 
+from producer.input.columns import Columns, find_column, separator_hint, uri_column
 from producer.input.packing import pieces
 from producer.input.reading import BATCH, Reading, quoted
-from producer.input.rows import PLAIN, Columns, Maker, Rows, text_of, uri_column
+from producer.input.rows import PLAIN, Maker, Rows, nowhere
 from producer.input.stored import Stored
 from producer.jobs.errors import UsageError
 
 MAX_LINE_BYTES = 2**20
+#: A row may hold cells that nobody asked for, such as a thumbnail.
+MAX_ROW_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
-_BLANK = " \t\r\f\v"
+_NO_UTF8 = "it is no UTF-8 text"
+#: How JSON writes one half of a character beyond the first 65,536.
+_HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 #: The number of the first line, and some whole lines.
 Block: TypeAlias = tuple[int, bytes]
 
 
-def blocks(stored: Stored, packing: str | None) -> Generator[Block, None, None]:
+def blocks(stored: Stored, packing: str | None, longest: int = MAX_ROW_BYTES) -> Generator[Block, None, None]:
     """Read whole lines, many at once, without the byte order mark."""
     done, rest = 0, b""
     with closing(pieces(stored, packing, lambda: done)) as found:
@@ -36,8 +45,8 @@ def blocks(stored: Stored, packing: str | None) -> Generator[Block, None, None]:
             cut = piece.rfind(b"\n") + 1
             if not cut:
                 rest += piece
-                if len(rest) > MAX_LINE_BYTES:
-                    raise UsageError(f"{stored.name} line {done + 1} is longer than {MAX_LINE_BYTES:,} bytes")
+                if len(rest) > longest:
+                    raise UsageError(f"{stored.name} line {done + 1} is longer than {longest:,} bytes")
                 continue
             block, rest = rest + piece[:cut], piece[cut:]
             yield done + 1, block if done else block.removeprefix(BOM)
@@ -46,156 +55,315 @@ def blocks(stored: Stored, packing: str | None) -> Generator[Block, None, None]:
         yield done + 1, rest if done else rest.removeprefix(BOM)
 
 
-def _decoded(block: Block, name: str) -> str:
-    first, text = block
+def _decoded(text: bytes) -> tuple[str, bool]:
+    """Text, and whether surrogates stand in it for bytes that are no UTF-8: it may be where nobody looks."""
     try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} line {first + text.count(bytes([10]), 0, error.start)} is no UTF-8 text") from None
+        return text.decode(), False
+    except UnicodeDecodeError:
+        return text.decode("utf-8", "surrogateescape"), True
 
 
-def text_rows(found: Iterator[Block], name: str) -> Generator[Rows, None, None]:
+def text_rows(found: Iterator[Block]) -> Generator[Rows, None, None]:
     """Read an address or a path a line."""
-    for block in found:
-        first, text = block[0], _decoded(block, name)
+    for first, block in found:
+        text, ragged = _decoded(block)
         lines = (text.replace("\r\n", "\n") if "\r" in text else text).split("\n")
         if not lines[-1]:
             lines.pop()
         if all(map(PLAIN, lines)):
             yield Rows(lines, first.__add__, plain=True)
             continue
-        stripped = [line.strip(_BLANK) for line in lines]
+        stripped = [line.strip() for line in lines]
         numbers = [number for number, line in enumerate(stripped, first) if line and line[0] != "#"]
         if numbers:
-            yield Rows([stripped[number - first] for number in numbers], numbers.__getitem__)
+            wanted = [stripped[number - first] for number in numbers]
+            yield Rows(wanted, numbers.__getitem__, ragged=ragged, raw=wanted.__getitem__)
 
 
 def csv_rows(
     found: Iterator[Block], name: str, delimiter: str, reading: Reading, unseen: set[str]
 ) -> Generator[Rows, None, None]:
     """Read rows of cells below a header."""
-    lines = chain.from_iterable(io.StringIO(_decoded(block, name)) for block in found)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-
-    def taken(count: int) -> tuple[int, list[list[str]]]:
-        before = reader.line_num
-        try:
-            return before, list(islice(reader, count))
-        except csv.Error as error:
-            raise UsageError(f"{name} line {reader.line_num}: {error}") from None
-
-    header: list[str] = []
-    while not header:
-        _, rows = taken(1)
-        if not rows:
-            return
-        header = [cell.strip() for cell in rows[0]]
-    columns = Columns.find(header, reading, name)
+    table = _Table(found, name, delimiter)
+    header = table.header()
+    if header is None:
+        return
+    columns = Columns.find(header, reading, name, separator_hint(header, delimiter))
     unseen.clear()
     places = {column: header.index(column) for column in columns.all}
-    keep = [(column, places[column]) for column in columns.keep]
-    while True:
-        before, rows = taken(BATCH)
-        if not rows:
-            return
-        number: Callable[[int], int] = partial(_line_of, rows, before)
+    for batch in table.batches():
+        rows = batch.rows
+        number: Callable[[int], int] = batch.number
+        broken = batch.broken
+        raw: Callable[[int], str] = batch.raw
         if set(map(len, rows)) != {len(header)}:
-            rows, number = _of_equal_width(rows, number, len(header), name)
-        yield Rows(
-            [row[places[columns.uri]] for row in rows],
-            number,
-            classes=[row[places[columns.classes]] for row in rows] if columns.classes else None,
-            ids=[row[places[columns.ids]] for row in rows] if columns.ids else None,
-            keep=partial(_kept_cells, rows, keep) if keep else None,
-        )
+            # Blank lines are left out; what has more or fewer cells than the header is in the wrong columns.
+            kept = [place for place, row in enumerate(rows) if row]
+            width = len(header)
+            broken = {
+                at: broken.get(place) or _of_other_width(rows[place], width, delimiter)
+                for at, place in enumerate(kept)
+                if place in broken or len(rows[place]) != width
+            }
+            number, raw = _through(kept, number), _through(kept, raw)
+            nothing = [""] * width
+            rows = [nothing if at in broken else rows[place] for at, place in enumerate(kept)]
+        if rows:
+            cells = {column: list(map(itemgetter(place), rows)) for column, place in places.items()}
+            yield _rows_of(cells, columns, number, broken, batch.ragged, raw)
 
 
-def _kept_cells(rows: list[list[str]], keep: list[tuple[str, int]]) -> list[dict[str, str]]:
-    return [{column: row[place] for column, place in keep} for row in rows]
+def _through(places: Sequence[int], call: Callable[[int], Any]) -> Callable[[int], Any]:
+    return lambda at: call(places[at])
 
 
-def _line_of(rows: list[list[str]], before: int, place: int) -> int:
-    """The line at which a row begins: cells may hold line breaks."""
-    return before + 1 + sum(1 + sum(cell.count("\n") for cell in row) for row in rows[:place])
+def _of_other_width(row: list[str], width: int, delimiter: str) -> str:
+    hint = separator_hint(row, delimiter) if len(row) == 1 else ""
+    return (
+        f"it has {len(row)} cells where the header has {width}: write cells that hold the delimiter or line breaks "
+        f"in quotes{hint}"
+    )
 
 
-def _of_equal_width(
-    rows: list[list[str]], number: Callable[[int], int], width: int, name: str
-) -> tuple[list[list[str]], Callable[[int], int]]:
-    """Leave blank lines out, and refuse rows that have more or fewer cells than the header."""
-    places = [place for place, row in enumerate(rows) if row]
-    for place in places:
-        if len(rows[place]) != width:
-            raise UsageError(
-                f"{name} line {number(place)} has {len(rows[place])} cells where the header has {width}: "
-                "write cells that hold the delimiter or line breaks in quotes"
-            )
-    return [rows[place] for place in places], lambda place: number(places[place])
+class _Batch:
+    """Rows of cells that follow each other; blank lines are rows without cells."""
+
+    def __init__(self, first: int) -> None:
+        self.rows: list[list[str]] = []
+        #: Rows that could not be read as such, by their place; they have one cell, with their line breaks.
+        self.broken: dict[int, str] = {}
+        #: The blocks they came from: the first line's number, the text, and whether it is ragged.
+        self.blocks: list[tuple[int, str, bool]] = []
+        self._starts = [first]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some of the bytes were no UTF-8."""
+        return any(ragged for _, _, ragged in self.blocks)
+
+    def number(self, place: int) -> int:
+        """The line at which a row begins: cells may hold line breaks."""
+        known = self._starts
+        for row in self.rows[len(known) - 1 : place]:
+            known.append(known[-1] + _lines(row))
+        return known[place]
+
+    def raw(self, place: int) -> str:
+        """A row as it stands in the list."""
+        first = self.number(place) - self.blocks[0][0]
+        return "\n".join(self._lines[first : first + _lines(self.rows[place])]).rstrip("\r")
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return "".join(text for _, text, _ in self.blocks).split("\n")
+
+
+def _lines(row: list[str]) -> int:
+    return 1 + sum(cell.count("\n") for cell in row)
+
+
+class _Table:
+    """Cells of CSV, block by block: what is held at once are the rows that end in one block.
+
+    Behind each block the reader gets an empty line. Between two rows it makes a row without cells of it, which ends the
+    batch; within quotes it makes nothing of it.
+    """
+
+    def __init__(self, found: Iterator[Block], name: str, delimiter: str) -> None:
+        self._found = found
+        self._name = name
+        lines = chain.from_iterable(self._parts())
+        self._reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+        self._blocks, self._at_end = 0, False
+        #: The block that is read, and those in which the row that is read began.
+        self._held: list[tuple[int, str, bool]] = []
+
+    def header(self) -> list[str] | None:
+        """The names of the columns; none where there is nothing at all."""
+        row: list[str] = []
+        while not row and not self._at_end:
+            first = self._line
+            with self._long_cells():
+                try:
+                    row = next(self._reader, [])
+                except csv.Error as error:
+                    raise self._error(first, _said(error)) from None
+        names = [cell.strip() for cell in row]
+        try:
+            "".join(names).encode()
+        except UnicodeEncodeError:
+            raise self._error(first, _NO_UTF8) from None
+        return names or None
+
+    def batches(self) -> Iterator[_Batch]:
+        """The rows below the header."""
+        while not self._at_end:
+            batch = _Batch(self._line)
+            fatal = self._fill(batch)
+            if any(batch.rows):
+                yield batch
+            if fatal is not None:
+                raise fatal
+
+    def _fill(self, batch: _Batch) -> UsageError | None:
+        del self._held[:-1]
+        blocks = self._blocks
+        rows = batch.rows
+        with self._long_cells():
+            while blocks == self._blocks and not self._at_end:
+                try:
+                    rows.extend(takewhile(len, self._reader))
+                    if blocks == self._blocks and not self._at_end:
+                        rows.append([])
+                except csv.Error as error:
+                    begun = batch.number(len(rows))
+                    if self._at_end or "field limit" in str(error):
+                        return self._error(begun, _said(error))
+                    batch.broken[len(rows)] = _said(error)
+                    rows.append(["\n" * (self._line - 1 - begun)])
+        batch.blocks = self._held[:]
+        return None
+
+    @property
+    def _line(self) -> int:
+        """The number of the line that is read next."""
+        return self._reader.line_num - self._blocks + 1
+
+    def _parts(self) -> Iterator[Iterable[str]]:
+        for first, block in self._found:
+            text, ragged = _decoded(block)
+            self._held.append((first, text, ragged))
+            yield io.StringIO(text)
+            self._blocks += 1
+            yield ("",)
+        self._at_end = True
+
+    def _error(self, line: int, why: str) -> UsageError:
+        return UsageError(f"{self._name} line {line}: {why}")
+
+    @contextmanager
+    def _long_cells(self) -> Iterator[None]:
+        """What the csv module refuses is the same for the whole process: it is put back."""
+        before = csv.field_size_limit(MAX_ROW_BYTES)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _said(error: csv.Error) -> str:
+    text = str(error).partition(" - ")[0]
+    if "field limit" in text:
+        return f'a cell is longer than {MAX_ROW_BYTES:,} characters: is a quote (") opened that is never closed?'
+    return text + (': a quote (") is opened and never closed' if "unexpected end" in text else "")
 
 
 def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: set[str]) -> Generator[Rows, None, None]:
     """Read an object a line; what was seen of the columns is taken out of `unseen`."""
-    parse = partial(pydantic_core.from_json, cache_strings="keys")
-    uri = None
+    uri: str | None = None
+    names: dict[str, str | None] = dict.fromkeys(reading.columns)
     for first, block in found:
-        lines = block.split(b"\n")
+        lines = block.removesuffix(b"\n").split(b"\n")
         number: Callable[[int], int] = first.__add__
+        broken: dict[int, str] = {}
+        ragged = False
         try:
-            rows = list(map(parse, lines))
+            rows = list(map(_parse, lines))
         except ValueError:
             places = [place for place, line in enumerate(lines) if line.strip()]
-            rows = [_parsed(lines[place], first + place, maker, parse) for place in places]
-            number = [first + place for place in places].__getitem__
+            lines, number = [lines[place] for place in places], _through(places, number)
+            rows = [_parsed(line, at, broken) for at, line in enumerate(lines)]
+            ragged = True
         if not rows:
             continue
-        if uri is None and isinstance(rows[0], dict):
-            uri = uri_column(list(rows[0]), reading, maker.name)
-        try:
-            uris = [row[uri] for row in rows]
-        except (KeyError, TypeError):
-            uris = []
-        if set(map(type, uris)) != {str}:
-            _blame(rows, number, maker, str(uri))
-        yield Rows(
-            uris,
-            number,
-            classes=[row.get(reading.class_column) for row in rows] if reading.class_column else None,
-            ids=[row.get(reading.id_column) for row in rows] if reading.id_column else None,
-            keep=partial(_kept_values, rows, reading.keep_columns) if reading.keep_columns else None,
+        if set(map(type, rows)) != {dict}:
+            broken = {at: "it is no JSON object" for at, row in enumerate(rows) if type(row) is not dict} | broken
+            rows = [row if type(row) is dict else {} for row in rows]
+        if None in names.values():
+            _find_more(names, rows, maker.name, unseen)
+        if uri is None:
+            uri = (
+                names[reading.uri_column] or reading.uri_column
+                if reading.uri_column
+                else _uri_of([row for at, row in enumerate(rows) if at not in broken], reading, maker.name)
+            )
+        columns = Columns(
+            uri or "",
+            reading.class_column and (names[reading.class_column] or reading.class_column),
+            reading.id_column and (names[reading.id_column] or reading.id_column),
+            tuple((column, names[column] or column) for column in reading.keep_columns),
         )
-        unseen.difference_update([name for name in unseen if any(name in row for row in rows)])
+        cells = {name: [row.get(name) for row in rows] for name in columns.all}
+        uris = cells[columns.uri]
+        if set(map(type, uris)) != {str}:
+            why = f"there is no text in {quoted(columns.uri)}"
+            broken = {at: why for at, cell in enumerate(uris) if not isinstance(cell, str)} | broken
+            cells[columns.uri] = ["" if at in broken else cell for at, cell in enumerate(uris)]
+        yield _rows_of(cells, columns, number, broken, ragged, partial(_line_at, lines))
 
 
-def _parsed(line: bytes, number: int, maker: Maker, parse: Callable[[bytes], Any]) -> Any:
+def _line_at(lines: list[bytes], at: int) -> str:
+    return _decoded(lines[at])[0]
+
+
+_parse = partial(pydantic_core.from_json, cache_strings="keys")
+
+
+def _parsed(line: bytes, at: int, broken: dict[int, str]) -> Any:
     try:
-        return parse(line)
+        return _parse(line)
     except ValueError as error:
+        why = f"it is no JSON object ({str(error).replace('at line 1 column', 'at column')})"
+    # Half a character in a cell that nobody asked for does no harm: Python's own reader lets it pass.
+    text, ragged = _decoded(line)
+    try:
+        return json.loads(text) if ragged or _HALF.search(line) else broken.setdefault(at, why)
+    except (ValueError, RecursionError):
+        return broken.setdefault(at, _NO_UTF8 if ragged else why)
+
+
+def _find_more(names: dict[str, str | None], rows: list[dict[str, Any]], name: str, unseen: set[str]) -> None:
+    """Look for columns that no row had so far."""
+    there = list(dict.fromkeys(chain.from_iterable(rows)))
+    for asked in [asked for asked, found in names.items() if found is None]:
+        names[asked] = find_column(asked, there, name)
+        if names[asked] is not None:
+            unseen.discard(asked)
+
+
+def _uri_of(rows: list[dict[str, Any]], reading: Reading, name: str) -> str | None:
+    """The column of addresses in the first row; where bad rows are skipped, in the first that has one."""
+    first: UsageError | None = None
+    for row in rows:
         try:
-            line.decode()
-        except UnicodeDecodeError:
-            raise maker.wrong(number, "it is no UTF-8 text") from None
-        why = str(error).replace("at line 1 column", "at column")
-        raise maker.wrong(number, f"it is no JSON object ({why})") from None
+            return uri_column(list(row), name)
+        except UsageError as error:
+            first = first or error
+            if not reading.skip_bad:
+                break
+    if first is not None:
+        raise first
+    return None
 
 
-def _blame(rows: list[Any], number: Callable[[int], int], maker: Maker, uri: str) -> NoReturn:
-    for place, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise maker.wrong(number(place), "it is no JSON object")
-        if not isinstance(row.get(uri), str):
-            raise maker.wrong(number(place), f"there is no text in {quoted(uri)}")
-    raise AssertionError("one of the rows cannot be used")
-
-
-def _kept_values(rows: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, str]]:
-    return [
-        {
-            name: value if type(value) is str else str(text_of(value))
-            for name in names
-            if (value := row.get(name)) is not None
-        }
-        for row in rows
-    ]
+def _rows_of(
+    cells: Mapping[str, Sequence[Any]],
+    columns: Columns,
+    number: Callable[[int], int],
+    broken: Mapping[int, str],
+    ragged: bool = False,
+    raw: Callable[[int], str] = nowhere,
+) -> Rows:
+    return Rows(
+        cells[columns.uri],
+        number,
+        classes=cells[columns.classes] if columns.classes else None,
+        ids=cells[columns.ids] if columns.ids else None,
+        keep={column: cells[there] for column, there in columns.keep} if columns.keep else None,
+        broken=broken,
+        ragged=ragged,
+        raw=raw,
+    )
 
 
 def parquet_rows(stored: Stored, maker: Maker, reading: Reading, unseen: set[str]) -> Generator[Rows, None, None]:
@@ -216,29 +384,20 @@ def parquet_rows(stored: Stored, maker: Maker, reading: Reading, unseen: set[str
             unseen.clear()
             for batch in table.iter_batches(batch_size=4 * BATCH, columns=columns.all, use_threads=False):
                 cells = {name: batch.column(name).to_pylist() for name in columns.all}
-                yield _parquet_rows(cells, columns, (done + 1).__add__, maker)
+                yield _parquet_rows(cells, columns, (done + 1).__add__)
                 done += batch.num_rows
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             place = f" after row {done}" if done else ""
             raise UsageError(f"{maker.name} is no Parquet file that can be read{place}: {_in_a_line(error)}") from None
 
 
-def _parquet_rows(cells: dict[str, list[Any]], columns: Columns, number: Callable[[int], int], maker: Maker) -> Rows:
+def _parquet_rows(cells: dict[str, list[Any]], columns: Columns, number: Callable[[int], int]) -> Rows:
     uris = cells[columns.uri]
+    broken: dict[int, str] = {}
     if None in uris:
-        raise maker.wrong(number(uris.index(None)), f"there is nothing in {quoted(columns.uri)}")
-    return Rows(
-        uris,
-        number,
-        classes=cells[columns.classes] if columns.classes else None,
-        ids=cells[columns.ids] if columns.ids else None,
-        keep=partial(_kept_columns, cells, columns.keep) if columns.keep else None,
-    )
-
-
-def _kept_columns(cells: dict[str, list[Any]], names: tuple[str, ...]) -> list[dict[str, str]]:
-    rows = zip(*(map(text_of, cells[name]) for name in names), strict=True)
-    return [{name: text for name, text in zip(names, row, strict=True) if text is not None} for row in rows]
+        broken = {at: f"there is nothing in {quoted(columns.uri)}" for at, cell in enumerate(uris) if cell is None}
+        cells[columns.uri] = [cell or "" for cell in uris]
+    return _rows_of(cells, columns, number, broken)
 
 
 def _check_type(kind: str, column: str, name: str) -> None:

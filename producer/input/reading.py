@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from producer.jobs.errors import UsageError
 
-#: What a folder is searched for; all of it is what the worker decodes.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+if TYPE_CHECKING:
+    from producer.input.bad import BadRows
+
+#: What images are called, of folders, prefixes, patterns and lists alike; all of it is what the worker decodes.
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in ["jpg", "jpeg", "jpe", "jif", "jfif", "mpo", "png", "apng", "bmp", "webp", "gif", "tif", "tiff"]
+)
 #: Sources handed on at once: enough to keep Python out of the loop, few enough to weigh nothing.
 BATCH = 1000
 _MAX_SHOWN_CHARS = 500
-_IMAGE = re.compile(r"[^/]\.(?:jpe?g|png|bmp|webp|gif|tiff?)\Z", re.IGNORECASE)
+_NO_SUFFIX, _OTHERS = "without a suffix", "others"
+#: Suffixes that are counted and shown apart, and what is shown of each: file names may end in anything.
+_SUFFIXES_COUNTED, _SUFFIXES_SHOWN, _SUFFIX_CHARS = 1000, 8, 20
+_IMAGE = re.compile(rf"[^/](?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})\Z", re.IGNORECASE)
 
 
 class Source(NamedTuple):
@@ -57,6 +68,8 @@ class Reading:
     sample: int | None = None
     #: Another number draws others.
     seed: int = 0
+    #: Whether rows of lists that cannot be used are left out instead of refusing the list.
+    skip_bad: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -74,6 +87,10 @@ class Part(ABC):
     has_columns = False
     #: Whether patterns choose from it.
     has_patterns = False
+    #: Files that are no images by their names, by suffix; those that patterns leave out are not among them.
+    left_out: Mapping[str, int] = MappingProxyType({})
+    #: Rows that cannot be used and were left out; none where nothing has rows.
+    bad: BadRows | None = None
 
     @abstractmethod
     def check(self, at_most: int | None, *, whole: bool) -> None:
@@ -124,10 +141,37 @@ def chosen(reading: Reading) -> Callable[[str], object]:
     return lambda below: wanted(below) and not unwanted(below)
 
 
-def said_of_nothing(reading: Reading) -> str:
+class LeftOut(Counter[str]):
+    """Counts, by suffix, the files of a folder or prefix that are no images by their names."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__()
+        # Who says by patterns what is wanted knows what is not.
+        self._none = bool(reading.include)
+        self._excluded = _any_of(reading.exclude)
+
+    def see(self, below: str) -> None:
+        """Count a file that was not taken, if its suffix is the reason."""
+        if self._none or (self._excluded and self._excluded.match(below)):
+            return
+        suffix = shown(os.path.splitext(below)[1].lower()) or _NO_SUFFIX
+        self[suffix if suffix in self or len(self) < _SUFFIXES_COUNTED else _OTHERS] += 1
+
+
+def said_of_left_out(counts: Mapping[str, int]) -> str:
+    """What was left out, in a line; nothing where nothing was."""
+    most = sorted(counts.items(), key=lambda counted: (counted[0] == _OTHERS, -counted[1], counted[0]))
+    words = [f"{count:,} {suffix[:_SUFFIX_CHARS]}" for suffix, count in most[:_SUFFIXES_SHOWN]]
+    if rest := sum(count for _, count in most[_SUFFIXES_SHOWN:]):
+        words.append(f"{rest:,} {_OTHERS}")
+    return ", ".join(words)
+
+
+def said_of_nothing(reading: Reading, left_out: Mapping[str, int]) -> str:
     """What was looked for where nothing was found."""
     if not reading.include and not reading.exclude:
-        return f"looked for {', '.join(sorted(SUFFIXES))}"
+        words = said_of_left_out(left_out)
+        return f"looked for {', '.join(sorted(SUFFIXES))}" + (f"; left out: {words}" if words else "")
     patterns = [f"--include {text}" for text in reading.include] + [f"--exclude {text}" for text in reading.exclude]
     return f"looked for those of {' '.join(patterns)}"
 

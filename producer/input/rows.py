@@ -10,23 +10,25 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import repeat
+from itertools import chain, repeat
+from operator import itemgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, TypeGuard, cast
 
-from producer.input.reading import Reading, Source, check_image, quoted, shown
+from producer.input.reading import Source, check_image, quoted, shown
 from producer.jobs import uris
 from producer.jobs.errors import FetchError, UsageError
 
-#: What a column of addresses is usually called; the first that exists is taken.
-URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")
 MAX_ID_CHARS, MAX_CLASS_CHARS = 1024, 200
+#: The longest cell that is carried along; cells nobody asked for may be longer.
+MAX_CELL_CHARS = 2**20
 _WHOLE_FLOAT = re.compile(r"[0-9]+\.0*")
 _CLASS_IDS = 2**31
-_COLUMNS_SHOWN = 20
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 #: Matches addresses that are harmless at a glance, nearly all there are: `uris.parse` accepts each of them (a test
 #: draws examples), and takes ten times as long. Possessive repetitions: nothing is tried twice.
@@ -41,83 +43,58 @@ PLAIN_ADDRESS = re.compile(
 PLAIN = PLAIN_ADDRESS.fullmatch
 
 
+def nowhere(_place: int) -> str:
+    """The text of a row that is not text in its list."""
+    return ""
+
+
 @dataclass(slots=True)
 class Rows:
     """Some rows of a list that follow each other, column by column."""
 
     #: An address or a path each.
-    uris: list[str]
+    uris: Sequence[str]
     #: From a row's place here to its number in the list.
     number: Callable[[int], int]
-    #: Known to be matched by `PLAIN`.
+    #: Known to be matched by `PLAIN`; `Maker.wrong` finds it out.
     plain: bool = False
     classes: Sequence[object] | None = None
     ids: Sequence[object] | None = None
-    #: Makes what is carried along of each; nothing in it can be wrong.
-    keep: Callable[[], list[dict[str, str]]] | None = None
+    #: Columns that are carried along.
+    keep: Mapping[str, Sequence[object]] | None = None
+    #: Rows that could not be read as such, by their place, and why; nothing is in their cells.
+    broken: Mapping[int, str] = field(default_factory=dict)
+    #: Some of the bytes were no UTF-8, or half a character: lone surrogates stand for them in the text.
+    ragged: bool = False
+    #: From a row's place here to how it stands in the list.
+    raw: Callable[[int], str] = nowhere
 
     def first(self, count: int) -> Rows:
         """Give the first of them."""
         if count >= len(self.uris):
             return self
-        classes, ids = (None if column is None else column[:count] for column in (self.classes, self.ids))
-        keep = self.keep
-        return Rows(self.uris[:count], self.number, self.plain, classes, ids, keep and (lambda: keep()[:count]))
+        broken = {place: why for place, why in self.broken.items() if place < count}
+        return replace(self._only(itemgetter(slice(count))), broken=broken)
 
+    def without(self, places: Collection[int]) -> Rows:
+        """Give those that are left; which were broken is not known any more."""
+        kept = [place for place in range(len(self.uris)) if place not in places]
+        rows = self._only(lambda cells: [cells[place] for place in kept])
+        return replace(rows, broken={}, number=lambda place: self.number(kept[place]), raw=nowhere)
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The names of the columns that are read."""
-
-    uri: str
-    classes: str | None
-    ids: str | None
-    keep: tuple[str, ...]
-
-    @classmethod
-    def find(cls, there: Sequence[str], reading: Reading, name: str) -> Columns:
-        """Find out which columns to read of those that a list has.
-
-        Raises:
-            UsageError: One that was named is not there, or is there twice.
-        """
-        uri = uri_column(there, reading, name)
-        for column in (uri, *reading.columns):
-            if column not in there:
-                raise UsageError(f"{name} has no column {quoted(column)}; {_columns_are(there)}")
-            if list(there).count(column) > 1:
-                raise UsageError(f"{name} has several columns named {quoted(column)}")
-        return cls(uri, reading.class_column, reading.id_column, reading.keep_columns)
-
-    @property
-    def all(self) -> list[str]:
-        """Every column that is read, once."""
-        named = (self.uri, self.classes, self.ids, *self.keep)
-        return list(dict.fromkeys(name for name in named if name is not None))
-
-
-def uri_column(there: Sequence[str], reading: Reading, name: str) -> str:
-    """Find the column that holds the addresses. Raises UsageError when none of the usual names is there."""
-    if reading.uri_column is not None:
-        return reading.uri_column
-    for column in URI_COLUMNS:
-        if column in there:
-            return column
-    raise UsageError(
-        f"{name} has no column {', '.join(URI_COLUMNS[:-1])} or {URI_COLUMNS[-1]}; {_columns_are(there)}: "
-        "say with --uri-column which one holds the addresses"
-    )
-
-
-def _columns_are(there: Sequence[str]) -> str:
-    named = [shown(uris.redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
-    more = f" and {len(there) - _COLUMNS_SHOWN} more" if len(there) > _COLUMNS_SHOWN else ""
-    return f"its columns are {', '.join(named)}{more}"[:500]
+    def _only(self, take: Callable[[Any], Sequence[Any]]) -> Rows:
+        return replace(
+            self,
+            uris=take(self.uris),
+            classes=self.classes and take(self.classes),
+            ids=self.ids and take(self.ids),
+            keep=self.keep and {name: take(cells) for name, cells in self.keep.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Makes sources of a list's rows."""
+    """Makes sources of a list's rows. White space around a cell never counts."""
 
     #: What the list is called in messages.
     name: str
@@ -126,46 +103,66 @@ class Maker:
     #: What a row is called in messages.
     row: str = "line"
 
-    def check(self, rows: Rows) -> None:
-        """Make sure that all can be used, local files included. Raises UsageError with the number of the row."""
-        self._places(rows, look=True)
-        self._classes(rows)
-        self._ids(rows)
+    def wrong(self, rows: Rows) -> dict[int, str]:
+        """Look which rows cannot be used, local files included: their places, and why."""
+        wrong = dict(rows.broken)
+        for place, why in chain(
+            self._wrong_addresses(rows),
+            _wrong_cells(rows.classes, class_of),
+            _wrong_cells(None if rows.ids is None or _short(rows.ids, MAX_ID_CHARS) else rows.ids, id_of),
+            *(_wrong_kept(name, cells) for name, cells in (rows.keep or {}).items()),
+            _ragged(rows) if rows.ragged else (),
+        ):
+            wrong.setdefault(place, why)
+        return wrong
 
-    def make(self, rows: Rows) -> list[Source]:
-        """Make the sources; whether local files are still there is seen when they are uploaded. Errors as `check`."""
-        addresses, paths = self._places(rows, look=False)
-        class_ids, class_names = self._classes(rows)
-        keep = repeat(None) if rows.keep is None else rows.keep()
-        made = zip(addresses, paths, self._ids(rows), class_ids, class_names, keep, strict=False)
-        return list(map(Source._make, made))
-
-    def wrong(self, number: int, why: object) -> UsageError:
+    def error(self, number: int, why: str) -> UsageError:
         """Say what is wrong with a row."""
         return UsageError(f"{self.name} {self.row} {number}: {why}")
 
-    def _places(self, rows: Rows, *, look: bool) -> tuple[Iterable[str | None], Iterable[Path | None]]:
-        if rows.plain or all(map(PLAIN, rows.uris)):
-            return rows.uris, repeat(None)
-        addresses: list[str | None] = list(rows.uris)
-        paths: list[Path | None] = [None] * len(addresses)
-        for place, text in enumerate(rows.uris):
-            if PLAIN(text):
+    def make(self, rows: Rows) -> list[Source]:
+        """Make the sources of rows with nothing wrong; whether local files are still there is seen at their upload."""
+        addresses, paths = self._places(rows)
+        class_ids, class_names = _classes(rows)
+        made = zip(addresses, paths, _ids(rows.ids), class_ids, class_names, _kept(rows.keep), strict=False)
+        return list(map(Source._make, made))
+
+    def address(self, text: str) -> str:
+        """What a cell names, so that it means the same in a list that lies elsewhere."""
+        text = text.strip()
+        if not text or "://" in text or self.base is None:
+            return text
+        return os.path.abspath(self._path(text))
+
+    def _wrong_addresses(self, rows: Rows) -> Iterator[tuple[int, str]]:
+        rows.plain = rows.plain or all(map(PLAIN, rows.uris))
+        if rows.plain:
+            return
+        for place, cell in enumerate(rows.uris):
+            if PLAIN(text := cell.strip()) or place in rows.broken:
                 continue
             try:
-                if "://" in text:
+                if _SURROGATES.search(text):
+                    yield place, "it is no UTF-8 text"
+                elif "://" in text:
                     check_address(text)
-                    continue
-                path = self._path(text)
-                if look:
-                    _check_file(path, text)
+                else:
+                    _check_file(self._path(text), text)
             except UsageError as error:
-                raise self.wrong(rows.number(place), error) from None
-            addresses[place], paths[place] = None, Path(path)
+                yield place, str(error)
+
+    def _places(self, rows: Rows) -> tuple[Iterable[str | None], Iterable[Path | None]]:
+        if rows.plain or all(map(PLAIN, rows.uris)):
+            return rows.uris, repeat(None)
+        addresses: list[str | None] = [text.strip() for text in rows.uris]
+        paths: list[Path | None] = [None] * len(addresses)
+        for place, text in enumerate(addresses):
+            if text is not None and "://" not in text:
+                addresses[place], paths[place] = None, Path(self._path(text))
         return addresses, paths
 
     def _path(self, text: str) -> str:
-        if not text.strip():
+        if not text:
             raise UsageError("there is no address")
         if self.base is None:
             raise UsageError(
@@ -174,31 +171,78 @@ class Maker:
             )
         return os.path.join(self.base, os.path.expanduser(text))
 
-    def _classes(self, rows: Rows) -> tuple[Iterable[int | None], Iterable[str | None]]:
-        if rows.classes is None:
-            return repeat(None), repeat(None)
-        try:
-            pairs = list(map(class_of, rows.classes))
-        except (UsageError, TypeError):
-            self._blame(rows, rows.classes, class_of)
-        return [number for number, _ in pairs], [name for _, name in pairs]
 
-    def _ids(self, rows: Rows) -> Iterable[str | None]:
-        if rows.ids is None:
-            return repeat(None)
-        try:
-            return list(map(id_of, rows.ids))
-        except UsageError:
-            self._blame(rows, rows.ids, id_of)
-
-    def _blame(self, rows: Rows, cells: Sequence[object], read: Callable[[object], object]) -> NoReturn:
+def _wrong_cells(cells: Sequence[object] | None, read: Callable[[Any], object]) -> Iterator[tuple[int, str]]:
+    if cells is None:
+        return
+    try:
+        deque(map(read, cells), maxlen=0)
+    except (UsageError, TypeError):
         for place, cell in enumerate(cells):
             try:
                 read(cell)
-            except (UsageError, TypeError) as error:
-                why = error if isinstance(error, UsageError) else "the class is neither a number nor a name"
-                raise self.wrong(rows.number(place), why) from None
-        raise AssertionError("one of the cells cannot be read")
+            except UsageError as error:
+                yield place, str(error)
+            except TypeError:
+                yield place, "the class is neither a number nor a name"
+
+
+def _wrong_kept(name: str, cells: Sequence[object]) -> Iterator[tuple[int, str]]:
+    if _short(cells, MAX_CELL_CHARS):
+        return
+    for place, cell in enumerate(cells):
+        text = text_of(cell)
+        if text is not None and len(text) > MAX_CELL_CHARS:
+            yield place, f"{quoted(name)} has {len(text):,} characters: the longest cell has {MAX_CELL_CHARS:,}"
+
+
+def _ragged(rows: Rows) -> Iterator[tuple[int, str]]:
+    for cells in (rows.classes or (), rows.ids or (), *(rows.keep or {}).values()):
+        for place, cell in enumerate(cells):
+            if _SURROGATES.search(text_of(cell) or ""):
+                yield place, "it is no UTF-8 text"
+
+
+def _classes(rows: Rows) -> tuple[Iterable[int | None], Iterable[str | None]]:
+    if rows.classes is None:
+        return repeat(None), repeat(None)
+    pairs = list(map(class_of, rows.classes))
+    return [number for number, _ in pairs], [name for _, name in pairs]
+
+
+def _ids(cells: Sequence[object] | None) -> Iterable[str | None]:
+    if cells is None:
+        return repeat(None)
+    return [text or None for text in map(str.strip, cells)] if _is_text(cells) else map(id_of, cells)
+
+
+def _kept(columns: Mapping[str, Sequence[object]] | None) -> Iterable[dict[str, str] | None]:
+    if columns is None:
+        return repeat(None)
+    names = tuple(columns)
+    if all(map(_is_text, columns.values())):
+        rows = zip(*(map(str.strip, cells) for cells in cast("Iterable[Sequence[str]]", columns.values())), strict=True)
+        if len(names) == 1:
+            return [{names[0]: text} for (text,) in rows]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+    return [
+        {name: text for name, text in zip(names, row, strict=True) if text is not None}
+        for row in zip(*(map(_kept_text, cells) for cells in columns.values()), strict=True)
+    ]
+
+
+def _kept_text(cell: object) -> str | None:
+    text = text_of(cell)
+    return text and text.strip()
+
+
+def _is_text(cells: Sequence[object]) -> TypeGuard[Sequence[str]]:
+    return set(map(type, cells)) == {str}
+
+
+def _short(cells: Sequence[object], most: int) -> bool:
+    """Whether all are text of no more than so many characters, which is soon seen."""
+    return _is_text(cells) and max(map(len, cells)) <= most
 
 
 def check_address(text: str) -> None:
@@ -259,7 +303,7 @@ def class_of(cell: object) -> tuple[int | None, str | None]:
 def id_of(cell: object) -> str | None:
     """Read what the user calls an image; nothing is none. Raises UsageError when it is too long."""
     text = cell if isinstance(cell, str) else text_of(cell)
-    if not text:
+    if not text or not (text := text.strip()):
         return None
     if len(text) > MAX_ID_CHARS:
         raise UsageError(f"the id has {len(text):,} characters: the longest has {MAX_ID_CHARS:,}")

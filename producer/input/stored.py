@@ -57,6 +57,10 @@ class Spool:
         """Open it for writing; readers see what was flushed."""
         return os.fdopen(self._fd, "r+b", closefd=False)
 
+    def append(self, content: bytes) -> None:
+        """Write it behind all that is there."""
+        os.pwrite(self._fd, content, self.size_bytes())
+
     def open(self) -> BinaryIO:
         """Open it at its beginning; readers do not disturb each other."""
         return cast("BinaryIO", io.BufferedReader(_Positioned(self), _BUFFER_BYTES))

@@ -132,7 +132,7 @@ class Reads:
             offset: Left out are so many of the newest that `keep` keeps.
             keep: Says which jobs to take.
         """
-        return list(islice(filter(keep, self._newest_first()), offset, offset + limit))
+        return list(islice(islice(filter(keep, self._newest_first()), offset, None), limit))
 
     def _newest_first(self) -> Iterator[JobStatus]:
         for start in itertools.count(0, _JOBS_AT_ONCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,25 @@ class Downloaded(list[Path]):
 
     #: How many of them were there before.
     already: int = 0
+
+
+def check_folder(output_dir: Path) -> None:
+    """Make sure that a folder is there and can be written to, or can be made. Raises UsageError."""
+    for folder in (output_dir, *output_dir.absolute().parents):
+        try:
+            mode = folder.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if not folder.is_symlink():
+                continue  # What lies above it says whether it can be made.
+            raise UsageError(f"{folder} is a link to nothing: choose another --output-dir") from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise UsageError(f"cannot write to {str(output_dir)[:200]} ({why}): choose another --output-dir") from None
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"{folder} is a file, not a folder: choose another --output-dir")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write to {folder} (its permissions): choose another --output-dir")
+        return
 
 
 def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> Iterator[Fetched]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.jobs.errors import UsageError
-from producer.output.export import KEEP, format_of, write_rows
-from producer.output.whole import whole
+from producer.output.again import beside, write_again
 
 if TYPE_CHECKING:
     from producer.jobs.spec import Failure
@@ -31,29 +28,11 @@ def write_failures(read: Callable[[], Iterator[Failure]], path: Path) -> int:
     Raises:
         UsageError: It cannot be written, or is to be something else.
     """
-    format = format_of(path.name)
-    if format == "parquet":
-        raise UsageError(f"failures are written as .jsonl or .csv, not as {path.name}")
-    if format == "csv":
-        kept = list(dict.fromkeys(name for failure in read() for name in _kept(failure)))
-        header = (*COLUMNS, *kept)
-        with whole(path, private=True) as file:
-            rows = (_row(failure) for failure in read())
-            return write_rows(header, ([row.get(name) for name in header] for row in rows), file)
-    count = 0
-    with whole(path, private=True) as file:
-        for failure in read():
-            file.write(json.dumps(_row(failure), ensure_ascii=False).encode() + b"\n")
-            count += 1
-    return count
+    return write_again(lambda: map(_row, read()), path, COLUMNS)
 
 
 def _row(failure: Failure) -> dict[str, object]:
     item = failure.item
     of_class = item.class_name if item.class_id is None else item.class_id
     values = (item.uri, item.id, of_class, failure.reason, failure.message)
-    return {**dict(zip(COLUMNS, values, strict=True)), **_kept(failure)}
-
-
-def _kept(failure: Failure) -> dict[str, str]:
-    return {KEEP + name if name in COLUMNS else name: value for name, value in (failure.item.keep or {}).items()}
+    return {**dict(zip(COLUMNS, values, strict=True)), **beside(COLUMNS, item.keep)}

@@ -47,12 +47,12 @@ def submit_and_say(path: str) -> None:
     """In a process of its own: submit a list, and print how long it took and how much memory."""
     # Everything imported and connected, as in a long submission; the imports are a second of any.
     client = Client.from_env()
-    first = client.submit([str(Path(path).parent / "few.txt")], network="noop", chunk_size=CHUNK)
+    first = client.submit([str(Path(path).parent / "few.txt")], network="noop", any_network=True, chunk_size=CHUNK)
     client.cancel(first)
     client.delete(first)
     empty = client.table.redis.info("memory")["used_memory"]
     started, cpu = time.perf_counter(), time.process_time()
-    job = client.submit([path], network="noop", chunk_size=CHUNK)
+    job = client.submit([path], network="noop", any_network=True, chunk_size=CHUNK)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     click.echo(json.dumps({"job": job, "seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak_mb, "empty": empty}))
@@ -131,7 +131,7 @@ def with_celery(client: Client, folder: Path) -> float:
     """Images a second through a Celery worker that computes nothing."""
     path = folder / "celery.txt"
     write_list(path, CELERY_IMAGES)
-    job = client.submit([str(path)], network="noop", chunk_size=CHUNK)
+    job = client.submit([str(path)], network="noop", any_network=True, chunk_size=CHUNK)
     command = [sys.executable, "-m", "celery", "--app", "noop_app", "--quiet", "worker", "--concurrency", "1"]
     command += ["--queues", ",".join(queue.QUEUES), "--without-gossip", "--without-mingle", "--without-heartbeat"]
     environment = {**os.environ, "PYTHONPATH": f"{_HERE}:{_HERE.parent.parent}"}

@@ -68,6 +68,16 @@ def test_a_prefix_gives_its_images_in_the_order_of_their_keys(storage: Storage, 
         assert sources.count == 3
 
 
+def test_what_is_no_image_below_a_prefix_is_counted_by_suffix(storage: Storage, opened: Callable[..., Sources]) -> None:
+    with opened(f"s3://{storage.bucket}/set/", A) as sources:
+        next(iter(sources))
+        for _ in range(2):
+            assert len(list(sources)) == 4
+            assert sources.left_out == {".txt": 1, "without a suffix": 2}
+    with pytest.raises(UsageError, match=r"no images under .*/empty/: looked for \.apng, .*; left out: 1 \.md"):
+        opened(f"s3://{storage.bucket}/empty/")
+
+
 def test_patterns_choose_from_the_keys_below_a_prefix(storage: Storage, opened: Callable[..., Sources]) -> None:
     prefix = f"s3://{storage.bucket}/set/"
     chosen = opened(prefix, reading=Reading(include=("train/*", "mask"), exclude=("*.txt",)))
@@ -132,7 +142,7 @@ def test_a_whole_bucket_is_a_prefix_too_without_what_we_put_there(
 
 def test_a_prefix_without_images_is_told(storage: Storage, opened: Callable[..., Sources]) -> None:
     for prefix in ("empty/", "nothing/"):
-        with pytest.raises(UsageError, match=rf"no images under s3://{storage.bucket}/{prefix}: looked for \.bmp"):
+        with pytest.raises(UsageError, match=rf"no images under s3://{storage.bucket}/{prefix}: looked for \.apng"):
             opened(f"s3://{storage.bucket}/{prefix}")
 
 

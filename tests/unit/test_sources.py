@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from producer.input.reading import said_of_left_out
 from producer.jobs.errors import UsageError
 from producer.sources import Reading, Source, expand, open_sources, printable
 
@@ -113,6 +114,37 @@ def test_a_folder_gives_its_images_sorted_and_nothing_else(photos: Path) -> None
     assert below(photos, [str(photos)]) == ["a.png", "b.JPG", "deep/c.webp"]
 
 
+def test_all_names_that_pictures_have_are_taken_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    taken = ["a.jpg", "b.jfif", "c.jpe", "d.mpo", "e.JPG", "f.apng", "g.jif", "h.JPEG"]
+    tree(tmp_path, *taken, "x/1.heic", "x/2.HEIC", "notes.txt", "README", ".DS_Store", "clip.mp4")
+    with open_sources([tmp_path]) as sources:
+        assert sorted(source.path.name for source in sources if source.path) == sorted(taken)
+        for _ in range(2):
+            assert sources.left_out == {".heic": 2, "without a suffix": 2, ".txt": 1, ".mp4": 1}
+            assert len(list(sources)) == len(taken)
+    assert said_of_left_out(sources.left_out) == "2 .heic, 2 without a suffix, 1 .mp4, 1 .txt"
+    assert [source.path for source in expand([tmp_path / "b.jfif"])] == [tmp_path / "b.jfif"]
+
+
+def test_what_patterns_leave_out_is_not_counted_among_what_is_no_image(tmp_path: Path) -> None:
+    tree(tmp_path, "a.jpg", "b.heic", "x/c.heic", "x/d.txt")
+    for reading, pattern, left_out in (
+        (Reading(exclude=("x/*",)), "", {".heic": 1}),
+        (Reading(include=("a*",)), "", {}),
+        (Reading(), "/*", {".heic": 2, ".txt": 1}),
+        (Reading(), "/a*", {}),
+    ):
+        with open_sources([f"{tmp_path}{pattern}"], reading) as sources:
+            assert sources.left_out == left_out
+
+
+def test_a_folder_of_other_files_says_which_there_are(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{n}.heic" for n in range(1200)), *(f"x.{n}" for n in range(1200)))
+    with pytest.raises(UsageError, match=r"; left out: 1,200 \.heic, 1 \.\d+, .*, [0-9,]+ others$") as caught:
+        expand([tmp_path])
+    assert len(str(caught.value)) < 500
+
+
 def test_a_folder_is_sorted_as_paths_are(tmp_path: Path) -> None:
     names = ["a b/1.jpg", "a/1.jpg", "a/b/2.jpg", "a.jpg", "a-b/1.jpg", "B.jpg", "a/b.jpg", "ä.jpg", ".h/1.jpg"]
     tree(tmp_path, *names)
@@ -122,7 +154,7 @@ def test_a_folder_is_sorted_as_paths_are(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no images under .*: looked for \.bmp"):
+    with pytest.raises(UsageError, match=r"no images under .*: looked for \.apng, \.bmp"):
         expand([str(tmp_path)])
 
 
@@ -444,6 +476,14 @@ def test_a_sample_with_a_limit_is_drawn_from_the_first(many: list[Any]) -> None:
     drawn = list(open_sources(many, Reading(limit=20, sample=10)))
     assert len(drawn) == 10
     assert set(drawn) < {Source(f"s3://bucket/{n}.jpg") for n in range(20)}
+
+
+def test_a_limit_or_sample_beyond_64_bits_is_told() -> None:
+    for reading in (Reading(limit=10**23), Reading(sample=2**63)):
+        with pytest.raises(UsageError, match="must be 9,223,372,036,854,775,807 or less"):
+            open_sources([A], reading)
+    with open_sources([A, B], Reading(limit=2**63 - 1, sample=2**63 - 1)) as sources:
+        assert [source.uri for source in sources] == [A, B]
 
 
 @pytest.mark.parametrize("number", [0, -1])

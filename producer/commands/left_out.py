@@ -1,0 +1,104 @@
+"""What a submission leaves out, said in a line or two: rows that cannot be used, files that are no images."""
+
+from __future__ import annotations
+
+import filecmp
+import shlex
+import tempfile
+from collections.abc import Iterator
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from producer.commands.console import one_line
+from producer.input.reading import said_of_left_out
+from producer.jobs.errors import UsageError
+from producer.output.again import beside, check_name, write_again
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from producer.input.bad import BadRow
+    from producer.sources import Reading, Sources
+
+COLUMNS = ("uri", "id", "class", "list", "line", "message", "row")
+_SHOWN = 3
+_FILE = "bad-rows.jsonl"
+
+
+def check_file(name: str | None, reading: Reading) -> None:
+    """Look at the name of the file for bad rows before anything is read. Raises UsageError."""
+    if name is None:
+        return
+    if not reading.skip_bad:
+        raise UsageError("--bad-rows goes with --skip-bad")
+    check_name(Path(name))
+
+
+def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool) -> None:
+    """Say how many rows are left out, show the first, and write all of them to a file.
+
+    Args:
+        talk: Where to say it.
+        sources: What was read, before anything is sent.
+        name: The file; `bad-rows.jsonl` when absent, or the next such name that is free.
+        dry_run: Whether nothing is to be changed: no file is written but one that was named.
+
+    Raises:
+        UsageError: The file cannot be written, or holds something else.
+    """
+    bad = sources.bad_count
+    if not bad:
+        return
+    talk.print(f"left out: {bad:,} row{'s' if bad > 1 else ''} that cannot be used")
+    for row in islice(sources.bad_rows(), _SHOWN):
+        talk.print(f"  {one_line(row.sentence)}")
+    if bad > _SHOWN:
+        talk.print(f"  … and {bad - _SHOWN:,} more")
+    if dry_run and name is None:
+        return
+    path = _written(sources, name)
+    reading = sources.reading
+    asked = ["--class-column class"] if reading.class_column else []
+    asked += ["--id-column id"] if reading.id_column else []
+    if kept := beside(COLUMNS, dict.fromkeys(reading.keep_columns, "")):
+        asked.append(f"--keep-columns {shlex.quote(','.join(kept))}")
+    talk.print(f"all of them are in {path}; once corrected: {' '.join(['gradcam submit', str(path), *asked])}")
+
+
+def tell_left_out(talk: Console, sources: Sources) -> None:
+    """Say which files of folders and prefixes are not taken for images, in one line."""
+    if words := said_of_left_out(sources.left_out):
+        talk.print(f"left out, no images by their names: {words}")
+
+
+def _written(sources: Sources, name: str | None) -> Path:
+    """Write the rows to a file of that name; one that was corrected already is never written over."""
+    wanted = Path(_FILE if name is None else name)
+    names = (wanted.with_stem(f"{wanted.stem}-{number}") for number in count(2))
+    for path in chain([wanted], names):
+        if not path.is_file():
+            write_again(lambda: _rows(sources), path, COLUMNS)
+            return path
+        if _holds(path, sources):
+            return path
+        if name is not None:
+            raise UsageError(f"{path} is there already and holds something else: choose another --bad-rows")
+    raise AssertionError("numbers do not end")
+
+
+def _holds(path: Path, sources: Sources) -> bool:
+    """Whether a file holds these rows already, as when a submission is continued."""
+    with tempfile.TemporaryDirectory(prefix="gradcam-") as folder:
+        same = Path(folder, path.name)
+        write_again(lambda: _rows(sources), same, COLUMNS)
+        return filecmp.cmp(same, path, shallow=False)
+
+
+def _rows(sources: Sources) -> Iterator[dict[str, object]]:
+    return map(_row, sources.bad_rows())
+
+
+def _row(bad: BadRow) -> dict[str, object]:
+    values = (bad.uri, bad.id, bad.of_class, bad.list, bad.number, bad.why, bad.raw)
+    return {**dict(zip(COLUMNS, values, strict=True)), **beside(COLUMNS, bad.keep)}

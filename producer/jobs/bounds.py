@@ -1,0 +1,10 @@
+"""How large a number may be: what is larger is told as a mistake, and never reaches Redis or an iterator."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: What Redis, the store and Python's own iterators count with: 64 bits.
+MAX_COUNT: Final = 2**63 - 1
+#: The largest id of a class.
+MAX_CLASS_ID: Final = 2**31 - 1

@@ -1,0 +1,23 @@
+"""The list of names that the client has is that of the torchvision and timm that are tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import network_names
+
+import producer.jobs
+from producer.jobs.networks import known
+from worker import architectures
+
+
+def test_the_clients_list_is_what_is_installed() -> None:
+    """Where this fails after an update: python tests/support/network_names.py > producer/jobs/networks.txt."""
+    ours = (Path(producer.jobs.__file__).parent / "networks.txt").read_text(encoding="utf-8")
+    assert ours.splitlines() == network_names.lines()
+
+
+def test_every_name_that_a_worker_lists_is_known_to_the_client() -> None:
+    names = known().names
+    assert set(architectures.names()) <= names
+    assert {name for name in names if "/" not in name} == set(architectures.names())
