@@ -127,7 +127,7 @@ def choose(
     fitting = _distinct(sorted((each for each in found if each.fits), key=_plainness), names.first)
     if fitting:
         return Choice(fitting[0], fitting[1:])
-    return Choice(max(found, key=lambda each: (len(each.state) - len(each.misshapen), -len(each.unexpected))))
+    return Choice(max(found, key=_nearness))
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,6 +295,10 @@ def _renamed(name: str) -> str:
 
 def _plainness(candidate: Candidate) -> tuple[bool, int, int]:
     return bool(_COPY.search(candidate.prefix)), candidate.elsewhere, candidate.prefix.count(".")
+
+
+def _nearness(candidate: Candidate) -> tuple[int, int, int]:
+    return len(candidate.state) - len(candidate.misshapen), -len(candidate.unexpected), len(candidate.prefix)
 
 
 def _distinct(candidates: Sequence[Candidate], first: str) -> list[Candidate]:
