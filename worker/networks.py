@@ -18,7 +18,7 @@ from producer.jobs.errors import GradcamError, JobError
 from producer.jobs.storage import sha256_of
 from worker import candidates, checkpoint, memory
 from worker import weights as files
-from worker.architectures import ALIASES, LITE0, Architecture, find, weights_names, with_classes
+from worker.architectures import ALIASES, LITE0, Architecture, find, side_px, weights_names, with_classes
 from worker.cache import model_bytes
 from worker.explain import View
 from worker.fold import prepare
@@ -118,7 +118,8 @@ def load(
             files.randomise(model)
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            (model, read), digest = _weighted(architecture, path), sha256_of(path)
+            architecture, model, read = _weighted(architecture, path, size)
+            digest = sha256_of(path)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
@@ -185,6 +186,8 @@ def preprocessed(
     network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Network:
     """Return the network with other preprocessing, where it is given; the model is the same one."""
+    if mean is None and std is None:
+        return network
     return replace(network, mean=mean or network.mean, std=std or network.std)
 
 
@@ -245,8 +248,16 @@ def _check_classifier(architecture: Architecture, weights: str | Path | None) ->
     )
 
 
-def _weighted(architecture: Architecture, path: Path) -> tuple[nn.Module, str]:
-    """The model with the weights of a file, and what was taken of it."""
+def _weighted(
+    architecture: Architecture, path: Path, size: tuple[int, int] | None
+) -> tuple[Architecture, nn.Module, str]:
+    """The model with the weights of a file, its architecture for the size that they are for, and what was taken.
+
+    Args:
+        architecture: The network with its usual size of inputs, or the one asked for.
+        path: The file.
+        size: What was asked for.
+    """
     name, classes = architecture.name, architecture.classes or _TRIAL_CLASSES
     model = _built(architecture, classes)
     own, head = model.state_dict(), files.head_of(model, classes)
@@ -261,11 +272,21 @@ def _weighted(architecture: Architecture, path: Path) -> tuple[nn.Module, str]:
     files.check_whole(state, name)
     rows = _rows(state.get(head))
     _check_head(architecture, state, own, head, rows)
-    if rows not in (None, classes):
-        model = _built(architecture, int(rows or 0))
+    side = _side(model, state, own) if size is None else None
+    if side is not None:
+        architecture = find(name, None, (side, side))
+    if side is not None or rows not in (None, classes):
+        model = _built(architecture, rows or classes)
     with _fault_of_job(f"the weights do not fit {name}"):
         files.fit(model, state, name, unexpected)
-    return model, choice.words
+    return architecture, model, choice.words
+
+
+def _side(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
+    """The side of the pictures that weights are for, in px, where they know other places than the model has."""
+    places = [name for name in candidates.PLACES if name in state and name in own and state[name].ndim > 1]
+    others = [state[name].shape[1] for name in places if state[name].shape != own[name].shape]
+    return side_px(model, others[0]) if others else None
 
 
 def _rows(head: Tensor | None) -> int | None:

@@ -267,6 +267,7 @@ def test_a_mnasnet_loads_from_its_own_state_dict(tmp_path: Path, safetensors: bo
     _assert_holds(load("mnasnet0_5", path, prepared=False), state)
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_every_network_of_torchvision_takes_its_own_state_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, shapes and versions, without numbers; `make sweep` does it with numbers."""
     for name in ("kaiming_uniform_", "kaiming_normal_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_"):
@@ -278,7 +279,9 @@ def test_every_network_of_torchvision_takes_its_own_state_dict(monkeypatch: pyte
         with torch.device("cpu" if name.startswith("regnet") else "meta"):
             saved = io.BytesIO()
             torch.save(get_model(name, weights=None).to("meta").state_dict(), saved)
-            model = architectures.find(name, None).build(1000).to("meta")
+            # One transformer's own weights are for larger pictures than it is built for.
+            size = (224, 224) if name.startswith("vit") else None
+            model = architectures.find(name, None, size).build(1000).to("meta")
         saved.seek(0)
         content = torch.load(saved, weights_only=True)
         own, auxiliary = model.state_dict(), networks._AUXILIARY.get(name, ())
@@ -453,6 +456,22 @@ def test_a_network_is_built_for_inputs_of_another_size() -> None:
     assert vit.views[0].to_maps(torch.zeros(2, 10, 768)).shape == (2, 768, 3, 3)
     timms = load("timm/vit_tiny_patch16_224", "random", size=(96, 64))
     assert timms.views[0].to_maps(torch.zeros(2, 25, 192)).shape == (2, 192, 6, 4)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "timm/vit_tiny_patch16_224"])
+def test_weights_of_a_transformer_say_for_which_size_they_are(tmp_path: Path, name: str) -> None:
+    import timm
+
+    if name.startswith("timm"):
+        state = timm.create_model(name[5:], img_size=96, num_classes=3).state_dict()
+    else:
+        state = get_model(name, weights=None, image_size=96, num_classes=3).state_dict()
+    torch.save({"model": state}, tmp_path / "small.pth")
+    network = load(name, tmp_path / "small.pth", prepared=False)
+    _assert_holds(network, state)
+    assert (network.size, network.classes) == ((96, 96), 3)
+    with pytest.raises(JobError, match=r"pos_embed\w* is \(1, \d+, \d+\), not \(1, \d+, \d+\)"):
+        load(name, tmp_path / "small.pth", size=(64, 64))
 
 
 @pytest.mark.parametrize(
