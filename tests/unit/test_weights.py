@@ -63,9 +63,10 @@ def test_weights_that_were_quantised_are_refused() -> None:
         weights.fit(_net(), state, "tiny")
 
 
-def test_weights_of_half_precision_and_averaged_counters_fit() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_weights_of_other_precisions_and_averaged_counters_fit(dtype: torch.dtype) -> None:
     net = _net()
-    state = {key: torch.full_like(value, 3, dtype=torch.bfloat16) for key, value in net.state_dict().items()}
+    state = {key: torch.full_like(value, 3, dtype=torch.float32).to(dtype) for key, value in net.state_dict().items()}
     weights.fit(net, state, "tiny")
     assert net.fc.weight.dtype == torch.float32
     assert (net.fc.weight == 3).all()
