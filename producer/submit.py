@@ -57,6 +57,7 @@ _ADOPT_S = 30.0
 #: A torchvision weights name, as `IMAGENET1K_V1`.
 _WEIGHTS_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
+_OF_BYTES = "divide by 255 those of bytes"
 #: What is said of a parameter that cannot be used, in the words of the command line.
 _ADVICE = {
     "network": "--network must be the name of a network, such as resnet50",
@@ -69,6 +70,9 @@ _ADVICE = {
     "labels": "--labels must be a file with one class name a line",
     "method": f"--method must be one of {', '.join(METHODS)}",
     "precision": "--precision must be fp32, bf16 or fp16",
+    "input_size": "--input-size must be 8 to 2048 pixels, as 320, or HEIGHTxWIDTH, as 224x320",
+    "mean": f"--mean must be three numbers from 0 to 1, such as 0.485,0.456,0.406, or one for all three; {_OF_BYTES}",
+    "std": f"--std must be three numbers from 0.001 to 10, as 0.229,0.224,0.225, or one for all three; {_OF_BYTES}",
     "fit": "--fit must be squash, crop or pad",
     "output_size": "--output-size must be input or original",
     "format": "--format must be jpg or png",
@@ -95,6 +99,23 @@ def make_spec(**parameters: Any) -> JobSpec:
     except ValidationError as error:
         fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise UsageError("; ".join(_ADVICE.get(field, f"{field} cannot be used") for field in fields)) from None
+
+
+def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:
+    """Part what was typed into numbers, which are not checked yet; one stands for all.
+
+    Args:
+        typed: Text with numbers in it, a number, or several.
+        count: How many are wanted.
+        between: What stands between them in a text.
+    """
+    if typed is None:
+        return None
+    if isinstance(typed, str):
+        parts: tuple[str | float, ...] = tuple(part.strip() for part in typed.lower().split(between))
+    else:
+        parts = tuple(typed) if isinstance(typed, Iterable) else (typed,)
+    return parts * count if len(parts) == 1 else parts
 
 
 def fitting_size(images_per_s: float | None) -> int:

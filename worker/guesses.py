@@ -14,7 +14,7 @@ from producer.jobs.spec import Guess
 def guesses(
     logits: NDArray[np.floating[Any]], class_id: int, categories: Sequence[str] | None
 ) -> tuple[Guess, tuple[Guess, ...]]:
-    """Softmax in float64.
+    """Softmax in float64; of one logit alone, whose softmax is always 1, the sigmoid.
 
     Args:
         logits: (K,), finite.
@@ -24,8 +24,7 @@ def guesses(
     Returns:
         The explained class, and the five most likely ones, most likely first.
     """
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()  # (K,)
+    probabilities = _probabilities(logits.astype(np.float64))  # (K,)
 
     def guess(index: int) -> Guess:
         name = categories[index] if categories else None
@@ -33,3 +32,11 @@ def guesses(
 
     top = np.argsort(-probabilities, kind="stable")[:5]
     return guess(class_id), tuple(guess(int(index)) for index in top)
+
+
+def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(logits) == 1:
+        # As binary cross-entropy is trained; by tanh, which never overflows.
+        return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
+    shifted = np.exp(logits - logits.max())
+    return np.asarray(shifted / shifted.sum())

@@ -103,6 +103,12 @@ def give_back(device: str) -> None:
         trim(0)
 
 
+def is_full(error: Exception) -> bool:
+    """Whether an error says that there was no memory to be had."""
+    # The CPU's allocator has no error class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def told_when_full() -> Iterator[None]:
     """Make a sentence of PyTorch's error when a model does not fit into memory.
@@ -112,9 +118,8 @@ def told_when_full() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        # The CPU's allocator has no error class of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
             raise
     else:
         return

@@ -63,7 +63,7 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        network = self._kept().get(model_key(spec))
+        network = networks.preprocessed(self._kept().get(model_key(spec)), spec.mean, spec.std)
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
@@ -126,6 +126,7 @@ class Models:
                         key.layer,
                         choose(self._settings.device),
                         self._download,
+                        size=key.input_size,
                         make_room=partial(self._kept().make_room, key),
                     )
             except memory.DeviceFull:
@@ -133,6 +134,8 @@ class Models:
                 self._kept().clear()
                 raise
             memory.give_back(self._settings.device)
+        if not network.random:
+            log.info("action=weights_read network=%s Of the weights file: %s.", key.network, network.weights_read)
         log.info(
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
             key.network,
@@ -156,9 +159,10 @@ class Models:
 def model_key(spec: JobSpec) -> JobSpec:
     """Of a spec, what decides the model: jobs that differ elsewhere share it.
 
-    Layers do, as what is looked at is not folded; classes and labels do not, as they are looked up at use.
+    Layers do, as what is looked at is not folded, and so does the size of inputs, by which some networks are built and
+    layers are known; mean and standard deviation, classes and labels do not, as they are looked up at use.
     """
-    kept = ("weights", "weights_sha256", "layer")
+    kept = ("weights", "weights_sha256", "layer", "input_size")
     return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})
 
 

@@ -5,20 +5,22 @@ Names are those of torchvision's classification models, `efficientnet_lite0`, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from producer.jobs.errors import JobError, NotHere
+from producer.jobs.errors import GradcamError, JobError, NotHere
 from producer.jobs.nearest import nearest
 from producer.jobs.networks import ALIASES, LITE0
 from producer.jobs.storage import sha256_of
+from worker import candidates, checkpoint, memory
 from worker import weights as files
-from worker.architectures import Architecture, find, weights_names
+from worker.architectures import Architecture, find, side_px, weights_names, with_classes
 from worker.cache import model_bytes
 from worker.explain import View
 from worker.fold import prepare
@@ -27,6 +29,8 @@ from worker.layers import LAST_CONV, Survey, choose, survey
 RANDOM: Final = "random"
 #: What names of weights of auxiliary heads, which never run in eval mode, begin with.
 _AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
+#: So many classes a network gets whose own weights have none, until it is known how many those of a file have.
+_TRIAL_CLASSES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Network:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What the network's own preprocessing brings a picture's shorter side to before it crops, in px.
-    resize_px: int
+    #: What the network's own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody
+    #: says.
+    resize_px: int | None
     classes: int
     #: The name of each class; None where the weights have classes of their own.
     categories: list[str] | None
@@ -56,6 +61,14 @@ class Network:
     #: Each layer asked for with the way to its maps, and their dotted names.
     views: tuple[View, ...] = ()
     layer_names: tuple[str, ...] = ()
+    #: What was taken of the weights file, what would have fitted as well, what was left; or "random".
+    weights_read: str = ""
+
+    @property
+    def preprocessing(self) -> str:
+        """What the network reads, for people: height and width, mean and standard deviation."""
+        (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
+        return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}"
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -70,6 +83,7 @@ def load(
     download: files.Download | None = None,
     labels: Sequence[str] | None = None,
     *,
+    size: tuple[int, int] | None = None,
     prepared: bool = True,
     make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
@@ -79,12 +93,14 @@ def load(
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
         weights: None or "DEFAULT"; a torchvision weights name; the path of a state dict, whose number of classes is
             read from its head, with the preprocessing of the default weights; or "random", the same on each call.
+            Of a file those are taken that fit the network, as `worker.candidates` says.
         layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
             "last-features", the last map with all its channels before global pooling; a module's dotted name; or
             several of them with commas between.
         device: where the model is put.
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
+        size: (height, width) in px of what it reads, in place of that of the weights.
         prepared: whether to make the model fast: BatchNorms folded into convolutions, channels last in memory. Its
             answers are the same to rounding; its state dict is not.
         make_room: told how many bytes the model takes, before any of them are on another device than the CPU, and
@@ -97,16 +113,18 @@ def load(
     name = full_name(name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
-        architecture = find(name, weights)
+        architecture = find(name, weights, size)
+        _check_classifier(architecture, weights)
         if weights == RANDOM:
-            digest, model = RANDOM, _built(architecture, architecture.classes)
+            digest, read, model = RANDOM, RANDOM, _built(architecture, architecture.classes)
             files.randomise(model)
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            model, digest = _weighted(architecture, path), sha256_of(path)
+            architecture, model, read = _weighted(architecture, path, size)
+            digest = sha256_of(path)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
-        seen = survey(name, model, architecture.size)
+        seen = _surveyed(architecture, model)
         views = choose(seen, layer)
         if prepared:
             prepare(model, [view.module for view in views.values()], architecture.size, device)
@@ -128,6 +146,7 @@ def load(
         random=weights == RANDOM,
         views=tuple(views.values()),
         layer_names=tuple(views),
+        weights_read=read,
     )
 
 
@@ -151,6 +170,7 @@ def check_names(name: str, weights: str | None = None) -> None:
         NotHere: an optional package is missing here.
     """
     architecture = find(full_name(name), weights)
+    _check_classifier(architecture, weights)
     if weights is not None and "://" not in weights and weights not in (RANDOM, *weights_names(architecture.name)):
         _weights_file(architecture, weights, files.download)
 
@@ -164,6 +184,15 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
     return replace(network, categories=_checked(labels, network.name, network.classes))
 
 
+def preprocessed(
+    network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Network:
+    """Return the network with other preprocessing, where it is given; the model is the same one."""
+    if mean is None and std is None:
+        return network
+    return replace(network, mean=mean or network.mean, std=std or network.std)
+
+
 def survey_of(name: str) -> Survey:
     """Tell what runs in a network of that name, with weights of no meaning.
 
@@ -173,8 +202,8 @@ def survey_of(name: str) -> Survey:
     """
     architecture = find(full_name(name), None)
     with torch.inference_mode(False):
-        model = _built(architecture, architecture.classes).eval().requires_grad_(False)
-        return survey(architecture.name, model, architecture.size)
+        model = _built(architecture, architecture.classes or architecture.features).eval().requires_grad_(False)
+        return _surveyed(architecture, model)
 
 
 def class_id_of(network: Network, name: str) -> int:
@@ -205,26 +234,117 @@ def _weights_file(architecture: Architecture, weights: str | Path | None, downlo
     return path
 
 
-def _weighted(architecture: Architecture, path: Path) -> nn.Module:
-    auxiliary = _AUXILIARY.get(architecture.name, ())
-    state = {key: tensor for key, tensor in files.read(path).items() if not key.startswith(auxiliary)}
-    model = _built(architecture, architecture.classes)
-    own_names = list(model.state_dict())
-    if architecture.name == LITE0 and set(own_names).isdisjoint(state):
+def _check_classifier(architecture: Architecture, weights: str | Path | None) -> None:
+    """Refuse a network whose own weights give numbers that are no classes; a file may have a head of its own.
+
+    Raises:
+        JobError: it is one.
+    """
+    if architecture.classes or weights not in (None, RANDOM, *weights_names(architecture.name)):
+        return
+    known = with_classes(architecture.name)[:3]
+    others = f" such as {', '.join(known)}," if known else ""
+    raise JobError(
+        f"{architecture.name} has no classifier: it puts out features of a picture, not classes that could be "
+        f"explained; take a network with classes,{others} or give weights with a head of classes by --weight-path"
+    )
+
+
+def _weighted(
+    architecture: Architecture, path: Path, size: tuple[int, int] | None
+) -> tuple[Architecture, nn.Module, str]:
+    """The model with the weights of a file, its architecture for the size that they are for, and what was taken.
+
+    Args:
+        architecture: The network with its usual size of inputs, or the one asked for.
+        path: The file.
+        size: What was asked for.
+    """
+    name, classes = architecture.name, architecture.classes or _TRIAL_CLASSES
+    model = _built(architecture, classes)
+    own, head = model.state_dict(), files.head_of(model, classes)
+    auxiliary = _AUXILIARY.get(name, ())
+    choice = candidates.choose(checkpoint.read(path), own, classes=classes, head=head, auxiliary=auxiliary)
+    if choice is None:
+        raise JobError(f"the weights file {path} holds no state dict")
+    state, unexpected = choice.taken.state, choice.taken.unexpected
+    if name == LITE0 and not state:
         # The packaged file has the names of another implementation, in the same order.
-        state = files.renamed_by_position(state, own_names)
-    head = state.get(files.head_of(model, architecture.classes))
-    if head is not None and head.ndim and len(head) not in (0, architecture.classes):
-        model = _built(architecture, len(head))
-    files.fit(model, state, architecture.name)
-    return model
+        state, unexpected = files.renamed_by_position(choice.largest, list(own)), []
+    files.check_whole(state, name)
+    rows = _rows(state.get(head))
+    _check_head(architecture, state, own, head, rows)
+    side = _side(model, state, own) if size is None else None
+    if side is not None:
+        architecture = find(name, None, (side, side))
+    if side is not None or rows not in (None, classes):
+        model = _built(architecture, rows or classes)
+    with _fault_of_job(f"the weights do not fit {name}"):
+        files.fit(model, state, name, unexpected)
+    return architecture, model, choice.words
+
+
+def _side(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
+    """The side of the pictures that weights are for, in px, where they know other places than the model has."""
+    places = [name for name in candidates.PLACES if name in state and name in own and state[name].ndim > 1]
+    others = [state[name].shape[1] for name in places if state[name].shape != own[name].shape]
+    return side_px(model, others[0]) if others else None
+
+
+def _rows(head: Tensor | None) -> int | None:
+    return len(head) if head is not None and head.ndim else None
+
+
+def _check_head(
+    architecture: Architecture, state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str, rows: int | None
+) -> None:
+    """Refuse weights without a classifier.
+
+    Raises:
+        JobError: all the others are there, or the head has no classes.
+    """
+    bare = {name for name in own if name not in state and not name.endswith(".num_batches_tracked")}
+    advice = "give weights with a head of classes: fine-tuned ones, not those of a backbone alone"
+    if rows == 0 or (head in bare and bare <= {head, head.removesuffix("weight") + "bias"}):
+        what = f"{head} has no rows" if rows == 0 else f"{head} is missing"
+        raise JobError(f"these weights of {architecture.name} have no classifier ({what}); {advice}")
+    if rows is not None and rows == architecture.features:
+        raise JobError(
+            f"these weights of {architecture.name} have no classifier: its {rows} numbers are features of a picture; "
+            f"{advice}"
+        )
+
+
+@contextmanager
+def _fault_of_job(sentence: str) -> Iterator[None]:
+    """Make a sentence of whatever a network makes of the weights and sizes that it was given.
+
+    Raises:
+        JobError: it cannot work with them.
+    """
+    try:
+        yield
+    except GradcamError:
+        raise
+    # What a network of somebody else's may raise, nobody can list; a lack of memory is this machine's fault.
+    except Exception as error:
+        if memory.is_full(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise JobError(f"{sentence}: {first or type(error).__name__}") from error
 
 
 def _built(architecture: Architecture, classes: int) -> nn.Module:
     # Building draws random numbers, which must not change what the process draws next; nor what is drawn here.
-    with torch.random.fork_rng(devices=[]):
+    with _fault_of_job(f"{architecture.name} cannot be built"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return architecture.build(classes)
+
+
+def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
+    height, width = architecture.size
+    with _fault_of_job(f"{architecture.name} cannot read pictures of {height} x {width} px"):
+        return survey(architecture.name, model, architecture.size)
 
 
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:

@@ -1,7 +1,6 @@
-"""Find the weights of a network, read them from a file that a stranger may have written, and fit them in.
+"""Find and download the weights of a network, fit them in, or make random ones.
 
-What a file is, its bytes say, not its name. No code in it is ever run. Weights come wrapped and prefixed by the
-programs that train; what is inside is what counts.
+`worker.checkpoint` reads a file of them, `worker.candidates` finds in it those that are the network's.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -34,65 +34,57 @@ _TIMEOUT_S: Final = 20.0
 _OTHERS_TIMEOUT_S: Final = 1800.0
 #: torchvision's files carry the beginning of their own SHA-256 in their names.
 _DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.")
-
-#: Under what training programs put the state dict, and what they put before each name.
-_WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
-_PREFIXES: Final = ("module.", "model.", "_orig_mod.")
-#: What the two formats of torch.save begin with: a zip archive, and before torch 1.6 a bare pickle.
-_TORCH_MAGIC: Final = (b"PK\x03\x04", b"\x80\x02")
-#: A safetensors file is a length of 8 bytes, little endian, then that many bytes of JSON, then the numbers.
-_SAFETENSORS_LENGTH_BYTES: Final = 8
-#: DenseNet's names from before dots in module names were forbidden; torchvision's own files still have them.
-_OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+#: A counter for training only, which files from before torch 0.4.1 lack.
+_COUNTER: Final = ".num_batches_tracked"
 
 
-def read(path: Path) -> State:
-    """Read a state dict (`.pth`, `.pt` or `.safetensors` by content), unwrapped, with today's names, on the CPU.
+def check_whole(state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that are larger than their file: they might take any amount of memory where they are copied.
 
     Raises:
-        JobError: the file cannot be read, is no weights file, is truncated, or holds more than tensors: maybe code.
+        JobError: a tensor claims more numbers than the file has, or is of a kind that is not read.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_SAFETENSORS_LENGTH_BYTES + 1)
-    except OSError as error:
-        raise JobError(f"the weights file {path} cannot be read: {error.strerror}") from None
-    if head.startswith(_TORCH_MAGIC):
-        content = _read_torch(path)
-    elif head[_SAFETENSORS_LENGTH_BYTES:] == b"{":
-        content = _read_safetensors(path)
-    else:
-        raise JobError(f"{path} is not a weights file: neither of torch.save nor of safetensors")
-    state = {_renamed(name): tensor for name, tensor in _unwrapped(content).items()}
-    if not state:
-        raise JobError(f"the weights file {path} holds no state dict")
     if not all(map(_is_plain, state.values())):
-        raise JobError(f"the weights file {path} is broken: a tensor claims more numbers than the file has")
-    return state
+        raise JobError(f"the weights of {name} are broken: a tensor claims more numbers than the file has")
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Sequence[str] = ()) -> None:
     """Put all of `state` into the model called `name`; nothing may be left over on either side.
 
+    Args:
+        model: the model.
+        state: by the model's own names.
+        name: what the model is called.
+        unexpected: what else its weights have, by the names there.
+
     Raises:
-        JobError: names the first weight missing, the first unexpected and the first of another shape.
+        JobError: names the first weight missing, the first unexpected and the first of another shape or type.
     """
     own = model.state_dict()
-    # A counter for training only, which files from before torch 0.4.1 lack; torch fills it in itself.
-    missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
+    extra = [*unexpected, *(key for key in state if key not in own)]
+    shared = [key for key in own if key in state]
+    misshapen = [key for key in shared if own[key].shape != state[key].shape]
+    # A mean of counters, as some averages of weights have, is taken; numbers that were quantised mean something else.
+    mistyped = [key for key in shared if own[key].is_floating_point() and not state[key].is_floating_point()]
     faults = []
     if missing:
         faults.append(f"{missing[0]} is missing{_others(missing)}")
-    if unexpected:
-        faults.append(f"{unexpected[0]} is unexpected{_others(unexpected)}")
+    if extra:
+        faults.append(f"{extra[0]} is unexpected{_others(extra)}")
     if misshapen:
         key = misshapen[0]
         faults.append(f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}{_others(misshapen)}")
+    if mistyped:
+        key = mistyped[0]
+        kind = str(state[key].dtype).removeprefix("torch.")
+        faults.append(f"{key} is of type {kind}, not floating point{_others(mistyped)}")
     if faults:
         raise JobError(f"the weights do not fit {name}: {'; '.join(faults)}")
-    model.load_state_dict(state, strict=True)
+    whole: OrderedDict[str, Tensor] = OrderedDict({key: state.get(key, own[key]) for key in own})
+    # The versions of the layers' formats: names and shapes are today's, whatever the file says or does not say.
+    whole._metadata = own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(whole, strict=True)
 
 
 def head_of(model: nn.Module, classes: int) -> str:
@@ -212,53 +204,10 @@ def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
         raise ValueError("what arrived is another file")
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        # Given the path, torch would go by its ending.
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    # Whatever a broken or hostile pickle makes its reader trip over: the file is at fault.
-    except Exception as error:
-        unsafe = re.search(r"(?:GLOBAL|class|type|instruction|opcode) ([\w.$]+)", str(error))
-        if unsafe and "nsupported" in str(error):
-            raise JobError(
-                f"the weights file {path} is refused: it holds more than tensors ({unsafe[1]}), which might run code"
-            ) from None
-        raise JobError(f"the weights file {path} is broken or truncated") from None
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError):
-        raise JobError(f"the weights file {path} is broken or truncated") from None
-
-
-def _unwrapped(content: Any) -> State:
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        return {}
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
 def _is_plain(tensor: Tensor) -> bool:
     # A view that repeats one number takes a few bytes in the file, and any amount of memory where it is copied.
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return plain and tensor.untyped_storage().nbytes() >= tensor.nbytes
-
-
-def _renamed(name: str) -> str:
-    return _OLD_DENSENET.sub(r"\1\2", name)
 
 
 def _others(keys: list[str]) -> str:

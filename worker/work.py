@@ -348,7 +348,9 @@ class Work:
             claim.job,
             claim.life,
             weights_sha256=network.weights_digest,
+            weights_read=network.weights_read,
             layer=",".join(network.layer_names),
+            preprocessing=network.preprocessing,
             worker_versions=json.dumps(versions("gradcam-queue", "torch", "torchvision", "timm")),
         )
 

@@ -76,6 +76,15 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
     help="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU.",
 )
 @click.option(
+    "--input-size",
+    help="Pixels that the network reads: 320, or HEIGHTxWIDTH.  [default: those that belong to the network]",
+)
+@click.option(
+    "--mean",
+    help="What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406.  [default: the network's]",
+)
+@click.option("--std", help="What they are divided by then, as 0.229,0.224,0.225.  [default: the network's]")
+@click.option(
     "--fit",
     type=click.Choice(["squash", "crop", "pad"]),
     default="squash",

@@ -24,8 +24,9 @@ from producer.jobs.states import JobState
 from producer.jobs.status import FIELDS, make_status
 from producer.jobs.troubles import Troubles, problem_of
 
-#: Facts that `annotate` may note: what the weights were, which layer was meant.
-FACTS = ("weights_sha256", "layer", "guided_relus", "worker_versions")
+#: Facts that `annotate` may note: what the weights were and what was taken of their file, which layer was meant, what
+#: the network read.
+FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_relus", "worker_versions")
 _JOBS_AT_ONCE = 100
 
 

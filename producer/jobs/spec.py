@@ -30,6 +30,11 @@ Queue = Literal["high", "default", "low"]
 CLASSES: tuple[Queue, ...] = ("high", "default", "low")
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 METHODS: tuple[Method, ...] = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam")
+#: A side of the network's input in px, and a number of its normalisation. Those of bytes (123.675, 58.395) are out of
+#: range, that of 1/255, for networks that read 0 to 255, is not.
+Side = Annotated[int, Field(ge=8, le=2048)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Std = Annotated[float, Field(ge=0.001, le=10)]
 
 
 class _Frozen(BaseModel):
@@ -63,6 +68,12 @@ class JobSpec(_Frozen):
     method: Method = "gradcam"
     #: In what the forward pass runs where it may.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    #: (height, width) in px of what the network reads, in place of that of the weights' own.
+    input_size: tuple[Side, Side] | None = None
+    #: What is subtracted from a picture's red, green and blue in [0, 1], and what they are divided by then, in place of
+    #: that of the weights' own.
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Std, Std, Std] | None = None
     #: How a picture is brought to the network's size.
     fit: Literal["squash", "crop", "pad"] = "squash"
     #: The size of the pictures made: the network's, or the original's.
@@ -243,7 +254,7 @@ class Result(_Frozen):
     state: Literal["done", "failed"]
     class_id: int | None = None
     class_name: str | None = None
-    #: Softmax of the explained class.
+    #: Softmax of the explained class; of a network with one logit, its sigmoid.
     probability: float | None = None
     top5: tuple[Guess, ...] = ()
     #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.

@@ -198,6 +198,16 @@ def test_one_class_drives_map_and_guided_gradient() -> None:
             assert not torch.equal(answer.guided, other.guided)
 
 
+def test_a_single_logit_is_explained_by_its_own_gradient() -> None:
+    """Its probability may be near 0: what speaks for the one class is explained all the same."""
+    net, layer = _with_layer(KINDS["module"][0])
+    net.fc = nn.Linear(6, 1).double().eval()
+    answer = explain(net, layer, _inputs(), None)
+    assert answer.class_ids.tolist() == [0, 0]
+    assert answer.guided.abs().max() > 0
+    _close(answer.guided, guided_gradient(net, _inputs(), answer.class_ids))
+
+
 @pytest.mark.parametrize("class_ids", [None, [None, -1], torch.tensor([-1, -1])])
 def test_no_class_means_the_predicted_one(class_ids: Any) -> None:
     net, layer = _with_layer(KINDS["module"][0])

@@ -20,3 +20,11 @@ def test_huge_logits_overflow_nothing_and_few_classes_are_enough() -> None:
     chosen, top5 = guesses(np.array([3e38, 0.0], np.float32), 0, ["yes", "no"])
     assert (chosen.class_name, chosen.probability) == ("yes", 1.0)
     assert len(top5) == 2
+
+
+@pytest.mark.parametrize("logit", [-8.0, 0.0, 1.5, -3e38, 3e38])
+def test_the_probability_of_a_single_logit_is_its_sigmoid(logit: float) -> None:
+    """A softmax over one number is 1, whatever the number."""
+    chosen, top5 = guesses(np.array([logit], np.float32), 0, ["ill"])
+    assert chosen.probability == pytest.approx(float(torch.tensor(logit, dtype=torch.float64).sigmoid()), abs=1e-6)
+    assert (chosen.class_name, top5) == ("ill", (chosen,))

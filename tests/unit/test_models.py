@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import gc
 import logging
 import subprocess
@@ -76,6 +77,18 @@ def test_jobs_that_look_at_other_layers_do_not_share_a_model(make: Make) -> None
     assert other.model is not models.get(RANDOM).model
 
 
+def test_jobs_that_differ_in_mean_and_deviation_share_a_model_and_other_sizes_do_not(make: Make) -> None:
+    models = make()
+    usual = models.get(RANDOM)
+    other = models.get(RANDOM.model_copy(update={"mean": (0.5, 0.4, 0.3), "std": (1.0, 1.0, 0.25)}))
+    assert other.model is usual.model
+    assert (other.mean, other.std) == ((0.5, 0.4, 0.3), (1.0, 1.0, 0.25))
+    assert (usual.mean, usual.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    small = models.get(RANDOM.model_copy(update={"input_size": (96, 128)}))
+    assert small.model is not usual.model
+    assert small.preprocessing == "96 x 128 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -114,6 +127,21 @@ def test_weights_that_do_not_fit_are_told_by_their_address(make: Make, tmp_path:
     digest = sha256_of(tmp_path / "w.pth")
     with pytest.raises(JobError, match=r"^given with --weight-path is not a weights file"):
         make().get(JobSpec(network=NETWORK, weights=uri, weights_sha256=digest))
+
+
+def test_a_checkpoint_that_is_refused_is_told_by_its_address_and_one_that_is_read_in_the_log(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    uri = _saved(tmp_path / "w.pth")
+    content = {"net": torch.load(tmp_path / "w.pth", weights_only=True), "acc": 93.1}
+    torch.save(content | {"args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    with pytest.raises(JobError, match=f'^the weights file {uri} is refused: .*torch.load."FILE"'):
+        make().get(JobSpec(network=NETWORK, weights=uri))
+    torch.save(content, tmp_path / "w.pth")
+    make().get(JobSpec(network=NETWORK, weights=uri))
+    lines = [record.getMessage() for record in caplog.records]
+    assert f"action=weights_read network={NETWORK} Of the weights file: taken: net.*." in lines
 
 
 def test_weights_that_are_gone_are_the_jobs_fault(make: Make, tmp_path: Path) -> None:

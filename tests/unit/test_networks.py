@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights, get_model
+from torchvision import models
+from torchvision.models import ResNet18_Weights, get_model, list_models
 
-from producer.jobs.errors import JobError, NotHere
-from worker import architectures, weights
+from producer.jobs.errors import JobError, NotHere, WorkerError
+from worker import architectures, candidates, networks, weights
 from worker.networks import Network, class_id_of, load
 
 LAST_CONVS = {
@@ -256,6 +258,39 @@ def test_heads_of_timms_networks_are_found(tmp_path: Path, name: str) -> None:
     assert load(f"timm/{name}", tmp_path / "weights.pth", prepared=False).classes == 7
 
 
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_a_mnasnet_loads_from_its_own_state_dict(tmp_path: Path, safetensors: bool) -> None:
+    """It asks for the version of its format, which torch keeps beside the tensors and safetensors does not."""
+    path, state = _saved(tmp_path, "mnasnet0_5")
+    if safetensors:
+        save_file(state, path)
+    _assert_holds(load("mnasnet0_5", path, prepared=False), state)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_every_network_of_torchvision_takes_its_own_state_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, shapes and versions, without numbers; `make sweep` does it with numbers."""
+    for name in ("kaiming_uniform_", "kaiming_normal_", "uniform_", "normal_", "trunc_normal_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    networks_ = list_models(module=models)
+    assert len(networks_) >= 80
+    for name in networks_:
+        # Needs numbers while it is built.
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
+            saved = io.BytesIO()
+            torch.save(get_model(name, weights=None).to("meta").state_dict(), saved)
+            # One transformer's own weights are for larger pictures than it is built for.
+            size = (224, 224) if name.startswith("vit") else None
+            model = architectures.find(name, None, size).build(1000).to("meta")
+        saved.seek(0)
+        content = torch.load(saved, weights_only=True)
+        own, auxiliary = model.state_dict(), networks._AUXILIARY.get(name, ())
+        choice = candidates.choose({"net": content}, own, classes=1000, auxiliary=auxiliary)
+        assert choice is not None
+        assert choice.taken.fits, name
+        weights.fit(model, choice.taken.state, name, choice.taken.unexpected)
+
+
 def test_a_densenet_with_the_names_of_old_is_loaded(tmp_path: Path) -> None:
     _, state = _saved(tmp_path, "densenet121")
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
@@ -299,6 +334,158 @@ def test_inception_is_the_same_with_and_without_its_auxiliary_head(tmp_path: Pat
     # As torchvision builds it for its own weights.
     assert network.model.transform_input is True
     assert load("inception_v3", "random").model.transform_input is True
+
+
+@pytest.mark.parametrize("shallow", ["resnet18", "densenet121"])
+def test_the_weights_of_a_deeper_network_are_refused(tmp_path: Path, shallow: str) -> None:
+    deep = {"resnet18": "resnet34", "densenet121": "densenet169"}[shallow]
+    with torch.device("meta"):
+        state = get_model(deep, weights=None, num_classes=3).state_dict()
+    torch.save(
+        {"net": {key: torch.zeros_like(value, device="cpu") for key, value in state.items()}}, tmp_path / "deep.pth"
+    )
+    with pytest.raises(JobError, match=f"^the weights do not fit {shallow}: "):
+        load(shallow, tmp_path / "deep.pth")
+
+
+def test_a_checkpoint_says_what_was_taken_of_it(tmp_path: Path) -> None:
+    _, state = _saved(tmp_path, "squeezenet1_1", 3)
+    average = {key: torch.zeros_like(value) for key, value in state.items()}
+    content = {"epoch": 3, "state_dict_ema": average, "net": {f"module.{key}": value for key, value in state.items()}}
+    torch.save(content | {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, tmp_path / "checkpoint.pth")
+    network = load("squeezenet1_1", tmp_path / "checkpoint.pth", prepared=False)
+    _assert_holds(network, state)
+    assert network.weights_read.startswith("taken: net.module.*; as well would fit: state_dict_ema.*; left: ")
+
+
+def test_a_file_without_a_state_dict_is_one_sentence(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(JobError, match=r"^the weights file .*weights\.pth holds no state dict$"):
+        load("squeezenet1_1", tmp_path / "weights.pth")
+
+
+def test_a_small_file_cannot_ask_for_a_huge_network(tmp_path: Path) -> None:
+    _, state = _saved(tmp_path, "squeezenet1_1", 3)
+    state["classifier.1.weight"] = torch.zeros(1).expand(10**12, 512, 1, 1)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(JobError, match="claims more numbers than the file has"):
+        load("squeezenet1_1", tmp_path / "weights.pth")
+
+
+# --- without a classifier ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights_name", [None, "random"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_224.dino", "vit_base_patch16_clip_224.openai", "resnet50_clip.yfcc15m"]
+)
+def test_a_network_of_features_is_refused_and_one_with_classes_named(name: str, weights_name: str | None) -> None:
+    words = r"has no classifier: it puts out features of a picture, .* by --weight-path$"
+    with pytest.raises(JobError, match=f"^timm/{re.escape(name)} {words}") as caught:
+        load(f"timm/{name}", weights_name, download=_no_download)
+    if name.startswith("vit"):
+        (instead,) = re.findall(r"such as (\S+),", str(caught.value))
+        assert architectures.find(instead, None).classes >= 1000
+    with pytest.raises(JobError, match=words):
+        networks.check_names(f"timm/{name}", weights_name)
+
+
+def test_networks_of_timm_have_classes_where_they_were_trained_with_labels() -> None:
+    import timm
+
+    labelled, towers = 0, 0
+    for name in timm.list_pretrained():
+        config = timm.get_pretrained_cfg(name)
+        is_labelled = re.search(r"in1k|in12k|in21k|in22k|inat|imagenet", str(config.tag)) and config.num_classes
+        is_tower = re.search(r"_clip|openai$|laion2b$|datacomp\w*$|mclip|siglip|dino|mae$", name) and not is_labelled
+        # timm says that those of this one have a head.
+        is_tower = is_tower and not name.startswith("resmlp")
+        if is_tower:
+            assert architectures.find(f"timm/{name}", None).classes == 0, name
+        elif is_labelled:
+            assert architectures.find(f"timm/{name}", None).classes == config.num_classes >= 1000, name
+        labelled, towers = labelled + bool(is_labelled), towers + bool(is_tower)
+    assert labelled > 700
+    assert towers > 100
+
+
+def test_a_network_of_features_is_explained_with_a_head_of_ones_own(tmp_path: Path) -> None:
+    import timm
+
+    name = "mobilenetv4_conv_small"
+    torch.save({"net": timm.create_model(name, num_classes=5).state_dict()}, tmp_path / "five.pth")
+    assert load(f"timm/{name}", tmp_path / "five.pth", prepared=False).classes == 5
+    vit = "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"
+    if timm.get_pretrained_cfg(vit) is None:
+        vit = "vit_small_patch16_224.dino"
+    state = timm.create_model(vit, num_classes=3).state_dict()
+    torch.save(state, tmp_path / "three.pth")
+    network = load(f"timm/{vit}", tmp_path / "three.pth", prepared=False)
+    assert (network.classes, network.categories) == (3, None)
+    for key in ("head.weight", "head.bias"):
+        del state[key]
+    torch.save(state, tmp_path / "none.pth")
+    with pytest.raises(JobError, match=r"have no classifier \(head\.weight is missing\); give weights with a head"):
+        load(f"timm/{vit}", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("head", ["missing", "identity", "empty"])
+def test_weights_of_a_backbone_alone_are_refused_as_such(tmp_path: Path, head: str) -> None:
+    path, state = _saved(tmp_path, "resnet18")
+    if head == "empty":
+        state |= {"fc.weight": torch.ones(0, 512), "fc.bias": torch.ones(0)}
+    else:
+        del state["fc.weight"], state["fc.bias"]
+    torch.save({"model": state} if head == "identity" else state, path)
+    with pytest.raises(
+        JobError, match=r"^these weights of resnet18 have no classifier \(fc\.weight (is missing|has no rows)\)"
+    ):
+        load("resnet18", path)
+
+
+# --- preprocessing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_built_for_inputs_of_another_size() -> None:
+    network = load("squeezenet1_1", "random", size=(160, 160))
+    assert (network.size, network.resize_px) == ((160, 160), round(256 * 160 / 224))
+    assert network.preprocessing == "160 x 160 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    wide = load("squeezenet1_1", "random", size=(96, 160))
+    assert (wide.size, wide.resize_px) == ((96, 160), None)
+    vit = load("vit_b_32", "random", size=(96, 96))
+    assert vit.views[0].to_maps(torch.zeros(2, 10, 768)).shape == (2, 768, 3, 3)
+    timms = load("timm/vit_tiny_patch16_224", "random", size=(96, 64))
+    assert timms.views[0].to_maps(torch.zeros(2, 25, 192)).shape == (2, 192, 6, 4)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "timm/vit_tiny_patch16_224"])
+def test_weights_of_a_transformer_say_for_which_size_they_are(tmp_path: Path, name: str) -> None:
+    import timm
+
+    if name.startswith("timm"):
+        state = timm.create_model(name[5:], img_size=96, num_classes=3).state_dict()
+    else:
+        state = get_model(name, weights=None, image_size=96, num_classes=3).state_dict()
+    torch.save({"model": state}, tmp_path / "small.pth")
+    network = load(name, tmp_path / "small.pth", prepared=False)
+    _assert_holds(network, state)
+    assert (network.size, network.classes) == ((96, 96), 3)
+    with pytest.raises(JobError, match=r"pos_embed\w* is \(1, \d+, \d+\), not \(1, \d+, \d+\)"):
+        load(name, tmp_path / "small.pth", size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("inception_v3", (32, 32), "^inception_v3 cannot read pictures of 32 x 32 px: "),
+        ("vit_b_32", (96, 64), "^vit_b_32 reads square pictures only"),
+        ("vit_b_32", (100, 100), "^vit_b_32 cannot be built: "),
+    ],
+)
+def test_a_size_that_a_network_cannot_read_is_the_jobs_fault(name: str, size: tuple[int, int], words: str) -> None:
+    with pytest.raises(JobError, match=words) as caught:
+        load(name, "random", size=size)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_name_that_is_neither_weights_nor_file_lists_the_names() -> None:

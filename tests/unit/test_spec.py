@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from producer.jobs import keys
 from producer.jobs.errors import UsageError
 from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack, uri_line
 from producer.submit import make_spec
+from producer.submitting import _spoken as spoken
 
 ITEMS = [
     Item(uri="s3://b/a.jpg", id="first", keep={"split": "val"}),
@@ -50,6 +52,48 @@ def test_parameters_that_cannot_be_used_are_all_named() -> None:
     with pytest.raises(UsageError) as caught:
         make_spec(network="no such", class_id=-1, outputs=("cam", "camm"))
     assert all(word in str(caught.value) for word in ("--network", "--class-id", "--outputs"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ({"mean": "0.5"}, {"mean": (0.5, 0.5, 0.5)}),
+        ({"mean": "0.485, 0.456,0.406", "std": 0.25}, {"mean": (0.485, 0.456, 0.406), "std": (0.25, 0.25, 0.25)}),
+        ({"std": [0.1, 0.2, 1]}, {"std": (0.1, 0.2, 1.0)}),
+        ({"std": f"{1 / 255}", "mean": 0}, {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}),
+        ({"input_size": 320}, {"input_size": (320, 320)}),
+        ({"input_size": "224x320"}, {"input_size": (224, 320)}),
+        ({"input_size": "224X320"}, {"input_size": (224, 320)}),
+        ({"input_size": (224, 320)}, {"input_size": (224, 320)}),
+        ({}, {"mean": None, "std": None, "input_size": None}),
+    ],
+)
+def test_preprocessing_is_read_as_people_write_it(typed: dict[str, Any], read: dict[str, Any]) -> None:
+    spec = make_spec(**spoken(**typed))
+    assert spec.model_dump(include=set(read)) == read
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"mean": "123.675,116.28,103.53"}, "--mean must be .*divide by 255"),
+        ({"std": "58.395,57.12,57.375"}, "--std must be .*divide by 255"),
+        ({"std": "0"}, "--std must be"),
+        ({"mean": "0.5,0.5"}, "--mean must be three numbers"),
+        ({"mean": "nan"}, "--mean must be"),
+        ({"mean": "grey"}, "--mean must be"),
+        ({"mean": ""}, "--mean must be"),
+        ({"input_size": "0"}, "--input-size must be"),
+        ({"input_size": "224.5"}, "--input-size must be"),
+        ({"input_size": "224x224x3"}, "--input-size must be"),
+        ({"input_size": 10**23}, "--input-size must be"),
+        ({"input_size": "large", "mean": "x", "std": "y"}, "--input-size.*--mean.*--std"),
+    ],
+)
+def test_preprocessing_that_no_network_has_is_refused(typed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_spec(**spoken(**typed))
 
 
 def test_job_ids_sort_by_time_and_may_name_jobs() -> None:

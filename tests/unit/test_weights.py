@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pickle
 import socket
 import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from producer.jobs.errors import JobError, WorkerError
@@ -24,145 +20,6 @@ STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2)
 
 def _same(got: dict[str, Tensor], expected: dict[str, Tensor] = STATE) -> bool:
     return list(got) == list(expected) and all(torch.equal(got[key], expected[key]) for key in expected)
-
-
-def _saved(tmp_path: Path, content: Any, name: str = "weights.pth", **options: Any) -> Path:
-    torch.save(content, tmp_path / name, **options)
-    return tmp_path / name
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_saved_is_read(tmp_path: Path, zipped: bool) -> None:
-    path = _saved(tmp_path, OrderedDict(STATE), _use_new_zipfile_serialization=zipped)
-    assert _same(weights.read(path))
-
-
-def test_what_safetensors_saved_is_read(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "model.safetensors")
-    got = weights.read(tmp_path / "model.safetensors")
-    assert _same({key: got[key] for key in STATE})
-
-
-def test_what_safetensors_files_say_about_themselves_is_no_weight(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "model.safetensors", metadata={"format": "pt", "epoch": "3"})
-    assert set(weights.read(tmp_path / "model.safetensors")) == set(STATE)
-
-
-def test_content_decides_not_the_name(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "really-safetensors.pth")
-    assert set(weights.read(tmp_path / "really-safetensors.pth")) == set(STATE)
-    assert _same(weights.read(_saved(tmp_path, STATE, "really-torch.safetensors")))
-
-
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        {"state_dict": STATE, "epoch": 3, "best": 0.9},
-        {"model": STATE},
-        {"model_state_dict": STATE, "optimizer": {"lr": 1}},
-        {"model": {"state_dict": STATE}},
-        {f"module.{key}": value for key, value in STATE.items()},
-        {"state_dict": {f"model.{key}": value for key, value in STATE.items()}},
-        {f"module.model.{key}": value for key, value in STATE.items()},
-        {f"_orig_mod.{key}": value for key, value in STATE.items()},
-    ],
-)
-def test_wrappings_of_training_programs_are_taken_off(tmp_path: Path, wrapped: Any) -> None:
-    assert _same(weights.read(_saved(tmp_path, wrapped)))
-
-
-def test_a_prefix_that_only_some_have_stays(tmp_path: Path) -> None:
-    state = {"model.a": torch.ones(1), "criterion.b": torch.ones(1)}
-    assert _same(weights.read(_saved(tmp_path, state)), state)
-
-
-def test_old_densenet_names_become_todays(tmp_path: Path) -> None:
-    old = {
-        "features.denseblock1.denselayer2.norm.1.weight": torch.ones(1),
-        "features.denseblock1.denselayer2.conv.2.weight": torch.ones(1),
-        "features.norm5.running_mean": torch.ones(1),
-    }
-    assert list(weights.read(_saved(tmp_path, old))) == [
-        "features.denseblock1.denselayer2.norm1.weight",
-        "features.denseblock1.denselayer2.conv2.weight",
-        "features.norm5.running_mean",
-    ]
-
-
-class _Bomb:
-    """A pickle that would leave a file behind when read with trust."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.mark}",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
-    mark = tmp_path / "ran"
-    path = _saved(tmp_path, {"a": _Bomb(mark)}, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(JobError, match=r"is refused: it holds more than tensors \(\w+\.system\), which might run code"):
-        weights.read(path)
-    assert not mark.exists()
-
-
-def test_a_bare_pickle_with_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps(_Bomb(tmp_path / "ran"), protocol=2))
-    with pytest.raises(JobError):
-        weights.read(path)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_whole_model_is_refused_as_it_is_code(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"refused: it holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"):
-        weights.read(_saved(tmp_path, nn.Linear(1, 1)))
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-@pytest.mark.parametrize("format", ["zip", "pickle", "safetensors"])
-def test_a_truncated_file_is_one_sentence(tmp_path: Path, format: str, share: float) -> None:
-    path, state = tmp_path / "weights", {"a": torch.zeros(1000)}
-    if format == "safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=format == "zip")
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(JobError, match="is broken or truncated") as caught:
-        weights.read(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("data", [b"", b"PK", b"<!DOCTYPE html>", b"\x89PNG\r\n\x1a\n", b"version https://git-lfs"])
-def test_what_is_no_weights_file_is_one_sentence(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "weights.pth").write_bytes(data)
-    with pytest.raises(JobError, match="is not a weights file"):
-        weights.read(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, torch.ones(2), {"state_dict": {}}])
-def test_a_file_without_a_state_dict_is_one_sentence(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(JobError, match="holds no state dict"):
-        weights.read(_saved(tmp_path, content))
-
-
-@pytest.mark.parametrize("content", [torch.zeros(1).expand(10**9, 10**6), torch.zeros(10**9, device="meta")])
-def test_a_small_file_cannot_claim_a_huge_tensor(tmp_path: Path, content: Tensor) -> None:
-    with pytest.raises(JobError, match="claims more numbers than the file has"):
-        weights.read(_saved(tmp_path, {"fc.weight": content}))
-
-
-def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="cannot be read: No such file"):
-        weights.read(tmp_path / "nowhere.pth")
-    with pytest.raises(JobError, match="cannot be read: Is a directory"):
-        weights.read(tmp_path)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -195,6 +52,31 @@ def test_what_does_not_fit_names_the_first_of_each_kind() -> None:
     )
     with pytest.raises(JobError, match=expected):
         weights.fit(_net(), state, "tiny")
+
+
+def test_weights_that_were_quantised_are_refused() -> None:
+    state = _net().state_dict()
+    state["fc.weight"] = state["fc.weight"].to(torch.int8)
+    with pytest.raises(
+        JobError, match=r"^the weights do not fit tiny: fc\.weight is of type int8, not floating point$"
+    ):
+        weights.fit(_net(), state, "tiny")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_weights_of_other_precisions_and_averaged_counters_fit(dtype: torch.dtype) -> None:
+    net = _net()
+    state = {key: torch.full_like(value, 3, dtype=torch.float32).to(dtype) for key, value in net.state_dict().items()}
+    weights.fit(net, state, "tiny")
+    assert net.fc.weight.dtype == torch.float32
+    assert (net.fc.weight == 3).all()
+    assert net.norm.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("content", [torch.zeros(1).expand(10**9, 10**6), torch.zeros(10**9, device="meta")])
+def test_a_small_file_cannot_claim_a_huge_tensor(content: Tensor) -> None:
+    with pytest.raises(JobError, match="claims more numbers than the file has"):
+        weights.check_whole({"fc.weight": content}, "tiny")
 
 
 def test_other_names_are_paired_by_position() -> None:
