@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision import models
 from torchvision.models import ResNet18_Weights, get_model, list_models
 
-from producer.jobs.errors import JobError, NotHere, WorkerError
+from producer.jobs.errors import JobError, NotHere
 from worker import architectures, candidates, networks, weights
 from worker.networks import Network, class_id_of, load
 
