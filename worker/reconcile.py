@@ -71,6 +71,7 @@ def reconcile(
         How many messages were sent.
     """
     table.forget_expired()
+    table.roster.forget_silent()
     table.look_after()
     sent = 0
     for job in table.active():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 #: A worker not heard of for this long does not count as alive.
 WORKER_SILENT_S = 60
+_FORGOTTEN_S = 86_400
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
 SPEEDS_LIFETIME_S = 30 * 86_400
@@ -44,6 +45,17 @@ class Roster:
 
         with suppress(ServiceError):
             self._scripts.do(retire, patience_s=1.0)
+
+    def forget_silent(self) -> None:
+        """Drop workers that nobody has heard of for a day: they ended without a word."""
+
+        def forget(client: redis.Redis) -> None:
+            names = cast("list[bytes]", client.zrangebyscore(keys.WORKERS, "-inf", self.now() - _FORGOTTEN_S))
+            if names:
+                client.zrem(keys.WORKERS, *names)
+                client.hdel(keys.QUEUES, *names)
+
+        self._scripts.do(forget)
 
     def complain(self, worker: str, sentence: str) -> None:
         """Say what keeps a worker from working; whoever looks at a job sees it."""

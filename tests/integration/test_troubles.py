@@ -82,6 +82,24 @@ def test_the_last_worker_that_had_said_nothing_may_go(table: JobTable) -> None:
     assert table.status("bad").error == "no"
 
 
+def test_what_a_worker_said_is_no_problem_any_more_when_it_is_gone(table: JobTable) -> None:
+    make(table, "bad")
+    table.roster.beat("a")
+    table.roster.beat("b")
+    tell(table, "a", Kind.REFUSED)
+    table.roster.retire("a")
+    assert table.status("bad").problem is None
+
+
+def test_workers_that_ended_without_a_word_are_forgotten(table: JobTable) -> None:
+    table.roster.beat("dead", ("high",))
+    table.roster.beat("alive", ("high",))
+    table.redis.zadd("gradcam:workers", {"dead": time.time() - 90_000})
+    table.roster.forget_silent()
+    assert table.redis.zrange("gradcam:workers", 0, -1) == [b"alive"]
+    assert table.redis.hkeys("gradcam:queues") == [b"alive"]
+
+
 def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:
     make(table, "bad")
     table.roster.beat("a")

@@ -107,6 +107,13 @@ def test_an_image_was_alone_only_if_no_other_chunk_was_in_hand(tmp_path: Path, h
     assert [weight for _, weight in Watchdog(files, grace_s=5).inquest("me/1", how)] == [0, 0]
 
 
+@pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)", "exitcode 1"])
+def test_every_end_in_loading_a_model_weighs_the_same(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "busy0"
+    path.write_text(json.dumps(asdict(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))))
+    assert [weight for _, weight in Watchdog([path], grace_s=5).inquest("me/1", how)] == [CRASHED]
+
+
 def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
     """The next holder works at those that were marked when nothing else is in hand, and finds out."""
     late = busy(tmp_path / "busy0", child.pid, late_s=10)
