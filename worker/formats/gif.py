@@ -17,6 +17,8 @@ _IMAGE, _EXTENSION, _CONTROL = 0x2C, 0x21, 0xF9
 _SCREEN: Final = 13  # bytes of signature and logical screen descriptor
 #: Comments and the like before the first frame are few.
 MAX_BLOCKS: Final = 4096
+#: And these have parts of 255 bytes at most: so many are 64 MiB.
+MAX_PARTS: Final = 2**18
 
 
 def read(data: bytes) -> NDArray[np.uint8]:
@@ -58,7 +60,7 @@ def _first_frame(data: bytes) -> tuple[bytes, int]:
         IndexError: There is no frame.
     """
     at = _SCREEN + _table_bytes(data[10])
-    control = b""
+    control, parts = b"", 0
     for _ in range(MAX_BLOCKS):
         if data[at] == _IMAGE:
             return control, at
@@ -69,6 +71,9 @@ def _first_frame(data: bytes) -> tuple[bytes, int]:
         at += 2
         while data[at]:
             at += 1 + data[at]
+            parts += 1
+            if parts > MAX_PARTS:
+                raise refused.broken("GIF", f"more than {MAX_PARTS} parts stand before its first frame")
         at += 1
         if kind == _CONTROL:
             control = data[start:at]
