@@ -78,6 +78,7 @@ class Client(Submitting):
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
         queue = self._spec(job).queue
+        self._ready()
         count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
         self._send_missing(queue)
         return count

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
+from producer.jobs.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
+
+if TYPE_CHECKING:
+    from producer.jobs.settings import Connections
 
 
 @click.group(
@@ -211,13 +214,32 @@ def _run(
     if preload:
         # Worker processes read it there.
         os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
-    _, settings = read_both(Connections, WorkerSettings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
+    connections, settings = read_both(Connections, WorkerSettings)
+    _check_redis(connections)
     _check_preloaded(settings.preload)
     classes = settings.queues if queues is None else _classes(queues)
     slots = plan(devices, processes_per_device)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
     launcher = Launcher(slots, grace_s=settings.grace_s, queues=classes, run_dir=settings.run_dir, metrics=metrics)
     return launcher.run()
+
+
+def _check_redis(connections: Connections) -> None:
+    """A Redis that cannot be worked with is told here, once; one that is away is waited for by each process.
+
+    Raises:
+        Unfit: It lacks rights, drops jobs, or is of another kind.
+    """
+    from producer.jobs.scripts import Scripts, make_client
+    from producer.jobs.server import Server
+
+    try:
+        server = Server(Scripts(make_client(connections), patience_s=0))
+        server.check(reads_queues=True, allow_eviction=connections.allow_eviction)
+    except Unfit:
+        raise
+    except ServiceError as error:
+        logging.getLogger(__name__).warning("action=redis_away %s", error)
 
 
 def _classes(text: str) -> tuple[str, ...]:

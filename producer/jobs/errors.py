@@ -4,7 +4,8 @@
     ├── UsageError                what the user typed or set; nothing was sent                  (exit code 2)
     │   ├── SettingsError         settings missing, wrong or misspelt, all of them at once
     │   └── UnknownJob            no job of that name, or its lifetime is over
-    ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
+    ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 4)
+    │   └── Unfit                 Redis answers, and waiting helps nothing: rights, eviction, its kind
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
     │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
@@ -43,6 +44,10 @@ class UnknownJob(UsageError):
 
 class ServiceError(GradcamError):
     """Redis or the object store cannot be used from here."""
+
+
+class Unfit(ServiceError):
+    """Redis answers, and cannot be worked with until somebody changes it, or our settings."""
 
 
 class ItemError(GradcamError):

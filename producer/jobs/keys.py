@@ -26,6 +26,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
 | `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
 | `gradcam:batch-sizes`| hash   | kind of work → images a batch               | 30 days        | worker, child process |
+| `gradcam:rights:*`   | any    | nothing: which commands may we run?         | the call       | rights                |
 | `gradcam:turns:*`    | zset   | job → its place in the row of its class     | their end      | create, retry, turn   |
 | `gradcam:deficit:*`  | hash   | since when how many messages are missing    | an hour        | deficit               |
 | `gradcam:reconciler` | string | who reconciles                              | one interval   | worker, main process  |
@@ -55,6 +56,7 @@ WORKERS = "gradcam:workers"
 PROBLEMS = "gradcam:problems"
 RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
+RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
 JOB_PARTS = (

@@ -18,6 +18,7 @@ from producer.jobs.errors import JobError, UnknownJob, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.roster import WORKER_SILENT_S, Roster
 from producer.jobs.scripts import PATIENCE_S, Scripts, text
+from producer.jobs.server import Server
 from producer.jobs.spec import ChunkCounts, Failure, JobSpec, JobStatus
 from producer.jobs.states import JobState
 from producer.jobs.status import FIELDS, make_status
@@ -28,13 +29,14 @@ _JOBS_AT_ONCE = 100
 
 
 class Reads:
-    """Every read of jobs, and the parts of the table: `control` for what a user does, `roster` for the workers."""
+    """Every read of jobs, and the parts of the table: what a user does, the workers, and Redis itself."""
 
     def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
         self.redis = client
         self._scripts = Scripts(client, patience_s=patience_s)
         self.control = Control(self._scripts)
         self.roster = Roster(self._scripts)
+        self.server = Server(self._scripts)
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
