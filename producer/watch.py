@@ -94,7 +94,9 @@ def note(status: JobStatus) -> str:
     """What is worth saying beside the counts."""
     if status.workers == 0 and not status.ended:
         return "no worker is running: start `gradcam-worker`"
-    parts = [f"a worker cannot work: {status.problem}"] if status.problem else []
+    parts = [_problem(status)] if status.problem else []
+    if status.stalled_s is not None:
+        parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
@@ -120,6 +122,8 @@ def summary(status: JobStatus) -> str:
     if not status.ended:
         rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
+    if status.stalled_s is not None:
+        rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
     if status.images_per_s:
         rows["speed"] = f"{status.images_per_s:.1f} images/s"
     if status.stages:
@@ -131,11 +135,29 @@ def summary(status: JobStatus) -> str:
     if not status.ended and not status.workers:
         rows["workers"] = "none is running: start `gradcam-worker`"
     if status.problem:
-        rows["problem"] = f"a worker cannot work: {status.problem}"
+        rows["problem"] = _problem(status)
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def _problem(status: JobStatus) -> str:
+    return f"{status.problem}" if status.problem == status.redis_problem else f"a worker cannot work: {status.problem}"
+
+
+def _waits(status: JobStatus) -> str:
+    """What a job that does not go on waits for."""
+    if not status.workers:
+        return "no worker is running"
+    if status.waits:
+        told = (
+            f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
+            f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
+            for wait in status.waits
+        )
+        return "; ".join(told)
+    return "no worker has any of it in hand" if not status.chunks.in_hand else "no worker says what it waits for"
 
 
 def stages(status: JobStatus) -> str:

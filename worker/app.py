@@ -23,6 +23,7 @@ from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from worker import tasks
+from worker.grace import PARENT_SHARE, Grace
 from worker.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
 from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
@@ -189,8 +190,16 @@ def _start(**_: Any) -> None:
     if settings.busy_files:
         watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
         watchdog.start()
+    if settings.drain_file is not None:
+        Grace(settings.drain_file, settings.grace_s, PARENT_SHARE, _end_at_last).start()
     _at_work.append((reconciler, watchdog))
     log.info("action=ready The worker is ready.")
+
+
+def _end_at_last(_within_s: float) -> None:
+    # Nothing is in hand any more; Celery may wait for a Redis that does not answer.
+    log.warning("action=stop_forced The time to stop is over, and Redis has not answered.")
+    os._exit(0)
 
 
 @signals.task_failure.connect

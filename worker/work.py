@@ -22,12 +22,15 @@ from producer.jobs.errors import DeviceError, GradcamError, JobError, ServiceErr
 from producer.jobs.fetch import Fetcher
 from producer.jobs.finalise import finalise, versions
 from producer.jobs.states import JobState
+from producer.jobs.waits import waiting
 from worker.batching import BatchSizes
 from worker.device import memory_allows_twice
+from worker.grace import CHILD_SHARE, Grace
 from worker.health import BUSY
 from worker.lease import Lease, LeaseLost
 from worker.models import WEIGHTS_TIMEOUT_S, Models
 from worker.pipeline import Hand, Pipeline
+from worker.teller import Teller
 
 if TYPE_CHECKING:
     from producer.jobs.queue import Pointer
@@ -67,6 +70,8 @@ class _Taken:
     fed: bool = False
     #: Whether images are in it that may have killed a process: nothing is begun beside those.
     suspicious: bool = False
+    #: What it has in hand.
+    claim: Claim | None = None
 
 
 class Work:
@@ -96,6 +101,9 @@ class Work:
         self._pipeline = Pipeline(
             table, storage, self._fetcher, sizes, settings, stop=self.stopping, at_work=self._health.at_work
         )
+        Teller(table.roster, settings.name, health).start()
+        if settings.drain_file is not None:
+            Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, self._give_up).start()
         self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
         self._orders = itertools.count()
         self._parent = os.getppid()
@@ -252,14 +260,15 @@ class Work:
         claim = self._table.claim(job, chunk, spec, claim_id=taken.claim_id, lease_s=settings.lease_s)
         if claim is None:
             return False
-        taken.suspicious = bool(claim.suspects)
+        taken.suspicious, taken.claim = bool(claim.suspects), claim
         busy_file = settings.busy_files[taken.slot] if settings.busy_files else None
         try:
             with Lease(
                 self._table, claim, claim_id=taken.claim_id, lease_s=settings.lease_s, busy_file=busy_file
             ) as lease:
                 lease.step(WEIGHTS_TIMEOUT_S + settings.item_timeout_s)
-                network = self._models.get(spec)
+                with waiting("a model to be loaded", server=False):
+                    network = self._models.get(spec)
                 if self.stopping():
                     self._release(claim)
                     return True
@@ -294,6 +303,22 @@ class Work:
             published_at = self._table.release(claim)
             if published_at is not None:
                 self._republish(claim.job, claim.chunk, published_at)
+
+    def _give_up(self, within_s: float) -> None:
+        """The time to stop is nearly over, and a server, or a batch, does not come to its end: others begin again."""
+        with self._changed:
+            claims = [taken.claim for taken in self._in_hand.values() if taken.claim is not None]
+        log.warning("action=stop_forced What was waited for did not come in time; %d chunks go to others.", len(claims))
+        # Our parent shall not take this for a death that an image caused.
+        for file in self._settings.busy_files:
+            file.unlink(missing_ok=True)
+        releasing = [threading.Thread(target=self._release, args=(claim,), daemon=True) for claim in claims]
+        for thread in releasing:
+            thread.start()
+        until = time.monotonic() + within_s
+        for thread in releasing:
+            thread.join(max(until - time.monotonic(), 0))
+        os._exit(RETIRED)
 
     def _annotate(self, job: str, network: Network) -> None:
         self._table.annotate(

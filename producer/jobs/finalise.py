@@ -14,6 +14,9 @@ from producer.jobs.table import JobTable
 
 log = logging.getLogger(__name__)
 
+#: What a status says of the moment it was asked in.
+_OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
+
 
 def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     """Write `job.json` and enter the end; False when another one does it or the job is elsewhere.
@@ -31,7 +34,7 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
     summary = {
-        "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
+        "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
         "spec": found[0].model_dump(mode="json"),
         "found": table.facts(job),
         "classes": _classes(table.histogram(job)),

@@ -24,6 +24,8 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
 | `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
 | `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
+| `gradcam:waits`      | hash   | worker → what it has waited for, since when | 2 min          | worker, child process |
+| `gradcam:releases`   | hash   | version → last heard of, and which worker   | a minute       | worker, main process  |
 | `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
 | `gradcam:batch-sizes`| hash   | kind of work → images a batch               | 30 days        | worker, child process |
 | `gradcam:rights:*`   | any    | nothing: which commands may we run?         | the call       | rights                |
@@ -54,6 +56,8 @@ JOBS = "gradcam:jobs"
 ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
 PROBLEMS = "gradcam:problems"
+WAITS = "gradcam:waits"
+RELEASES = "gradcam:releases"
 RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
 RIGHTS = "gradcam:rights"

@@ -76,7 +76,7 @@ class Reads:
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, *problem = self._scripts.run(
+        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, at, *problem = self._scripts.run(
             "status", names, [WORKER_SILENT_S, *FIELDS]
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
@@ -85,8 +85,17 @@ class Reads:
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
         timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
         where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
-        return make_status(
-            job, fields, counts, where, timings, workers, text(problem[0]) if problem and problem[0] else None
+        told, now = text(problem[0]) if problem and problem[0] else None, float(at)
+        status = make_status(job, fields, counts, where, timings, workers, told, now)
+        if status.ended:
+            return status
+        wrong = self.server.problem()
+        return status.model_copy(
+            update={
+                "redis_problem": wrong,
+                "problem": status.problem or wrong,
+                "waits": self.roster.waits(now) if status.stalled_s is not None else (),
+            }
         )
 
     def jobs(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from producer.jobs import keys
 from producer.jobs.errors import ServiceError
+from producer.jobs.spec import Wait
 
 if TYPE_CHECKING:
     import redis
@@ -17,7 +20,20 @@ if TYPE_CHECKING:
 WORKER_SILENT_S = 60
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
+#: A status names so many things that are waited for at most.
+MOST_WAITS = 5
 SPEEDS_LIFETIME_S = 30 * 86_400
+
+
+class _Told(BaseModel):
+    """What a worker tells of its waiting."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    #: By Redis' clock, in seconds since 1970: when the wait began, and when it was told last.
+    since: float
+    at: float
 
 
 class Roster:
@@ -37,6 +53,7 @@ class Roster:
         def retire(client: redis.Redis) -> None:
             client.zrem(keys.WORKERS, worker)
             client.hdel(keys.PROBLEMS, worker)
+            client.hdel(keys.WAITS, worker)
 
         with suppress(ServiceError):
             self._scripts.do(retire, patience_s=1.0)
@@ -49,6 +66,33 @@ class Roster:
     def recovered(self, worker: str) -> None:
         """Say that nothing keeps a worker from working any more."""
         self._scripts.do(lambda client: client.hdel(keys.PROBLEMS, worker))
+
+    def waits_for(self, worker: str, what: str, for_s: float) -> None:
+        """Say what a worker has been waiting for, and for how long; said again while it lasts."""
+        now = self.now()
+        told = _Told(what=what, since=now - for_s, at=now)
+
+        def tell(client: redis.Redis) -> None:
+            client.hset(keys.WAITS, worker, told.model_dump_json())
+            client.expire(keys.WAITS, PROBLEM_LIFETIME_S)
+
+        self._scripts.do(tell, patience_s=1.0)
+
+    def waits_no_more(self, worker: str) -> None:
+        """Take back what `waits_for` said."""
+        self._scripts.do(lambda client: client.hdel(keys.WAITS, worker), patience_s=1.0)
+
+    def waits(self, now: float) -> tuple[Wait, ...]:
+        """What workers wait for, the longest wait first."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
+        longest: dict[str, list[float]] = {}
+        for line in found.values():
+            with suppress(ValidationError):  # of another version
+                told = _Told.model_validate_json(line)
+                if now - told.at < WORKER_SILENT_S:  # else it died with its wait
+                    longest.setdefault(told.what, []).append(now - told.since)
+        waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
+        return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
     def lead(self, worker: str, for_s: float) -> bool:
         """Whether this worker is the one that looks for lost work for so long."""

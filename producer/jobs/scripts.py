@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis
 
 from producer.jobs.errors import ServiceError, Unfit
+from producer.jobs.waits import REDIS, waiting
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -140,6 +141,7 @@ class Scripts:
         """Run one script. Errors as `do`."""
         return self.do(lambda client: self._script(name, client)(keys=list(names), args=list(arguments)))
 
+    @waiting(REDIS)
     def do(self, command: Callable[[redis.Redis], _T], *, patience_s: float | None = None) -> _T:
         """Call a command, again and again while Redis is away or refuses to write.
 

@@ -5,7 +5,9 @@ Rights are found by trying: to be told one's own rights is a right that few user
 
 from __future__ import annotations
 
+import math
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ DIRECT: Final = (
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
 #: How scripts get there; that they run shows it.
 SCRIPTING: Final = ("EVALSHA", "SCRIPT|LOAD")
+_LOOK_EVERY_S: Final = 30.0
 _CALLED: Final = re.compile(r"redis\.p?call\(\s*['\"]([A-Z]+)['\"]")
 
 
@@ -71,6 +74,8 @@ class Server:
         self._scripts = scripts
         #: Whether this user may not ask for the memory, which is then not asked for again.
         self._silent = False
+        #: When the memory was looked at last, and what was wrong.
+        self._problem: tuple[float, str | None] = (-math.inf, None)
 
     def check(self, *, reads_queues: bool, allow_eviction: bool, patience_s: float | None = None) -> None:
         """Make sure that jobs can be kept here, and that we may do all we need.
@@ -121,6 +126,14 @@ class Server:
         return Memory(
             None if used is None else int(used), None if limit is None else int(limit), str(policy) if policy else None
         )
+
+    def problem(self) -> str | None:
+        """What is wrong with its memory, as it was within the last half minute; None where nothing is known to be."""
+        looked_at, found = self._problem
+        if time.monotonic() - looked_at > _LOOK_EVERY_S:
+            found = self.memory().problem
+            self._problem = time.monotonic(), found
+        return found
 
     def fullness(self) -> float:
         """The share of its `maxmemory` that Redis holds; 0 where it has no limit, or does not tell."""

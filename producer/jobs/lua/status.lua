@@ -2,7 +2,7 @@
 -- KEYS  1 job  2 reasons  3 gradcam:workers  4 gradcam:problems  5 chunks  6 items  7 waiting  8 leases
 --       9 timings
 -- ARGV  1 seconds after which a silent worker does not count  2.. fields
--- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in hand, timings, a problem of a worker or nil}
+-- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in hand, timings, now, a problem of a worker or nil}
 return {
   redis.call('HMGET', KEYS[1], unpack(ARGV, 2)),
   redis.call('HGETALL', KEYS[2]),
@@ -12,5 +12,6 @@ return {
   redis.call('ZCARD', KEYS[7]),
   redis.call('ZCOUNT', KEYS[8], stamp(now()), '+inf'),
   redis.call('HGETALL', KEYS[9]),
+  stamp(now()),
   (redis.call('HVALS', KEYS[4]))[1],
 }
