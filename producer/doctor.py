@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.errors import GradcamError
 from producer.jobs.finalise import versions
+from producer.jobs.roster import WORKER_SILENT_S, Roster
 from producer.jobs.scripts import Scripts, connect, hello, user_of
 from producer.jobs.server import Server
 from producer.jobs.storage import Storage
@@ -177,14 +178,27 @@ def _clock(client: redis.Redis) -> Answer:
 
 def _workers(client: redis.Redis) -> Answer:
     seconds, _ = client.time()
-    alive = int(client.zcount(keys.WORKERS, seconds - 60, "+inf"))
+    roster = Roster(Scripts(client, patience_s=0))
+    alive = int(client.zcount(keys.WORKERS, seconds - WORKER_SILENT_S, "+inf"))
     problems = cast("list[bytes]", client.hvals(keys.PROBLEMS))
     if problems:
         words = f"{alive} alive; {len(problems)} cannot work: {problems[0].decode()}"
         return Answer(check="workers", verdict="warn", words=words)
     if not alive:
         return Answer(check="workers", verdict="warn", words="none is running: start `gradcam-worker`")
+    if waits := roster.waits(seconds):
+        words = f"{alive} alive; {waits[0].workers} wait for {waits[0].what}, for {waits[0].longest_s:.0f} s"
+        return Answer(check="workers", verdict="warn", words=words)
     return Answer(check="workers", verdict="ok", words=f"{alive} alive")
+
+
+def _releases(client: redis.Redis) -> Answer:
+    seconds, _ = client.time()
+    found = Roster(Scripts(client, patience_s=0)).releases(seconds)
+    if other := {name: worker for name, worker in found.items() if name != release.own()}:
+        words = f"{release.others(other)}: update what is older, and start it again"
+        return Answer(check="releases", verdict="warn", words=words)
+    return Answer(check="releases", verdict="ok", words=f"all workers that tell are of {release.own()}, as this is")
 
 
 _REDIS: dict[str, Callable[[redis.Redis], Answer]] = {
@@ -195,6 +209,7 @@ _REDIS: dict[str, Callable[[redis.Redis], Answer]] = {
     "memory": _memory,
     "clock": _clock,
     "workers": _workers,
+    "releases": _releases,
 }
 
 

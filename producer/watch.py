@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from producer.jobs import release
 from producer.jobs.spec import JobStatus
 from producer.jobs.states import JobState
 
@@ -136,6 +137,8 @@ def summary(status: JobStatus) -> str:
         rows["workers"] = "none is running: start `gradcam-worker`"
     if status.problem:
         rows["problem"] = _problem(status)
+    if status.other_versions:
+        rows["versions"] = release.others(status.other_versions)
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from producer.jobs import release
 from producer.jobs.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers. Exit codes: "
     "0 stopped, 2 usage or settings, 4 a driver or device is missing, or no process could get ready.",
 )
-@click.version_option(package_name="gradcam-queue", prog_name="gradcam-worker")
+@click.version_option(release.own(), prog_name="gradcam-worker")
 @click.option(
     "--devices",
     default="auto",

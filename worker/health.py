@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from producer.jobs.roster import PROBLEM_LIFETIME_S
+from producer.jobs.keys import PROBLEM_LIFETIME_S
 from worker import rundir
 
 #: The kinds of files of the chunks that a process has in hand: one is at the device, and one comes or goes.

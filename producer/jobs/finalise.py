@@ -6,7 +6,7 @@ import json
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.errors import JobError, StoreError, UsageError
 from producer.jobs.spec import JobSpec
 from producer.jobs.storage import Storage
@@ -96,7 +96,7 @@ def versions(*names: str) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = version(name)
+            found[name] = release.own() if name == release.DISTRIBUTION else version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
     return found

@@ -67,6 +67,8 @@ JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
     *("marks", "suspects", "classes", "timings"),
 )
+#: A problem that is not told again is over, or its worker is.
+PROBLEM_LIFETIME_S = 120
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
 

@@ -12,7 +12,7 @@ from typing import cast
 import redis
 from pydantic import ValidationError
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.control import Control
 from producer.jobs.errors import JobError, UnknownJob, no_such
 from producer.jobs.keys import JobKeys
@@ -94,9 +94,16 @@ class Reads:
             update={
                 "redis_problem": wrong,
                 "problem": status.problem or wrong,
+                "other_versions": self._other_releases(now) if workers else {},
                 "waits": self.roster.waits(now) if status.stalled_s is not None else (),
             }
         )
+
+    def _other_releases(self, now: float) -> dict[str, str]:
+        found = self.roster.releases(now)
+        if not found:
+            return {"unknown": "one that does not tell"}
+        return {name: worker for name, worker in found.items() if name != release.own()}
 
     def jobs(
         self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.errors import ServiceError
+from producer.jobs.scripts import text
 from producer.jobs.spec import Wait
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 #: A worker not heard of for this long does not count as alive.
 WORKER_SILENT_S = 60
-#: A problem that is not told again is over, or its worker is.
-PROBLEM_LIFETIME_S = 120
 #: A status names so many things that are waited for at most.
 MOST_WAITS = 5
 SPEEDS_LIFETIME_S = 30 * 86_400
@@ -36,6 +35,10 @@ class _Told(BaseModel):
     at: float
 
 
+def _alive(told: bytes, now: float) -> bool:
+    return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
+
+
 class Roster:
     """The workers, as they tell of themselves."""
 
@@ -43,9 +46,25 @@ class Roster:
         self._scripts = scripts
 
     def beat(self, worker: str) -> None:
-        """Say that a worker is alive."""
+        """Say that a worker is alive, and of which release it is."""
         now = self.now()
-        self._scripts.do(lambda client: client.zadd(keys.WORKERS, {worker: now}))
+
+        def beat(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.zadd(keys.WORKERS, {worker: now})
+                # One worker of each release will do: there are few releases, and many workers.
+                pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
+                pipe.hgetall(keys.RELEASES)
+                found = cast("dict[bytes, bytes]", pipe.execute()[-1])
+            if silent := [name for name, told in found.items() if not _alive(told, now)]:
+                client.hdel(keys.RELEASES, *silent)
+
+        self._scripts.do(beat)
+
+    def releases(self, now: float) -> dict[str, str]:
+        """The releases of the workers that are alive, each with the name of one of them."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
+        return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
     def retire(self, worker: str) -> None:
         """Say that a worker is gone; it goes all the same when nobody listens."""
@@ -61,7 +80,7 @@ class Roster:
     def complain(self, worker: str, sentence: str) -> None:
         """Say what keeps a worker from working; whoever looks at a job sees it."""
         self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
-        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, PROBLEM_LIFETIME_S))
+        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
 
     def recovered(self, worker: str) -> None:
         """Say that nothing keeps a worker from working any more."""
@@ -74,7 +93,7 @@ class Roster:
 
         def tell(client: redis.Redis) -> None:
             client.hset(keys.WAITS, worker, told.model_dump_json())
-            client.expire(keys.WAITS, PROBLEM_LIFETIME_S)
+            client.expire(keys.WAITS, keys.PROBLEM_LIFETIME_S)
 
         self._scripts.do(tell, patience_s=1.0)
 

@@ -213,6 +213,8 @@ class JobStatus(_Frozen):
     stalled_s: float | None = None
     #: What workers wait for while that is so, the longest wait first.
     waits: tuple[Wait, ...] = ()
+    #: Releases of workers that are not this program's, each with the name of one of its workers.
+    other_versions: dict[str, str] = {}
     #: Images in chunks that a worker has in hand.
     running: int = 0
     #: Where its chunks are; a worker process has one or two in hand.

@@ -201,3 +201,34 @@ def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> N
 def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"cannot be used .*: set GRADCAM_WORKER_RUN_DIR"):
         rundir.folder(tmp_path / "gone").__enter__()
+
+
+# -- servers that stand still ------------------------------------------------------------------------------------------
+
+
+def test_a_process_whose_server_stands_still_waits_and_is_silent_after_the_time_that_is_asked_for(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.warm()
+    health.file("busy0").touch()
+    future = time.time() + 1800  # what a step of recording may take
+    os.utime(health.file("busy0"), (future, future))
+    health.waits("the object store", 35)
+    waiting = found(folder)
+    assert waiting.state == State.WAITING
+    assert sentence([waiting]) == "host-cpu is waiting: it has waited for the object store for 35 s"
+    silent = found(folder, within_s=20)
+    assert silent.state == State.SILENT
+    assert "waited for the object store for 35 s" in sentence([silent])
+    health.waits_no_more()
+    assert state(folder) == State.WORKING
+
+
+def test_a_wait_is_over_with_the_chunk_or_with_the_process(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.warm()
+    health.waits("Redis", 100)
+    assert state(folder) == State.IDLE
+    health.file("busy0").touch()
+    assert state(folder) == State.SILENT
+    health.begins()
+    assert state(folder) == State.WORKING
