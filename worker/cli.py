@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers. Exit codes: "
-    "0 stopped, 2 usage or settings, 4 a driver or device is missing, or no process could get ready.",
+    "0 stopped, 2 usage or settings, 4 a driver or device is missing, no process could get ready, or Redis lacks what "
+    "it takes.",
 )
 @click.version_option(release.own(), prog_name="gradcam-worker")
 @click.option(
@@ -102,9 +103,9 @@ def cli(
 def check_command(within_s: float, as_json: bool) -> None:
     """Say whether every worker process of this user on this machine is alive; for probes.
 
-    A process is starting, idle or working, and all is well (exit code 0); or faulty (it says itself what keeps it from
-    working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where GRADCAM_WORKER_RUN_DIR or
-    TMPDIR is set for the launcher, it has to be for the check.
+    A process is starting, idle, working or waiting for a server, and all is well (exit code 0); or faulty (it says
+    itself what keeps it from working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where
+    GRADCAM_WORKER_RUN_DIR or TMPDIR is set for the launcher, it has to be for the check.
 
     \b
     Examples:
