@@ -31,13 +31,14 @@ from producer.commands.console import (
 )
 from producer.commands.control import COMMANDS
 from producer.commands.submit import submit
+from producer.jobs import release
 from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import GradcamError, UsageError
 from producer.jobs.states import JobState
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="gradcam-queue", prog_name="gradcam")
+@click.version_option(release.own(), prog_name="gradcam")
 def cli() -> None:
     """Show where a convolutional network looked, for as many images as you have.
 

@@ -81,6 +81,7 @@ class Client(Submitting):
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
         queue = self._outline(job).queue
+        self._ready()
         self._finalise(job)  # where a worker cannot write its summary, it need not wait for another
         count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
         self._send_missing(queue)

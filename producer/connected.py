@@ -44,6 +44,14 @@ class Connected:
         """Our bucket."""
         return Storage.from_settings(self._settings)
 
+    def _ready(self) -> None:
+        """Before anything is sent: Redis lets us do all that it takes, and keeps what it is given.
+
+        Raises:
+            Unfit: It does not; says what to do.
+        """
+        self.table.server.check(reads_queues=False, allow_eviction=self._settings.allow_eviction)
+
     def _same_store(self, job: str) -> None:
         store = self._outline(job).spec.get("store", "")
         if store not in {"", self.storage.place}:

@@ -364,7 +364,7 @@ class _Sending:
         """Wait while Redis is so full that workers might not be able to go on."""
         if time.monotonic() - self.looked < _LOOK_EVERY_S:
             return
-        while (full := self.table.fullness()) > FULL_SHARE:
+        while (full := self.table.server.fullness()) > FULL_SHARE:
             if self.waiting:
                 self.waiting(f"Redis is {full:.0%} full: waiting for workers to work something off")
             time.sleep(_LOOK_EVERY_S)

@@ -129,6 +129,7 @@ class Submitting(Connected):
         )
         job = new_job_id() if name is None else checked_name(name)
         parameters = self._parameters(name, chunk_size, **asked)
+        self._ready()
         with self._opened(images, reading) as sources:
             self.storage.check()
             weights, digest = place_weights(None if weight_path is None else os.fspath(weight_path), self.storage)

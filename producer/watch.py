@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from producer.jobs import release
 from producer.jobs.spec import JobStatus
 from producer.jobs.states import JobState
 
@@ -94,7 +95,9 @@ def note(status: JobStatus) -> str:
     """What is worth saying beside the counts."""
     if status.workers == 0 and not status.ended:
         return "no worker is running: start `gradcam-worker`"
-    parts = [problem(status)] if status.problem else []
+    parts = [_problem(status)] if status.problem else []
+    if status.stalled_s is not None:
+        parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
@@ -102,12 +105,6 @@ def note(status: JobStatus) -> str:
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return ", ".join(parts)
-
-
-def problem(status: JobStatus) -> str:
-    """What is wrong: with a worker while the job is at work, with what is left of it after that."""
-    at_work = status.state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING}
-    return f"a worker cannot work: {status.problem}" if at_work else str(status.problem)
 
 
 def summary(status: JobStatus) -> str:
@@ -126,6 +123,8 @@ def summary(status: JobStatus) -> str:
     if not status.ended:
         rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
+    if status.stalled_s is not None:
+        rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
     if status.images_per_s:
         rows["speed"] = f"{status.images_per_s:.1f} images/s"
     if status.stages:
@@ -137,11 +136,35 @@ def summary(status: JobStatus) -> str:
     if not status.ended and not status.workers:
         rows["workers"] = "none is running: start `gradcam-worker`"
     if status.problem:
-        rows["problem"] = problem(status)
+        rows["problem"] = _problem(status)
+    if status.other_versions:
+        rows["versions"] = release.others(status.other_versions)
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def _problem(status: JobStatus) -> str:
+    """What is wrong: with a worker while the job is at work, with Redis, or with what is left of the job after that."""
+    at_work = status.state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING}
+    if not at_work or status.problem == status.redis_problem:
+        return str(status.problem)
+    return f"a worker cannot work: {status.problem}"
+
+
+def _waits(status: JobStatus) -> str:
+    """What a job that does not go on waits for."""
+    if not status.workers:
+        return "no worker is running"
+    if status.waits:
+        told = (
+            f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
+            f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
+            for wait in status.waits
+        )
+        return "; ".join(told)
+    return "no worker has any of it in hand" if not status.chunks.in_hand else "no worker says what it waits for"
 
 
 def stages(status: JobStatus) -> str:

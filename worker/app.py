@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from functools import cache, partial
@@ -15,13 +16,14 @@ from billiard.process import active_children
 from celery import signals
 
 from producer.jobs import queue, transport
-from producer.jobs.errors import GradcamError
+from producer.jobs.errors import GradcamError, Unfit
 from producer.jobs.roster import Roster
 from producer.jobs.scripts import Scripts, make_client
 from producer.jobs.settings import Connections, read_both
 from producer.jobs.storage import Storage
 from producer.jobs.table import JobTable
 from worker import rundir, tasks
+from worker.grace import PARENT_SHARE, Grace
 from worker.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
 from worker.reconcile import Death, Reconciler
 from worker.settings import WorkerSettings
@@ -48,6 +50,7 @@ app.conf.include = ["worker.app"]
 # We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
 app.conf.worker_proc_alive_timeout = 2 * _WARM_WITHIN_S
 _parent = os.getppid()
+_redis_is_fit = threading.Event()
 # The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
 _at_work: list[tuple[Reconciler, Watchdog | None]] = []
 
@@ -97,6 +100,18 @@ def _end_when_useless() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     if health.has("cold") or health.starts() > _STARTS:
         _end("no new child can get what it needs")
+
+
+def _end_where_redis_is_unfit(table: JobTable) -> None:
+    """A Redis that was away when the launcher looked may be one that cannot be worked with."""
+    if _redis_is_fit.is_set():
+        return
+    try:
+        table.server.check(reads_queues=True, allow_eviction=connections.allow_eviction)
+    except Unfit as error:
+        health.fault(str(error))
+        _end(str(error).rstrip("."))
+    _redis_is_fit.set()
 
 
 def _end(why: str) -> NoReturn:
@@ -153,9 +168,15 @@ def _wait_until_warm() -> None:
 def _start(**_: Any) -> None:
     # Celery reads its first message after this.
     _wait_until_warm()
+    # A Redis that is away just now must not leave this worker without its reconciler: it waits.
+    table = JobTable(make_client(connections))
+
+    def look() -> None:
+        _end_when_useless()
+        _end_where_redis_is_unfit(table)
+
     reconciler = Reconciler(
-        # A Redis that is away just now must not leave this worker without its reconciler: it waits.
-        JobTable(make_client(connections)),
+        table,
         Storage.from_settings(connections),
         _republish,
         publish=_publish,
@@ -164,15 +185,23 @@ def _start(**_: Any) -> None:
         interval_s=settings.interval_s,
         # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
         grace_s=settings.lease_s,
-        on_orphaned=_end_when_useless,
+        on_orphaned=look,
     )
     reconciler.start()
     watchdog = None
     if settings.busy_files:
         watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
         watchdog.start()
+    if settings.drain_file is not None:
+        Grace(settings.drain_file, settings.grace_s, PARENT_SHARE, _end_at_last).start()
     _at_work.append((reconciler, watchdog))
     log.info("action=ready The worker is ready.")
+
+
+def _end_at_last(_within_s: float) -> None:
+    # Nothing is in hand any more; Celery may wait for a Redis that does not answer.
+    log.warning("action=stop_forced The time to stop is over, and Redis has not answered.")
+    os._exit(0)
 
 
 @signals.task_failure.connect

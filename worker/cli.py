@@ -9,20 +9,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from producer.jobs.errors import GradcamError, JobError, UsageError, WorkerError
+from producer.jobs import release
+from producer.jobs.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
+
+if TYPE_CHECKING:
+    from producer.jobs.settings import Connections
 
 
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers. Exit codes: "
-    "0 stopped, 2 usage or settings, 4 a driver or device is missing, or no process could get ready.",
+    "0 stopped, 2 usage or settings, 4 a driver or device is missing, no process could get ready, or Redis lacks what "
+    "it takes.",
 )
-@click.version_option(package_name="gradcam-queue", prog_name="gradcam-worker")
+@click.version_option(release.own(), prog_name="gradcam-worker")
 @click.option(
     "--devices",
     default="auto",
@@ -98,9 +103,9 @@ def cli(
 def check_command(within_s: float, as_json: bool) -> None:
     """Say whether every worker process of this user on this machine is alive; for probes.
 
-    A process is starting, idle or working, and all is well (exit code 0); or faulty (it says itself what keeps it from
-    working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where GRADCAM_WORKER_RUN_DIR or
-    TMPDIR is set for the launcher, it has to be for the check.
+    A process is starting, idle, working or waiting for a server, and all is well (exit code 0); or faulty (it says
+    itself what keeps it from working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where
+    GRADCAM_WORKER_RUN_DIR or TMPDIR is set for the launcher, it has to be for the check.
 
     \b
     Examples:
@@ -211,13 +216,32 @@ def _run(
     if preload:
         # Worker processes read it there.
         os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
-    _, settings = read_both(Connections, WorkerSettings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
+    connections, settings = read_both(Connections, WorkerSettings)
+    _check_redis(connections)
     _check_preloaded(settings.preload)
     classes = settings.queues if queues is None else _classes(queues)
     slots = plan(devices, processes_per_device)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
     launcher = Launcher(slots, grace_s=settings.grace_s, queues=classes, run_dir=settings.run_dir, metrics=metrics)
     return launcher.run()
+
+
+def _check_redis(connections: Connections) -> None:
+    """A Redis that cannot be worked with is told here, once; one that is away is waited for by each process.
+
+    Raises:
+        Unfit: It lacks rights, drops jobs, or is of another kind.
+    """
+    from producer.jobs.scripts import Scripts, make_client
+    from producer.jobs.server import Server
+
+    try:
+        server = Server(Scripts(make_client(connections), patience_s=0))
+        server.check(reads_queues=True, allow_eviction=connections.allow_eviction)
+    except Unfit:
+        raise
+    except ServiceError as error:
+        logging.getLogger(__name__).warning("action=redis_away %s", error)
 
 
 def _classes(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@
 | `<name>.at-work` | when the chunk in hand last went on                              | child          |
 | `<name>.busy0`, … | when the step in hand must be over, of each chunk in hand (`worker/lease.py`) | child |
 | `<name>.preloads` | until when models may be loaded before the first message is read | child         |
+| `<name>.waits`   | since when a server has been waited for, and which one           | child          |
 | `<name>.fault`   | what keeps the process from working                              | child          |
 
 A probe has to be fast: nothing here imports more than the standard library, and Redis is not asked.
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from producer.jobs.roster import PROBLEM_LIFETIME_S
+from producer.jobs.keys import PROBLEM_LIFETIME_S
 from worker import rundir
 
 #: The kinds of files of the chunks that a process has in hand: one is at the device, and one comes or goes.
@@ -72,6 +73,7 @@ class Health:
 
     def begins(self) -> None:
         """Say that a child begins to start; one that crashes then has no other word to say so."""
+        self.waits_no_more()  # whoever did is dead
         if self._stem is not None:
             with suppress(OSError), self.file("starts").open("ab") as file:
                 file.write(b".")
@@ -102,6 +104,18 @@ class Health:
     def well(self) -> None:
         """Say that nothing keeps this process from working any more."""
         self._take_back("fault")
+
+    def waits(self, what: str, for_s: float) -> None:
+        """Say that a server has been waited for so long; said again while it lasts."""
+        if self._stem is not None:
+            self._write("waits", what)
+            with suppress(OSError):
+                since = time.time() - for_s
+                os.utime(self.file("waits"), (since, since))
+
+    def waits_no_more(self) -> None:
+        """Take back what `waits` said."""
+        self._take_back("waits")
 
     # -- what has been said --------------------------------------------------------------------------------------------
 
@@ -138,10 +152,17 @@ class Health:
         except OSError:
             return None
 
+    def server_waited_for(self) -> tuple[str, float] | None:
+        """Which server does not answer, and for how many seconds; None where all do."""
+        try:
+            return self.file("waits").read_text(), max(time.time() - self.file("waits").stat().st_mtime, 0.0)
+        except (OSError, ValueError):
+            return None
+
     def forget(self) -> None:
         """Remove all files of a process that has ended."""
         if self._stem is not None:
-            for kind in ("warm", "starts", "preloads", "cold", "polled", "away", "at-work", *BUSY, "fault"):
+            for kind in ("warm", "starts", "preloads", "cold", "polled", "away", "at-work", *BUSY, "waits", "fault"):
                 self._take_back(kind)
 
     def _say(self, kind: str) -> bool:
@@ -211,6 +232,8 @@ class State(StrEnum):
     IDLE = "idle"
     #: It has a chunk in hand, whose step in hand is within its time.
     WORKING = "working"
+    #: It has a chunk in hand, and a server does not answer; for longer than `within_s` it is silent.
+    WAITING = "waiting"
     #: It says itself what keeps it from working.
     FAULTY = "faulty"
     #: It runs, and has given no sign of life for too long.
@@ -220,7 +243,7 @@ class State(StrEnum):
 
 
 #: The states that are as they should be.
-ALIVE = frozenset({State.STARTING, State.IDLE, State.WORKING})
+ALIVE = frozenset({State.STARTING, State.IDLE, State.WORKING, State.WAITING})
 
 
 @dataclass(frozen=True)
@@ -272,13 +295,22 @@ def _judge(health: Health, process: Listed, within_s: float) -> Found:
         if age_s < STARTING_WITHIN_S or now < health.at("preloads"):
             return found(State.STARTING)
         return found(State.SILENT, f"it has not got ready for {age_s:.0f} s")
+    return found(*_judge_ready(health, silent_s, within_s))
+
+
+def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[State, str | None]:
+    """What a process is in that has been ready once, and why it is silent or waits."""
     until = max(map(health.at, BUSY))
     busy = until > 0
+    if busy and (server := health.server_waited_for()):
+        what, waited_s = server
+        state = State.SILENT if waited_s > within_s else State.WAITING
+        return state, f"it has waited for {what} for {waited_s:.0f} s"
     # One step may take longer than `within_s`: a model is loaded, a large batch is computed on a slow processor.
-    if silent_s <= within_s or now <= until:
-        return found(State.WORKING if busy else State.IDLE)
+    if silent_s <= within_s or time.time() <= until:
+        return State.WORKING if busy else State.IDLE, None
     what = "Redis cannot be reached" if health.has("away") else "no read of the queues has come back"
-    return found(State.SILENT, f"{what} for {silent_s:.0f} s")
+    return State.SILENT, f"{what} for {silent_s:.0f} s"
 
 
 def sentence(found: Sequence[Found]) -> str:
@@ -288,4 +320,4 @@ def sentence(found: Sequence[Found]) -> str:
     wrong = [f"{one.name} is {one.state}: {one.problem}" for one in found if one.state not in ALIVE]
     if wrong:
         return f"{len(wrong)} of {len(found)} processes cannot work: {'; '.join(wrong)}"
-    return ", ".join(f"{one.name} is {one.state}" for one in found)
+    return ", ".join(f"{one.name} is {one.state}" + (f": {one.problem}" if one.problem else "") for one in found)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from producer.jobs import uris
 from producer.jobs.errors import GradcamError, ItemError
 from producer.jobs.spec import ExplainedClass, Failure, Item, Result
+from producer.jobs.waits import waiting
 from worker.guesses import guesses
 from worker.ledger import Ended
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 #: Stages that talk to servers have limits of their own, with all their retries; this much later they hang.
 _NETWORK_S = 600.0
+_OF_SERVERS = frozenset({"fetch", "upload"})
+#: What is said of stages that take long.
+_WORK = {"decode": "an image to be decoded", "render": "pictures to be drawn", "encode": "pictures to be encoded"}
 
 
 @dataclass
@@ -65,7 +69,9 @@ class Image:
         self.begun(stage, started)
         self.stage = (stage, started)
         try:
-            yield
+            # Where a server is waited for, it says so itself.
+            with nullcontext() if stage in _OF_SERVERS else waiting(_WORK.get(stage, stage), server=False):
+                yield
         finally:
             self.stage = None
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 6)
@@ -86,7 +92,7 @@ class Image:
         if stage is None:
             return None
         name, since = stage
-        allowed_s = limit_s + (_NETWORK_S if name in {"fetch", "upload"} else 0)
+        allowed_s = limit_s + (_NETWORK_S if name in _OF_SERVERS else 0)
         return name if time.monotonic() - since > allowed_s else None
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from producer.jobs.errors import WorkerError
 from producer.jobs.spec import CLASSES
 from worker import cores, gpus, rundir
+from worker.grace import LAUNCHER_SHARE
 from worker.health import Health, Listed, publish, published
 
 log = logging.getLogger(__name__)
@@ -285,7 +286,7 @@ class Launcher:
             self._drain_file.touch()
         for process in self._alive():
             process.terminate()
-        until = time.monotonic() + self.grace_s
+        until = time.monotonic() + LAUNCHER_SHARE * self.grace_s
         while self._alive() and time.monotonic() < until and self._signals == 1:
             time.sleep(_LOOK_EVERY_S)
         return 0

@@ -22,6 +22,7 @@ from producer.jobs import uris
 from producer.jobs.ahead import ahead
 from producer.jobs.errors import CrashedWorker, ItemError, ItemTimeout, ModelError, WorkerError
 from producer.jobs.stages import IDLE
+from producer.jobs.waits import waiting
 from worker import metrics, stages
 from worker.classes import checked_class
 from worker.device import Explained, explain_classes, kind_of_work, oom_halvings
@@ -247,7 +248,7 @@ class Pipeline:
         """Runs in the device's thread."""
         if self._stop():
             raise _StoppedError
-        with self._at():
+        with self._at(), waiting("the device", server=False):
             return self._explain_now(batch, hand)
 
     def _explain_now(self, batch: list[Image], hand: Hand) -> _Answers:

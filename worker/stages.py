@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from producer.jobs import keys, uris
 from producer.jobs.errors import ImageError, JobError, ModelError
+from producer.jobs.waits import STORE, waiting
 from worker.classes import checked_class
 from worker.decode import Picture, decode, normalise
 from worker.geometry import average_maps, fit
@@ -37,7 +39,7 @@ def load(image: Image, fetcher: Fetcher, network: Network, spec: JobSpec) -> Ima
     """Fetch, decode, and bring to the network's size; what is wrong with the image is noted in it."""
     with own_fault(image):
         image.asked = _class_of(image.item, network)
-        with image.timed("fetch"):
+        with image.timed("fetch"), waiting(_server_of(image.item.uri)):
             data = fetcher.fetch(image.item.uri)
         with image.timed("decode"):
             original = decode(data)
@@ -89,6 +91,15 @@ def _class_of(item: Item, network: Network) -> int | None:
         return checked_class(network, item.class_id, item.class_name)
     except JobError as error:
         raise ModelError(str(error)) from None
+
+
+def _server_of(uri: str) -> str:
+    """Who is waited for while an image is fetched, as it may be shown."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "an image"  # fetching it says what is wrong with its address
+    return STORE if parts.scheme == "s3" else f"images of {parts.hostname or 'this machine'}"
 
 
 def _small_enough(original: Picture) -> Picture:

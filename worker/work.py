@@ -23,13 +23,16 @@ from producer.jobs.fetch import Fetcher
 from producer.jobs.finalise import finalise, versions
 from producer.jobs.states import JobState
 from producer.jobs.table import LeftAlone
+from producer.jobs.waits import waiting
 from worker.batching import BatchSizes
 from worker.blame import Blame
 from worker.device import memory_allows_twice
+from worker.grace import CHILD_SHARE, Grace
 from worker.health import BUSY
 from worker.lease import Lease, LeaseLost
 from worker.models import WEIGHTS_TIMEOUT_S, Models
 from worker.pipeline import Hand, Pipeline
+from worker.teller import Teller
 
 if TYPE_CHECKING:
     from producer.jobs.queue import Pointer
@@ -70,6 +73,8 @@ class _Taken:
     fed: bool = False
     #: Whether images are in it that may have killed a process: nothing is begun beside those.
     suspicious: bool = False
+    #: What it has in hand.
+    claim: Claim | None = None
 
 
 class Work:
@@ -100,6 +105,9 @@ class Work:
         self._pipeline = Pipeline(
             table, storage, self._fetcher, sizes, settings, stop=self.stopping, at_work=self._health.at_work
         )
+        Teller(table.roster, settings.name, health).start()
+        if settings.drain_file is not None:
+            Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, self._give_up).start()
         self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
         self._orders = itertools.count()
         self._parent = os.getppid()
@@ -262,7 +270,7 @@ class Work:
         claim = self._table.claim(job, chunk, spec, claim_id=taken.claim_id, lease_s=settings.lease_s)
         if claim is None:
             return False
-        taken.suspicious = bool(claim.suspects)
+        taken.suspicious, taken.claim = bool(claim.suspects), claim
         busy_file = settings.busy_files[taken.slot] if settings.busy_files else None
         try:
             with Lease(
@@ -327,7 +335,8 @@ class Work:
                 taken.suspicious = True
                 self._alone(taken, lease)
             lease.load(limit_s)
-        network = self._models.get(claim.spec)
+        with waiting("a model to be loaded", server=False):
+            network = self._models.get(claim.spec)
         self._blame.loaded(claim)
         return network
 
@@ -342,6 +351,22 @@ class Work:
     def _give(self, queue: str, job: str, chunk: int) -> None:
         with suppress(ServiceError):
             self._publish(queue, job, chunk, self._table.roster.now())
+
+    def _give_up(self, within_s: float) -> None:
+        """The time to stop is nearly over, and a server, or a batch, does not come to its end: others begin again."""
+        with self._changed:
+            claims = [taken.claim for taken in self._in_hand.values() if taken.claim is not None]
+        log.warning("action=stop_forced What was waited for did not come in time; %d chunks go to others.", len(claims))
+        # Our parent shall not take this for a death that an image caused.
+        for file in self._settings.busy_files:
+            file.unlink(missing_ok=True)
+        releasing = [threading.Thread(target=self._release, args=(claim,), daemon=True) for claim in claims]
+        for thread in releasing:
+            thread.start()
+        until = time.monotonic() + within_s
+        for thread in releasing:
+            thread.join(max(until - time.monotonic(), 0))
+        os._exit(RETIRED)
 
     def _annotate(self, claim: Claim, network: Network) -> None:
         self._table.annotate(

@@ -6,7 +6,8 @@
     │   ├── UnknownJob            no job of that name, or its lifetime is over
     │   ├── JobEnded              it takes no more images
     │   └── SourceChanged         a name's source is not what it was
-    ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 3)
+    ├── ServiceError              Redis or S3 cannot be used from here                          (exit code 4)
+    │   └── Unfit                 Redis answers, and waiting helps nothing: rights, eviction, its kind
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
     │   │   ├── NothingThere      there is nothing, from wherever it is asked           → `fetch`
@@ -58,6 +59,10 @@ class SourceChanged(UsageError):
 
 class ServiceError(GradcamError):
     """Redis or the object store cannot be used from here."""
+
+
+class Unfit(ServiceError):
+    """Redis answers, and cannot be worked with until somebody changes it, or our settings."""
 
 
 class ItemError(GradcamError):

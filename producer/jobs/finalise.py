@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.errors import BucketClosed, ServiceError, StoreError, UsageError
 from producer.jobs.spec import JobSpec, JobStatus, is_newer
 from producer.jobs.storage import Storage
@@ -22,6 +22,9 @@ class DamagedSummary(UsageError):
 
 
 log = logging.getLogger(__name__)
+
+#: What a status says of the moment it was asked in.
+_OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
 
 
 def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
@@ -70,7 +73,7 @@ def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalising
 def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], status: JobStatus) -> None:
     """Write what a job came to. Raises StoreError, JobError, WorkerError: the store cannot be used."""
     summary = {
-        "status": status.model_dump(mode="json", exclude={"workers", "problem"}),
+        "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
         "spec": spec,
         "since": table.since(status.job),
         "found": table.facts(status.job),
@@ -154,7 +157,7 @@ def versions(*names: str) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = version(name)
+            found[name] = release.own() if name == release.DISTRIBUTION else version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
     return found

@@ -27,8 +27,11 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
 | `gradcam:queues`     | hash   | worker → the classes of service it reads    | it stops       | worker, main process  |
 | `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
+| `gradcam:waits`      | hash   | worker → what it has waited for, since when | 2 min          | worker, child process |
+| `gradcam:releases`   | hash   | version → last heard of, and which worker   | a minute       | worker, main process  |
 | `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
 | `gradcam:batch-sizes`| hash   | kind of work → images a batch               | 30 days        | worker, child process |
+| `gradcam:rights:*`   | any    | nothing: which commands may we run?         | the call       | rights                |
 | `gradcam:turns:*`    | zset   | job → its place in the row of its class     | their end      | create, retry, turn   |
 | `gradcam:deficit:*`  | hash   | since when how many messages are missing    | an hour        | deficit               |
 | `gradcam:reconciler` | string | who reconciles                              | one interval   | worker, main process  |
@@ -58,14 +61,19 @@ ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
 QUEUES = "gradcam:queues"
 PROBLEMS = "gradcam:problems"
+WAITS = "gradcam:waits"
+RELEASES = "gradcam:releases"
 RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
+RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
     *("marks", "suspects", "classes", "timings", "troubles"),
 )
+#: A problem that is not told again is over, or its worker is.
+PROBLEM_LIFETIME_S = 120
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
 

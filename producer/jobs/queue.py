@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 
 from producer.jobs.errors import ServiceError, UsageError
 from producer.jobs.keys import QUEUE_PREFIX
+from producer.jobs.redis_url import RedisUrl
 from producer.jobs.spec import CLASSES, checked_name
 
 if TYPE_CHECKING:
@@ -45,8 +46,13 @@ class BrokerAway(ServiceError):
 
 
 def make_app(redis_url: str) -> Celery:
-    """Make the Celery application."""
-    app = Celery("gradcam", broker=redis_url, amqp="producer.jobs.transport:AMQP", set_as_current=False)
+    """Make the Celery application.
+
+    Raises:
+        ValueError: The address is not one that `RedisUrl` reads.
+    """
+    url = RedisUrl.read(redis_url)
+    app = Celery("gradcam", broker=url.plain, amqp="producer.jobs.transport:AMQP", set_as_current=False)
     app.conf.update(
         # A Redis list needs no declaration, which would cost round trips and writes that a full Redis refuses.
         task_queues=[Queue(name, no_declare=True) for name in QUEUES],
@@ -83,7 +89,7 @@ def make_app(redis_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # Left to itself kombu takes any certificate. What the address says (`?ssl_ca_certs=…`) goes first.
-        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if redis_url.startswith("rediss:") else None,
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED, **url.ssl} if url.tls else None,
         broker_transport_options={
             "global_keyprefix": QUEUE_PREFIX,
             # Classes of service are queues read in order; Celery's own priorities would split each into four lists.
@@ -95,6 +101,7 @@ def make_app(redis_url: str) -> Celery:
             # Half-open connections are noticed: a read of the queues within 1 s + 2 of these.
             "socket_keepalive": True,
             "health_check_interval": 10,
+            **url.options,
         },
     )
     return app

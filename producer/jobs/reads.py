@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import redis
 
-from producer.jobs import keys
+from producer.jobs import keys, release
 from producer.jobs.control import Control
 from producer.jobs.errors import OtherVersion, UnknownJob, no_such
 from producer.jobs.keys import JobKeys
 from producer.jobs.roster import WORKER_SILENT_S, Roster
 from producer.jobs.scripts import PATIENCE_S, Scripts, text
+from producer.jobs.server import Server
 from producer.jobs.spec import ChunkCounts, Failure, JobSpec, JobStatus
 from producer.jobs.states import JobState
 from producer.jobs.status import FIELDS, make_status
@@ -46,7 +47,7 @@ class Outline:
 class Reads:
     """Every read of jobs, and the parts of the table.
 
-    `control` is what a user does, `roster` the workers, `troubles` what these say against jobs.
+    `control` is what a user does, `roster` the workers, `troubles` what these say against jobs, `server` Redis itself.
     """
 
     def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
@@ -55,6 +56,7 @@ class Reads:
         self.control = Control(self._scripts)
         self.roster = Roster(self._scripts)
         self.troubles = Troubles(self._scripts)
+        self.server = Server(self._scripts)
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
@@ -108,7 +110,7 @@ class Reads:
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings", "troubles"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, told, *problem = self._scripts.run(
+        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, told, at, *problem = self._scripts.run(
             "status", names, [WORKER_SILENT_S, *FIELDS]
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
@@ -118,10 +120,28 @@ class Reads:
         timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
         where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
         # What is wrong with this job comes before what is wrong with a worker.
-        wrong = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
-        if wrong is None and problem and problem[0]:
-            wrong = text(problem[0])
-        return make_status(job, fields, counts, where, timings, workers, wrong)
+        trouble = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
+        if trouble is None and problem and problem[0]:
+            trouble = text(problem[0])
+        now = float(at)
+        status = make_status(job, fields, counts, where, timings, workers, trouble, now)
+        if status.ended:
+            return status
+        wrong = self.server.problem()
+        return status.model_copy(
+            update={
+                "redis_problem": wrong,
+                "problem": status.problem or wrong,
+                "other_versions": self._other_releases(now) if workers else {},
+                "waits": self.roster.waits(now) if status.stalled_s is not None else (),
+            }
+        )
+
+    def _other_releases(self, now: float) -> dict[str, str]:
+        found = self.roster.releases(now)
+        if not found:
+            return {"unknown": "one that does not tell"}
+        return {name: worker for name, worker in found.items() if name != release.own()}
 
     def jobs(
         self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from producer.jobs import keys
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from producer.jobs import keys, release
 from producer.jobs.errors import ServiceError
+from producer.jobs.scripts import text
+from producer.jobs.spec import Wait
 
 if TYPE_CHECKING:
     import redis
@@ -19,7 +23,24 @@ WORKER_SILENT_S = 60
 _FORGOTTEN_S = 86_400
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
+#: A status names so many things that are waited for at most.
+MOST_WAITS = 5
 SPEEDS_LIFETIME_S = 30 * 86_400
+
+
+class _Told(BaseModel):
+    """What a worker tells of its waiting."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    #: By Redis' clock, in seconds since 1970: when the wait began, and when it was told last.
+    since: float
+    at: float
+
+
+def _alive(told: bytes, now: float) -> bool:
+    return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
 
 
 class Roster:
@@ -29,11 +50,30 @@ class Roster:
         self._scripts = scripts
 
     def beat(self, worker: str, queues: Sequence[str] = ()) -> None:
-        """Say that a worker is alive, and which classes of service it reads: all where none is named."""
+        """Say that a worker is alive, of which release it is, and which classes of service it reads.
+
+        It reads all where none is named.
+        """
         now = self.now()
-        self._scripts.do(lambda client: client.zadd(keys.WORKERS, {worker: now}))
-        if queues:
-            self._scripts.do(lambda client: client.hset(keys.QUEUES, worker, ",".join(queues)))
+
+        def beat(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.zadd(keys.WORKERS, {worker: now})
+                if queues:
+                    pipe.hset(keys.QUEUES, worker, ",".join(queues))
+                # One worker of each release will do: there are few releases, and many workers.
+                pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
+                pipe.hgetall(keys.RELEASES)
+                found = cast("dict[bytes, bytes]", pipe.execute()[-1])
+            if silent := [name for name, told in found.items() if not _alive(told, now)]:
+                client.hdel(keys.RELEASES, *silent)
+
+        self._scripts.do(beat)
+
+    def releases(self, now: float) -> dict[str, str]:
+        """The releases of the workers that are alive, each with the name of one of them."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
+        return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
     def retire(self, worker: str) -> None:
         """Say that a worker is gone; it goes all the same when nobody listens."""
@@ -42,6 +82,7 @@ class Roster:
             client.zrem(keys.WORKERS, worker)
             client.hdel(keys.QUEUES, worker)
             client.hdel(keys.PROBLEMS, worker)
+            client.hdel(keys.WAITS, worker)
 
         with suppress(ServiceError):
             self._scripts.do(retire, patience_s=1.0)
@@ -60,11 +101,38 @@ class Roster:
     def complain(self, worker: str, sentence: str) -> None:
         """Say what keeps a worker from working; whoever looks at a job sees it."""
         self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
-        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, PROBLEM_LIFETIME_S))
+        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
 
     def recovered(self, worker: str) -> None:
         """Say that nothing keeps a worker from working any more."""
         self._scripts.do(lambda client: client.hdel(keys.PROBLEMS, worker))
+
+    def waits_for(self, worker: str, what: str, for_s: float) -> None:
+        """Say what a worker has been waiting for, and for how long; said again while it lasts."""
+        now = self.now()
+        told = _Told(what=what, since=now - for_s, at=now)
+
+        def tell(client: redis.Redis) -> None:
+            client.hset(keys.WAITS, worker, told.model_dump_json())
+            client.expire(keys.WAITS, keys.PROBLEM_LIFETIME_S)
+
+        self._scripts.do(tell, patience_s=1.0)
+
+    def waits_no_more(self, worker: str) -> None:
+        """Take back what `waits_for` said."""
+        self._scripts.do(lambda client: client.hdel(keys.WAITS, worker), patience_s=1.0)
+
+    def waits(self, now: float) -> tuple[Wait, ...]:
+        """What workers wait for, the longest wait first."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
+        longest: dict[str, list[float]] = {}
+        for line in found.values():
+            with suppress(ValidationError):  # of another version
+                told = _Told.model_validate_json(line)
+                if now - told.at < WORKER_SILENT_S:  # else it died with its wait
+                    longest.setdefault(told.what, []).append(now - told.since)
+        waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
+        return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
     def lead(self, worker: str, for_s: float) -> bool:
         """Whether this worker is the one that looks for lost work for so long."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
-from producer.jobs.errors import ServiceError
+from producer.jobs.errors import ServiceError, Unfit
+from producer.jobs.waits import REDIS, waiting
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -33,6 +34,9 @@ _LIBRARY = (
     *("_now", "_life", "_bits", "_strikes", "_death"),
     *("_failures", "_end", "_turns", "_maintenance", "_convict"),
 )
+#: How Redis names the command that a user may not run, and how it says that a key is refused.
+_FORBIDDEN = re.compile(r"no permissions to run the '([^']+)' command")
+_FORBIDDEN_KEY = re.compile(r"permissions to access|can't access at least one of the keys")
 #: What Redis says when its disk is full, its primary is away, a script runs for too long, or a script found it full.
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 
@@ -42,12 +46,16 @@ def make_client(settings: Connections) -> redis.Redis:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    return redis.Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=10,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=25,
+    url = settings.redis
+    options = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True, "health_check_interval": 25}
+    return redis.Redis(
+        host=url.host,
+        port=url.port,
+        db=url.database,
+        username=url.user,
+        password=url.password,
+        ssl=url.tls,
+        **{**options, **url.options, **url.ssl},
         # Once, for a pooled connection that died meanwhile; `Scripts` has the patience.
         retry=Retry(NoBackoff(), 1),
     )
@@ -65,13 +73,53 @@ def connect(settings: Connections) -> redis.Redis:
     except redis.exceptions.AuthenticationError:
         raise ServiceError(f"Redis at {settings.redis_address} refuses the password in GRADCAM_REDIS_URL") from None
     except redis.exceptions.ResponseError as error:
-        raise ServiceError(f"Redis at {settings.redis_address} refuses GRADCAM_REDIS_URL: {error}") from None
+        why = _forbidden(error, user_of(client)) or f"Redis at {settings.redis_address} refuses us: {error}"
+        raise ServiceError(why) from None
     except redis.exceptions.RedisError as error:
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
             "start it, or correct GRADCAM_REDIS_URL"
         ) from None
     return client
+
+
+def user_of(client: redis.Redis) -> str:
+    """The user that a client logs in as."""
+    return client.get_connection_kwargs().get("username") or "default"
+
+
+def grant(user: str, missing: Sequence[str]) -> str:
+    """Say which rights a user lacks, and how it gets them.
+
+    Args:
+        user: Its name.
+        missing: Commands, and `~` where it may not use our keys.
+    """
+    commands = [name.upper() for name in missing if name != "~"]
+    what = [f"run {', '.join(commands)}"] if commands else []
+    what += ["use the keys gradcam:*"] if "~" in missing else []
+    rights = [f"+{name.lower()}" for name in commands] + (["~gradcam:*"] if "~" in missing else [])
+    return (
+        f"Redis does not let the user `{user}` {' nor '.join(what)}: `ACL SETUSER {user} {' '.join(rights)}` "
+        "(docs/operations.md has all the rights it needs)"
+    )
+
+
+def _forbidden(error: redis.exceptions.RedisError, user: str) -> str | None:
+    """Say what a user may not do, where that is what Redis says; the text may come from a script's command."""
+    if found := _FORBIDDEN.search(str(error)):
+        return grant(user, [found[1]])
+    return grant(user, ["~"]) if _FORBIDDEN_KEY.search(str(error)) else None
+
+
+def hello(client: redis.Redis) -> dict[str, str]:
+    """What a server says of itself to everybody: `server`, `version`, `mode`, …; nothing where it says nothing."""
+    try:
+        found: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except redis.exceptions.ResponseError:
+        return {}
+    pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    return {text(name): text(value) for name, value in pairs if isinstance(name, bytes) and isinstance(value, bytes)}
 
 
 class Scripts:
@@ -87,10 +135,16 @@ class Scripts:
         self._patience_s = patience_s
         self._scripts: dict[str, Script] = {}
 
+    @property
+    def user(self) -> str:
+        """The user that Redis knows us as."""
+        return user_of(self._redis)
+
     def run(self, name: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Run one script. Errors as `do`."""
         return self.do(lambda client: self._script(name, client)(keys=list(names), args=list(arguments)))
 
+    @waiting(REDIS)
     def do(self, command: Callable[[redis.Redis], _T], *, patience_s: float | None = None) -> _T:
         """Call a command, again and again while Redis is away or refuses to write.
 
@@ -99,7 +153,8 @@ class Scripts:
             patience_s: For this one call, in place of what was said for all.
 
         Raises:
-            ServiceError: It still does after `patience_s`, or it refuses our password.
+            Unfit: It refuses our password, or a command, which is named.
+            ServiceError: It is still away after `patience_s`.
         """
         patience_s = self._patience_s if patience_s is None else patience_s
         deadline = time.monotonic() + patience_s
@@ -107,9 +162,11 @@ class Scripts:
         while True:
             try:
                 return command(self._redis)
-            except (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-                raise ServiceError(f"Redis refuses us ({error}): correct GRADCAM_REDIS_URL") from None
             except redis.exceptions.RedisError as error:
+                if forbidden := _forbidden(error, self.user):
+                    raise Unfit(forbidden) from None
+                if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
+                    raise Unfit(f"Redis refuses us ({error}): correct GRADCAM_REDIS_URL") from None
                 why = _passing(error)
                 if why is None:
                     raise
@@ -123,7 +180,8 @@ class Scripts:
     def _script(self, name: str, client: redis.Redis) -> Script:
         script = self._scripts.get(name)
         if script is None:
-            version = client.info("server")["redis_version"]
+            # Not by INFO, which not every user may run; where nothing is said, a full Redis refuses more than it must.
+            version = hello(client).get("version", "0")
             has_flags = int(version.split(".")[0]) >= _SCRIPT_FLAGS_SINCE
             header = _ALLOW_OOM if has_flags and name not in _GROWING else ""
             script = self._scripts[name] = client.register_script(header + _source(name))

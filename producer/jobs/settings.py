@@ -6,6 +6,7 @@
 | `GRADCAM_S3_BUCKET`        | bucket of the pictures                               | required        |
 | `GRADCAM_S3_ENDPOINT_URL`  | an S3-compatible server                              | AWS             |
 | `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
+| `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
 | `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
 | `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
 
@@ -24,6 +25,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.errors import SettingsError
+from producer.jobs.redis_url import RedisUrl
 
 _Model = TypeVar("_Model", bound=BaseSettings)
 _Other = TypeVar("_Other", bound=BaseSettings)
@@ -33,14 +35,7 @@ _OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(value.get_secret_value())
-        parts.port  # noqa: B018 - reading it is what checks it
-    except ValueError as error:
-        raise ValueError("is not a valid address") from error
-    database = parts.path.strip("/")
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or not (database.isdigit() or not database):
-        raise ValueError("must look like redis://[:password@]host:port/0 (or rediss:// for TLS)")
+    RedisUrl.read(value.get_secret_value())
     return value
 
 
@@ -75,14 +70,20 @@ class Connections(BaseSettings):
     s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     #: All our keys begin with this.
     s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = "gradcam"
+    #: Whether a Redis whose `maxmemory-policy` lets it drop jobs is used all the same.
+    allow_eviction: bool = False
     #: How long a finished job stays in Redis.
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
 
     @property
     def redis_address(self) -> str:
         """The address without its secret, for messages."""
-        parts = urlsplit(self.redis_url.get_secret_value())
-        return f"{parts.hostname}:{parts.port or 6379}"
+        return self.redis.address
+
+    @property
+    def redis(self) -> RedisUrl:
+        """The address, read."""
+        return RedisUrl.read(self.redis_url.get_secret_value())
 
 
 def read(model: type[_Model]) -> _Model:
@@ -131,7 +132,7 @@ def _sentence(prefix: str, problem: Mapping[str, Any]) -> str:
         return f"{name} is missing"
     # The value itself is left out: it may hold a password.
     text = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name} {text}" if text.startswith(("must", "is ")) else f"{name} is wrong ({text})"
+    return f"{name} {text}" if text.startswith(("must", "is ", "has ", "names ")) else f"{name} is wrong ({text})"
 
 
 def _misspelt(names: Mapping[str, str], prefix: str, known: list[str], others: tuple[str, ...]) -> list[str]:

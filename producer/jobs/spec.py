@@ -181,6 +181,15 @@ class ChunkCounts(_Frozen):
     complete: int
 
 
+class Wait(_Frozen):
+    """A server, or a step of work, that workers have waited for longer than usual."""
+
+    what: str
+    #: How many worker processes.
+    workers: int
+    longest_s: float
+
+
 class JobStatus(_Frozen):
     """What there is to know of a job at one moment; all counts are of images."""
 
@@ -197,7 +206,8 @@ class JobStatus(_Frozen):
     pending: int
     #: reason → count
     failures: dict[str, int]
-    #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image.
+    #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image, and
+    #: where nothing has been recorded for half a minute.
     images_per_s: float | None
     eta_s: float | None
     created_at: datetime
@@ -206,8 +216,16 @@ class JobStatus(_Frozen):
     error: str | None = None
     #: Workers heard of within the last minute.
     workers: int = 0
-    #: What keeps one of them from working, in a sentence.
+    #: What keeps one of them from working, or what is wrong with Redis, in a sentence.
     problem: str | None = None
+    #: What is wrong with Redis.
+    redis_problem: str | None = None
+    #: For how many seconds nothing has been recorded, though it runs and is not done; none before half a minute.
+    stalled_s: float | None = None
+    #: What workers wait for while that is so, the longest wait first.
+    waits: tuple[Wait, ...] = ()
+    #: Releases of workers that are not this program's, each with the name of one of its workers.
+    other_versions: dict[str, str] = {}
     #: Images in chunks that a worker has in hand.
     running: int = 0
     #: Where its chunks are; a worker process has one or two in hand.

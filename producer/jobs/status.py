@@ -36,6 +36,10 @@ FIELDS = (
 _BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
 
 
+#: What was measured is no measure any more when nothing has been recorded for so long.
+STALLED_AFTER_S = 30.0
+
+
 def to_time(seconds: str | bytes) -> datetime:
     """Read a time as the scripts write it: seconds since 1970."""
     return datetime.fromtimestamp(float(seconds), UTC)
@@ -49,6 +53,7 @@ def make_status(
     timings: Mapping[str, float],
     workers: int,
     problem: str | None,
+    now: float,
 ) -> JobStatus:
     """Make a job's status of what its hash holds.
 
@@ -60,6 +65,7 @@ def make_status(
         timings: As `stages.py` says, in seconds.
         workers: Workers heard of lately.
         problem: What keeps one of them from working.
+        now: By Redis' clock, in seconds since 1970.
     """
     state = JobState(fields["state"])
     total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
@@ -68,7 +74,9 @@ def make_status(
     over = ended or state in MAINTENANCE
     if "open_chunks" in fields:
         chunks = chunks.model_copy(update={"complete": chunks.total - int(fields["open_chunks"]), "waiting": 0})
-    speed = _images_per_s(fields, done + failed)
+    still_s = 0.0 if ended else max(now - _went_on_at(fields), 0.0)
+    fresh = still_s < STALLED_AFTER_S
+    speed = _images_per_s(fields, done + failed) if fresh else None
     return JobStatus(
         job=job,
         name=fields["name"] or None,
@@ -84,7 +92,7 @@ def make_status(
         running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
         chunks=chunks,
         stages=stage_times(timings),
-        device_busy=device_busy(timings),
+        device_busy=device_busy(timings) if fresh else None,
         images_per_s=round(speed, 3) if speed else None,
         eta_s=round(left / speed, 1) if speed and state is JobState.RUNNING else None,
         created_at=to_time(fields["created_at"]),
@@ -92,9 +100,16 @@ def make_status(
         error=fields.get("error"),
         workers=workers,
         problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
+        stalled_s=round(still_s, 1) if not fresh and left and state is JobState.RUNNING else None,
         generation=int(fields["generation"]),
         republished=int(fields.get("republished", 0)),
     )
+
+
+def _went_on_at(fields: dict[str, str]) -> float:
+    """When something was recorded last, or first handed out, or the job was made."""
+    times = (fields[name] for name in ("progress_at", "started_at", "created_at") if name in fields)
+    return float(next(times))
 
 
 def _images_per_s(fields: dict[str, str], finished: int) -> float | None:

@@ -19,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from producer.jobs import keys
 from producer.jobs.direct import Direct
 from producer.jobs.errors import BucketClosed, ServiceError, StoreError, WorkerError
+from producer.jobs.waits import STORE, waiting
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
@@ -161,6 +162,7 @@ class Storage:
         """The address of one of our objects."""
         return f"s3://{self.bucket}/{key}"
 
+    @waiting(STORE)
     def check(self) -> None:
         """Make sure that the bucket is there and ours to use.
 
@@ -171,6 +173,7 @@ class Storage:
         with self.errors("be listed"):
             self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
+    @waiting(STORE)
     def put(self, key: str, body: bytes) -> None:
         """Write an object whole.
 
@@ -191,8 +194,8 @@ class Storage:
         """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
 
         def put() -> None:
-            with path.open("rb") as file:
-                self.client.upload_fileobj(file, self.bucket, key)
+            with path.open("rb") as file, waiting(STORE) as wait:
+                self.client.upload_fileobj(file, self.bucket, key, Callback=wait.moved)
 
         with path.open("rb") as file:
             file.read(1)  # whether it can be read is told before the store's faults are
@@ -203,13 +206,14 @@ class Storage:
 
         def put() -> None:
             # boto3 closes what it has read.
-            with os.fdopen(os.dup(file.fileno()), "rb") as again:
+            with os.fdopen(os.dup(file.fileno()), "rb") as again, waiting(STORE) as wait:
                 again.seek(0)
-                self.client.upload_fileobj(again, self.bucket, key)
+                self.client.upload_fileobj(again, self.bucket, key, Callback=wait.moved)
 
         file.flush()
         self._patiently("be written to", put, probe=self.takes)
 
+    @waiting(STORE)
     def get(self, key: str) -> bytes:
         """Read an object whole. Errors as `put`."""
 
@@ -229,6 +233,7 @@ class Storage:
 
         self._patiently("be read", get, probe=self.answers)
 
+    @waiting(STORE)
     def delete(self, names: Sequence[str]) -> None:
         """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
         unlisted = [name for name in names if _NOT_IN_XML.search(name)]
@@ -274,6 +279,7 @@ class Storage:
                 why = str(error)
         raise StoreError(f"{why} (for this object, again and again; it took others meanwhile)")
 
+    @waiting(STORE)
     def size(self, key: str) -> int | None:
         """Bytes of an object, None when there is no such object. Errors as `put`."""
         with self.errors("be read"):

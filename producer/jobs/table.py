@@ -217,12 +217,6 @@ class JobTable(Reads):
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
         return {int(number): text(value) for number, value in found.items()}
 
-    def fullness(self) -> float:
-        """The share of its `maxmemory` that Redis holds; 0 where it has no limit."""
-        info = self._scripts.do(lambda client: client.info("memory"))
-        limit = int(info.get("maxmemory", 0))
-        return int(info["used_memory"]) / limit if limit else 0.0
-
     def fail(self, job: str, sentence: str, *, claim: Claim | None = None, life: str | None = None) -> None:
         """Bring a job to its end because of something that all its images share.
 

@@ -16,9 +16,8 @@ import click
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import s3_servers
-    from fault_proxy import HttpFaultProxy
-    from races import VERBS, race
     from stacks import settings_of
+    from verb_races import VERBS, race
 
     from producer.client import Client
 
@@ -36,7 +35,7 @@ def main(seed: int, rounds: int, first: int) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="gradcam-races-") as folder,
         s3_servers.make_stack(Path(folder)) as stack,
-        HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy,
+        s3_servers.proxied(stack.s3) as proxy,
         settings_of(stack, GRADCAM_S3_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}"),
     ):
         for found in race(Client.from_env(), proxy, rounds, seed=seed, first=first):

@@ -180,7 +180,7 @@ def test_the_doctor_says_a_line_a_question_and_what_to_do(client: Client, stack:
     finally:
         client.table.redis.config_set("maxmemory-policy", "noeviction")
         client.table.redis.config_set("maxmemory", 0)
-    assert "set `maxmemory-policy noeviction`" in words
+    assert "allkeys-lru): `CONFIG SET maxmemory-policy noeviction`" in words
     assert "warn  memory" in words
     away = gradcam("doctor", code=4, env={"GRADCAM_REDIS_URL": "redis://:word@127.0.0.1:9/0"}).stdout
     assert "bad   Redis" in away

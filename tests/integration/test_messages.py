@@ -450,12 +450,13 @@ def test_publishing_ends_in_a_sentence_when_redis_stays_away(own: Stack, unread:
     assert "word" not in str(gave_up.value)
 
 
-def test_the_servers_certificate_is_checked_unless_the_address_says_otherwise() -> None:
+def test_the_servers_certificate_is_checked_unless_the_address_says_otherwise(tmp_path: Path) -> None:
     """Left to itself kombu takes any certificate for `rediss://`, and says so in the log."""
     assert not queue.make_app("redis://h/0").connection_for_read().ssl
     checked = queue.make_app("rediss://:word@h/0").connection_for_read()
     assert checked.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     assert checked.as_uri() == "rediss://:**@h:6379/0"
-    own_authority = queue.make_app("rediss://h/0?ssl_ca_certs=/ca.pem").connection_for_read()
-    assert own_authority.ssl == {"ssl_ca_certs": "/ca.pem"}
+    (tmp_path / "ca.pem").touch()
+    own_authority = queue.make_app(f"rediss://h/0?ssl_ca_certs={tmp_path}/ca.pem").connection_for_read()
+    assert own_authority.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": f"{tmp_path}/ca.pem"}
     assert redis.SSLConnection(**own_authority.ssl).cert_reqs == ssl.CERT_REQUIRED

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import s3_servers
 from fault_proxy import HttpFaultProxy
-from races import race
+from verb_races import race
 
 from deploy.stack import Stack
 from producer.client import Client
@@ -18,7 +19,7 @@ def slow(
 ) -> Iterator[tuple[Client, HttpFaultProxy]]:
     """A client of a database that no worker process looks at, and of a store that can be slow."""
     monkeypatch.setenv("GRADCAM_REDIS_URL", stack.redis.url.removesuffix("/0") + "/1")
-    with HttpFaultProxy(stack.s3.ports["s3.port"]) as proxy:
+    with s3_servers.proxied(stack.s3) as proxy:
         monkeypatch.setenv("GRADCAM_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         yield Client.from_env(), proxy
 

@@ -249,3 +249,34 @@ def test_what_is_made_to_look_used_still_says_when_it_was_said(tmp_path: Path) -
         assert health.file("polled").stat().st_atime > then + 86_400
         for path in (counters, counters.parent, own.path, own.path.parent):
             assert path.stat().st_mtime > then + 86_400
+
+
+# -- servers that stand still ------------------------------------------------------------------------------------------
+
+
+def test_a_process_whose_server_stands_still_waits_and_is_silent_after_the_time_that_is_asked_for(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.warm()
+    health.file("busy0").touch()
+    future = time.time() + 1800  # what a step of recording may take
+    os.utime(health.file("busy0"), (future, future))
+    health.waits("the object store", 35)
+    waiting = found(folder)
+    assert waiting.state == State.WAITING
+    assert sentence([waiting]) == "host-cpu is waiting: it has waited for the object store for 35 s"
+    silent = found(folder, within_s=20)
+    assert silent.state == State.SILENT
+    assert "waited for the object store for 35 s" in sentence([silent])
+    health.waits_no_more()
+    assert state(folder) == State.WORKING
+
+
+def test_a_wait_is_over_with_the_chunk_or_with_the_process(folder: Path) -> None:
+    health = Health(folder / "host-cpu")
+    health.warm()
+    health.waits("Redis", 100)
+    assert state(folder) == State.IDLE
+    health.file("busy0").touch()
+    assert state(folder) == State.SILENT
+    health.begins()
+    assert state(folder) == State.WORKING

@@ -1,0 +1,189 @@
+"""The Redis that is there: users with few rights, addresses with parameters, and a Redis that drops keys."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from command import gradcam
+from stacks import settings_of
+
+from deploy.stack import Worker
+from producer.client import Client
+from producer.jobs.errors import ServiceError, Unfit
+from producer.jobs.scripts import Scripts
+from producer.jobs.server import DIRECT, READING, Server, scripted
+from producer.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+COFFEE = str(PHOTOS / "coffee.png")
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+(LINE,) = re.findall(r"^(ACL SETUSER gradcam .*)$", OPERATIONS, re.MULTILINE)
+
+
+@pytest.fixture
+def admin(stack: Stack) -> Iterator[redis.Redis]:
+    with closing(redis.Redis.from_url(stack.redis.url)) as made:
+        yield made
+        made.acl_deluser("gradcam")
+        made.config_set("maxmemory", 0)
+        made.config_set("maxmemory-policy", "noeviction")
+
+
+def url_of(stack: Stack, parameters: str = "") -> str:
+    return f"redis://gradcam:PASSWORD@127.0.0.1:{stack.redis.ports['redis']}/0{parameters}"
+
+
+def server_as(stack: Stack) -> Server:
+    return Server(Scripts(redis.Redis.from_url(url_of(stack)), patience_s=0))
+
+
+def start_worker(stack: Stack, code: int, **env: str) -> str:
+    """A worker that refuses to start; what it says."""
+    command = [sys.executable, "-m", "worker.cli", "--devices", "cpu"]
+    run = subprocess.run(
+        command, env={**stack.environment(), **env}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "bug" not in run.stderr
+    return run.stderr
+
+
+# -- rights -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_the_address(
+    stack: Stack, admin: redis.Redis, tmp_path: Path
+) -> None:
+    """The line of the documentation, as it stands there; INFO and all else that is `@dangerous` is not in it."""
+    stack.stop_worker()
+    admin.execute_command(*LINE.split())
+    url = url_of(stack, "?socket_timeout=5&health_check_interval=5&client_name=gradcam-test")
+    with settings_of(stack, GRADCAM_REDIS_URL=url):
+        own = Worker(tmp_path / "log", {**stack.environment(), "GRADCAM_REDIS_URL": url}, processes=1, devices="cpu")
+        own.start()
+        try:
+            client = Client.from_env()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.table.redis.info("memory")
+            job = client.submit(
+                [COFFEE, str(PHOTOS / "nothing.png")][:1], network="efficientnet_lite0", outputs=["cam"]
+            )
+            assert client.wait(job, timeout_s=120).state is JobState.SUCCEEDED
+            names = {connection["name"] for connection in admin.client_list()}
+            assert "gradcam-test" in names
+            assert gradcam("status", job).returncode == 0
+            told = [json.loads(line) for line in gradcam("doctor", "--json").stdout.splitlines()]
+            verdicts = {answer["check"]: answer["verdict"] for answer in told}
+            assert verdicts["rights"] == verdicts["Redis"] == verdicts["workers"] == "ok"
+            assert verdicts["eviction"] == verdicts["memory"] == "warn"
+            assert next(client.list(limit=1).__iter__()).job == job
+            assert client.delete(job, objects=True)
+        finally:
+            own.stop()
+    assert "no permissions" not in (tmp_path / "log").read_text()
+    denied = {entry[b"object"] if b"object" in entry else entry["object"] for entry in admin.acl_log()}
+    assert denied <= {b"info", b"config|get", "info", "config|get"}
+
+
+def test_the_documentation_lists_every_command_that_is_used() -> None:
+    listed = set(re.findall(r"`([A-Z]+(?: [A-Z]+)?)`", OPERATIONS))
+    assert {*DIRECT, *READING, *scripted(), "EVALSHA", "SCRIPT LOAD"} - listed == set()
+
+
+def test_each_right_that_is_taken_away_is_named(stack: Stack, admin: redis.Redis) -> None:
+    for command in sorted({*DIRECT, *READING, *scripted()} - {"PING"}):
+        admin.execute_command(*LINE.split(), f"-{command.lower()}")
+        assert server_as(stack).missing() == [command]
+    admin.execute_command(*LINE.split())
+    assert server_as(stack).missing() == []
+    assert admin.keys("gradcam:rights*") == []
+
+
+@pytest.mark.parametrize("command", ["EVALSHA", "SCRIPT|LOAD", "PING"])
+def test_a_right_without_which_nothing_can_be_tried_is_named(stack: Stack, admin: redis.Redis, command: str) -> None:
+    admin.execute_command(*LINE.split(), f"-{command.lower()}")
+    admin.script_flush()
+    with settings_of(stack, GRADCAM_REDIS_URL=url_of(stack)):
+        refused = gradcam("submit", COFFEE, code=4).stderr
+        assert f"`gradcam` run {command}: `ACL SETUSER gradcam +{command.lower()}`" in refused.replace("\n", " ")
+        assert f"+{command.lower()}" in gradcam("doctor", code=4).stdout
+
+
+def test_producers_worker_and_doctor_name_what_a_user_may_not_run(stack: Stack, admin: redis.Redis) -> None:
+    admin.execute_command(*LINE.split(), "-bitfield", "-brpop")
+    with settings_of(stack, GRADCAM_REDIS_URL=url_of(stack)):
+        refused = gradcam("submit", COFFEE, "--name", "no-rights", code=4).stderr
+        assert "Redis does not let the user `gradcam` run BITFIELD: `ACL SETUSER gradcam +bitfield`" in refused
+        assert not admin.exists("gradcam:job:no-rights")
+        told = start_worker(stack, 4, GRADCAM_REDIS_URL=url_of(stack))
+        assert "run BITFIELD, BRPOP: `ACL SETUSER gradcam +bitfield +brpop`" in told
+        assert (
+            "bad   rights       Redis does not let the user `gradcam` run BITFIELD, BRPOP"
+            in gradcam("doctor", code=4).stdout
+        )
+        admin.execute_command(*LINE.split(), "-hmget")
+        assert "run HMGET: `ACL SETUSER gradcam +hmget`" in gradcam("status", "no-rights", code=4).stderr
+
+
+def test_keys_that_a_user_may_not_use_are_named(stack: Stack, admin: redis.Redis) -> None:
+    admin.execute_command(*LINE.replace("~gradcam:*", "~other:*").split())
+    with settings_of(stack, GRADCAM_REDIS_URL=url_of(stack)):
+        assert "use the keys gradcam:*: `ACL SETUSER gradcam ~gradcam:*`" in gradcam("submit", COFFEE, code=4).stderr
+
+
+# -- eviction ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_redis_that_drops_jobs_is_refused_unless_the_settings_allow_it(
+    stack: Stack, admin: redis.Redis, policy: str
+) -> None:
+    admin.config_set("maxmemory", "1gb")
+    admin.config_set("maxmemory-policy", policy)
+    refused = gradcam("submit", COFFEE, "--name", "dropped", code=4).stderr
+    assert f"({policy}): `CONFIG SET maxmemory-policy noeviction`" in refused
+    assert "GRADCAM_ALLOW_EVICTION=true" in refused
+    assert not admin.exists("gradcam:job:dropped")
+    assert "`CONFIG SET maxmemory-policy noeviction`" in start_worker(stack, 4)
+    with settings_of(stack, GRADCAM_ALLOW_EVICTION="true"):
+        job = Client.from_env().submit([COFFEE], network="efficientnet_lite0")
+    assert "Redis drops jobs when it is full" in gradcam("status", job).stdout
+    assert policy in (Client.from_env().status(job).problem or "")
+    admin.config_set("maxmemory-policy", "noeviction")
+    assert Client.from_env().status(job).problem is None
+    Client.from_env().cancel(job)
+
+
+def test_a_policy_without_a_limit_or_one_that_cannot_be_read_is_no_refusal(stack: Stack, admin: redis.Redis) -> None:
+    admin.config_set("maxmemory-policy", "allkeys-lru")
+    Server(Scripts(admin, patience_s=0)).check(reads_queues=True, allow_eviction=False)
+    admin.config_set("maxmemory", "1gb")
+    with pytest.raises(Unfit, match="allkeys-lru"):
+        Server(Scripts(admin, patience_s=0)).check(reads_queues=True, allow_eviction=False)
+    admin.execute_command(*LINE.split())
+    assert server_as(stack).memory().policy is None
+    server_as(stack).check(reads_queues=True, allow_eviction=False)
+    # INFO alone tells it, and CONFIG GET alone does.
+    for right in ("+info", "+config|get"):
+        admin.execute_command(*LINE.split(), right)
+        with pytest.raises(Unfit, match="allkeys-lru"):
+            server_as(stack).check(reads_queues=True, allow_eviction=False)
+
+
+def test_a_redis_that_is_away_is_not_called_unfit() -> None:
+    with pytest.raises(ServiceError) as caught:
+        Server(Scripts(redis.Redis(port=9), patience_s=0)).check(reads_queues=True, allow_eviction=False)
+    assert not isinstance(caught.value, Unfit)
