@@ -58,6 +58,10 @@ bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and h
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/chaos/chaos.py
 
+.PHONY: races
+races: $(VENV)/test.stamp ## let every pair of verbs race on small jobs; seeds and violations (none); 15 min
+	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/chaos/races.py
+
 .PHONY: sweep
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/sweep/sweep.py --timm

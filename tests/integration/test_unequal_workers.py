@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import s3_servers
+from fault_proxy import HttpFaultProxy
 from stacks import eventually, own_stack
 
 from deploy.stack import Worker
