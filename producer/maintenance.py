@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from producer.jobs.control import MAINTENANCE_LEASE_S
-from producer.jobs.errors import GradcamError, ServiceError
+from producer.jobs.errors import GradcamError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from producer.jobs.states import JobState
@@ -35,8 +34,8 @@ class Maintenance:
         self.who = f"client-{uuid.uuid4().hex}"
         #: Objects that belong to the job may be gone: it must not be given back as if nothing had been.
         self.incomplete = False
+        self._life: str | None = None
         self._over = threading.Event()
-        self._renewed = float("-inf")
         self._keeper = threading.Thread(target=self._keep, name="maintenance", daemon=True)
 
     def __enter__(self) -> Self:
@@ -54,16 +53,18 @@ class Maintenance:
         """Make sure that the job is still ours; to be called before each step that cannot be taken back.
 
         Raises:
-            UsageError: Another client has it by now.
+            UsageError: Another client has it by now, or it is another job: Redis was wiped, or it was submitted again.
             ServiceError: Redis is away.
         """
-        if time.monotonic() - self._renewed > self._lease_s / 2:
-            self._renew()
+        self._renew()
 
     def _renew(self) -> None:
-        asked = time.monotonic()
-        self._table.control.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
-        self._renewed = asked
+        life = self._table.control.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
+        if self._life is None:
+            self._life = life
+        elif life != self._life:
+            self._table.control.maintained(self._job, self.who)
+            raise UsageError(f"job {self._job} was deleted and submitted again meanwhile: do it again")
 
     def _keep(self) -> None:
         while not self._over.wait(self._lease_s / 6):

@@ -89,7 +89,7 @@ class Control:
             raise UsageError(refusal(job, state))
         return JobState(state)
 
-    def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> None:
+    def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> str:
         """Hold a job that has ended for one client, or hold it for longer.
 
         Args:
@@ -98,6 +98,9 @@ class Control:
             who: The client.
             lease_s: How long it may be silent.
 
+        Returns:
+            The job's life, as `Claim` has it.
+
         Raises:
             UnknownJob: There is no such job.
             UsageError: It has not ended, or another client has it.
@@ -105,7 +108,7 @@ class Control:
         answer = self._scripts.run("maintain", [JobKeys(job).hash, keys.ACTIVE], [job, state.value, who, lease_s])
         match text(answer[0]):
             case "yours":
-                return
+                return text(answer[1])
             case "gone":
                 raise UnknownJob(no_such(job))
             case found:
