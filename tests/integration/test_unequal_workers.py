@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fault_proxy import HttpFaultProxy
+import s3_servers
 from stacks import eventually, own_stack
 
 from deploy.stack import Worker
@@ -23,6 +23,8 @@ from producer.jobs.storage import Storage
 from worker.reconcile import Reconciler
 
 if TYPE_CHECKING:
+    from fault_proxy import HttpFaultProxy
+
     from deploy.stack import Stack
 
 NETWORK = "efficientnet_lite0"
@@ -38,7 +40,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def read_only(own: Stack) -> Iterator[HttpFaultProxy]:
     """A way to the store by which nothing can be written."""
-    with HttpFaultProxy(own.s3.ports["s3.port"]) as proxy:
+    with s3_servers.proxied(own.s3) as proxy:
         proxy.answer_errors(403, "AccessDenied", only=lambda method, _: method == "PUT")
         yield proxy
 
