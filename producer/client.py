@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -39,6 +40,8 @@ from producer.submitting import Submitting
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
 _SLOWEST_LOOK_S = 2.0
+#: How many jobs' objects `list` looks for at once.
+_LOOKS_AT_ONCE = 8
 
 
 class Client(Submitting):
@@ -155,8 +158,27 @@ class Client(Submitting):
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def status(self, job: str) -> JobStatus:
-        """Look at a job. Raises UnknownJob when there is none of that name."""
-        return self.table.status(job)
+        """Look at a job; of one that has ended, also whether its objects are still there.
+
+        Raises:
+            UnknownJob: There is none of that name.
+        """
+        return self._with_objects(self.table.status(job))
+
+    def _with_objects(self, status: JobStatus) -> JobStatus:
+        """Redis may bring back a job that was deleted with its objects: an older copy of its file was restored."""
+        if not status.ended or not status.done:
+            return status
+        store = self.table.place_of_summary(status.job)
+        if store not in {"", self.storage.place}:
+            return status  # it was never written, or lies elsewhere
+        if self.storage.glance(keys.summary(self.storage.prefix, status.job)) is not False:
+            return status
+        gone = (
+            "its objects are gone from the store, as of a deleted job that an older copy of Redis brought back: "
+            f"`gradcam delete {status.job}` forgets it"
+        )
+        return status.model_copy(update={"objects_gone": True, "problem": gone})
 
     def watch(self, job: str) -> Iterator[JobStatus]:
         """Look at a job again and again; the last status is that of its end. A Redis that restarts is waited for.
@@ -308,4 +330,6 @@ class Client(Submitting):
         def keep(status: JobStatus) -> bool:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
 
-        return self.table.jobs(limit=limit, offset=offset, keep=keep)
+        found = self.table.jobs(limit=limit, offset=offset, keep=keep)
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
+            return list(pool.map(self._with_objects, found))

@@ -195,5 +195,11 @@ def table(statuses: Iterable[JobStatus]) -> Table:
         made.add_column(heading, no_wrap=True)
     for s in statuses:
         counts = (str(n) for n in (s.total, s.done, s.failed, s.pending))
-        made.add_row(s.job, s.state, s.network, *counts, f"{s.created_at:%Y-%m-%d %H:%M:%S}")
+        made.add_row(
+            s.job,
+            f"{s.state}, objects gone" if s.objects_gone else s.state,
+            s.network,
+            *counts,
+            f"{s.created_at:%Y-%m-%d %H:%M:%S}",
+        )
     return made

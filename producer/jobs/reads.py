@@ -70,6 +70,12 @@ class Reads:
         )
         return {text(name): int(count) for name, count in found.items()}
 
+    def place_of_summary(self, job: str) -> str | None:
+        """Where the summary of a job that has ended was written, as bucket/prefix; None where it was not."""
+        outline = self.outline(job)
+        written = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "summary")))
+        return str(outline.spec.get("store", "")) if outline and written == b"1" else None
+
     def since(self, job: str) -> int:
         """The first token that records of a job may have; parts with a lower one are an earlier job's of its name."""
         found = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "since")))

@@ -226,6 +226,8 @@ class JobStatus(_Frozen):
     waits: tuple[Wait, ...] = ()
     #: Releases of workers that are not this program's, each with the name of one of its workers.
     other_versions: dict[str, str] = {}
+    #: It has ended with images done, and its summary is not in the store any more.
+    objects_gone: bool = False
     #: Images in chunks that a worker has in hand.
     running: int = 0
     #: Where its chunks are; a worker process has one or two in hand.

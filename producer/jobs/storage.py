@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -56,6 +57,10 @@ DELETED_AT_ONCE = 1000
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 #: What requests to S3 Express One Zone are signed for: the one store that takes no MD5.
 _EXPRESS = "s3express"
+
+
+#: How long `glance` waits.
+_GLANCE_S = 2.0
 
 
 class StoreAway(WorkerError):
@@ -289,6 +294,30 @@ class Storage:
                 if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}:
                     return None
                 raise
+
+    def glance(self, key: str) -> bool | None:
+        """Whether there is an object; None where the store does not say so at once."""
+        try:
+            self._hasty.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            missing = error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
+            return False if missing else None
+        except BotoCoreError:
+            return None
+        return True
+
+    @cached_property
+    def _hasty(self) -> S3Client:
+        """A client that neither waits for long nor tries again."""
+        meta = self.client.meta
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=meta.endpoint_url,
+            region_name=meta.region_name,
+            config=meta.config.merge(
+                Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1})
+            ),
+        )
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order, without folders. Errors as `put`."""

@@ -10,7 +10,8 @@ from hand_worker import HandWorker
 
 from producer.client import Client
 from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
+from producer.jobs.errors import StoreError, UnknownJob, UsageError
+from producer.jobs.spec import Item
 from producer.jobs.states import JobState
 from producer.maintenance import Maintenance
 from producer.output.objects import Objects
@@ -358,3 +359,52 @@ def test_jobs_that_redis_forgot_to_be_active_are_looked_after_again(own: Client)
     assert own.table.active() == [job]
     own.table.reconcile(job)
     assert own.table.turn("default", job, 0, exact=False) == (job, 0)
+
+
+def test_a_deleted_job_that_redis_brings_back_says_that_its_objects_are_gone_and_can_be_deleted(own: Client) -> None:
+    hands, job = HandWorker(own), submit(own, "from-the-past")
+    hands.explain_all(job)
+    assert own.status(job).problem is None
+    redis, names = own.table.redis, own.table.redis.keys("gradcam:*")
+    copy = {name: redis.dump(name) for name in names}
+    own.delete(job, objects=True)
+    for name, content in copy.items():
+        redis.restore(name, 0, content, replace=True)
+    status = own.status(job)
+    assert (status.state, status.objects_gone) == (JobState.SUCCEEDED, True)
+    assert "its objects are gone from the store" in str(status.problem)
+    assert [listed.objects_gone for listed in own.list()] == [True]
+    with pytest.raises(StoreError, match="of 6 images nothing is known: their manifests are gone"):
+        list(own.results(job))
+    own.delete(job, objects=True)
+    assert own.list() == []
+
+
+def test_a_client_of_an_earlier_life_reopens_nothing_of_the_next_one(own: Client) -> None:
+    hands, job = HandWorker(own), submit(own, "reopened")
+    hands.gone = set(IMAGES)
+    hands.explain_all(job)
+    stale = own.table.control.retry(job, "default", retry_id="a client that stands still")
+    own.cancel(job)
+    own.delete(job, objects=True)
+    submit(own, job)
+    hands.explain_all(job)
+    own.table.control.retry(job, "default", retry_id="another client")
+    items = {0: Item(uri=IMAGES[0])}
+    assert own.table.control.reopen(job, stale, 0, items, {0: ""}) is None
+    own.table.control.reopened(job, stale)
+    assert (own.status(job).failed, own.status(job).pending) == (6, 0)
+
+
+def test_a_repair_deletes_nothing_when_redis_was_wiped_and_the_job_submitted_again(own: Client) -> None:
+    hands, job = HandWorker(own), submit(own, "wiped-meanwhile")
+    hands.gone = {IMAGES[0]}
+    hands.explain_all(job)
+    with Maintenance(own.table, job, JobState.REPAIRING) as held:
+        own.table.redis.flushdb()
+        submit(own, job)
+        own._finalise(job)
+        assert own.status(job).ended
+        with pytest.raises(UsageError, match="was deleted and submitted again meanwhile"):
+            held.check()
+    assert own.status(job).state is JobState.COMPLETED_WITH_ERRORS
