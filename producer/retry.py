@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from producer.jobs.errors import UnknownJob
+from producer.jobs.spec import Item
 
 if TYPE_CHECKING:
-    from producer.jobs.spec import Item
     from producer.jobs.table import JobTable
     from producer.submit import Publish
 
