@@ -118,7 +118,6 @@ def test_a_job_whose_weights_cannot_be_had_fails_with_one_sentence(client: Clien
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"network": "resnet5"}, "resnet50"),
         ({"network": NETWORK, "layer_name": "conv_haed"}, "conv_head"),
         ({"network": NETWORK, "class_id": 1000}, "out of range"),
     ],
