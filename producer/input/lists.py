@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 from producer.input.bad import BadRows, bad_row
 from producer.input.packing import Unpacked
-from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, csv_rows, json_rows, parquet_rows, text_rows
+from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
 from producer.input.reading import Part, Reading, Source, quoted
 from producer.input.rows import Maker, Rows
 from producer.input.stored import Stored
+from producer.input.tables import csv_rows
 from producer.jobs.errors import UsageError
 
 #: What lists are called, for messages.

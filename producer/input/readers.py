@@ -1,4 +1,4 @@
-"""Rows of lists: plain lines, CSV, TSV, JSON lines and Parquet, as streams of columns of some thousand rows.
+"""Rows of lists: plain lines, JSON lines and Parquet (CSV: `tables.py`), as streams of columns of some thousand rows.
 
 Nothing is guessed: what does not fit is said of its row. Memory stays flat: a line of a text list has 1 MiB at most, a
 row of others 16 MiB, of which the cells that somebody asked for have 1 MiB each.
@@ -6,20 +6,17 @@ row of others 16 MiB, of which the cells that somebody asked for have 1 MiB each
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from functools import cached_property, partial
-from itertools import chain, takewhile
-from operator import itemgetter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import pydantic_core
 
-from producer.input.columns import Columns, find_column, separator_hint, uri_column
+from producer.input.columns import Columns, find_column, uri_column
 from producer.input.packing import pieces
 from producer.input.reading import BATCH, Reading, quoted
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
@@ -30,7 +27,7 @@ MAX_LINE_BYTES = 2**20
 #: A row may hold cells that nobody asked for, such as a thumbnail.
 MAX_ROW_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
-_NO_UTF8 = "it is no UTF-8 text"
+NO_UTF8 = "it is no UTF-8 text"
 #: How JSON writes one half of a character beyond the first 65,536.
 _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 #: The number of the first line, and some whole lines.
@@ -55,7 +52,7 @@ def blocks(stored: Stored, packing: str | None, longest: int = MAX_ROW_BYTES) ->
         yield done + 1, rest if done else rest.removeprefix(BOM)
 
 
-def _decoded(text: bytes) -> tuple[str, bool]:
+def decoded(text: bytes) -> tuple[str, bool]:
     """Text, and whether surrogates stand in it for bytes that are no UTF-8: it may be where nobody looks."""
     try:
         return text.decode(), False
@@ -66,7 +63,7 @@ def _decoded(text: bytes) -> tuple[str, bool]:
 def text_rows(found: Iterator[Block]) -> Generator[Rows, None, None]:
     """Read an address or a path a line."""
     for first, block in found:
-        text, ragged = _decoded(block)
+        text, ragged = decoded(block)
         lines = (text.replace("\r\n", "\n") if "\r" in text else text).split("\n")
         if not lines[-1]:
             lines.pop()
@@ -80,182 +77,9 @@ def text_rows(found: Iterator[Block]) -> Generator[Rows, None, None]:
             yield Rows(wanted, numbers.__getitem__, ragged=ragged, raw=wanted.__getitem__)
 
 
-def csv_rows(
-    found: Iterator[Block], name: str, delimiter: str, reading: Reading, unseen: set[str]
-) -> Generator[Rows, None, None]:
-    """Read rows of cells below a header."""
-    table = _Table(found, name, delimiter)
-    header = table.header()
-    if header is None:
-        return
-    columns = Columns.find(header, reading, name, separator_hint(header, delimiter))
-    unseen.clear()
-    places = {column: header.index(column) for column in columns.all}
-    for batch in table.batches():
-        rows = batch.rows
-        number: Callable[[int], int] = batch.number
-        broken = batch.broken
-        raw: Callable[[int], str] = batch.raw
-        if set(map(len, rows)) != {len(header)}:
-            # Blank lines are left out; what has more or fewer cells than the header is in the wrong columns.
-            kept = [place for place, row in enumerate(rows) if row]
-            width = len(header)
-            broken = {
-                at: broken.get(place) or _of_other_width(rows[place], width, delimiter)
-                for at, place in enumerate(kept)
-                if place in broken or len(rows[place]) != width
-            }
-            number, raw = _through(kept, number), _through(kept, raw)
-            nothing = [""] * width
-            rows = [nothing if at in broken else rows[place] for at, place in enumerate(kept)]
-        if rows:
-            cells = {column: list(map(itemgetter(place), rows)) for column, place in places.items()}
-            yield _rows_of(cells, columns, number, broken, batch.ragged, raw)
-
-
-def _through(places: Sequence[int], call: Callable[[int], Any]) -> Callable[[int], Any]:
+def through(places: Sequence[int], call: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Ask of what was picked what can be asked of all."""
     return lambda at: call(places[at])
-
-
-def _of_other_width(row: list[str], width: int, delimiter: str) -> str:
-    hint = separator_hint(row, delimiter) if len(row) == 1 else ""
-    return (
-        f"it has {len(row)} cells where the header has {width}: write cells that hold the delimiter or line breaks "
-        f"in quotes{hint}"
-    )
-
-
-class _Batch:
-    """Rows of cells that follow each other; blank lines are rows without cells."""
-
-    def __init__(self, first: int) -> None:
-        self.rows: list[list[str]] = []
-        #: Rows that could not be read as such, by their place; they have one cell, with their line breaks.
-        self.broken: dict[int, str] = {}
-        #: The blocks they came from: the first line's number, the text, and whether it is ragged.
-        self.blocks: list[tuple[int, str, bool]] = []
-        self._starts = [first]
-
-    @property
-    def ragged(self) -> bool:
-        """Whether some of the bytes were no UTF-8."""
-        return any(ragged for _, _, ragged in self.blocks)
-
-    def number(self, place: int) -> int:
-        """The line at which a row begins: cells may hold line breaks."""
-        known = self._starts
-        for row in self.rows[len(known) - 1 : place]:
-            known.append(known[-1] + _lines(row))
-        return known[place]
-
-    def raw(self, place: int) -> str:
-        """A row as it stands in the list."""
-        first = self.number(place) - self.blocks[0][0]
-        return "\n".join(self._lines[first : first + _lines(self.rows[place])]).rstrip("\r")
-
-    @cached_property
-    def _lines(self) -> list[str]:
-        return "".join(text for _, text, _ in self.blocks).split("\n")
-
-
-def _lines(row: list[str]) -> int:
-    return 1 + sum(cell.count("\n") for cell in row)
-
-
-class _Table:
-    """Cells of CSV, block by block: what is held at once are the rows that end in one block.
-
-    Behind each block the reader gets an empty line. Between two rows it makes a row without cells of it, which ends the
-    batch; within quotes it makes nothing of it.
-    """
-
-    def __init__(self, found: Iterator[Block], name: str, delimiter: str) -> None:
-        self._found = found
-        self._name = name
-        lines = chain.from_iterable(self._parts())
-        self._reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
-        self._blocks, self._at_end = 0, False
-        #: The block that is read, and those in which the row that is read began.
-        self._held: list[tuple[int, str, bool]] = []
-
-    def header(self) -> list[str] | None:
-        """The names of the columns; none where there is nothing at all."""
-        row: list[str] = []
-        while not row and not self._at_end:
-            first = self._line
-            with self._long_cells():
-                try:
-                    row = next(self._reader, [])
-                except csv.Error as error:
-                    raise self._error(first, _said(error)) from None
-        names = [cell.strip() for cell in row]
-        try:
-            "".join(names).encode()
-        except UnicodeEncodeError:
-            raise self._error(first, _NO_UTF8) from None
-        return names or None
-
-    def batches(self) -> Iterator[_Batch]:
-        """The rows below the header."""
-        while not self._at_end:
-            batch = _Batch(self._line)
-            fatal = self._fill(batch)
-            if any(batch.rows):
-                yield batch
-            if fatal is not None:
-                raise fatal
-
-    def _fill(self, batch: _Batch) -> UsageError | None:
-        del self._held[:-1]
-        blocks = self._blocks
-        rows = batch.rows
-        with self._long_cells():
-            while blocks == self._blocks and not self._at_end:
-                try:
-                    rows.extend(takewhile(len, self._reader))
-                    if blocks == self._blocks and not self._at_end:
-                        rows.append([])
-                except csv.Error as error:
-                    begun = batch.number(len(rows))
-                    if self._at_end or "field limit" in str(error):
-                        return self._error(begun, _said(error))
-                    batch.broken[len(rows)] = _said(error)
-                    rows.append(["\n" * (self._line - 1 - begun)])
-        batch.blocks = self._held[:]
-        return None
-
-    @property
-    def _line(self) -> int:
-        """The number of the line that is read next."""
-        return self._reader.line_num - self._blocks + 1
-
-    def _parts(self) -> Iterator[Iterable[str]]:
-        for first, block in self._found:
-            text, ragged = _decoded(block)
-            self._held.append((first, text, ragged))
-            yield io.StringIO(text)
-            self._blocks += 1
-            yield ("",)
-        self._at_end = True
-
-    def _error(self, line: int, why: str) -> UsageError:
-        return UsageError(f"{self._name} line {line}: {why}")
-
-    @contextmanager
-    def _long_cells(self) -> Iterator[None]:
-        """What the csv module refuses is the same for the whole process: it is put back."""
-        before = csv.field_size_limit(MAX_ROW_BYTES)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(before)
-
-
-def _said(error: csv.Error) -> str:
-    text = str(error).partition(" - ")[0]
-    if "field limit" in text:
-        return f'a cell is longer than {MAX_ROW_BYTES:,} characters: is a quote (") opened that is never closed?'
-    return text + (': a quote (") is opened and never closed' if "unexpected end" in text else "")
 
 
 def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: set[str]) -> Generator[Rows, None, None]:
@@ -271,7 +95,7 @@ def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: se
             rows = list(map(_parse, lines))
         except ValueError:
             places = [place for place, line in enumerate(lines) if line.strip()]
-            lines, number = [lines[place] for place in places], _through(places, number)
+            lines, number = [lines[place] for place in places], through(places, number)
             rows = [_parsed(line, at, broken) for at, line in enumerate(lines)]
             ragged = True
         if not rows:
@@ -299,11 +123,11 @@ def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: se
             why = f"there is no text in {quoted(columns.uri)}"
             broken = {at: why for at, cell in enumerate(uris) if not isinstance(cell, str)} | broken
             cells[columns.uri] = ["" if at in broken else cell for at, cell in enumerate(uris)]
-        yield _rows_of(cells, columns, number, broken, ragged, partial(_line_at, lines))
+        yield rows_of(cells, columns, number, broken, ragged, partial(_line_at, lines))
 
 
 def _line_at(lines: list[bytes], at: int) -> str:
-    return _decoded(lines[at])[0]
+    return decoded(lines[at])[0]
 
 
 _parse = partial(pydantic_core.from_json, cache_strings="keys")
@@ -315,11 +139,11 @@ def _parsed(line: bytes, at: int, broken: dict[int, str]) -> Any:
     except ValueError as error:
         why = f"it is no JSON object ({str(error).replace('at line 1 column', 'at column')})"
     # Half a character in a cell that nobody asked for does no harm: Python's own reader lets it pass.
-    text, ragged = _decoded(line)
+    text, ragged = decoded(line)
     try:
         return json.loads(text) if ragged or _HALF.search(line) else broken.setdefault(at, why)
     except (ValueError, RecursionError):
-        return broken.setdefault(at, _NO_UTF8 if ragged else why)
+        return broken.setdefault(at, NO_UTF8 if ragged else why)
 
 
 def _find_more(names: dict[str, str | None], rows: list[dict[str, Any]], name: str, unseen: set[str]) -> None:
@@ -346,7 +170,7 @@ def _uri_of(rows: list[dict[str, Any]], reading: Reading, name: str) -> str | No
     return None
 
 
-def _rows_of(
+def rows_of(
     cells: Mapping[str, Sequence[Any]],
     columns: Columns,
     number: Callable[[int], int],
@@ -354,6 +178,7 @@ def _rows_of(
     ragged: bool = False,
     raw: Callable[[int], str] = nowhere,
 ) -> Rows:
+    """Put columns where they belong."""
     return Rows(
         cells[columns.uri],
         number,
@@ -397,7 +222,7 @@ def _parquet_rows(cells: dict[str, list[Any]], columns: Columns, number: Callabl
     if None in uris:
         broken = {at: f"there is nothing in {quoted(columns.uri)}" for at, cell in enumerate(uris) if cell is None}
         cells[columns.uri] = [cell or "" for cell in uris]
-    return _rows_of(cells, columns, number, broken)
+    return rows_of(cells, columns, number, broken)
 
 
 def _check_type(kind: str, column: str, name: str) -> None:

@@ -42,21 +42,25 @@ class Downloaded(list[Path]):
 
 def check_folder(output_dir: Path) -> None:
     """Make sure that a folder is there and can be written to, or can be made. Raises UsageError."""
+    why = _why_not(output_dir)
+    if why is not None:
+        raise UsageError(f"cannot write to {str(output_dir)[:200]} ({why}): choose another --output-dir")
+
+
+def _why_not(output_dir: Path) -> str | None:
     for folder in (output_dir, *output_dir.absolute().parents):
         try:
             mode = folder.stat().st_mode
         except (FileNotFoundError, NotADirectoryError):
-            if not folder.is_symlink():
-                continue  # What lies above it says whether it can be made.
-            raise UsageError(f"{folder} is a link to nothing: choose another --output-dir") from None
+            if folder.is_symlink():
+                return f"{folder} is a link to nothing"
+            continue  # What lies above it says whether it can be made.
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise UsageError(f"cannot write to {str(output_dir)[:200]} ({why}): choose another --output-dir") from None
+            return str(error.strerror if isinstance(error, OSError) else error)
         if not stat.S_ISDIR(mode):
-            raise UsageError(f"{folder} is a file, not a folder: choose another --output-dir")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"cannot write to {folder} (its permissions): choose another --output-dir")
-        return
+            return f"{folder} is a file, not a folder"
+        return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not yours to write to"
+    return None
 
 
 def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> Iterator[Fetched]:

@@ -68,7 +68,7 @@ def test_a_file_where_a_folder_for_pictures_is_meant_is_told(
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to("nothing")
     for name, words in {
-        "file": f"{tmp_path}/file is a file, not a folder: choose another --output-dir",
+        "file": f"({tmp_path}/file is a file, not a folder): choose another --output-dir",
         "file/below/it": f"{tmp_path}/file is a file",
         "link": "is a link to nothing",
         "x" * 300: "File name too long",
