@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,11 +69,15 @@ def test_all_that_a_doctor_asks_of_the_store_is_answered(storage: Storage) -> No
     assert "S3 delete" in {answer.check for answer in answers}
 
 
-def test_a_repair_deletes_what_is_extra_and_a_delete_the_rest(storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("redis_client")
+def test_a_repair_deletes_what_is_extra_and_a_delete_the_rest(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A database that no worker looks at.
+    monkeypatch.setenv("GRADCAM_REDIS_URL", os.environ["GRADCAM_REDIS_URL"].removesuffix("/0") + "/1")
     (tmp_path / "photo.png").write_bytes(b"never looked at")
     client = Client.from_env()
-    # A class of service nobody is asked to work at in the meantime: it is cancelled at once.
-    job = client.submit([str(tmp_path / "photo.png")], network="resnet50", name="on-minio", queue="low")
+    job = client.submit([str(tmp_path / "photo.png")], network="resnet50", name="on-minio")
     client.cancel(job)
     stray = keys.picture(storage.prefix, job, 0, "stray.jpg")
     storage.put(stray, b"stray")
