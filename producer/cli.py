@@ -36,6 +36,9 @@ from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import GradcamError, UsageError
 from producer.jobs.states import JobState
 
+#: Characters a line where no terminal says how many fit.
+_WIDE = 250
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(release.own(), prog_name="gradcam")
@@ -103,8 +106,9 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
 
     from producer.watch import table
 
-    # Ids are there to be copied: a line is never cut, however narrow the terminal.
-    Console(width=200, markup=False, highlight=False).print(table(found), crop=False)
+    # Elsewhere than on a terminal there is room.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
+    console.print(table(found, console))
     if len(found) == limit:
         make_talk().print(f"more: --offset {offset + limit}")
 

@@ -30,10 +30,12 @@ from producer.jobs.spec import Failure, JobStatus, Result, checked_name
 from producer.jobs.states import TERMINAL, JobState
 from producer.jobs.storage import DELETED_AT_ONCE
 from producer.maintenance import Maintenance
+from producer.output.asked import check_classes, check_reason
 from producer.output.download import Downloaded, Fetched
 from producer.output.export import Format
 from producer.output.failures import write_failures
-from producer.output.made import Link, Made
+from producer.output.made import Choice, Link, Made
+from producer.output.where import Where
 from producer.retry import retry_failed
 from producer.submitting import Submitting
 
@@ -211,27 +213,44 @@ class Client(Submitting):
         raise AssertionError("watch ends with an ended status")
 
     def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
-        """Images of a job that failed, each with its reason; with `reason` only those that failed for it."""
+        """Images of a job that failed, each with its reason; with `reason` only those that failed for it.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: No image ever fails for such a reason.
+        """
+        if reason is not None:
+            check_reason(reason, self.table.status(job).failures)
         return (failure for failure in self.table.failures(job) if reason in {None, failure.reason})
 
     def export_failures(self, job: str, file: str | Path, *, reason: str | None = None) -> int:
         """Write failures to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
         return write_failures(lambda: self.failures(job, reason=reason), Path(file))
 
-    def results(self, job: str, *, where: Iterable[str] = (), failed: bool = False) -> Iterator[Result]:
+    def results(
+        self,
+        job: str,
+        *,
+        where: Iterable[str] = (),
+        failed: bool = False,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Result]:
         """What is known of each image with an end, in the order of the images; memory stays flat.
 
         Args:
             job: Its id.
-            where: Only images of which all of it holds: `class=281`, `uri=*.png`, `probability<0.5`, …
+            where: Only images of which all of it holds: `class=281`, `uri!=*.png`, `probability<0.5`, …
             failed: Only failed ones.
+            sort: In the order of a column, such as `probability`, or `-probability` for the greatest first.
+            limit: Only the first so many.
 
         Raises:
             UnknownJob: There is no such job.
             UsageError: It lies in another store, or something cannot be asked.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        return self._made(job).results(where, failed=failed)
+        return self._made(job).results(Choice.of(where, failed=failed, sort=sort, limit=limit))
 
     def export(
         self,
@@ -242,13 +261,15 @@ class Client(Submitting):
         only: Iterable[str] = (),
         where: Iterable[str] = (),
         failed: bool = False,
+        sort: str | None = None,
+        limit: int | None = None,
     ) -> int:
         """Write what `results` gives as `jsonl`, `csv` or `parquet` (by the file's name), as a stream; how many images.
 
         A file is there whole or not at all. `only` leaves out the addresses of other kinds of pictures.
         """
         named = Path(file) if isinstance(file, str) else file
-        return self._made(job).export(named, format, only, where, failed=failed)
+        return self._made(job).export(named, format, only, Choice.of(where, failed=failed, sort=sort, limit=limit))
 
     def download(
         self,
@@ -257,6 +278,8 @@ class Client(Submitting):
         *,
         only: Iterable[str] = (),
         where: Iterable[str] = (),
+        sort: str | None = None,
+        limit: int | None = None,
         progress: Callable[[Path], None] | None = None,
     ) -> Downloaded:
         """Fetch the pictures there are, as `{stem}-{network}-{kind}.{format}`, less those that are here already.
@@ -266,13 +289,15 @@ class Client(Submitting):
             output_dir: The folder.
             only: Only these kinds: `cam`, `heatmap`, …
             where: As `results`.
+            sort: As `results`, with `limit`: of which images.
+            limit: Of the first so many images.
             progress: Called with each file that is there.
 
         Returns:
             The files, a list; its `already` says how many were there before.
         """
         files = Downloaded()
-        for fetched in self.fetch(job, output_dir, only=only, where=where):
+        for fetched in self.fetch(job, output_dir, only=only, where=where, sort=sort, limit=limit):
             files.append(fetched.path)
             files.already += fetched.already
             if progress:
@@ -280,32 +305,56 @@ class Client(Submitting):
         return files
 
     def fetch(
-        self, job: str, output_dir: str | Path, *, only: Iterable[str] = (), where: Iterable[str] = ()
+        self,
+        job: str,
+        output_dir: str | Path,
+        *,
+        only: Iterable[str] = (),
+        where: Iterable[str] = (),
+        sort: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[Fetched]:
         """The same as a stream, for millions of pictures."""
         if not str(output_dir):
             raise UsageError("the output folder needs a name")
-        return self._made(job).fetch(Path(output_dir), only, where)
+        return self._made(job).fetch(Path(output_dir), only, Choice.of(where, sort=sort, limit=limit))
 
     def urls(
-        self, job: str, *, expires_s: float = 3600, only: Iterable[str] = (), where: Iterable[str] = ()
+        self,
+        job: str,
+        *,
+        expires_s: float = 3600,
+        only: Iterable[str] = (),
+        where: Iterable[str] = (),
+        sort: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[Link]:
         """Presigned addresses of pictures, at which anybody can read them for up to 7 days."""
-        return self._made(job).urls(expires_s, only, where)
+        return self._made(job).urls(expires_s, only, Choice.of(where, sort=sort, limit=limit))
 
     def _made(self, job: str) -> Made:
         self._same_store(job)
+        spec = self._spec(job)
 
         def ended() -> int:
             status = self.status(job)
             return status.done + status.failed
 
+        def check(where: Where) -> None:
+            status = self.table.status(job)
+            for one in where.conditions:
+                if one.field == "reason" and not one.is_pattern:
+                    check_reason(one.value, status.failures)
+            # Asked after the count: what is done meanwhile only adds to it.
+            check_classes(where, spec, self.table.histogram(job), status.done)
+
         return Made(
             self.storage,
             job,
-            self._spec(job),
+            spec,
             states=partial(self.table.control.states_at, job),
             ended=ended,
+            check=check,
             since=self.table.since(job),
         )
 

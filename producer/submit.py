@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from producer.differing import difference, why_differs
 from producer.jobs import keys, uris
 from producer.jobs.bounds import MAX_CLASS_ID
 from producer.jobs.errors import FetchError, JobError, ServiceError, SourceChanged, UsageError
@@ -27,6 +28,7 @@ from producer.jobs.spec import (
     Failure,
     Item,
     JobSpec,
+    Result,
     class_key,
     unpack,
     uri_line,
@@ -330,10 +332,7 @@ class _Sending:
                 break
             chunk = Chunk.pack(number, lines(number * size, part))
             if known.get(number, chunk.entry) != chunk.entry:
-                raise UsageError(
-                    f"job {self.job} was made from another source (or other rows of it were bad and left out): "
-                    "choose another --name for this one"
-                )
+                raise UsageError(self._difference(chunk))
             files = [] if number in known else [(number * size + n, s.path) for n, s in enumerate(part) if s.path]
             window.append((chunk, [pool.submit(self._upload, index, path) for index, path in files]))
             uploads += len(files)
@@ -343,6 +342,15 @@ class _Sending:
                 yield _when_done(chunk, futures)
         while window:
             yield _when_done(*window.popleft())
+
+    def _difference(self, chunk: Chunk) -> str:
+        """In what a chunk differs from the one that is there."""
+        first, size = chunk.number * self.spec.chunk_size, self.spec.chunk_size
+        records = ChunkRecords(chunk.number, first)
+        read_parts(self.storage, records, self.recorded.get(chunk.number, []), size)
+        before: dict[int, Item | Result] = {result.index - first: result for result in records.results()}
+        before |= self.table.control.items_of(self.job, chunk.number)  # these say more, while they are there
+        return why_differs(self.job, first, before, unpack(chunk.payload))
 
     def _upload(self, index: int, path: Path) -> None:
         try:
@@ -384,10 +392,8 @@ class _Sending:
             raise JobError(f"{newer.key} was written by a newer version of gradcam-queue: update this one")
         # What cannot be read of it is explained again.
         ours = {result.index - first: result for result in known.results() if result.index - first in items}
-        if any(result.uri != uris.redact(items[offset].uri) for offset, result in ours.items()):
-            raise UsageError(
-                f"the store holds a job named {self.job} that was made from another source: choose another --name"
-            )
+        if told := difference(self.job, first, ours, items):
+            raise UsageError(f"the store holds a job of that name: {told}")
         claim = self.table.claim(self.job, chunk.number, self.spec, claim_id=uuid.uuid4().hex, lease_s=_ADOPT_S)
         if claim is None:
             return published_at

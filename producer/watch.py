@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -188,18 +189,36 @@ def bound(status: JobStatus) -> str:
     return f"{where} the speed; give each device more processes and cores"
 
 
-def table(statuses: Iterable[JobStatus]) -> Table:
-    """Jobs as a table, a row each."""
+#: What a table of jobs has a column for, and leaves out first where there is no room, from the last on.
+_COLUMNS: dict[str, Callable[[JobStatus], str]] = {
+    "job": lambda status: status.job,
+    "state": lambda status: status.state,
+    "total": lambda status: str(status.total),
+    "done": lambda status: str(status.done),
+    "failed": lambda status: str(status.failed),
+    "pending": lambda status: str(status.pending),
+    "cancelled": lambda status: str(status.cancelled),
+    "network": lambda status: status.network,
+    "created (UTC)": lambda status: f"{status.created_at:%Y-%m-%d %H:%M:%S}",
+}
+_LEFT_OUT_FIRST = ("created (UTC)", "network")
+
+
+def table(statuses: Sequence[JobStatus], console: Console) -> Table:
+    """Jobs as a table, a row each, as wide as there is room; an id is never cut, but may go over two lines."""
+    left_out: set[str] = set()
+    for name in (None, *_LEFT_OUT_FIRST):
+        left_out |= {name} if name else set()
+        made = _table(statuses, [heading for heading in _COLUMNS if heading not in left_out])
+        if Measurement.get(console, console.options.update(max_width=10_000), made).maximum <= console.width:
+            return made
+    return _table(statuses, [heading for heading in _COLUMNS if heading not in left_out], folded=("job", "state"))
+
+
+def _table(statuses: Iterable[JobStatus], headings: Sequence[str], folded: Sequence[str] = ()) -> Table:
     made = Table(box=None)
-    for heading in ("job", "state", "network", "total", "done", "failed", "pending", "created (UTC)"):
-        made.add_column(heading, no_wrap=True)
-    for s in statuses:
-        counts = (str(n) for n in (s.total, s.done, s.failed, s.pending))
-        made.add_row(
-            s.job,
-            f"{s.state}, objects gone" if s.objects_gone else s.state,
-            s.network,
-            *counts,
-            f"{s.created_at:%Y-%m-%d %H:%M:%S}",
-        )
+    for heading in headings:
+        made.add_column(heading, no_wrap=heading not in folded, overflow="fold")
+    for status in statuses:
+        made.add_row(*(_COLUMNS[heading](status) for heading in headings))
     return made

@@ -192,6 +192,8 @@ def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
             gravest = TIMED_OUT
             status = client.status(one)
         gravest = max(gravest, exit_code_of(status))
+        if status.error:
+            talk.print(f"job {one}: {status.error}")
         click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
     sys.exit(gravest)
 

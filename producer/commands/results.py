@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import click
 
 from producer.commands.console import PLAIN_CODES, Duration, Examples, examples, make_client, make_talk, one_line
+from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
         "gradcam results JOB --csv --where class=tabby --where 'probability<0.5'",
         "gradcam results JOB --parquet results.parquet",
         "gradcam results JOB --failed --csv --output failed.csv",
+        "gradcam results JOB --sort probability --limit 100 --only cam   # the least certain",
         "gradcam results JOB --urls --expires 1d --only cam",
         codes=PLAIN_CODES,
     ),
@@ -89,9 +91,13 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
     multiple=True,
     metavar="CONDITION",
     help="Only images of which it holds: class=281, class=tabby, id=…, uri=*/cats/*.jpg, state=failed, flat=true, "
-    "reason=fetch, keep.COLUMN=…, 'probability<0.5', 'index>=1000'. Of several, all must hold.",
+    "reason=fetch, keep.COLUMN=…, 'probability<0.5', 'index>=1000'; != is not. Of several, all must hold.",
 )
 @click.option("--failed", is_flag=True, help="Only images that failed.")
+@click.option(
+    "--sort", metavar="COLUMN", help="In the order of a column: probability, or -probability for the greatest first."
+)
+@click.option("--limit", type=click.IntRange(1, MAX_COUNT), help="Only the first so many images.")
 def results(
     job: str,
     output_dir: str | None,
@@ -104,6 +110,8 @@ def results(
     only: str | None,
     where: tuple[str, ...],
     failed: bool,
+    sort: str | None,
+    limit: int | None,
 ) -> None:
     """Download a job's pictures, or print what is known of each image.
 
@@ -115,31 +123,41 @@ def results(
     _check(output_dir, format, expires, output, failed=failed)
     client, talk = make_client(), make_talk()
     kinds = [part.strip() for part in only.split(",") if part.strip()] if only else []
+    chosen: dict[str, Any] = {"only": kinds, "where": where, "sort": sort, "limit": limit}
+    count = 0
     if format == "urls":
-        links = client.urls(job, expires_s=expires or _HOUR_S, only=kinds, where=where)
+        links = client.urls(job, expires_s=expires or _HOUR_S, **chosen)
         with _output(output, private=True) as file:
             count = _print_links(links, file, as_json=as_jsonl)
         _tell(talk, output, f"{count} addresses")
     elif format is not None:
         target = output if parquet is None else parquet
-        chosen: dict[str, Any] = {"format": format, "only": kinds, "where": where, "failed": failed}
         if target is None:
             with _output(None) as file:
-                client.export(job, file, **chosen)
+                count = client.export(job, file, format=format, failed=failed, **chosen)
         else:
-            _tell(talk, target, f"{client.export(job, target, **chosen)} images")
+            count = client.export(job, target, format=format, failed=failed, **chosen)
+            _tell(talk, target, f"{count} images")
     if output_dir is not None:
-        download_to(client, talk, job, output_dir, only=kinds, where=where)
+        count = download_to(client, talk, job, output_dir, **chosen)
+    if not count and (where or failed):
+        talk.print(f"no image of job {job} matches")
 
 
-def download_to(
-    client: Client, talk: Console, job: str, output_dir: str, *, only: Iterable[str] = (), where: Iterable[str] = ()
-) -> None:
-    """Download pictures, with a bar on a terminal and a line at the end."""
+def download_to(client: Client, talk: Console, job: str, output_dir: str, **chosen: Any) -> int:
+    """Download pictures, with a bar on a terminal and a line at the end; how many there are.
+
+    Args:
+        client: Whose job it is.
+        talk: Where that goes.
+        job: Its id.
+        output_dir: The folder.
+        chosen: Which ones, as `Client.fetch` has it.
+    """
     count = already = 0
     try:
         with _bar(client, talk, job) as show:
-            for fetched in client.fetch(job, output_dir, only=only, where=where):
+            for fetched in client.fetch(job, output_dir, **chosen):
                 count, already = count + 1, already + fetched.already
                 show(fetched.index, count, already)
     except KeyboardInterrupt:
@@ -147,6 +165,7 @@ def download_to(
         raise
     there = f", {already} of them were there already" if already else ""
     talk.print(f"{count} pictures in {output_dir}{there}")
+    return count
 
 
 def _format(

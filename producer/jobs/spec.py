@@ -37,6 +37,15 @@ Mean = Annotated[float, Field(ge=0, le=1)]
 Std = Annotated[float, Field(ge=0.001, le=10)]
 
 
+#: What a parameter of a job is called where it is typed, if not as here.
+_OPTIONS = {
+    "layer": "--layer-name",
+    "weights": "--weight-path",
+    "weights_sha256": "--weight-path",
+    "store": "GRADCAM_S3_BUCKET or GRADCAM_S3_PREFIX",
+}
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,8 +103,9 @@ class JobSpec(_Frozen):
     store: Annotated[str, Field(max_length=512)] = ""
 
     def differing(self, other: JobSpec) -> str:
-        """The names of the parameters in which two specs differ."""
-        return ", ".join(name for name in JobSpec.model_fields if getattr(self, name) != getattr(other, name))
+        """The parameters in which two specs differ, as the command line calls them."""
+        names = (name for name in JobSpec.model_fields if getattr(self, name) != getattr(other, name))
+        return ", ".join(dict.fromkeys(_OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in names))
 
 
 class Item(_Frozen):

@@ -36,7 +36,8 @@ _TYPES = {
     "jsonl": "application/jsonl",
     "npz": "application/zip",
 }
-_OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled"}
+#: A question for an object's size is answered without words: 403 alone.
+_OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
 _OUR_CREDENTIALS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",

@@ -73,26 +73,26 @@ def columns(spec: JobSpec, kinds: Iterable[str], keep: Iterable[str], uri: Calla
     return made
 
 
-def write_jsonl(results: Iterable[Result], file: BinaryIO, kinds: Iterable[str] | None = None) -> int:
-    """Write a line of JSON an image, as the manifest has it; how many.
+def write_jsonl(
+    results: Iterable[Result], file: BinaryIO, uri: Callable[[str], str], kinds: Iterable[str] | None = None
+) -> int:
+    """Write a line of JSON an image, as the manifest has it, with addresses as tables have them; how many.
 
     Args:
         results: The images.
         file: Where to.
+        uri: An object's address of its key.
         kinds: Leave out the addresses of other pictures.
     """
     wanted = None if kinds is None else set(kinds)
     count = 0
     for result in results:
-        line = result if wanted is None else _with(result, wanted)
-        file.write(line.line.encode() + b"\n")
+        objects = {
+            kind: uri(key) for kind, key in result.objects.items() if wanted is None or without_class(kind) in wanted
+        }
+        file.write(result.model_copy(update={"objects": objects}).line.encode() + b"\n")
         count += 1
     return count
-
-
-def _with(result: Result, kinds: set[str]) -> Result:
-    objects = {kind: key for kind, key in result.objects.items() if without_class(kind) in kinds}
-    return result.model_copy(update={"objects": objects})
 
 
 def write_csv(results: Iterable[Result], columns: Sequence[Column], file: BinaryIO) -> int:

@@ -14,7 +14,7 @@ from producer.jobs.errors import UsageError
 if TYPE_CHECKING:
     from producer.jobs.spec import JobSpec, Result
     from producer.output.objects import Objects
-    from producer.output.where import Where
+    from producer.output.where import Test
 
 RAW = "raw"
 #: Where several classes were explained, an object's kind begins with its class.
@@ -63,7 +63,7 @@ def without_class(kind: str) -> str:
     return _OF_A_CLASS.sub("", kind, count=1)
 
 
-def pictures(results: Iterable[Result], objects: Objects, *, kinds: Iterable[str], where: Where) -> Iterator[Picture]:
+def pictures(results: Iterable[Result], objects: Objects, *, kinds: Iterable[str], where: Test) -> Iterator[Picture]:
     """The pictures of those images for which `where` holds.
 
     Args:

@@ -117,7 +117,7 @@ def test_whatever_a_worker_can_write_every_reader_reads(results: tuple[Result, .
     file = io.BytesIO()
     assert write_csv(known, table, file) == len(results)
     assert len(list(csv.reader(io.StringIO(file.getvalue().decode(), newline="")))) == len(results) + 1
-    assert write_jsonl(known, io.BytesIO()) == len(results)
+    assert write_jsonl(known, io.BytesIO(), lambda key: key) == len(results)
     asked = parse_where(["class=3", "class_name=*", "probability<0.5", "flat=true"])
     assert all(asked(result) in {True, False} for result in known)
 

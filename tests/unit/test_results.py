@@ -14,8 +14,10 @@ import pytest
 
 from producer.jobs.errors import UsageError
 from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
+from producer.output.asked import check_classes, check_reason
 from producer.output.export import columns, write_csv, write_jsonl
 from producer.output.failures import write_failures
+from producer.output.order import ordered, parse_order
 from producer.output.pictures import LocalNames, chosen_kinds, file_name
 from producer.output.where import CAN_BE_ASKED, parse_where
 from producer.output.whole import whole
@@ -77,6 +79,17 @@ TWO = Result(
         (["probability==0.5"], [3, 5]),
         (["index>=4"], [4, 5]),
         (["index=4"], [4]),
+        (["index!=4"], [3, 5]),
+        (["probability!=0.5"], []),
+        (["class!=282"], [3]),
+        (["class!=tabby"], []),
+        (["class!=tiger*"], [3]),
+        (["uri!=*.jpg"], [4]),
+        (["reason!=fetch"], []),
+        (["reason != image"], [4]),
+        (["state!=done"], [4]),
+        (["flat!=true"], [3, 5]),
+        (["keep.split!=train"], [3]),
     ],
 )
 def test_conditions_hold_of_the_images_they_name(expressions: list[str], indices: list[int]) -> None:
@@ -92,7 +105,7 @@ def test_failed_is_a_condition_beside_the_others() -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        *("", "class", "colour=red", "state=pending", "flat=maybe", "probability=high", "probability!=1", "class>3"),
+        *("", "class", "zzz=red", "state=pending", "flat=maybe", "probability=high", "class>3"),
         *("id=", "class_id=tabby", "uri<3", "=3", "keep.=3"),
     ],
 )
@@ -100,6 +113,93 @@ def test_a_wrong_condition_is_one_sentence_that_lists_what_can_be_asked(expressi
     with pytest.raises(UsageError) as told:
         parse_where([expression])
     assert str(told.value) == f"{expression!r} cannot be asked: ask {CAN_BE_ASKED}"
+
+
+def test_a_mistyped_column_is_told_with_the_nearest() -> None:
+    for expression, near in (("probabilty<0.5", "probability"), ("clas=tabby", "class"), ("resaon=fetch", "reason")):
+        with pytest.raises(UsageError, match=f"cannot be asked; the nearest are {near}"):
+            parse_where([expression])
+
+
+def test_a_kept_column_that_no_image_has_is_told_once_all_were_looked_at() -> None:
+    where = parse_where(["keep.splt=val", "class=nobody"])
+    assert [where(result) for result in (CAT, LOST, TWO)] == [False] * 3
+    with pytest.raises(UsageError, match=r"column 'splt'; the nearest are split, site; it has split, site"):
+        where.check_columns()
+    where = parse_where(["keep.split=val", "class=nobody"])
+    assert not where(CAT)
+    where.check_columns()
+    with pytest.raises(UsageError, match="it kept none"):
+        parse_where(["keep.split=val"]).check_columns()
+
+
+SPEC = JobSpec()
+CLASSES = {"281 tabby": 3, "282 tiger cat": 2, "7": 1}
+
+
+@pytest.mark.parametrize(
+    "asked", ["class=281", "class=Tabby", "class_name=tiger cat", "class_id!=7", "class=7", "class=tab*", "class=z?"]
+)
+def test_classes_that_images_were_explained_for_can_be_asked(asked: str) -> None:
+    check_classes(parse_where([asked]), SPEC, CLASSES, 6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [("class=taby", "tabby"), ("class!=tiger cats", "tiger cat"), ("class_id=28", "28"), ("class_name=281", "281")],
+)
+def test_a_class_that_no_image_was_explained_for_is_told_with_the_nearest(asked: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"no image of this job was explained for a class.*{near}"):
+        check_classes(parse_where([asked]), SPEC, CLASSES, 6)
+    # The table does not know all of several classes an image, nor what Redis lost; labels name all classes there are.
+    check_classes(parse_where([asked]), JobSpec(top_k=2), CLASSES, 6)
+    check_classes(parse_where([asked]), SPEC, CLASSES, 7)
+    labelled = JobSpec(labels=tuple(f"kind {n}" for n in range(30)))
+    check_classes(parse_where(["class=28", "class=kind 3"]), labelled, CLASSES, 6)
+
+
+def test_a_reason_that_nothing_fails_for_is_told_with_the_nearest() -> None:
+    check_reason("fetch", {"fetch": 1})
+    check_reason("timeout", {})  # a reason of ours, though none of this job's failed for it
+    check_reason("crashed_worker", {})
+    with pytest.raises(UsageError, match=r"'fetsh'; the nearest are fetch.*of this job: fetch \(1\)"):
+        check_reason("fetsh", {"fetch": 1})
+
+
+IMAGES = [
+    CAT.model_copy(update={"index": n, "probability": p, "uri": f"s3://b/{9 - n}"})
+    for n, p in enumerate([0.5, None, 0.9, 0.1, 0.5])
+]
+
+
+@pytest.mark.parametrize("at_once", [2, 100])
+@pytest.mark.parametrize(
+    ("sort", "limit", "indices"),
+    [
+        (None, None, [0, 1, 2, 3, 4]),
+        (None, 2, [0, 1]),
+        ("probability", None, [3, 0, 4, 2, 1]),
+        ("-probability", None, [2, 0, 4, 3, 1]),
+        ("probability", 3, [3, 0, 4]),
+        ("-probability", 1, [2]),
+        ("uri", None, [4, 3, 2, 1, 0]),
+        ("-index", 9, [4, 3, 2, 1, 0]),
+        ("keep.split", 2, [0, 1]),
+        ("-keep.nothing", None, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_images_come_in_the_order_of_a_column_what_is_not_known_last(
+    sort: str | None, limit: int | None, indices: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.output.order._AT_ONCE", at_once)  # more lie on the disk, and are merged
+    assert [result.index for result in ordered(iter(IMAGES), parse_order(sort), limit)] == indices
+
+
+def test_a_column_that_nothing_is_sorted_by_is_told_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="the nearest are probability"):
+        parse_order("probabilty")
+    with pytest.raises(UsageError, match="sort by index"):
+        parse_order("keep.")
 
 
 def test_one_condition_that_is_no_list_is_told() -> None:
@@ -192,8 +292,15 @@ def test_kept_columns_that_come_late_are_never_left_out_silently() -> None:
 
 def test_lines_of_json_name_the_pictures_that_are_asked_for() -> None:
     file = io.BytesIO()
-    write_jsonl([CAT, TWO], file, kinds=["gb"])
+    write_jsonl([CAT, TWO], file, lambda key: key, kinds=["gb"])
     assert [Result.model_validate_json(line).objects for line in file.getvalue().splitlines()] == [{}, {}]
+
+
+def test_lines_of_json_and_tables_name_pictures_alike() -> None:
+    file = io.BytesIO()
+    write_jsonl([CAT], file, lambda key: f"s3://bucket/{key}")
+    (cat,) = table_of(CAT, spec=JobSpec(outputs=("cam",)), keep=("split", "site"))
+    assert Result.model_validate_json(file.getvalue()).objects == {"cam": cat["cam"]}
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
