@@ -99,10 +99,16 @@ def test_a_repair_never_deletes_a_shard_of_images_whose_manifest_is_gone(client:
     job = client.submit([COFFEE, CAT, COFFEE], chunk_size=2, **PACKED)
     client.wait(job, timeout_s=60)
     before = shards(client, job)
+    whole = {shard: client.storage.get(shard) for shard in before}
     for shard in before:  # what a shard says of its images is lost as well, its pictures may not be
-        client.storage.put(shard, client.storage.get(shard).replace(b'"index"', b'"other"'))
+        client.storage.put(shard, whole[shard].replace(b'"index"', b'"other"'))
     client.storage.delete(list(client.storage.keys(keys.manifest_prefix(client.storage.prefix, job))))
     assert {finding.kind for finding in client.audit(job)} == {"missing"}
+    with pytest.raises(UsageError, match="of 3 images nothing is left"):
+        list(client.audit(job, repair=True))
+    assert shards(client, job) == before
+    for shard in before:
+        client.storage.put(shard, whole[shard])
     # What lies in the shards tells the addresses of the images: they are explained again, into shards of their own.
     list(client.audit(job, repair=True))
     assert set(before) <= set(shards(client, job))
