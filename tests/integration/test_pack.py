@@ -15,6 +15,7 @@ from stacks import children_of, eventually
 
 from producer.client import Client
 from producer.jobs import keys
+from producer.jobs.errors import UsageError
 from producer.jobs.states import JobState
 
 if TYPE_CHECKING:
