@@ -206,3 +206,57 @@ def test_two_identical_named_submissions_at_once_make_one_job(client: Client) ->
     status = client.wait("twins", timeout_s=60)
     assert (status.total, status.done) == (20, 20)
     assert len(pictures(client, "twins")) == 20
+
+
+def test_a_named_submission_with_other_columns_or_options_says_which(client: Client, tmp_path: Path) -> None:
+    def command(rows: str, *options: str) -> list[str]:
+        (tmp_path / "list.csv").write_text(rows)
+        return ["submit", str(tmp_path / "list.csv"), "--network", NETWORK, "--name", "columns", *options]
+
+    rows = f"path,label,split,who\n{COFFEE},espresso,val,a\n{CAT},tabby,val,b\n"
+    asked = ("--class-column", "label", "--id-column", "who", "--keep-columns", "split")
+    gradcam(*command(rows, *asked))
+    for options, words in (
+        (("--id-column", "who", "--keep-columns", "split"), "other columns: --class-column;"),
+        (("--class-column", "label", "--keep-columns", "split"), "other columns: --id-column;"),
+        ((*asked[:4], "--keep-columns", "split,who"), "--keep-columns (before: split; now: split, who)"),
+        ((*asked, "--outputs", "cam", "--layer-name", "last-features"), "(--layer-name, --outputs)"),
+    ):
+        said = gradcam(*command(rows, *options), code=2).stderr.replace("\n", " ")
+        assert words in said
+        assert "another source" not in said
+    assert (
+        "--keep-columns (other texts in split)"
+        in gradcam(*command(rows.replace("val,b", "x,b"), *asked), code=2).stderr
+    )
+    other = gradcam(*command(rows.replace(CAT, COFFEE), *asked), code=2).stderr.replace("\n", "")
+    assert "another source" in other
+    assert "image 1 was" in other
+    gradcam(*command(rows, *asked))
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_finished_job_and_one_rebuilt_after_a_wipe_say_which_columns_differ(client: Client, tmp_path: Path) -> None:
+    def submit(*options: str, code: int = 0) -> str:
+        path = tmp_path / "list.csv"
+        path.write_text(f"path,label,split\n{COFFEE},espresso,val\n{CAT},tabby,val\n")
+        always = ("--network", NETWORK, "--name", "columns-done", "--outputs", "cam", "--wait")
+        return gradcam("submit", str(path), *always, *options, code=code).stderr.replace("\n", " ")
+
+    asked = ("--class-column", "label", "--keep-columns", "split")
+    submit(*asked)
+    assert "other columns: --class-column;" in submit("--keep-columns", "split", code=2)
+    assert "--keep-columns (before: split; now: none)" in submit("--class-column", "label", code=2)
+    client.table.redis.flushall()
+    assert "--keep-columns (before: split; now: none)" in submit("--class-column", "label", code=2)
+    client.table.redis.flushall()
+    submit(*asked)
+
+
+@pytest.mark.usefixtures("worker")
+def test_waiting_for_a_job_that_failed_prints_why(client: Client) -> None:
+    job = client.submit([COFFEE], network=NETWORK, layer_name="no.such.layer", outputs=["cam"])
+    run = gradcam("wait", job, code=3)
+    error = client.status(job).error
+    assert error
+    assert f"job {job}: {error}" in run.stderr.replace("\n", " ")

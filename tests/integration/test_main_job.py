@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,14 +18,19 @@ import numpy as np
 import psutil
 import pytest
 from command import gradcam
+from rich.console import Console
 
 from producer.client import Client
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
 from producer.jobs.states import JobState
+from producer.watch import table
 
 if TYPE_CHECKING:
+    from fault_proxy import HttpFaultProxy
+
     from deploy.stack import Stack
+    from producer.jobs.storage import Storage
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"
@@ -330,3 +336,34 @@ def test_ids_in_a_list_are_never_cut(client: Client) -> None:
     name = "a-name-that-is-as-long-as-a-name-of-a-job-may-ever-be-63-letters"[:63]
     client.submit([str(PHOTOS / "coffee.png")], network=NETWORK, name=name)
     assert name in gradcam("list", env={"COLUMNS": "60"}).stdout
+
+
+def test_a_list_fits_the_terminal_and_shows_how_many_were_cancelled(client: Client) -> None:
+    job = client.submit([str(PHOTOS / "coffee.png")] * 3, network=NETWORK, queue="low")
+    client.cancel(job)
+    found = client.list(limit=20)
+    for columns in (60, 80, 100, 160):
+        screen = io.StringIO()
+        console = Console(width=columns, file=screen, highlight=False)
+        console.print(table(found, console))
+        heading, *rows = screen.getvalue().splitlines()
+        assert max(map(len, [heading, *rows])) <= columns
+        assert "cancelled" in heading
+        if columns > len("created (UTC)") + 120:
+            (row,) = (row for row in rows if job in row)
+            assert {str(client.status(job).cancelled), NETWORK} <= set(row.split())
+
+
+def test_a_store_that_forbids_is_told_alike_by_doctor_and_submit(
+    client: Client, broken: tuple[Storage, HttpFaultProxy]
+) -> None:
+    """Questions for a size are refused without a word: 403, where others say AccessDenied."""
+    _, proxy = broken
+    proxy.answer_errors(403, "AccessDenied")
+    told = [gradcam("submit", str(PHOTOS / "coffee.png"), code=4).stderr.replace("\n", " ")]
+    told.append(gradcam("doctor", code=4).stdout)
+    proxy.answer_errors(403, "AccessDenied", only=lambda method, _: method == "HEAD")
+    command = ("submit", str(PHOTOS / "coffee.png"), "--network", NETWORK, "--name", "forbidden")
+    told.append(gradcam(*command, code=4).stderr.replace("\n", " "))
+    for words in told:
+        assert "create it, or correct GRADCAM_S3_BUCKET and its permissions" in words

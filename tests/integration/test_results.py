@@ -212,6 +212,79 @@ def test_what_is_readable_is_read_and_the_rest_is_counted_and_named(client: Clie
     assert [json.loads(text)["index"] for text in printed.splitlines()] == [1, 3, 65]
 
 
+@pytest.fixture(scope="module")
+def counted(stack: object) -> str:
+    """A job whose classes and reasons the table has counted."""
+    client = Client.from_env()
+    job = make_job(client, "counted", outputs=("cam",))
+    write_part(client, job, 0, [line(n) for n in range(60)])
+    failed = sum(line(n).state == "failed" for n in range(60))
+    table, names = client.table.redis, f"gradcam:job:{job}"
+    for n in range(60):
+        if line(n).state == "done":
+            table.hincrby(f"{names}:classes", f"{line(n).class_id} {line(n).class_name}", 1)
+    table.hset(f"{names}:reasons", "fetch", str(failed))
+    table.hset(names, mapping={"done": 60 - failed, "failed": failed, "total": 60})
+    return job
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("probabilty<0.5", "the nearest are probability"),
+        ("class=class number 77", "explained for a class 'class number 77'; the nearest are class number 7"),
+        ("class_id!=12345", "explained for a class '12345'"),
+        ("reason=fetsh", "'fetsh'; the nearest are fetch"),
+        ("keep.splt=val", "no image of this job has a column 'splt'; the nearest are split"),
+    ],
+)
+def test_what_the_job_does_not_know_is_an_error_that_names_the_nearest(
+    client: Client, counted: str, tmp_path: Path, asked: str, words: str
+) -> None:
+    for option in (["--jsonl"], ["--csv"], ["--urls"], ["--output-dir", str(tmp_path / "new")]):
+        run = gradcam("results", counted, *option, "--where", asked, code=2)
+        assert words in run.stderr.replace("\n", " ")
+        assert run.stdout == ""
+    with pytest.raises(UsageError, match=r"nearest|explained"):
+        client.export(counted, tmp_path / "none.jsonl", where=[asked])
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_no_match_is_said_and_is_no_error(counted: str, tmp_path: Path) -> None:
+    for option in (["--jsonl"], ["--csv", "--output", str(tmp_path / "x.csv")], ["--output-dir", str(tmp_path)]):
+        run = gradcam("results", counted, *option, "--where", "class=class number 7", "--where", "probability>5")
+        assert f"no image of job {counted} matches" in run.stderr
+    assert "matches" in gradcam("results", counted, "--jsonl", "--where", "reason=timeout").stderr
+    assert "matches" not in gradcam("results", counted, "--jsonl", "--where", "reason=fetch").stderr
+    assert "the nearest are fetch" in gradcam("failures", counted, "--reason", "fetsh", code=2).stderr
+
+
+def test_images_are_sorted_and_the_first_so_many_taken_in_every_format(
+    client: Client, counted: str, tmp_path: Path
+) -> None:
+    expected = sorted((line(n) for n in range(60) if n % 50), key=lambda known: known.probability or 0)
+    certain = [known.index for known in expected[::-1][:3]]
+    printed = gradcam("results", counted, "--jsonl", "--sort", "-probability", "--limit", "3").stdout.splitlines()
+    assert [json.loads(text)["index"] for text in printed] == certain
+    table = gradcam("results", counted, "--csv", "--sort", "probability", "--limit", "2").stdout
+    assert [int(row["index"]) for row in csv.DictReader(io.StringIO(table, newline=""))] == [
+        known.index for known in expected[:2]
+    ]
+    assert [result.index for result in client.results(counted, where=["index>=10"], limit=2)] == [10, 11]
+    # Pictures are chosen so, and keep the order and the names they have without the question.
+    links = client.urls(counted, sort="-probability", limit=3)
+    assert {link.index for link in links} <= set(certain)
+    assert "give --limit with --sort" in gradcam("results", counted, "--urls", "--sort", "index", code=2).stderr
+    assert "the nearest are prob" in gradcam("results", counted, "--jsonl", "--sort", "prob", code=2).stderr
+
+
+def test_json_lines_and_tables_name_pictures_alike(client: Client, counted: str) -> None:
+    printed = [json.loads(text) for text in gradcam("results", counted, "--jsonl").stdout.splitlines()]
+    table = list(csv.DictReader(io.StringIO(gradcam("results", counted, "--csv").stdout, newline="")))
+    assert [known["objects"].get("cam", "") for known in printed] == [row["cam"] for row in table]
+    assert printed[1]["objects"]["cam"].startswith(f"s3://{client.storage.bucket}/")
+
+
 def test_what_cannot_be_asked_is_one_sentence_before_anything_is_read(
     client: Client, small: str, tmp_path: Path
 ) -> None:
