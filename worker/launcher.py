@@ -120,6 +120,8 @@ class Launcher:
     run_dir: Path | None = None
     #: Address and port at which metrics are served; not at all without a port.
     metrics: tuple[str, int | None] = ("", None)
+    #: Whose jobs are worked off, as `worker.health.stack_of` says it.
+    stack: str = ""
     _folder: Path = Path()
     _processes: list[_Process] = field(default_factory=list)
     _signals: int = 0
@@ -234,6 +236,7 @@ class Launcher:
                     pid=process.running.pid if process.running else None,
                     started_at=process.started_at,
                     problem=process.problem,
+                    stack=self.stack,
                 )
                 for process in self._processes
                 if process.name
