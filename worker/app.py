@@ -40,6 +40,8 @@ COLD = 78
 _STARTS = 3
 
 connections, settings = read_both(Connections, WorkerSettings)
+# OpenCV reads it once, when the child imports it.
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
 #: What is preloaded may have to be downloaded.
 _WARM_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else WARM_WITHIN_S
 health = Health(settings.health_stem)

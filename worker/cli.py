@@ -91,7 +91,7 @@ def cli(
         sys.exit(_run(devices, processes_per_device, queues, preload, (metrics_address, metrics_port)))
 
 
-@cli.command("check", short_help="Say whether the workers of this machine are alive.")
+@cli.command("check", short_help="Say whether the workers of this stack are alive.")
 @click.option(
     "--within-s",
     type=click.FloatRange(min=0, min_open=True),
@@ -99,9 +99,13 @@ def cli(
     show_default=True,
     help="How old the last sign of life may be: a read of the queues that came back, or progress in a chunk.",
 )
+@click.option("--all", "of_all", is_flag=True, help="Also those that work for other stacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of the processes on stdout.")
-def check_command(within_s: float, as_json: bool) -> None:
+def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
     """Say whether every worker process of this user on this machine is alive; for probes.
+
+    Looked at are those of this stack, which work off the jobs of the Redis (host, port, database) of
+    GRADCAM_REDIS_URL; where that is not set, or with --all, those of all stacks.
 
     A process is starting, idle, working or waiting for a server, and all is well (exit code 0); or faulty (it says
     itself what keeps it from working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where
@@ -110,23 +114,27 @@ def check_command(within_s: float, as_json: bool) -> None:
     \b
     Examples:
       gradcam-worker check
+      gradcam-worker check --all
       gradcam-worker check --within-s 600
       gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
     """  # noqa: D301 - click reads the backspace
-    from worker.health import ALIVE, look, sentence
+    from worker.health import ALIVE, look, of_stack, sentence, stack_of
 
     # Settings are not read: a probe has no need of them, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
+    stack = "" if of_all else stack_of(os.environ.get("GRADCAM_REDIS_URL", ""))
     try:
-        found = look(Path(run_dir) if run_dir else None, within_s)
+        there = look(Path(run_dir) if run_dir else None, within_s)
     except WorkerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    found = of_stack(there, stack)
     well = bool(found) and all(process.state in ALIVE for process in found)
     if as_json:
         click.echo(json.dumps([asdict(process) for process in found], indent=1))
     else:
-        click.echo(sentence(found), err=not well)
+        others = sorted({one.stack for one in there} - {one.stack for one in found})
+        click.echo(sentence(found, others, stack), err=not well)
     sys.exit(0 if well else 1)
 
 
@@ -209,6 +217,7 @@ def _run(
     metrics: tuple[str, int | None],
 ) -> int:
     from producer.jobs.settings import Connections, read_both
+    from worker.health import stack_of
     from worker.launcher import Launcher, plan
     from worker.settings import WorkerSettings
 
@@ -222,7 +231,14 @@ def _run(
     _check_preloaded(settings.preload)
     classes = settings.queues if queues is None else _classes(queues)
     slots = plan(devices, processes_per_device)
-    launcher = Launcher(slots, grace_s=settings.grace_s, queues=classes, run_dir=settings.run_dir, metrics=metrics)
+    launcher = Launcher(
+        slots,
+        grace_s=settings.grace_s,
+        queues=classes,
+        run_dir=settings.run_dir,
+        metrics=metrics,
+        stack=stack_of(connections.redis_url.get_secret_value()),
+    )
     return launcher.run()
 
 

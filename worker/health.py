@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,6 +45,8 @@ STARTING_WITHIN_S = WARM_WITHIN_S + 30.0
 #: One file a second is written at most, however often something is said.
 _SAY_EVERY_S = 1.0
 _LIST = "launcher.json"
+#: Host, port and database of what is left of a Redis address without its secret.
+_PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d+))?(?:/(\d*))?/?", re.IGNORECASE)
 
 
 class Health:
@@ -200,6 +203,17 @@ class Listed:
     started_at: float
     #: Why it does not run.
     problem: str | None = None
+    #: Whose jobs it works off, as `stack_of` says it; empty where that is not known.
+    stack: str = ""
+
+
+def stack_of(redis_url: str) -> str:
+    """Name a stack by what makes it one: the Redis with its jobs, as `host:port/database`; no secret is in it.
+
+    Empty where the address is missing or cannot be read: whoever starts something with it is told what is wrong.
+    """
+    found = _PLACE.fullmatch(redis_url.partition("://")[2].partition("?")[0].rpartition("@")[2])
+    return f"{found[1].lower()}:{found[2] or 6379}/{found[3] or 0}" if found else ""
 
 
 def publish(folder: Path, processes: Sequence[Listed]) -> None:
@@ -256,6 +270,13 @@ class Found:
     #: Since its last sign of life; None before the first.
     silent_s: float | None
     problem: str | None
+    #: Whose jobs it works off: `host:port/database` of its Redis; empty where that is not known.
+    stack: str = ""
+
+
+def of_stack(found: Sequence[Found], stack: str) -> list[Found]:
+    """Those that work for a stack; where one of both is not known, they may."""
+    return [one for one in found if not stack or one.stack in {"", stack}]
 
 
 def look(run_dir: Path | None, within_s: float = SILENT_AFTER_S) -> list[Found]:
@@ -284,7 +305,7 @@ def _judge(health: Health, process: Listed, within_s: float) -> Found:
     silent_s = round(max(now - last, 0.0), 1) if last else None
 
     def found(state: State, problem: str | None = None) -> Found:
-        return Found(process.name, process.device, state, silent_s, problem)
+        return Found(process.name, process.device, state, silent_s, problem, process.stack)
 
     if process.pid is None:
         return found(State.DEAD, process.problem)
@@ -313,8 +334,19 @@ def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[Stat
     return State.SILENT, f"{what} for {silent_s:.0f} s"
 
 
-def sentence(found: Sequence[Found]) -> str:
-    """Say what a check found, in one sentence: what is wrong where something is, else what all are doing."""
+def sentence(found: Sequence[Found], others: Sequence[str] = (), stack: str = "") -> str:
+    """Say what a check found, in one sentence: what is wrong where something is, else what all are doing.
+
+    Args:
+        found: Those that were looked at.
+        others: The other stacks that processes of this machine work for.
+        stack: The one that was looked at; empty for all.
+    """
+    if not found and others:
+        return (
+            f"no launcher of this user works for {stack}: start `gradcam-worker`; those of this machine, which --all "
+            f"shows, work for {', '.join(others)}"
+        )
     if not found:
         return "no launcher of this user runs on this machine: start `gradcam-worker`"
     wrong = [f"{one.name} is {one.state}: {one.problem}" for one in found if one.state not in ALIVE]

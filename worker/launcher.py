@@ -125,6 +125,8 @@ class Launcher:
     run_dir: Path | None = None
     #: Address and port at which metrics are served; not at all without a port.
     metrics: tuple[str, int | None] = ("", None)
+    #: Whose jobs are worked off, as `worker.health.stack_of` says it.
+    stack: str = ""
     _own: rundir.Folder = field(init=False)
     _processes: list[_Process] = field(default_factory=list)
     _keep_at: float = 0.0
@@ -273,6 +275,7 @@ class Launcher:
                     pid=process.running.pid if process.running else None,
                     started_at=process.started_at,
                     problem=process.problem,
+                    stack=self.stack,
                 )
                 for process in self._processes
                 if process.name

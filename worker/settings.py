@@ -14,7 +14,10 @@
 | `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
 | `GRADCAM_WORKER_WEIGHTS_CACHE_BYTES`| what these files may take                                    | 20 GiB  |
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
+| `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 3 bytes each in every thread          | 64 Mi   |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
+| `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
+| `GRADCAM_WORKER_USER_AGENT`       | what web servers are told of who asks                          | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
@@ -34,7 +37,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.spec import CLASSES
-from producer.jobs.uris import FetchPolicy
+from producer.jobs.uris import FetchPolicy, checked_user_agent
 from worker.health import BUSY
 
 
@@ -103,6 +106,12 @@ class WorkerSettings(BaseSettings):
     preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas)] = ()
     #: Largest image file.
     max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
+    #: Most pixels of an image; a decoded one takes 3 bytes a pixel.
+    max_pixels: Annotated[int, Field(gt=0, le=2**30)] = 64 * 2**20
+    #: Redirects of a web server that are followed.
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
+    #: What web servers are told of who asks.
+    user_agent: Annotated[str, AfterValidator(checked_user_agent)] = "gradcam-queue"
     #: Time an image may take to be fetched.
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
@@ -137,4 +146,6 @@ class WorkerSettings(BaseSettings):
             file_roots=self.file_roots,
             max_bytes=self.max_image_bytes,
             total_timeout_s=self.fetch_timeout_s,
+            max_redirects=self.max_redirects,
+            user_agent=self.user_agent,
         )

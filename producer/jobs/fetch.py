@@ -24,7 +24,7 @@ from urllib.parse import urljoin
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from producer.jobs import uris
+from producer.jobs import encoded, uris
 from producer.jobs.errors import FetchError, FetchTimeout, GradcamError, NothingThere, WorkerError
 from producer.jobs.idle import Deadline, IdleConnections, Key
 from producer.jobs.uris import FetchPolicy, FileAddress, HttpAddress, S3Address
@@ -45,13 +45,13 @@ _OK: Final = 200
 _TOO_MANY_REQUESTS: Final = 429
 _SERVER_ERRORS: Final = 500
 _NOTHING: Final = frozenset({404, 410})
+_ASCII_END: Final = 0x80
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 _REQUEST_HEADERS: Final = {
     "Accept": "*/*",
-    # A body that is not compressed cannot unpack into a bomb.
+    # What comes as it is costs nobody time; what some servers pack all the same, `encoded` unpacks.
     "Accept-Encoding": "identity",
-    "User-Agent": "gradcam-queue",
 }
 
 # What S3 answers when the worker's own credentials or clock are wrong. SignatureDoesNotMatch is not among them: a
@@ -190,7 +190,7 @@ class Fetcher:
             with self._answer(address, deadline) as answer:
                 if answer.status not in _REDIRECTS:
                     _check_answer(address, answer, limit_bytes)
-                    yield from answer.stream(_CHUNK_BYTES, decode_content=False)
+                    yield from _content(first, address, answer)
                     return
                 address = _redirected(first, address, answer.headers.get("Location"))
         raise FetchError(f"{first.shown} cannot be fetched: it redirects more than {self._policy.max_redirects} times")
@@ -210,7 +210,7 @@ class Fetcher:
         reusable = False
         try:
             connection.timeout = max(deadline.remaining_s(), 0.001)
-            headers = _REQUEST_HEADERS | {"Host": address.netloc}
+            headers = _REQUEST_HEADERS | {"Host": address.netloc, "User-Agent": self._policy.user_agent}
             connection.request("GET", address.target, headers=headers, preload_content=False, decode_content=False)
             answer = connection.getresponse()
             try:
@@ -319,16 +319,25 @@ def _check_answer(address: HttpAddress, answer: urllib3.response.HTTPResponse, l
         again = status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS
         kind = _TryAgain if again else NothingThere if status in _NOTHING else FetchError
         raise kind(f"{shown} cannot be fetched: the server answered {words}")
-    if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise FetchError(f"{shown} is refused: the server compresses it, although it was asked not to")
     _refuse_larger(shown, answer.length_remaining or 0, limit_bytes)
 
 
+def _content(
+    first: HttpAddress, address: HttpAddress, answer: urllib3.response.HTTPResponse
+) -> Generator[bytes, None, None]:
+    pieces = answer.stream(_CHUNK_BYTES, decode_content=False)
+    if not (said := answer.headers.get("Content-Encoding")):
+        return pieces
+    # Whoever named a packed file reads it as one: Apache says `x-gzip` of each .gz file.
+    return encoded.content(pieces, said, address.shown, packed=encoded.is_packed(first.target.partition("?")[0]))
+
+
 def _redirected(first: HttpAddress, address: HttpAddress, location: str | None) -> HttpAddress:
-    if not location:
+    # Spaces may stand around any header's value.
+    if not (location := (location or "").strip(" \t")):
         raise FetchError(f"{address.shown} cannot be fetched: it redirects to nowhere")
     try:
-        joined = urljoin(address.url, location)
+        joined = urljoin(address.url, _text_of_header(location))
     except ValueError:
         raise FetchError(f"{address.shown} cannot be fetched: it redirects to what is no address") from None
     try:
@@ -340,6 +349,18 @@ def _redirected(first: HttpAddress, address: HttpAddress, location: str | None) 
     if (address.scheme, target.scheme) == ("https", "http"):
         raise FetchError(f"{first.shown} is refused: it redirects from https to http")
     return replace(target, shown=f"{target.shown} (redirected from {first.shown})")
+
+
+def _text_of_header(value: str) -> str:
+    """What a server wrote in its header, which `http.client` reads as Latin-1; browsers read it as UTF-8.
+
+    Bytes that are no UTF-8 go back to the server as they came, as in browsers.
+    """
+    raw = value.encode("latin-1")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if byte < _ASCII_END else f"%{byte:02X}" for byte in raw)
 
 
 def _s3_error(address: S3Address, error: ClientError) -> GradcamError:

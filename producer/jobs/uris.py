@@ -7,7 +7,9 @@ r"""Which addresses an image or a weights file may have.
     s3://arn:aws:s3:…/key                     refused: an address never chooses an S3 endpoint
     https://host/a b.jpg?size=2#top           allowed; quoted where needed, without the fragment
     http://user:word@host/a.jpg               refused, and the user and the word are never shown
-    http://bücher.example/a.jpg, HOST., Host  allowed: the name goes on in lower case, as IDNA, without the last dot
+    http://straße.example/a.jpg, HOST., Host  allowed: the name goes on in lower case, as browsers write it (UTS 46:
+                                              xn--strae-oqa.example), without the last dot
+    http://☕.example/a.jpg                    allowed, as in browsers, although IDNA 2008 itself has no symbols
     http://127.1/, 0x7f.1, 0177.0.0.1, 2130706433   refused: an IPv4 address has four plain decimal numbers
     http://[fe80::1%eth0]/                    refused: an address with a zone means something else on every machine
     http://10.0.0.7/, http://[::1]/, a name that leads there   refused, unless in GRADCAM_WORKER_ALLOW_HOSTS
@@ -33,10 +35,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from producer.jobs.errors import FetchError
 
@@ -58,6 +60,8 @@ _MAX_KEY_BYTES: Final = 1024
 _MAX_PORT: Final = 65535
 _MAX_HOST_CHARS: Final = 253
 _MAX_STEM_CHARS: Final = 100
+#: The zero-width joiners, which stand only where their neighbours' script needs them.
+_JOINERS: Final = "\u200c\u200d"
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _UNDECODABLE: Final = re.compile(r"[\ud800-\udfff]")
@@ -72,6 +76,7 @@ _HOST_NAME: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[
 # What resolvers read as a number (WHATWG URL, "ends in a number"): 127.1, 0x7f.1, 0177.0.0.1, 2130706433.
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
+_USER_AGENT: Final = re.compile(r"[!-~](?:[ -~]{0,254}[!-~])?")
 _EXTENSION: Final = re.compile(r"(?<=.)\.[A-Za-z0-9]{1,8}\Z", re.DOTALL)
 _SECRET_NAME: Final = re.compile(
     r"sig|token|secret|pass|pwd|auth|cred|key|session|policy|code|jwt|x-amz-|x-goog-", re.IGNORECASE
@@ -218,14 +223,8 @@ def _host(text: str) -> str:
     """
     if text.startswith("[") or ":" in text:
         return _ipv6(text.removeprefix("[").removesuffix("]"))
-    name = text
-    if not name.isascii():
-        try:
-            # IDNA also folds wide digits and dots into plain ones, so the number rule below sees them.
-            name = name.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise ValueError("its host is no name that can be looked up") from None
-    name = name.lower().removesuffix(".")
+    # Wide digits and dots become plain ones here, so the number rule below sees them.
+    name = (text if text.isascii() else _ascii_name(text)).lower().removesuffix(".")
     if not name:
         raise ValueError("it names no host")
     if _ENDS_IN_NUMBER.fullmatch(name):
@@ -236,6 +235,33 @@ def _host(text: str) -> str:
     if len(name) > _MAX_HOST_CHARS or not _HOST_NAME.fullmatch(name):
         raise ValueError("its host is no name that can be looked up")
     return name
+
+
+def _ascii_name(name: str) -> str:
+    """Write a name with other letters as browsers do: by UTS 46, not transitional.
+
+    Raises:
+        ValueError: The rest of a sentence about the address.
+    """
+    import idna  # its tables take milliseconds, and nearly every address does without
+
+    # Writing a name in ASCII takes time by the square of its length.
+    if len(name) <= _MAX_HOST_CHARS:
+        with suppress(ValueError):
+            mapped = idna.uts46_remap(name, std3_rules=False)
+            return ".".join(label if label.isascii() else _ascii_label(label) for label in mapped.split("."))
+    raise ValueError("its host is no name that can be looked up")
+
+
+def _ascii_label(label: str) -> str:
+    """What UTS 46 asks of a label; `idna.alabel` also refuses symbols such as emoji, which browsers do not."""
+    import idna
+
+    idna.check_initial_combiner(label)
+    idna.check_bidi(label)
+    if not all(idna.valid_contextj(label, at) for at, char in enumerate(label) if char in _JOINERS):
+        raise ValueError("a joiner stands where it joins nothing")
+    return "xn--" + label.encode("punycode").decode()
 
 
 def _ipv6(text: str) -> str:
@@ -306,6 +332,13 @@ def stem(uri: str) -> str:
 # --- what a worker may reach -----------------------------------------------------------------------------------------
 
 
+def checked_user_agent(text: str) -> str:
+    """Check that a header can hold this, in a line of its own. Raises ValueError."""
+    if not _USER_AGENT.fullmatch(text):
+        raise ValueError("must be a line of 1 to 256 letters, digits and marks of ASCII")
+    return text
+
+
 class FetchPolicy(BaseModel):
     """What a worker may fetch, and how much of it; set by whoever runs the worker, never by a job."""
 
@@ -322,6 +355,8 @@ class FetchPolicy(BaseModel):
     total_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     #: How many redirects are followed.
     max_redirects: int = Field(default=3, ge=0)
+    #: What web servers are told of who asks.
+    user_agent: Annotated[str, AfterValidator(checked_user_agent)] = "gradcam-queue"
 
     @field_validator("allow_hosts")
     @classmethod

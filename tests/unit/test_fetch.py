@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import socket
@@ -133,10 +132,6 @@ class Answers(BaseHTTPRequestHandler):
 
     def once_503(self) -> None:
         self.send(PICTURE, 503 if len(self.server.requests) == 1 else 200)
-
-    def gzipped(self) -> None:
-        assert self.headers["Accept-Encoding"] == "identity"
-        self.send(gzip.compress(b"x" * 10**6), Content_Encoding="gzip")
 
     def last_answer(self) -> None:
         self.send(PICTURE, Connection="close")
@@ -349,7 +344,6 @@ def test_proxies_of_the_environment_are_not_used(server: Server, make: Make, mon
         ("hang_up", "the connection broke", 3),
         ("truncated", "the answer broke off", 3),
         ("empty", "is empty", 1),
-        ("gzipped", "compresses it", 1),
         ("nowhere", "redirects to nowhere", 1),
         ("loop", "redirects more than 3 times", 4),
         ("hop/3", "redirects more than 3 times", 4),

@@ -13,7 +13,7 @@ import pytest
 from producer.jobs.errors import WorkerError
 from worker import health as module
 from worker import rundir
-from worker.health import Found, Health, Listed, State, look, publish, sentence
+from worker.health import Found, Health, Listed, State, look, of_stack, publish, sentence, stack_of
 
 
 @pytest.fixture
@@ -146,6 +146,37 @@ def test_children_that_crash_as_they_start_are_counted_until_one_gets_ready(fold
     health.warm()
     assert health.starts() == 0
     assert Health(None).starts() == 0
+
+
+# -- stacks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "stack"),
+    [
+        ("redis://localhost", "localhost:6379/0"),
+        ("redis://:sesame@LocalHost:6379/0", "localhost:6379/0"),
+        ("rediss://cats:ses@me@redis.example:7000/3/", "redis.example:7000/3"),
+        ("redis://[::1]:1/2?socket_timeout=5", "[::1]:1/2"),
+        ("redis://:sesame?x@localhost/0", ""),
+        ("redis://:ses#me", ""),
+        ("localhost", ""),
+        ("", ""),
+    ],
+)
+def test_a_stack_is_named_by_its_redis_without_the_secret(url: str, stack: str) -> None:
+    assert stack_of(url) == stack
+
+
+def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: Path) -> None:
+    names = {"a": "localhost:1/0", "b": "localhost:2/0", "c": ""}
+    with rundir.folder(tmp_path) as made:
+        publish(made, [Listed(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
+        there = look(tmp_path)
+    assert [(one.name, one.stack) for one in there] == [*names.items()]
+    assert [one.name for one in of_stack(there, "localhost:1/0")] == ["a", "c"]
+    assert [one.name for one in of_stack(there, "localhost:3/0")] == ["c"]
+    assert [one.name for one in of_stack(there, "")] == ["a", "b", "c"]
 
 
 # -- the launchers' folders --------------------------------------------------------------------------------------------

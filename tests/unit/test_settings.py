@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from producer.jobs.errors import SettingsError
@@ -77,3 +80,44 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = read(WorkerSettings).fetch_policy
     assert policy.allow_hosts == ("images.internal", "10.0.0.0/8")
     assert [str(root) for root in policy.file_roots] == ["/data", "/more"]
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [("2500", ["(50, 50, 3)", "more than 2500 pixels"]), ("70000000", ["(50, 50, 3)", "(8200, 8200, 3)"])],
+)
+def test_the_most_pixels_of_an_image_are_what_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, most: str, said: list[str]
+) -> None:
+    """Phones take pictures of 108 and 200 million; OpenCV reads the limit once, when a process imports it."""
+    set_all(monkeypatch, GOOD | {"GRADCAM_WORKER_MAX_PIXELS": most})
+    program = (
+        "import worker.app, numpy as np\n"
+        "from worker.decode import decode\n"
+        "import cv2\n"
+        "for side in (50, 8200):\n"
+        "    data = cv2.imencode('.png', np.zeros((side, side), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])[1].tobytes()\n"
+        "    try:\n"
+        "        print(decode(data).shape)\n"
+        "    except Exception as error:\n"
+        "        print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    for line, words in zip(run.stdout.splitlines(), said, strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MAX_PIXELS", "0", "greater than 0"),
+        ("MAX_PIXELS", "2e9", "integer|less than"),
+        ("MAX_REDIRECTS", "-1", "greater than or equal to 0"),
+        ("MAX_REDIRECTS", "21", "less than or equal to 20"),
+        ("USER_AGENT", "a\nX-Forwarded-For: b", "GRADCAM_WORKER_USER_AGENT must be a line"),
+    ],
+)
+def test_web_settings_that_cannot_be_are_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str) -> None:
+    set_all(monkeypatch, {f"GRADCAM_WORKER_{name}": value})
+    with pytest.raises(SettingsError, match=why):
+        read(WorkerSettings)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchvision.models import ResNet18_Weights
 
 from worker import rundir
 from worker.cli import cli, main
+from worker.health import Listed, publish
 
 
 def _run(*arguments: str) -> Result:
@@ -173,6 +175,32 @@ def test_no_launcher_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     result = CliRunner().invoke(cli, ["check", "--json"])
     assert (result.exit_code, json.loads(result.stdout)) == (1, [])
+
+
+def test_a_check_shows_the_workers_of_this_stack_and_all_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stacks on one machine: a probe of one must not fail for the other's workers."""
+    monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:sesame@localhost:7001/0")
+    with rundir.folder(tmp_path) as ours, rundir.folder(tmp_path) as theirs:
+        publish(ours, [Listed("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
+        publish(theirs, [Listed("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")])
+        run = CliRunner().invoke(cli, ["check"])
+        assert (run.exit_code, run.stdout) == (0, "ours-cpu is starting\n")
+        assert [one["stack"] for one in json.loads(_run("check", "--json").stdout)] == ["localhost:7001/0"]
+        run = CliRunner().invoke(cli, ["check", "--all"])
+        assert (run.exit_code, run.stdout) == (1, "")
+        assert run.stderr == "1 of 2 processes cannot work: theirs-cpu is dead: it is given up\n"
+        monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:sesame@localhost:7003/0")
+        run = CliRunner().invoke(cli, ["check"])
+        assert run.exit_code == 1
+        assert run.stderr == (
+            "no launcher of this user works for localhost:7003/0: start `gradcam-worker`; those of this machine, which "
+            "--all shows, work for localhost:7001/0, localhost:7002/0\n"
+        )
+        monkeypatch.delenv("GRADCAM_REDIS_URL")
+        assert "1 of 2 processes" in CliRunner().invoke(cli, ["check"]).stderr
 
 
 def test_a_check_in_a_folder_of_somebody_else_is_one_sentence(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-#: More pixels than any camera's picture; a decoded one takes 3 bytes a pixel, so 192 MB at most.
-MAX_PIXELS: Final = 64 * 2**20
 # OpenCV reads this once, when it is loaded; its own limit of 2**30 pixels lets a 400 kB file take gigabytes.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+#: `GRADCAM_WORKER_MAX_PIXELS`, which `worker/app.py` puts there; else 64 Mi. A pixel takes 3 bytes, so these 192 MB.
+MAX_PIXELS: Final = int(os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 2**20)))
 
 import cv2 as cv2  # noqa: E402, PLC0414 - after the limit above; others take it from here
 import numpy as np  # noqa: E402
