@@ -171,7 +171,7 @@ def test_a_stack_is_named_by_its_redis_without_the_secret(url: str, stack: str) 
 def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: Path) -> None:
     names = {"a": "localhost:1/0", "b": "localhost:2/0", "c": ""}
     with rundir.folder(tmp_path) as made:
-        publish(made, [Listed(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
+        publish(made.path, [Listed(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
         there = look(tmp_path)
     assert [(one.name, one.stack) for one in there] == [*names.items()]
     assert [one.name for one in of_stack(there, "localhost:1/0")] == ["a", "c"]

@@ -184,8 +184,8 @@ def test_a_check_shows_the_workers_of_this_stack_and_all_where_asked(
     monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:sesame@localhost:7001/0")
     with rundir.folder(tmp_path) as ours, rundir.folder(tmp_path) as theirs:
-        publish(ours, [Listed("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
-        publish(theirs, [Listed("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")])
+        publish(ours.path, [Listed("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
+        publish(theirs.path, [Listed("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")])
         run = CliRunner().invoke(cli, ["check"])
         assert (run.exit_code, run.stdout) == (0, "ours-cpu is starting\n")
         assert [one["stack"] for one in json.loads(_run("check", "--json").stdout)] == ["localhost:7001/0"]

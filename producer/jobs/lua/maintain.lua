@@ -11,7 +11,7 @@ if not f[1] then
   redis.call('HSET', KEYS[1], 'state', 'deleting', 'before', 'forgotten', 'maintainer', ARGV[3],
     'maintained_until', stamp(now() + lease_s), 'life', '', 'name', ARGV[1], 'network', '', 'ingest', 'closed', 'total', 0,
     'done', 0, 'failed', 0, 'generation', 1, 'chunk_size', 1, 'created_at', t)
-  redis.call('PEXPIRE', KEYS[1], math.ceil(lease_s * 1000))
+  redis.call('EXPIRE', KEYS[1], math.ceil(lease_s))
   return {'yours', ''}
 end
 local before = f[1]
@@ -30,7 +30,7 @@ redis.call('HSET', KEYS[1], 'state', ARGV[2], 'before', before, 'maintainer', AR
   'maintained_until', stamp(now() + lease_s))
 redis.call('HDEL', KEYS[1], 'broken_off')
 if before == 'forgotten' then
-  redis.call('PEXPIRE', KEYS[1], math.ceil(lease_s * 1000))
+  redis.call('EXPIRE', KEYS[1], math.ceil(lease_s))
 else
   redis.call('SADD', KEYS[2], ARGV[1])
 end

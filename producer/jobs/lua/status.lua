@@ -4,6 +4,15 @@
 -- ARGV  1 seconds after which a silent worker does not count  2.. fields
 -- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in hand, timings, troubles, now,
 --        a problem of a worker or nil}
+-- What a worker said that is gone by now is no trouble any more.
+local troubles, found, since = {}, redis.call('HGETALL', KEYS[10]), now() - tonumber(ARGV[1])
+for i = 1, #found, 2 do
+  local worker = string.match(found[i], '^worker:(.*)$')
+  if not worker or tonumber(redis.call('ZSCORE', KEYS[3], worker) or 0) >= since then
+    troubles[#troubles + 1] = found[i]
+    troubles[#troubles + 1] = found[i + 1]
+  end
+end
 return {
   redis.call('HMGET', KEYS[1], unpack(ARGV, 2)),
   redis.call('HGETALL', KEYS[2]),
@@ -13,7 +22,7 @@ return {
   redis.call('ZCARD', KEYS[7]),
   redis.call('ZCOUNT', KEYS[8], stamp(now()), '+inf'),
   redis.call('HGETALL', KEYS[9]),
-  redis.call('HGETALL', KEYS[10]),
+  troubles,
   stamp(now()),
   (redis.call('HVALS', KEYS[4]))[1],
 }
