@@ -275,8 +275,9 @@ def _without_torn_lines(storage: Storage, key: str, chunk_size: int) -> None:
 
 def _item(result: Result, spec: JobSpec) -> Item:
     """The item as it must have been; the class it was explained for, since that may have been its own."""
-    one_class = spec.top_k == 1 and spec.class_id is None and spec.class_name is None
-    return Item(uri=result.uri, id=result.id, class_id=result.class_id if one_class else None, keep=result.keep)
+    one_class = spec.top_k == 1 and spec.class_id is None and spec.class_name is None and spec.explain == "predicted"
+    class_id = result.class_id if one_class else None
+    return Item(uri=result.uri, id=result.id, class_id=class_id, label=result.label, keep=result.keep)
 
 
 def _grouped(names: Iterable[tuple[str, int]], prefix: str) -> Iterator[tuple[int, dict[str, int]]]:

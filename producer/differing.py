@@ -54,6 +54,8 @@ def _other_columns(job: str, said: Iterable[str]) -> str | None:
 def _columns(known: Item | Result, item: Item) -> Iterable[str]:
     if known.id != item.id:
         yield "--id-column"
+    if known.label != item.label:
+        yield "--label-column or --label-from"
     kept, keep = known.keep or {}, item.keep or {}
     if kept.keys() != keep.keys():
         yield f"--keep-columns (before: {_named(kept)}; now: {_named(keep)})"

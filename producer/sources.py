@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from urllib.parse import unquote
 
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.listing import Listing
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.reading import SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
-from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of
+from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of, label_of
 from producer.input.stored import LocalFile, from_address, from_pipe
 from producer.jobs.bounds import MAX_COUNT
 from producer.jobs.errors import UsageError
@@ -75,7 +76,9 @@ class Sources:
         Raises:
             UsageError: A listing holds what cannot be used, or a list or a folder has changed since it was checked.
         """
-        every = chain.from_iterable(chain.from_iterable(part.batches() for part in self._parts))
+        every: Iterator[Source] = chain.from_iterable(chain.from_iterable(part.batches() for part in self._parts))
+        if self._reading.label_from is not None:
+            every = map(_with_folder, every)
         limited = every if self._reading.limit is None else islice(every, self._reading.limit)
         if self._reading.sample is None:
             return limited
@@ -141,6 +144,8 @@ def open_sources(
     for option, number in (("--limit", reading.limit), ("--sample", reading.sample)):
         if number is not None and not 1 <= number <= MAX_COUNT:
             raise UsageError(f"{option} must be 1 or more" if number < 1 else f"{option} must be {MAX_COUNT:,} or less")
+    if reading.label_from not in {None, "folder"}:
+        raise UsageError("--label-from must be folder")
     parts = _Opener(reading, storage, stdin).parts(arguments)
     if not parts:
         raise UsageError("nothing to explain: name images, lists, folders or addresses (`gradcam submit photos/`)")
@@ -216,6 +221,7 @@ class _Opener:
         """Check it as if it had been typed; what it says is then said of each image it stands for."""
         id_of(own.id)
         class_of(own.class_id)
+        label_of(own.label)
         if own.class_name is not None and not 0 < len(own.class_name) <= MAX_CLASS_CHARS:
             raise UsageError(f"the name of a class has 1 to {MAX_CLASS_CHARS} characters")
         found = self._text(own.uri or os.fspath(own.path or ""))
@@ -324,4 +330,17 @@ def _owned(source: Source, own: Source) -> Source:
         class_id=classes.class_id,
         class_name=classes.class_name,
         keep=own.keep if own.keep is not None else source.keep,
+        label=own.label if own.label is not None else source.label,
     )
+
+
+def _with_folder(source: Source) -> Source:
+    """A source whose label is what its folder is called; as it is where it has one, or lies in no folder."""
+    folder = source.path.absolute().parent.name if source.path else _folder_of(source.uri or "")
+    return source if source.label is not None or not folder else source._replace(label=label_of(printable(folder)))
+
+
+def _folder_of(uri: str) -> str:
+    scheme, _, place = uri.partition("://")
+    _, *folders = re.split(r"[?#]", place, maxsplit=1)[0].split("/")[:-1] if scheme != "s3" else place.split("/")[:-1]
+    return (folders[-1] if scheme == "s3" else unquote(folders[-1])) if folders else ""

@@ -21,6 +21,7 @@ from producer.jobs import keys, uris
 from producer.jobs.bounds import MAX_CLASS_ID
 from producer.jobs.errors import FetchError, JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.spec import (
+    EXPLAIN,
     MAX_CHUNK_SIZE,
     METHODS,
     OUTPUTS,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from producer.sources import Source
 
 #: What a source holds beside its address, where it is nothing else; most are.
-_NOTHING_ELSE = (None,) * 5
+_NOTHING_ELSE = (None,) * 6
 #: What a chunk of fitting size takes, the smallest, and one where nobody knows how fast the network is.
 _CHUNK_S, _SMALLEST_SIZE, _UNKNOWN_SIZE = 10.0, 16, 64
 #: Uploads at once: enough to hide a store's latency, few enough for a laptop.
@@ -70,6 +71,7 @@ _ADVICE = {
     "class_name": "--class-name must be the name of a class, such as tabby",
     "top_k": "--top-k must be 1 to 100",
     "labels": "--labels must be a file with one class name a line",
+    "explain": f"--explain must be one of {', '.join(EXPLAIN)}",
     "method": f"--method must be one of {', '.join(METHODS)}",
     "precision": "--precision must be fp32, bf16 or fp16",
     "input_size": "--input-size must be 8 to 2048 pixels, as 320, or HEIGHTxWIDTH, as 224x320",
@@ -202,6 +204,7 @@ def line_maker(storage: Storage, job: str) -> Lines:
                 id=id,
                 class_id=source.class_id,
                 class_name=source.class_name,
+                label=source.label,
                 keep=dict(source.keep) if source.keep else None,
             ).line
         except ValidationError as error:

@@ -39,6 +39,7 @@ class Submitting(Connected):
         class_name: str | None = None,
         top_k: int = 1,
         labels: str | os.PathLike[str] | None = None,
+        explain: str = "predicted",
         method: str = "gradcam",
         precision: str = "fp32",
         input_size: str | int | Iterable[int] | None = None,
@@ -72,6 +73,7 @@ class Submitting(Connected):
             class_name: The same by its name.
             top_k: Pictures of so many of the most likely classes, where no class is given.
             labels: A file of class names, one a line, in place of those that come with the weights.
+            explain: Of an image with a label the class `predicted` (or asked for), that of the `label`, or `both`.
             method: `gradcam`, `gradcam++`, `hirescam`, `layercam` or `xgradcam`.
             precision: `fp32`, `bf16` or (on a GPU) `fp16`.
             input_size: What the network reads, in pixels: `320`, `(224, 320)` or `"224x320"` (height, width), in place
@@ -114,6 +116,7 @@ class Submitting(Connected):
             class_name=class_name,
             top_k=top_k,
             labels=labels,
+            explain=explain,
             method=method,
             precision=precision,
             input_size=input_size,
@@ -270,6 +273,7 @@ def check_typed(
     class_id: int | None = None,
     class_name: str | None = None,
     top_k: int = 1,
+    explain: str = "predicted",
     any_network: bool = False,
     **_others: object,
 ) -> None:
@@ -285,6 +289,12 @@ def check_typed(
         raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
     if one and reading.class_column is not None:
         raise UsageError(f"--class-column gives each image a class of its own: leave {one} out")
+    if explain != "predicted":
+        other = one or ("--class-column" if reading.class_column is not None else "--top-k" if top_k > 1 else None)
+        if other:
+            raise UsageError(f"--explain {explain} explains the class of each image's label: leave {other} out")
+    if reading.label_column is not None and reading.label_from is not None:
+        raise UsageError("give --label-column or --label-from, not both")
     if not any_network:
         check_network(str(network))
 

@@ -119,6 +119,7 @@ def summary(status: JobStatus) -> str:
     }
     if status.error:
         rows["error"] = status.error
+    rows |= _of_labels(status)
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
@@ -144,6 +145,13 @@ def summary(status: JobStatus) -> str:
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def _of_labels(status: JobStatus) -> dict[str, str]:
+    correct, wrong = status.correct or 0, status.wrong or 0
+    if not correct + wrong:
+        return {}
+    return {"labels": f"{correct} predicted as labelled, {wrong} not: {correct / (correct + wrong):.1%} correct"}
 
 
 def _problem(status: JobStatus) -> str:

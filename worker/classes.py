@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from producer.jobs.errors import JobError
 
 if TYPE_CHECKING:
     from worker.networks import Network
+
+#: In place of a class id: the most likely one.
+PREDICTED: Final = -1
 
 
 def checked_class(network: Network, class_id: int | None, class_name: str | None) -> int | None:
@@ -23,3 +26,14 @@ def checked_class(network: Network, class_id: int | None, class_name: str | None
     if class_id >= network.classes:
         raise JobError(f"class {class_id} is out of range: {network.name} has classes 0 to {network.classes - 1}")
     return class_id
+
+
+def label_of(network: Network, label: str | None) -> int | None:
+    """Give the class id that a label means, by number or name; None where there is none, or the network has no such."""
+    if label is None:
+        return None
+    number = int(label) if label.isdecimal() else None
+    try:
+        return checked_class(network, number, None if number is not None else label)
+    except JobError:
+        return None

@@ -49,8 +49,10 @@ class Image:
     waiting_since: float | None = None
     #: The stage it is in and since when, in seconds of the monotonic clock.
     stage: tuple[str, float] | None = None
-    #: The class asked for of this image alone.
-    asked: int | None = None
+    #: The class asked for of this image alone, or several; -1 is the predicted one.
+    asked: int | tuple[int, ...] | None = None
+    #: The class that its label means.
+    label: int | None = None
     #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
     picture: Picture | None = None
     #: The way back to the original's geometry.
@@ -127,6 +129,7 @@ def failed(image: Image, claim: Claim) -> Ended:
         uri=uris.redact(image.item.uri),
         id=image.item.id,
         state="failed",
+        label=image.item.label,
         keep=image.item.keep,
         network=claim.spec.network,
         seconds=image.seconds,
@@ -158,6 +161,11 @@ def done(
         class_name=chosen.class_name,
         probability=chosen.probability,
         top5=top5,
+        label=image.item.label,
+        predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,
+        predicted_probability=top5[0].probability,
+        # Of one class alone there is nothing to choose.
+        correct=None if image.label is None or network.classes == 1 else image.label == top5[0].class_id,
         classes=tuple(
             ExplainedClass(**guess.model_dump(), flat=flat) for guess, flat in zip(several, flats, strict=True)
         )

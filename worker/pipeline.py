@@ -289,7 +289,8 @@ class Pipeline:
             if isinstance(answer, ModelError):
                 image.error = answer
             else:
-                image.explained = answer
+                # A label that was predicted is explained once.
+                image.explained = list({each.class_id: each for each in answer}.values())
             image.waits_from_now()
             ledger.add(image, self._behind.submit(self._finish, hand, image))
 

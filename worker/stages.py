@@ -10,7 +10,7 @@ import numpy as np
 from producer.jobs import keys, uris
 from producer.jobs.errors import ImageError, JobError, ModelError
 from producer.jobs.waits import STORE, waiting
-from worker.classes import checked_class
+from worker.classes import PREDICTED, checked_class, label_of
 from worker.decode import Picture, decode, normalise
 from worker.geometry import average_maps, fit
 from worker.image import Image, done, failed, own_fault
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from producer.jobs.fetch import Fetcher
-    from producer.jobs.spec import Item, JobSpec
+    from producer.jobs.spec import JobSpec
     from producer.jobs.storage import Storage
     from producer.jobs.table import Claim
     from worker.device import Explained
@@ -38,7 +38,8 @@ Files = dict[str, tuple[str, bytes]]
 def load(image: Image, fetcher: Fetcher, network: Network, spec: JobSpec) -> Image:
     """Fetch, decode, and bring to the network's size; what is wrong with the image is noted in it."""
     with own_fault(image):
-        image.asked = _class_of(image.item, network)
+        image.label = label_of(network, image.item.label)
+        image.asked = _asked_of(image, network, spec)
         with image.timed("fetch"), waiting(_server_of(image.item.uri)):
             data = fetcher.fetch(image.item.uri)
         with image.timed("decode"):
@@ -81,16 +82,22 @@ def finish(image: Image, storage: Storage, claim: Claim, network: Network, *, ho
     return done(image, claim, network, flats, objects, members)
 
 
-def _class_of(item: Item, network: Network) -> int | None:
-    """The class asked for of this image alone.
+def _asked_of(image: Image, network: Network, spec: JobSpec) -> int | tuple[int, ...] | None:
+    """The class asked for of this image alone: its own, or its label's.
 
     Raises:
         ModelError: The network has no such class.
     """
+    item = image.item
     try:
-        return checked_class(network, item.class_id, item.class_name)
+        if spec.explain == "predicted" or item.label is None:
+            return checked_class(network, item.class_id, item.class_name)
+        if image.label is None:
+            number = int(item.label) if item.label.isdecimal() else None
+            checked_class(network, number, None if number is not None else item.label)
     except JobError as error:
-        raise ModelError(str(error)) from None
+        raise ModelError(f"its label: {error}" if item.label else str(error)) from None
+    return image.label if spec.explain == "label" or image.label is None else (PREDICTED, image.label)
 
 
 def _server_of(uri: str) -> str:

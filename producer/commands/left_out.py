@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from producer.input.bad import BadRow
     from producer.sources import Reading, Sources
 
-COLUMNS = ("uri", "id", "class", "list", "line", "message", "row")
+COLUMNS = ("uri", "id", "class", "label", "list", "line", "message", "row")
 _SHOWN = 3
 _FILE = "bad-rows.jsonl"
 
@@ -61,6 +61,7 @@ def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool
     reading = sources.reading
     asked = ["--class-column class"] if reading.class_column else []
     asked += ["--id-column id"] if reading.id_column else []
+    asked += ["--label-column label"] if reading.label_column else []
     if kept := beside(COLUMNS, dict.fromkeys(reading.keep_columns, "")):
         asked.append(f"--keep-columns {shlex.quote(','.join(kept))}")
     talk.print(f"all of them are in {path}; once corrected: {' '.join(['gradcam submit', str(path), *asked])}")
@@ -100,5 +101,5 @@ def _rows(sources: Sources) -> Iterator[dict[str, object]]:
 
 
 def _row(bad: BadRow) -> dict[str, object]:
-    values = (bad.uri, bad.id, bad.of_class, bad.list, bad.number, bad.why, bad.raw)
+    values = (bad.uri, bad.id, bad.of_class, bad.label, bad.list, bad.number, bad.why, bad.raw)
     return {**dict(zip(COLUMNS, values, strict=True)), **beside(COLUMNS, bad.keep)}

@@ -9,6 +9,7 @@ import click
 from producer.commands.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
 from producer.commands.results import check_output_dir, download_to
 from producer.jobs.bounds import MAX_CLASS_ID, MAX_COUNT
+from producer.jobs.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
     from producer.sources import Sources
 
 _THOUSAND = 1000
-_READING = ("uri_column", "class_column", "id_column", "include", "exclude", "limit", "sample", "seed", "skip_bad")
+_READING = (
+    "uri_column",
+    "class_column",
+    "id_column",
+    "include",
+    "exclude",
+    "limit",
+    "sample",
+    "seed",
+    "skip_bad",
+    "label_column",
+    "label_from",
+)
 
 
 @click.command(
@@ -28,6 +41,8 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
         "gradcam submit cat.jpg --network vgg16 --class-id 281 --output-dir results",
         "gradcam submit s3://bucket/a.jpg https://example.org/b.png --name audit-7 --json",
         "gradcam submit list.csv --uri-column url --class-column label --keep-columns split --network vgg16",
+        "gradcam submit list.csv --label-column label --explain both",
+        "gradcam results JOB --where correct=false --csv",
         "gradcam submit s3://bucket/train/ --include '*.jpg' --sample 10000 --seed 7 --dry-run",
         "find /data -name '*.png' | gradcam submit - --network resnet50 --queue high",
         "gradcam submit --image-path cat.jpg --network densenet121 --weight-path densenet121-a639ec97.pth --wait",
@@ -119,6 +134,17 @@ _READING = ("uri_column", "class_column", "id_column", "include", "exclude", "li
 @click.option("--class-column", help="Column of each image's own class, by number or name.")
 @click.option("--id-column", help="Column of what you call an image; kept in results.")
 @click.option("--keep-columns", default="", help="Further columns to carry along into the results, by commas.")
+@click.option("--label-column", help="Column of what each image shows, by number or name: results say what is correct.")
+@click.option(
+    "--label-from", type=click.Choice(["folder"]), help="The same by the name of the folder that an image lies in."
+)
+@click.option(
+    "--explain",
+    type=click.Choice(["predicted", "label", "both"]),
+    default="predicted",
+    show_default=True,
+    help="Of an image with a label: the predicted class, the label's, or both.",
+)
 @click.option("--include", multiple=True, help="Of a folder or prefix, only what matches, such as 'train/*.png'.")
 @click.option("--exclude", multiple=True, help="Of a folder or prefix, not what matches.")
 @click.option("--limit", type=click.IntRange(1, MAX_COUNT), help="Only the first so many images.")
@@ -169,6 +195,8 @@ def submit(
     from producer.sources import Reading, open_sources
     from producer.submitting import check_typed
 
+    if parameters["explain"] != "predicted" and not (parameters["label_column"] or parameters["label_from"]):
+        raise UsageError(f"--explain {parameters['explain']} needs labels: give --label-column or --label-from folder")
     reading = Reading(**{name: parameters.pop(name) for name in _READING}, keep_columns=tuple(_list(keep_columns)))
     # What was typed is looked at before the settings are: it is nearer to the one who typed it.
     check_typed(reading, **parameters)

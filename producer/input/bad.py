@@ -35,6 +35,8 @@ class BadRow:
     id: str | None = None
     #: The class as it is written.
     of_class: str | None = None
+    #: And the label.
+    label: str | None = None
     #: Columns that were to be carried along.
     keep: dict[str, str] = field(default_factory=dict)
     #: The row as it stands in the list, where it could not be read as such.
@@ -81,9 +83,12 @@ def bad_row(maker: Maker, rows: Rows, place: int, why: str) -> BadRow:
     number = rows.number(place)
     if place in rows.broken:
         return BadRow(maker.name, number, maker.row, why, raw=printable(rows.raw(place)[:_MAX_RAW_CHARS]) or None)
-    id, of_class = (None if column is None else _text(column[place]) for column in (rows.ids, rows.classes))
+    columns = (rows.ids, rows.classes, rows.labels)
+    id, of_class, label = (None if column is None else _text(column[place]) for column in columns)
     keep = {name: text for name, column in (rows.keep or {}).items() if (text := _text(column[place])) is not None}
-    return BadRow(maker.name, number, maker.row, why, printable(maker.address(rows.uris[place])), id, of_class, keep)
+    return BadRow(
+        maker.name, number, maker.row, why, printable(maker.address(rows.uris[place])), id, of_class, label, keep
+    )
 
 
 def _text(cell: object) -> str | None:

@@ -33,6 +33,7 @@ class Columns:
     uri: str
     classes: str | None
     ids: str | None
+    labels: str | None
     #: What each column that is carried along was called by who asked for it, and what it is called in the list.
     keep: tuple[tuple[str, str], ...]
 
@@ -60,13 +61,14 @@ class Columns:
             uri_column(there, name, hint) if reading.uri_column is None else named(reading.uri_column),
             reading.class_column and named(reading.class_column),
             reading.id_column and named(reading.id_column),
+            reading.label_column and named(reading.label_column),
             tuple((column, named(column)) for column in reading.keep_columns),
         )
 
     @property
     def all(self) -> list[str]:
         """Every column that is read, once."""
-        named = (self.uri, self.classes, self.ids, *(there for _, there in self.keep))
+        named = (self.uri, self.classes, self.ids, self.labels, *(there for _, there in self.keep))
         return list(dict.fromkeys(name for name in named if name is not None))
 
 

@@ -115,6 +115,7 @@ def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: se
             uri or "",
             reading.class_column and (names[reading.class_column] or reading.class_column),
             reading.id_column and (names[reading.id_column] or reading.id_column),
+            reading.label_column and (names[reading.label_column] or reading.label_column),
             tuple((column, names[column] or column) for column in reading.keep_columns),
         )
         cells = {name: [row.get(name) for row in rows] for name in columns.all}
@@ -184,6 +185,7 @@ def rows_of(
         number,
         classes=cells[columns.classes] if columns.classes else None,
         ids=cells[columns.ids] if columns.ids else None,
+        labels=cells[columns.labels] if columns.labels else None,
         keep={column: cells[there] for column, there in columns.keep} if columns.keep else None,
         broken=broken,
         ragged=ragged,

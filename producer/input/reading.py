@@ -44,6 +44,8 @@ class Source(NamedTuple):
     class_name: str | None = None
     #: Further columns of its list, carried along as they are.
     keep: Mapping[str, str] | None = None
+    #: What it shows, as the user says: the number or the name of a class.
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Reading:
     class_column: str | None = None
     #: The column that holds what the user calls the image.
     id_column: str | None = None
+    #: The column that says what the image shows: the number of a class, or its name.
+    label_column: str | None = None
+    #: `folder`: what the image shows is what the folder is called that it lies in.
+    label_from: str | None = None
     #: Columns that are carried along as text.
     keep_columns: tuple[str, ...] = ()
     #: Patterns (`*.png`, `train/*`) of paths below a folder or prefix; without any, all images.
@@ -74,7 +80,7 @@ class Reading:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that were asked for by name."""
-        named = (self.uri_column, self.class_column, self.id_column, *self.keep_columns)
+        named = (self.uri_column, self.class_column, self.id_column, self.label_column, *self.keep_columns)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 

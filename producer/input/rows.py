@@ -60,6 +60,7 @@ class Rows:
     plain: bool = False
     classes: Sequence[object] | None = None
     ids: Sequence[object] | None = None
+    labels: Sequence[object] | None = None
     #: Columns that are carried along.
     keep: Mapping[str, Sequence[object]] | None = None
     #: Rows that could not be read as such, by their place, and why; nothing is in their cells.
@@ -88,6 +89,7 @@ class Rows:
             uris=take(self.uris),
             classes=self.classes and take(self.classes),
             ids=self.ids and take(self.ids),
+            labels=self.labels and take(self.labels),
             keep=self.keep and {name: take(cells) for name, cells in self.keep.items()},
         )
 
@@ -109,6 +111,7 @@ class Maker:
         for place, why in chain(
             self._wrong_addresses(rows),
             _wrong_cells(rows.classes, class_of),
+            _wrong_cells(rows.labels, label_of),
             _wrong_cells(None if rows.ids is None or _short(rows.ids, MAX_ID_CHARS) else rows.ids, id_of),
             *(_wrong_kept(name, cells) for name, cells in (rows.keep or {}).items()),
             _ragged(rows) if rows.ragged else (),
@@ -124,7 +127,8 @@ class Maker:
         """Make the sources of rows with nothing wrong; whether local files are still there is seen at their upload."""
         addresses, paths = self._places(rows)
         class_ids, class_names = _classes(rows)
-        made = zip(addresses, paths, _ids(rows.ids), class_ids, class_names, _kept(rows.keep), strict=False)
+        labels: Iterable[str | None] = repeat(None) if rows.labels is None else map(label_of, rows.labels)
+        made = zip(addresses, paths, _ids(rows.ids), class_ids, class_names, _kept(rows.keep), labels, strict=False)
         return list(map(Source._make, made))
 
     def address(self, text: str) -> str:
@@ -197,7 +201,7 @@ def _wrong_kept(name: str, cells: Sequence[object]) -> Iterator[tuple[int, str]]
 
 
 def _ragged(rows: Rows) -> Iterator[tuple[int, str]]:
-    for cells in (rows.classes or (), rows.ids or (), *(rows.keep or {}).values()):
+    for cells in (rows.classes or (), rows.ids or (), rows.labels or (), *(rows.keep or {}).values()):
         for place, cell in enumerate(cells):
             if _SURROGATES.search(text_of(cell) or ""):
                 yield place, "it is no UTF-8 text"
@@ -266,6 +270,12 @@ def _check_file(path: str, text: str) -> None:
     if not stat.S_ISREG(mode):
         raise UsageError(f"{shown(path)} is no file: a list names images only")
     check_image(path)
+
+
+def label_of(cell: object) -> str | None:
+    """Read what an image shows, as a class; it is kept as text. Errors as `class_of`."""
+    number, name = class_of(cell)
+    return name if number is None else str(number)
 
 
 @lru_cache(maxsize=10_000, typed=True)

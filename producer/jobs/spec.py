@@ -28,6 +28,9 @@ OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
 Queue = Literal["high", "default", "low"]
 #: The classes of service, the most urgent first.
 CLASSES: tuple[Queue, ...] = ("high", "default", "low")
+#: Which class is explained of an image with a label.
+Explain = Literal["predicted", "label", "both"]
+EXPLAIN: tuple[Explain, ...] = ("predicted", "label", "both")
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 METHODS: tuple[Method, ...] = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam")
 #: A side of the network's input in px, and a number of its normalisation. Those of bytes (123.675, 58.395) are out of
@@ -71,6 +74,8 @@ class JobSpec(_Frozen):
     class_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     #: So many pictures of each kind, of the most likely classes, where no class is given.
     top_k: Annotated[int, Field(ge=1, le=100)] = 1
+    #: Of an image with a label: the predicted class (or the one asked for), the label's, or both, in that order.
+    explain: Explain = "predicted"
     #: The name of each class, in place of those that come with the weights.
     labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)] | None = None
     #: How maps are made of activations and gradients.
@@ -119,6 +124,8 @@ class Item(_Frozen):
     class_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     #: The same by its name.
     class_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    #: What it shows, as the user says: the number or the name of a class.
+    label: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     #: Columns of the user's list that are carried along into the results.
     keep: dict[str, str] | None = None
 
@@ -214,6 +221,9 @@ class JobStatus(_Frozen):
     failed: int
     cancelled: int
     pending: int
+    #: Of the done ones with a label, how many were predicted as it says, and how many were not; none without labels.
+    correct: int | None = None
+    wrong: int | None = None
     #: reason → count
     failures: dict[str, int]
     #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image, and
@@ -287,6 +297,13 @@ class Result(_Frozen):
     #: Softmax of the explained class; of a network with one logit, its sigmoid.
     probability: float | None = None
     top5: tuple[Guess, ...] = ()
+    #: What the user says that it shows, as given.
+    label: str | None = None
+    #: The most likely class, whatever was explained: its name, or its number where it has none; and its softmax.
+    predicted: str | None = None
+    predicted_probability: float | None = None
+    #: Whether that is the label's; none where there is no label, or no class of the network is called so.
+    correct: bool | None = None
     #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.
     classes: tuple[ExplainedClass, ...] = ()
     network: str | None = None
@@ -313,8 +330,11 @@ class Result(_Frozen):
 
 
 def class_key(result: Result) -> str:
-    """Under what an image counts in its job's histogram of classes: id and name."""
-    return "" if result.class_id is None else f"{result.class_id} {result.class_name or ''}".rstrip()
+    """Under what an image counts among its job's classes: id and name, after + where it is correct, - where wrong."""
+    if result.class_id is None:
+        return ""
+    sign = "" if result.correct is None else "+" if result.correct else "-"
+    return f"{sign}{result.class_id} {result.class_name or ''}".rstrip()
 
 
 def is_newer(error: ValidationError) -> bool:

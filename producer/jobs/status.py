@@ -18,6 +18,8 @@ FIELDS = (
     "total",
     "done",
     "failed",
+    "correct",
+    "wrong",
     "created_at",
     "started_at",
     "finished_at",
@@ -88,6 +90,7 @@ def make_status(
         failed=failed,
         cancelled=left if over else 0,
         pending=0 if over else left,
+        **_of_labels(fields),
         failures=failures,
         running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
         chunks=chunks,
@@ -110,6 +113,11 @@ def _went_on_at(fields: dict[str, str]) -> float:
     """When something was recorded last, or first handed out, or the job was made."""
     times = (fields[name] for name in ("progress_at", "started_at", "created_at") if name in fields)
     return float(next(times))
+
+
+def _of_labels(fields: Mapping[str, str]) -> dict[str, int]:
+    names = ("correct", "wrong")
+    return {name: int(fields.get(name, 0)) for name in names} if fields.keys() & set(names) else {}
 
 
 def _images_per_s(fields: dict[str, str], finished: int) -> float | None:

@@ -57,7 +57,7 @@ def check_classes(where: Where, spec: JobSpec, explained: Mapping[str, int], don
         UsageError: No image was explained for one of them; names the nearest.
     """
     # Of several classes an image, and where Redis has lost some, the table does not know all.
-    if spec.top_k > 1 or not explained or sum(explained.values()) < done:
+    if spec.top_k > 1 or spec.explain == "both" or not explained or sum(explained.values()) < done:
         return
     names = {number: name for number, _, name in (key.partition(" ") for key in explained)}
     for condition in where.conditions:

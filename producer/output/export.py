@@ -23,10 +23,13 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 _OF_AN_IMAGE = (
     *("index", "uri", "id", "state", "class_id", "class_name", "probability", "layer", "flat"),
-    *("reason", "message"),
+    *("label", "predicted", "predicted_probability", "correct", "reason", "message"),
 )
 _OF_A_CLASS = ("class_id", "class_name", "probability", "flat")
-_TYPES: dict[str, Type] = {"index": "int", "class_id": "int", "probability": "float", "flat": "bool"}
+_TYPES: dict[str, Type] = {
+    **{"index": "int", "class_id": "int", "probability": "float", "predicted_probability": "float"},
+    **{"flat": "bool", "correct": "bool"},
+}
 KEEP = "keep."
 #: A Parquet row group takes about 30 MB of memory; it is made of batches, whose Python objects take ten times theirs.
 _ROWS_A_GROUP, _ROWS_A_BATCH = 32_768, 2_048
@@ -54,7 +57,8 @@ def format_of(name: str) -> Format:
 def columns(spec: JobSpec, kinds: Iterable[str], keep: Iterable[str], uri: Callable[[str], str]) -> list[Column]:
     """The columns of a job's table.
 
-    Where several classes were explained, the second's columns end in `.2`, and so on; the first's are as always.
+    Where several classes were explained, or the label's beside the predicted one, the second's columns end in `.2`, and
+    so on; the first's are as always.
 
     Args:
         spec: The job's.
@@ -65,7 +69,7 @@ def columns(spec: JobSpec, kinds: Iterable[str], keep: Iterable[str], uri: Calla
     kinds = tuple(kinds)
     made = [Column(name, _TYPES.get(name, "text"), attrgetter(name)) for name in _OF_AN_IMAGE]
     made += [Column(kind, "text", _address(kind, 0, uri)) for kind in kinds]
-    for rank in range(1, spec.top_k):
+    for rank in range(1, 2 if spec.explain == "both" else spec.top_k):
         end = f".{rank + 1}"
         made += [Column(name + end, _TYPES.get(name, "text"), _of_class(name, rank)) for name in _OF_A_CLASS]
         made += [Column(kind + end, "text", _address(kind, rank, uri)) for kind in kinds]

@@ -11,8 +11,8 @@ from producer.output.again import beside, write_again
 if TYPE_CHECKING:
     from producer.jobs.spec import Failure
 
-COLUMNS = ("uri", "id", "class", "reason", "message")
-HOW_TO_SUBMIT = "--uri-column uri --class-column class --id-column id"
+COLUMNS = ("uri", "id", "class", "label", "reason", "message")
+HOW_TO_SUBMIT = "--uri-column uri --class-column class --id-column id --label-column label"
 
 
 def write_failures(read: Callable[[], Iterator[Failure]], path: Path) -> int:
@@ -34,5 +34,5 @@ def write_failures(read: Callable[[], Iterator[Failure]], path: Path) -> int:
 def _row(failure: Failure) -> dict[str, object]:
     item = failure.item
     of_class = item.class_name if item.class_id is None else item.class_id
-    values = (item.uri, item.id, of_class, failure.reason, failure.message)
+    values = (item.uri, item.id, of_class, item.label, failure.reason, failure.message)
     return {**dict(zip(COLUMNS, values, strict=True)), **beside(COLUMNS, item.keep)}

@@ -17,7 +17,10 @@ from producer.jobs.spec import Result
 from producer.output.where import KEEP
 
 #: What can be sorted by, beside `keep.COLUMN`.
-SORTED_BY = ("index", "uri", "id", "state", "class_id", "class_name", "probability", "layer", "flat", "reason")
+SORTED_BY = (
+    *("index", "uri", "id", "state", "class_id", "class_name", "probability", "layer", "flat", "reason"),
+    *("label", "predicted", "predicted_probability", "correct"),
+)
 #: Lines that are sorted in memory; more lie in files that are merged. About 50 MB.
 _AT_ONCE = 50_000
 #: Whether something is known, and what: nothing comes last, whatever the direction.

@@ -16,7 +16,8 @@ Test = Callable[[Result], bool]
 
 CAN_BE_ASKED = (
     "class=281 or class=tabby (also class_id=, class_name=), id=…, uri=…/cats/*.jpg, state=done|failed, "
-    "flat=true|false, reason=fetch, keep.COLUMN=…, each also with !=, and with <, <=, >, >=, = or !=: probability<0.5, "
+    "flat=true|false, correct=true|false, label=…, predicted=…, reason=fetch, keep.COLUMN=…, "
+    "each also with !=, and with <, <=, >, >=, = or !=: probability<0.5, "
     "index>=1000; * and ? stand for any characters"
 )
 KEEP = "keep."
@@ -29,7 +30,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
 }
-_NUMBERS = frozenset({"probability", "index"})
+_NUMBERS = frozenset({"probability", "predicted_probability", "index"})
 
 
 @dataclass(frozen=True)
@@ -207,5 +208,8 @@ _MAKE: dict[str, Callable[[str, str, bool], Test | None]] = {
     "keep": _kept,
     "state": _state,
     "flat": _yes_or_no,
+    "correct": _yes_or_no,
+    "label": _text,
+    "predicted": _text,
 }
 FIELDS = (*_NUMBERS, *_MAKE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.spec import Chunk, Failure, JobSpec, uri_line
+from producer.jobs.spec import Chunk, Failure, Item, JobSpec, uri_line
 from producer.jobs.states import JobState
 from producer.jobs.table import Claim, JobTable
 
@@ -317,3 +317,24 @@ def test_messages_count_as_lost_when_they_were_missing_all_along(table: JobTable
     time.sleep(0.25)
     assert len(table.deficit("default", grace_s=0.2)) == 3
     assert table.status("job").republished == 3
+
+
+def test_correct_and_wrong_are_counted_where_a_bit_changes_and_taken_back_when_reopened(table: JobTable) -> None:
+    spec = make_job(table, 4)
+    assert (table.status("job").correct, table.status("job").wrong) == (None, None)
+    claim = take(table, 0, spec)
+    ends = {0: "+281 tabby", 1: "-281 tabby", 2: "+7", 3: "9"}
+    for _ in range(2):  # a repeated commit counts nothing
+        table.commit(claim, done={0: ends[0], 1: ends[1]}, failed=[], lease_s=60)
+    table.commit(claim, done=ends, failed=[], lease_s=60)
+    assert (table.status("job").correct, table.status("job").wrong) == (2, 1)
+    assert table.histogram("job") == {"281 tabby": 2, "7": 1, "9": 1}
+    mine = table.finalise("job", "me")
+    assert mine is not None
+    table.finish("job", "me", mine)
+    table.control.maintain("job", JobState.REPAIRING, "me")
+    generation = table.control.retry("job", "default", retry_id="me", mode="repair")
+    again = {n: ends[n] for n in (0, 1, 3)}
+    table.control.reopen("job", generation, 0, {n: Item(uri=f"s3://b/{n}.jpg") for n in again}, again)
+    assert (table.status("job").correct, table.status("job").wrong) == (1, 0)
+    assert table.histogram("job") == {"7": 1}

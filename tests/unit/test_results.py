@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from producer.jobs.errors import UsageError
-from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result
+from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result, class_key
 from producer.output.asked import check_classes, check_reason
 from producer.output.export import columns, write_csv, write_jsonl
 from producer.output.failures import write_failures
@@ -268,7 +268,8 @@ def test_a_table_has_flat_columns_and_nothing_where_nothing_is_known() -> None:
     cat, lost = table_of(CAT, LOST, spec=JobSpec(outputs=("cam", "gb")), keep=("split", "site"))
     assert cat == {
         "index": "3", "uri": CAT.uri, "id": "cat 3", "state": "done", "class_id": "281", "class_name": "tabby",
-        "probability": "0.5", "layer": "conv_head", "flat": "false", "reason": "", "message": "",
+        "probability": "0.5", "layer": "conv_head", "flat": "false", "label": "", "predicted": "",
+        "predicted_probability": "", "correct": "", "reason": "", "message": "",
         "cam": "s3://bucket/gradcam/job/images/00000003/kitten-n-cam.jpg", "gb": "",
         "keep.split": "val", "keep.site": "'=A1",  # no formula for a spreadsheet
     }  # fmt: skip
@@ -283,6 +284,40 @@ def test_of_several_classes_each_has_its_columns() -> None:
     second = ("282", "tiger cat", "0.25", "true", "s3://bucket/p/class282-cam.jpg")
     assert tuple(two[f"{name}.2"] for name in ("class_id", "class_name", "probability", "flat", "cam")) == second
     assert (two["class_id.3"], two["cam.3"]) == ("", "")
+
+
+WRONG = CAT.model_copy(
+    update={"label": "tiger cat", "predicted": "tabby", "predicted_probability": 0.9, "correct": False}
+)
+
+
+def test_a_table_has_the_truth_beside_the_prediction_and_what_was_explained() -> None:
+    (row,) = table_of(WRONG, spec=JobSpec(outputs=("cam",)), keep=("split", "site"))
+    names = ("label", "predicted", "predicted_probability", "correct", "class_name", "probability")
+    assert [row[name] for name in names] == ["tiger cat", "tabby", "0.9", "false", "tabby", "0.5"]
+    (row,) = table_of(TWO, spec=JobSpec(outputs=("cam",), explain="both"))
+    assert (row["class_name.2"], row["cam.2"]) == ("tiger cat", "s3://bucket/p/class282-cam.jpg")
+
+
+@pytest.mark.parametrize(
+    ("asked", "holds"),
+    [
+        ("correct=false", True),
+        ("correct!=false", False),
+        ("correct=true", False),
+        ("label=tiger*", True),
+        ("label!=tabby", True),
+        ("predicted=tabby", True),
+        ("predicted_probability>0.8", True),
+    ],
+)
+def test_images_are_asked_for_by_what_they_show_and_were_taken_for(asked: str, holds: bool) -> None:
+    assert [parse_where([asked])(result) for result in (WRONG, LOST, TWO)] == [holds, False, False]
+
+
+@pytest.mark.parametrize(("correct", "key"), [(None, "281 tabby"), (True, "+281 tabby"), (False, "-281 tabby")])
+def test_what_an_image_counts_as_says_whether_it_is_correct(correct: bool | None, key: str) -> None:
+    assert class_key(CAT.model_copy(update={"correct": correct})) == key
 
 
 def test_kept_columns_that_come_late_are_never_left_out_silently() -> None:
@@ -335,7 +370,12 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: st
 
 
 FAILURES = [
-    Failure(index=1, item=Item(uri="https://u:word@a.example/1.png", class_id=7), reason="fetch", message="gone"),
+    Failure(
+        index=1,
+        item=Item(uri="https://u:word@a.example/1.png", class_id=7, label="cat"),
+        reason="fetch",
+        message="gone",
+    ),
     Failure(
         index=2,
         item=Item(uri="s3://b/2", id="two", class_name="tabby", keep={"split": "val", "reason": "mine"}),
@@ -352,9 +392,9 @@ def test_failures_as_a_table_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with path.open(newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    assert list(rows[0]) == ["uri", "id", "class", "reason", "message", "split", "keep.reason"]
-    assert list(rows[0].values()) == ["https://u:word@a.example/1.png", "", "7", "fetch", "gone", "", ""]
-    assert list(rows[1].values()) == ["s3://b/2", "two", "tabby", "image", "broken", "val", "mine"]
+    assert list(rows[0]) == ["uri", "id", "class", "label", "reason", "message", "split", "keep.reason"]
+    assert list(rows[0].values()) == ["https://u:word@a.example/1.png", "", "7", "cat", "fetch", "gone", "", ""]
+    assert list(rows[1].values()) == ["s3://b/2", "two", "tabby", "", "image", "broken", "val", "mine"]
 
 
 @pytest.mark.parametrize("name", ["failed.parquet", "failed.txt", "failed"])

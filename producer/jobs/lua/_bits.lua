@@ -17,3 +17,11 @@ end
 local function count_of(chunks, chunk)
   return tonumber(string.match(redis.call('HGET', chunks, chunk) or ':0', ':(%d+)$'))
 end
+
+-- The class an image was explained for, and 1 or -1 where its prediction is right or wrong: '+281 tabby'.
+local function class_of(text)
+  local sign = string.byte(text)
+  if sign == 43 then return string.sub(text, 2), 1 end
+  if sign == 45 then return string.sub(text, 2), -1 end
+  return text, 0
+end

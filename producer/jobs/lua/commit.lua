@@ -4,7 +4,7 @@
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 failures  10 reasons
 --       11 marks  12 suspects  13 classes  14 timings
 -- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 epoch  6 how many done  7 how many stages
---       then offset and class of each done, then stage and microseconds, then offset, reason, failure (JSON) of each failed
+--       then offset and class of each done (class_of), then stage and microseconds, then offset, reason, failure (JSON) of each failed
 -- gives {'committed', newly done, newly failed, 1 if the chunk is complete, state} | {'gone'|state of a job that has ended}
 local f = redis.call('HMGET', KEYS[1], 'state', 'started_at', 'chunk_size', 'life', 'epoch')
 local state = f[1]
@@ -18,7 +18,7 @@ local count = count_of(KEYS[2], chunk)
 if count == 0 then return {'gone'} end
 local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') == token
 local states = read_bits(KEYS[8], first, count)
-local done, failed, healed = 0, 0, 0
+local done, failed, healed, correct, wrong = 0, 0, 0, 0, 0
 
 for i = 8, stages, 2 do
   local offset = tonumber(ARGV[i])
@@ -29,7 +29,9 @@ for i = 8, stages, 2 do
       healed = healed + 1
     end
     write_bit(KEYS[8], first + offset, 1)
-    if ARGV[i + 1] ~= '' then redis.call('HINCRBY', KEYS[13], ARGV[i + 1], 1) end
+    local class, sign = class_of(ARGV[i + 1])
+    if class ~= '' then redis.call('HINCRBY', KEYS[13], class, 1) end
+    if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end
     states[offset + 1] = 1
     done = done + 1
   end
@@ -61,6 +63,10 @@ if pending == 0 then
   redis.call('HDEL', KEYS[12], chunk, 'buried:' .. chunk)
 elseif mine then
   redis.call('ZADD', KEYS[5], stamp(now() + tonumber(ARGV[3])), chunk)
+end
+if correct + wrong > 0 then
+  redis.call('HINCRBY', KEYS[1], 'correct', correct)
+  redis.call('HINCRBY', KEYS[1], 'wrong', wrong)
 end
 if done + failed > 0 then
   for i = stages + 1, failures, 2 do redis.call('HINCRBY', KEYS[14], ARGV[i], ARGV[i + 1]) end

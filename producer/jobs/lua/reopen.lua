@@ -2,22 +2,24 @@
 -- that one which is asked for twice is reopened once. The counters follow the bits.
 -- KEYS  1 job  2 items  3 waiting  4 leases  5 attempts  6 bits  7 failures  8 reasons  9 suspects  10 classes
 -- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened  4 life
---       then offset of each, and its class where it was done
+--       then offset of each, and its class where it was done (class_of)
 -- gives {'reopened', time published, how many} | {'same'} | {'gone'} | {state}
 local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'chunk_size', 'life')
 if not f[1] or (f[5] or '') ~= ARGV[4] then return {'gone'} end
 if f[1] ~= 'running' and f[1] ~= 'paused' then return {f[1]} end
 if f[2] ~= ARGV[2] or not f[3] or tonumber(ARGV[1]) < tonumber(f[3]) then return {'same'} end
 local first = tonumber(ARGV[1]) * tonumber(f[4])
-local done, failed = 0, 0
+local done, failed, correct, wrong = 0, 0, 0, 0
 for i = 5, #ARGV, 2 do
   local index = first + tonumber(ARGV[i])
   local state = read_bits(KEYS[6], index, 1)[1]
   if state == 1 then
     done = done + 1
-    if ARGV[i + 1] ~= '' and redis.call('HINCRBY', KEYS[10], ARGV[i + 1], -1) <= 0 then
-      redis.call('HDEL', KEYS[10], ARGV[i + 1])
+    local class, sign = class_of(ARGV[i + 1])
+    if class ~= '' and redis.call('HINCRBY', KEYS[10], class, -1) <= 0 then
+      redis.call('HDEL', KEYS[10], class)
     end
+    if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end
   end
   if state == 2 then
     failed = failed + 1
@@ -28,6 +30,10 @@ end
 local t = stamp(now())
 redis.call('HINCRBY', KEYS[1], 'done', -done)
 redis.call('HINCRBY', KEYS[1], 'failed', -failed)
+if correct + wrong > 0 then
+  redis.call('HINCRBY', KEYS[1], 'correct', -correct)
+  redis.call('HINCRBY', KEYS[1], 'wrong', -wrong)
+end
 redis.call('HSET', KEYS[1], 'reopening', ARGV[1] + 1, 'reopened_at', t)
 redis.call('HINCRBY', KEYS[1], 'n_open', redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[5], ARGV[1])
