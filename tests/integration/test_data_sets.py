@@ -215,7 +215,7 @@ def test_a_cancelled_jobs_name_is_refused_and_its_counts_stay_true(client: Clien
     )
     assert "was cancelled" in run.stderr
     run = gradcam("submit", COFFEE, "--network", NETWORK, "--name", "stopped", "--chunk-size", "10", code=2)
-    assert "(outputs)" in run.stderr
+    assert "(--outputs)" in run.stderr
     assert "give --yes" in gradcam("delete", job, code=2).stderr
 
 
