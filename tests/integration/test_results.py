@@ -433,6 +433,7 @@ def test_failures_become_a_list_with_addresses_in_full_for_the_owner_alone(
         "uri": "http://127.0.0.1:9/lost.jpg?token=hunter2",
         "id": "lost",
         "class": "tabby",
+        "label": None,
         "reason": "fetch",
     }
     assert "hunter2" not in message
