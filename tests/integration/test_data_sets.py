@@ -163,7 +163,9 @@ def test_a_deleted_job_is_gone_with_its_objects_and_one_at_work_is_refused(clien
         client.status(job)
     busy = client.submit([COFFEE] * 100, network=NETWORK, outputs=["cam"])
     assert "has not ended" in gradcam("delete", busy, "--yes", code=2).stderr
-    assert client.cancel(busy).state is JobState.CANCELLED
+    client.cancel(busy)
+    # A worker may be writing its summary in this moment.
+    assert client.wait(busy, timeout_s=60).state is JobState.CANCELLED
     gradcam("delete", busy, "--objects", "--yes")
 
 
