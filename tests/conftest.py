@@ -46,9 +46,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(stack: Stack) -> Stack:
-    """The stack with one worker, as the command `gradcam-worker` starts it."""
+    """The stack with one worker, as the command `gradcam-worker` starts it; an earlier module may have stopped it."""
     if stack.worker is None or not stack.worker.alive:
         stack.start_worker()
     return stack

