@@ -22,6 +22,8 @@ MAX_CHUNK_SIZE = 512
 #: Higher levels take twice the time and save one byte of the 25 that a random name takes.
 _ZLIB_LEVEL = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: What lies under this name in the store is no job's: its deletion would take it along.
+_SHARED = "weights"
 
 Output = Literal["heatmap", "cam", "gb", "cam_gb"]
 OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
@@ -360,4 +362,6 @@ def checked_name(name: str) -> str:
             f"{name[:80]!r} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit"
         )
+    if name == _SHARED:
+        raise UsageError(f"{name!r} cannot name a job: uploaded weights lie under it, which all jobs share")
     return name

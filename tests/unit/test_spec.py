@@ -114,3 +114,9 @@ def test_no_text_of_a_user_leaves_its_place_in_a_key() -> None:
     assert name == "_.._etc_passwd-timm_resnet18-cam.jpg"
     assert keys.uploaded_input("p", "job", 7, "a b/c.jpg") == "p/job/inputs/00000007/a_b_c.jpg"
     assert keys.summary("", "job") == "job/job.json"
+
+
+def test_no_job_has_the_name_under_which_the_weights_of_all_jobs_lie() -> None:
+    with pytest.raises(UsageError, match="which all jobs share"):
+        checked_name("weights")
+    assert checked_name("weights-2") == "weights-2"
