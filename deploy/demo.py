@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import contact_sheet
-from deploy.directory import holder
+from deploy.directory_lock import holder
 from deploy.stack import FOREIGN, Stack
-from producer.client import Client
-from producer.jobs.errors import GradcamError, UsageError
-from producer.jobs.spec import OUTPUTS, JobStatus, Result
-from producer.watch import exit_code, follow
+from producer.client.client import Client
+from producer.client.watch import exit_code, follow
+from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.spec import OUTPUTS, JobStatus, Result
 
 NETWORK = "efficientnet_lite0"
 CHUNK_SIZE = 4

@@ -15,11 +15,11 @@ from typing import Any
 import click
 import redis
 
-from deploy.directory import holder, make_private
+from deploy.directory_lock import holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
 from deploy.supervisor import supervise as hold_stack
-from producer.jobs import keys
-from producer.jobs.errors import GradcamError, ServiceError, UsageError
+from producer.jobs.model import keys
+from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
 
 __all__ = ["Stack", "main"]
 

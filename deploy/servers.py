@@ -23,9 +23,9 @@ from botocore.session import Session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.directory import make_private, write_private
+from deploy.directory_lock import make_private, write_private
 from deploy.programs import Program, free_ports
-from producer.jobs.errors import ServiceError, WorkerError
+from producer.jobs.model.errors import ServiceError, WorkerError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

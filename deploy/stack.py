@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from deploy.directory import Hold, make_private, write_private
+from deploy.directory_lock import Hold, make_private, write_private
 from deploy.programs import Program
 from deploy.servers import REGION, SeaweedFS, Valkey
-from producer.jobs.errors import ServiceError
+from producer.jobs.model.errors import ServiceError
 
 #: What a user may have set for other services; with our keys it would break them or lead elsewhere.
 FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")

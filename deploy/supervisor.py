@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from deploy.directory import write_private
+from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
-from producer.jobs.errors import GradcamError
+from producer.jobs.model.errors import GradcamError
 
 _LOOK_EVERY_S = 0.5
 _FIRST_PAUSE_S = 1.0

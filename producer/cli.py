@@ -31,10 +31,10 @@ from producer.commands.console import (
 )
 from producer.commands.control import COMMANDS
 from producer.commands.submit import submit
-from producer.jobs import release
-from producer.jobs.bounds import MAX_COUNT
-from producer.jobs.errors import GradcamError, UsageError
-from producer.jobs.states import JobState
+from producer.jobs.model import release
+from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.limits import MAX_COUNT
+from producer.jobs.model.states import JobState
 
 #: Characters a line where no terminal says how many fit.
 _WIDE = 250
@@ -104,7 +104,7 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
         return
     from rich.console import Console
 
-    from producer.watch import table
+    from producer.client.watch import table
 
     # Elsewhere than on a terminal there is room.
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)

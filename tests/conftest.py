@@ -17,9 +17,9 @@ with warnings.catch_warnings():
     import s3_servers
     from fault_proxy import HttpFaultProxy
 
-    from producer.client import Client
-    from producer.jobs.settings import Connections, read
-    from producer.jobs.storage import Storage
+    from producer.client.client import Client
+    from producer.jobs.model.settings import Connections, read
+    from producer.jobs.store.bucket import Storage
 
 if TYPE_CHECKING:
     from deploy.servers import SeaweedFS

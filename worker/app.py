@@ -15,22 +15,23 @@ from billiard.exceptions import WorkerLostError
 from billiard.process import active_children
 from celery import signals
 
-from producer.jobs import queue, transport
-from producer.jobs.errors import GradcamError, Unfit
-from producer.jobs.roster import Roster
-from producer.jobs.scripts import Scripts, make_client
-from producer.jobs.settings import Connections, read_both
-from producer.jobs.storage import Storage
-from producer.jobs.table import JobTable
-from worker import rundir, tasks
-from worker.grace import PARENT_SHARE, Grace
-from worker.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
-from worker.reconcile import Death, Reconciler
+from producer.jobs.broker import celery_app, transport
+from producer.jobs.model.errors import GradcamError, Unfit
+from producer.jobs.model.settings import Connections, read_both
+from producer.jobs.store.bucket import Storage
+from producer.jobs.table.redis_scripts import Scripts, make_client
+from producer.jobs.table.table import JobTable
+from producer.jobs.table.workers import Roster
+from worker import tasks
+from worker.recover.reconciler import Death, Reconciler
+from worker.recover.watchdog import Watchdog
 from worker.settings import WorkerSettings
-from worker.watchdog import Watchdog
+from worker.supervise import run_dirs
+from worker.supervise.grace import PARENT_SHARE, Grace
+from worker.supervise.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
 
 if TYPE_CHECKING:
-    from worker.work import Work
+    from worker.chunks.consumer import Work
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
 _WARM_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else WARM_WITHIN_S
 health = Health(settings.health_stem)
 transport.hooks.polled, transport.hooks.connecting = health.polled, health.away
-app = queue.make_app(connections.redis_url.get_secret_value())
+app = celery_app.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
 # We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
@@ -58,7 +59,7 @@ _at_work: list[tuple[Reconciler, Watchdog | None]] = []
 
 
 def _publish(name: str, job: str, chunk: int, published_at: float) -> None:
-    queue.publish(app, job, chunk, queue=name, published_at=published_at, within_s=5)
+    celery_app.publish(app, job, chunk, queue=name, published_at=published_at, within_s=5)
 
 
 def _republish(job: str, chunk: int, published_at: float) -> None:
@@ -67,12 +68,12 @@ def _republish(job: str, chunk: int, published_at: float) -> None:
 
 @cache
 def _work_of_process() -> Work:
-    from worker.work import Work  # the child only: it imports torch
+    from worker.chunks.consumer import Work  # the child only: it imports torch
 
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
     table = JobTable(make_client(connections))
-    return Work(table, storage, settings, health, _publish, partial(queue.take, table, settings.queues))
+    return Work(table, storage, settings, health, _publish, partial(celery_app.take, table, settings.queues))
 
 
 tasks.register(app, settings.name, _work_of_process)
@@ -97,7 +98,7 @@ def _end_when_useless() -> None:
         log.warning("action=orphaned The launcher is gone; this worker ends as well.")
         if settings.drain_file is not None:
             with suppress(OSError, GradcamError):  # the child then ends with us, its chunk in hand
-                rundir.restore(settings.drain_file.parent)
+                run_dirs.restore(settings.drain_file.parent)
                 settings.drain_file.touch()
         os.kill(os.getpid(), signal.SIGTERM)
     if health.has("cold") or health.starts() > _STARTS:
@@ -129,7 +130,7 @@ def _warm_up(**_: Any) -> None:
     health.begins()
     try:
         work = _work_of_process()
-        from worker.device import choose
+        from worker.device.batches import choose
 
         choose(settings.device)
         if settings.preload:

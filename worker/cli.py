@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from producer.jobs import release
-from producer.jobs.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
+from producer.jobs.model import release
+from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
 
 if TYPE_CHECKING:
-    from producer.jobs.settings import Connections
+    from producer.jobs.model.settings import Connections
 
 
 @click.group(
@@ -118,7 +118,7 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
       gradcam-worker check --within-s 600
       gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
     """  # noqa: D301 - click reads the backspace
-    from worker.health import ALIVE, look, of_stack, sentence, stack_of
+    from worker.supervise.health import ALIVE, look, of_stack, sentence, stack_of
 
     # Settings are not read: a probe has no need of them, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
@@ -150,7 +150,7 @@ def networks_command(timm: bool, as_json: bool) -> None:
       gradcam-worker networks --timm --json | jq -r '.[] | select(.at_hand != []) | .name'
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    from worker.architectures import catalogue
+    from worker.models.architectures import catalogue
 
     found = catalogue(with_timm=timm)
     if as_json:
@@ -180,8 +180,8 @@ def layers_command(network: str, as_json: bool) -> None:
       gradcam-worker layers vgg16 --json | jq -r '.[] | select(.last_conv) | .name'
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    from worker.layers import listed
-    from worker.networks import survey_of
+    from worker.models.layers import listed
+    from worker.models.networks import survey_of
 
     try:
         found = listed(survey_of(network))
@@ -216,10 +216,10 @@ def _run(
     preload: Sequence[str],
     metrics: tuple[str, int | None],
 ) -> int:
-    from producer.jobs.settings import Connections, read_both
-    from worker.health import stack_of
-    from worker.launcher import Launcher, plan
+    from producer.jobs.model.settings import Connections, read_both
     from worker.settings import WorkerSettings
+    from worker.supervise.health import stack_of
+    from worker.supervise.launcher import Launcher, plan
 
     _need_worker_packages()
     if preload:
@@ -248,8 +248,8 @@ def _check_redis(connections: Connections) -> None:
     Raises:
         Unfit: It lacks rights, drops jobs, or is of another kind.
     """
-    from producer.jobs.scripts import Scripts, make_client
-    from producer.jobs.server import Server
+    from producer.jobs.table.redis_scripts import Scripts, make_client
+    from producer.jobs.table.redis_server import Server
 
     try:
         server = Server(Scripts(make_client(connections), patience_s=0))
@@ -273,7 +273,7 @@ def _check_preloaded(names: Sequence[str]) -> None:
     """A name that is mistyped is told here, once, not by each process. Raises UsageError."""
     if not names:
         return  # importing torch takes seconds
-    from worker.networks import check_names
+    from worker.models.networks import check_names
 
     for name in names:
         network, _, weights = name.partition("=")

@@ -17,8 +17,8 @@ if not os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "/")):
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from producer.jobs.errors import UsageError
-from producer.jobs.stages import IDLE, WAIT
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.stage_times import IDLE, WAIT
 
 _IMAGES = Counter("gradcam_images", "Images that came to their end.", ["state"])
 _WORK = Counter("gradcam_stage_work_seconds", "Time at work at images, by stage.", ["stage"])
@@ -31,7 +31,7 @@ def committed(timings: Mapping[str, float], *, done: int, failed: int) -> None:
     """Count what was committed.
 
     Args:
-        timings: As `producer/jobs/stages.py` says, in seconds.
+        timings: As `producer/jobs/model/stage_times.py` says, in seconds.
         done: Images.
         failed: Images.
     """

@@ -1,4 +1,4 @@
-"""The worker's settings, read once from `GRADCAM_WORKER_*`; where Redis and S3 are: `producer/jobs/settings.py`.
+"""The worker's settings, read once from `GRADCAM_WORKER_*`; where Redis and S3 are: `producer/jobs/model/settings.py`.
 
 | variable                          | meaning                                                        | default |
 |-----------------------------------|----------------------------------------------------------------|---------|
@@ -36,9 +36,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from producer.jobs.spec import CLASSES
-from producer.jobs.uris import FetchPolicy, checked_user_agent
-from worker.health import BUSY
+from producer.jobs.fetch.addresses import FetchPolicy, checked_user_agent
+from producer.jobs.model.spec import CLASSES
+from worker.supervise.health import BUSY
 
 
 def _by_commas(value: Any) -> Any:
@@ -135,7 +135,7 @@ class WorkerSettings(BaseSettings):
 
     @property
     def health_stem(self) -> Path | None:
-        """What `worker/health.py` makes its files' names of; None where no launcher has a folder for them."""
+        """What `worker/supervise/health.py` makes its files' names of; None where no launcher has a folder for them."""
         return None if self.drain_file is None else self.drain_file.with_name(self.name)
 
     @property

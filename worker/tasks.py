@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from producer.jobs.queue import TASK
+from producer.jobs.broker.celery_app import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery import Celery, Task
 
-    from worker.work import Work
+    from worker.chunks.consumer import Work
 
 log = logging.getLogger(__name__)
 

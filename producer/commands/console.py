@@ -14,8 +14,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from producer.client import Client
-    from producer.jobs.spec import JobStatus
+    from producer.client.client import Client
+    from producer.jobs.model.spec import JobStatus
 
 CODES = (
     "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
@@ -23,7 +23,7 @@ CODES = (
 )
 
 
-#: Exit codes beside those of jobs, which `producer.watch` has.
+#: Exit codes beside those of jobs, which `producer.client.watch` has.
 USAGE, SERVICE, TIMED_OUT, BUG, INTERRUPTED = 2, 4, 5, 70, 130
 _LONGEST_S = 100 * 366 * 86_400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -79,7 +79,7 @@ def examples(*lines: str, codes: str = CODES) -> str:
 
 def make_client() -> Client:
     """A client of the environment's settings. Raises SettingsError."""
-    from producer.client import Client
+    from producer.client.client import Client
 
     return Client.from_env()
 
@@ -99,7 +99,7 @@ def one_line(text: str) -> str:
 
 def follow_job(client: Client, talk: Console, job: str) -> JobStatus:
     """Show a job's progress until its end; its last status."""
-    from producer.watch import follow
+    from producer.client.watch import follow
 
     try:
         return follow(client.watch(job), talk)
@@ -110,14 +110,14 @@ def follow_job(client: Client, talk: Console, job: str) -> JobStatus:
 
 def summary_of(status: JobStatus) -> str:
     """A status as lines for a person."""
-    from producer.watch import summary
+    from producer.client.watch import summary
 
     return summary(status)
 
 
 def exit_code_of(status: JobStatus) -> int:
     """The exit code that says how a job stands."""
-    from producer.watch import exit_code
+    from producer.client.watch import exit_code
 
     return exit_code(status)
 

@@ -25,11 +25,11 @@ from producer.commands.console import (
     make_talk,
     one_line,
 )
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
-    from producer.client import Client
-    from producer.jobs.spec import JobStatus
+    from producer.client.client import Client
+    from producer.jobs.model.spec import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
 _DIFFERENT = 1
@@ -205,8 +205,8 @@ def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each question.")
 def doctor(as_json: bool) -> None:
     """Check Redis, the object store, the clock and the workers; say what to do where something is wrong."""
-    from producer.doctor import examine
-    from producer.jobs.settings import Connections, read
+    from producer.jobs.model.settings import Connections, read
+    from producer.maintenance.doctor import examine
 
     verdicts = set()
     for answer in examine(read(Connections)):

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.commands.console import one_line
-from producer.input.reading import said_of_left_out
-from producer.jobs.errors import UsageError
-from producer.output.again import beside, check_name, write_again
+from producer.input.read_options import said_of_left_out
+from producer.jobs.model.errors import UsageError
+from producer.output.resubmission_list import beside, check_name, write_again
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from producer.input.bad import BadRow
-    from producer.sources import Reading, Sources
+    from producer.input.bad_rows import BadRow
+    from producer.input.sources import Reading, Sources
 
 COLUMNS = ("uri", "id", "class", "label", "list", "line", "message", "row")
 _SHOWN = 3

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import click
 
 from producer.commands.console import PLAIN_CODES, Duration, Examples, examples, make_client, make_talk, one_line
-from producer.jobs.bounds import MAX_COUNT
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from producer.client import Client
-    from producer.output.made import Link
+    from producer.client.client import Client
+    from producer.output.job_results import Link
 
 _HOUR_S = 3600.0
 
@@ -219,7 +219,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
         return
-    from producer.output.whole import whole
+    from producer.output.atomic_file import whole
 
     with whole(Path(name), private=private) as opened:
         yield opened

@@ -8,15 +8,15 @@ import click
 
 from producer.commands.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
 from producer.commands.results import check_output_dir, download_to
-from producer.jobs.bounds import MAX_CLASS_ID, MAX_COUNT
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.limits import MAX_CLASS_ID, MAX_COUNT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from producer.client import Client
-    from producer.plan import Plan
-    from producer.sources import Sources
+    from producer.client.client import Client
+    from producer.input.sources import Sources
+    from producer.submission.plan import Plan
 
 _THOUSAND = 1000
 _READING = (
@@ -191,9 +191,9 @@ def submit(
     .parquet, here, on S3 or on the web. Local images are uploaded first.
     """
     check_output_dir(output_dir)
+    from producer.client.submitting import check_typed
     from producer.commands.left_out import check_file, list_bad, tell_left_out
-    from producer.sources import Reading, open_sources
-    from producer.submitting import check_typed
+    from producer.input.sources import Reading, open_sources
 
     if parameters["explain"] != "predicted" and not (parameters["label_column"] or parameters["label_from"]):
         raise UsageError(f"--explain {parameters['explain']} needs labels: give --label-column or --label-from folder")
@@ -243,7 +243,7 @@ def _submit(client: Client, talk: Console, images: Sources, **parameters: Any) -
 
 
 def _send(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
-    from producer.watch import sending
+    from producer.client.watch import sending
 
     with sending(talk) as (progress, waiting):
         return client.submit(images, progress=progress, waiting=waiting, **parameters)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.input.reading import Reading, quoted, shown
-from producer.jobs import uris
-from producer.jobs.errors import UsageError
+from producer.input.read_options import Reading, quoted, shown
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import UsageError
 
 #: What a column of addresses is usually called.
 URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")
@@ -120,6 +120,6 @@ def _folded(column: str) -> str:
 
 
 def _columns_are(there: Sequence[str]) -> str:
-    named = [shown(uris.redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
+    named = [shown(addresses.redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
     more = f" and {len(there) - _COLUMNS_SHOWN} more" if len(there) > _COLUMNS_SHOWN else ""
     return f"its columns are {', '.join(named)}{more}"[:500]

@@ -14,8 +14,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from producer.input.reading import BATCH, LeftOut, Part, Reading, Source, check_readable, chosen, said_of_nothing, shown
-from producer.jobs.errors import UsageError
+from producer.input.read_options import (
+    BATCH,
+    LeftOut,
+    Part,
+    Reading,
+    Source,
+    check_readable,
+    chosen,
+    said_of_nothing,
+    shown,
+)
+from producer.jobs.model.errors import UsageError
 
 #: Links to folders, one behind the other: folders that are linked to each other have no end of paths.
 _MAX_LINKS = 4

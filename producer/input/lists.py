@@ -19,14 +19,14 @@ from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
-from producer.input.bad import BadRows, bad_row
-from producer.input.packing import Unpacked
+from producer.input.bad_rows import BadRows, bad_row
+from producer.input.decompression import Unpacked
+from producer.input.read_options import Part, Reading, Source, quoted
 from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
-from producer.input.reading import Part, Reading, Source, quoted
 from producer.input.rows import Maker, Rows
 from producer.input.stored import Stored
 from producer.input.tables import csv_rows
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
 
 #: What lists are called, for messages.
 LIST_SUFFIXES = ".csv, .jsonl, .ndjson, .parquet, .tsv, .txt, also with .gz or .zst"

@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import pydantic_core
 
 from producer.input.columns import Columns, find_column, uri_column
-from producer.input.packing import pieces
-from producer.input.reading import BATCH, Reading, quoted
+from producer.input.decompression import pieces
+from producer.input.read_options import BATCH, Reading, quoted
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
 from producer.input.stored import Stored
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
 
 MAX_LINE_BYTES = 2**20
 #: A row may hold cells that nobody asked for, such as a thumbnail.

@@ -19,9 +19,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from producer.input.reading import Source, check_image, quoted, shown
-from producer.jobs import uris
-from producer.jobs.errors import FetchError, UsageError
+from producer.input.read_options import Source, check_image, quoted, shown
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import FetchError, UsageError
 
 MAX_ID_CHARS, MAX_CLASS_CHARS = 1024, 200
 #: The longest cell that is carried along; cells nobody asked for may be longer.
@@ -252,7 +252,7 @@ def _short(cells: Sequence[object], most: int) -> bool:
 def check_address(text: str) -> None:
     """Make sure that an address is one of an image. Raises UsageError."""
     try:
-        address = uris.parse(text)
+        address = addresses.parse(text)
     except FetchError as error:
         raise UsageError(str(error)) from None
     if address.scheme == "s3" and text.endswith("/"):

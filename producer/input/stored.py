@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from producer.input.reading import shown
-from producer.jobs import uris
-from producer.jobs.errors import FetchError, ServiceError, UsageError, WorkerError
+from producer.input.read_options import shown
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from producer.jobs.storage import Storage
+    from producer.jobs.store.bucket import Storage
 
 #: The largest list that is downloaded, and the longest that may take.
 MAX_LIST_BYTES = 8 * 2**30
@@ -181,13 +181,13 @@ def from_pipe(name: str, pipe: BinaryIO) -> Kept:
 
 def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
     """Keep a list that lies in an object store or on a web server."""
-    shown = uris.redact(address)
+    shown = addresses.redact(address)
 
     def fill(file: BinaryIO) -> None:
-        from producer.jobs.fetch import Fetcher
+        from producer.jobs.fetch.fetcher import Fetcher
 
         s3 = storage().client if storage is not None and address.lower().startswith("s3://") else None
-        policy = uris.FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
+        policy = addresses.FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
         fetcher = Fetcher(policy, s3)
         try:
             fetcher.fetch_to(address, file)

@@ -11,10 +11,10 @@ from itertools import chain, takewhile
 from operator import itemgetter
 
 from producer.input.columns import Columns, separator_hint
+from producer.input.read_options import Reading
 from producer.input.readers import MAX_ROW_BYTES, NO_UTF8, Block, decoded, rows_of, through
-from producer.input.reading import Reading
 from producer.input.rows import Rows
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
 
 
 def csv_rows(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.jobs.ahead import ahead
-from producer.jobs.errors import StoreError, UsageError
-from producer.output.whole import whole
+from producer.jobs.model.errors import StoreError, UsageError
+from producer.jobs.model.prefetch import ahead
+from producer.output.atomic_file import whole
 
 if TYPE_CHECKING:
     from producer.output.objects import Objects

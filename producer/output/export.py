@@ -11,11 +11,11 @@ from operator import attrgetter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
-from producer.jobs.errors import UsageError
+from producer.jobs.model.errors import UsageError
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
-    from producer.jobs.spec import ExplainedClass, JobSpec, Result
+    from producer.jobs.model.spec import ExplainedClass, JobSpec, Result
 
 Type = Literal["int", "float", "bool", "text"]
 Format = Literal["jsonl", "csv", "parquet"]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.output.again import beside, write_again
+from producer.output.resubmission_list import beside, write_again
 
 if TYPE_CHECKING:
-    from producer.jobs.spec import Failure
+    from producer.jobs.model.spec import Failure
 
 COLUMNS = ("uri", "id", "class", "label", "reason", "message")
 HOW_TO_SUBMIT = "--uri-column uri --class-column class --id-column id --label-column label"

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from producer.jobs.keys import ManifestPart
-from producer.jobs.spec import Result, is_newer
-from producer.jobs.states import ItemState
+from producer.jobs.model.keys import ManifestPart
+from producer.jobs.model.spec import Result, is_newer
+from producer.jobs.model.states import ItemState
 
 _INDEX = re.compile(rb'\{"index":(\d{1,18})[,}]')
 _WORDS = {ItemState.DONE: "done", ItemState.FAILED: "failed"}

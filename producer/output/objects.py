@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import boto3
 from botocore.config import Config
 
-from producer.jobs import keys
+from producer.jobs.model import keys
 from producer.output.shards import Shards
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from producer.jobs.storage import Storage
+    from producer.jobs.store.bucket import Storage
 
 
 @dataclass(frozen=True, slots=True)

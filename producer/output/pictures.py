@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from producer.jobs import keys, uris
-from producer.jobs.errors import UsageError
+from producer.jobs.fetch import addresses
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
-    from producer.jobs.spec import JobSpec, Result
+    from producer.jobs.model.spec import JobSpec, Result
+    from producer.output.filters import Test
     from producer.output.objects import Objects
-    from producer.output.where import Test
 
 RAW = "raw"
 #: Where several classes were explained, an object's kind begins with its class.
@@ -88,7 +89,7 @@ def file_name(result: Result, kind: str, address: str) -> str:
     name, in_shard, member = address.rpartition("/")[2].partition("#")
     if in_shard:
         # There names are `<index>.<kind>.<format>`, as webdataset has them.
-        name = keys.picture_name(uris.stem(result.uri), result.network or "", kind, member.rpartition(".")[2])
+        name = keys.picture_name(addresses.stem(result.uri), result.network or "", kind, member.rpartition(".")[2])
     return keys.safe(name[-_NAME_CHARS:])
 
 

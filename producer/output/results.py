@@ -9,13 +9,13 @@ from contextlib import closing
 from itertools import count, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
-from producer.jobs import keys
-from producer.jobs.ahead import ahead
+from producer.jobs.model import keys
+from producer.jobs.model.prefetch import ahead
 from producer.output.manifest import ChunkRecords
 
 if TYPE_CHECKING:
-    from producer.jobs.keys import ManifestPart
-    from producer.jobs.storage import Storage
+    from producer.jobs.model.keys import ManifestPart
+    from producer.jobs.store.bucket import Storage
 
 #: Chunks whose manifests are fetched at once, and how many may lie here unread: up to half a megabyte each.
 MANIFEST_THREADS = 8

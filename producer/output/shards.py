@@ -10,10 +10,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
-from producer.jobs.errors import StoreError
+from producer.jobs.model.errors import StoreError
 
 if TYPE_CHECKING:
-    from producer.jobs.storage import Storage
+    from producer.jobs.store.bucket import Storage
 
 #: Pictures are asked for in about the order they lie in, so that few shards are open at once.
 _OPEN = 4

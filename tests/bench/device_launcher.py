@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker import cli, launcher
+from worker import cli
+from worker.supervise import launcher
 
 _command = launcher.command
 

@@ -38,10 +38,10 @@ with warnings.catch_warnings():
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     from torchvision.models import get_model
 
-from worker import device
-from worker.explain import View, as_they_are, explain_many
-from worker.fold import prepare
-from worker.geometry import average_maps
+from worker.device import batches
+from worker.engine.explain import View, as_they_are, explain_many
+from worker.models.batchnorm import prepare
+from worker.pictures.geometry import average_maps
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
 OURS = "gradcam-queue"
@@ -67,7 +67,7 @@ def ours(name: str, size: tuple[int, int], precision: str) -> Explain:
 
     def run(inputs: Tensor, classes: Tensor) -> Answer:
         batch = inputs.contiguous(memory_format=torch.channels_last)
-        answer = explain_many(model, [View(layer, as_they_are)], batch, classes, autocast=device.PRECISIONS[precision])
+        answer = explain_many(model, [View(layer, as_they_are)], batch, classes, autocast=batches.PRECISIONS[precision])
         return answer.maps[0][:, 0].numpy(), answer.guided[:, 0].numpy()
 
     return run
@@ -187,7 +187,7 @@ def differences(answer: Answer, reference: Answer, size: tuple[int, int]) -> tup
 def contestant(label: str, name: str, size: tuple[int, int]) -> Explain:
     """Make the contestant of that label."""
     if label.startswith(OURS):
-        device.choose("cpu")  # as the worker sets its process up
+        batches.choose("cpu")  # as the worker sets its process up
         return ours(name, size, label.rsplit(maxsplit=1)[-1])
     return OTHERS[label](name)
 
@@ -206,7 +206,7 @@ def serve(pipe: Connection, label: str, name: str, batch: int) -> None:
     size = (299, 299) if name == "inception_v3" else (224, 224)
     inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     if label == LIMIT:
-        device.choose("cpu")
+        batches.choose("cpu")
         measure = limit(name, inputs)
         pipe.send(None)
     else:
@@ -275,7 +275,7 @@ def contest(name: str, batch: int, rounds: int, precisions: tuple[str, ...]) -> 
 @click.option("--batch", default=16)
 @click.option("--rounds", default=5)
 @click.option(
-    "--precision", "precisions", multiple=True, default=("fp32", "bf16"), type=click.Choice(tuple(device.PRECISIONS))
+    "--precision", "precisions", multiple=True, default=("fp32", "bf16"), type=click.Choice(tuple(batches.PRECISIONS))
 )
 def main(names: tuple[str, ...], batch: int, rounds: int, precisions: tuple[str, ...]) -> None:
     """Run the contests, one a network."""

@@ -22,9 +22,9 @@ _KNOWN = 4
 
 def install() -> None:
     """Put the device in place of the real one, wherever it was imported already."""
-    from worker import device
+    from worker.device import batches
 
-    real, known = device.explain_classes, []
+    real, known = batches.explain_classes, []
     seconds, lock = float(os.environ["BENCH_DEVICE_MS"]) / 1000, Path(os.environ["BENCH_DEVICE_LOCK"])
 
     def explain_classes(network: Any, inputs: Any, class_ids: Any, **options: Any) -> list[Any]:
@@ -32,7 +32,7 @@ def install() -> None:
             known.extend(real(network, inputs[:1] * _KNOWN, [None] * _KNOWN, **options))
         with lock.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            device._batch(inputs, network.device)  # to the device ...
+            batches._batch(inputs, network.device)  # to the device ...
             time.sleep(seconds)
         answers = [known[number % _KNOWN] for number in range(len(inputs))]
         return [[replace(each, guided=each.guided.copy()) for each in answer] for answer in answers]  # ... and back

@@ -18,10 +18,11 @@ import skimage.data
 import torch
 from torch import Tensor
 
-from worker import decode, networks
-from worker.explain import Explanations, View, as_they_are, explain_many
-from worker.fold import prepare
-from worker.geometry import average_maps
+from worker.engine.explain import Explanations, View, as_they_are, explain_many
+from worker.models import networks
+from worker.models.batchnorm import prepare
+from worker.pictures import decode
+from worker.pictures.geometry import average_maps
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 

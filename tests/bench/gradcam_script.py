@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
 def load(name: str, weights: str | None) -> Any:
     """The network as torchvision or timm gives it: not folded, and its parameters ask for gradients."""
-    from worker import networks
+    from worker.models import networks
 
     network = networks.load(name, weights, prepared=False)
     network.model.requires_grad_(True)

@@ -26,8 +26,8 @@ import click
 import redis
 
 from deploy.stack import Stack
-from producer.client import Client
-from producer.jobs import queue
+from producer.client.client import Client
+from producer.jobs.broker import celery_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ def measure(client: Client, database: redis.Redis, folder: Path, count: int) -> 
 
 def one_message_an_image(url: str) -> float:
     """Images a second, as people do it with Celery."""
-    app = queue.make_app(url)
+    app = celery_app.make_app(url)
     started = time.perf_counter()
     for _ in range(PEER_MESSAGES):
         app.send_task("explain", args=(f"s3://bucket/datasets/2026/images/{uuid.uuid4()}.jpg", "resnet50"), queue="low")
@@ -133,7 +133,7 @@ def with_celery(client: Client, folder: Path) -> float:
     write_list(path, CELERY_IMAGES)
     job = client.submit([str(path)], network="noop", any_network=True, chunk_size=CHUNK)
     command = [sys.executable, "-m", "celery", "--app", "noop_app", "--quiet", "worker", "--concurrency", "1"]
-    command += ["--queues", ",".join(queue.QUEUES), "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    command += ["--queues", ",".join(celery_app.QUEUES), "--without-gossip", "--without-mingle", "--without-heartbeat"]
     environment = {**os.environ, "PYTHONPATH": f"{_HERE}:{_HERE.parent.parent}"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
         while not client.status(job).done:

@@ -14,8 +14,8 @@ import click
 import redis
 
 from deploy.stack import Stack
-from producer.jobs.spec import Chunk, JobSpec, uri_line
-from producer.jobs.table import JobTable
+from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.table.table import JobTable
 
 CHUNK, BATCH, CHUNKS = 64, 16, 200
 _T = TypeVar("_T")

@@ -24,15 +24,15 @@ app.conf.update(task_ignore_result=True, task_default_queue=QUEUE, broker_connec
 
 @cache
 def _storage() -> Any:
-    from producer.jobs.settings import Connections, read
-    from producer.jobs.storage import Storage
+    from producer.jobs.model.settings import Connections, read
+    from producer.jobs.store.bucket import Storage
 
     return Storage.from_settings(read(Connections))
 
 
 @cache
 def _network(name: str, weights: str | None) -> Any:
-    from worker import networks
+    from worker.models import networks
 
     return networks.load(name, weights)
 
@@ -46,10 +46,10 @@ def _redis() -> redis.Redis:
 def _warm_up(**_: Any) -> None:
     import torch
 
-    from worker import device
+    from worker.device import batches
 
     torch.set_num_threads(1)
-    device.choose("cpu")
+    batches.choose("cpu")
     if "BENCH_DEVICE_MS" in os.environ:
         import fake_device
 
@@ -63,14 +63,15 @@ def _warm_up(**_: Any) -> None:
 @app.task(name="naive.explain")
 def explain(run: str, index: int, key: str) -> None:
     """Explain one image."""
-    from worker import decode, device, geometry, render
+    from worker.device import batches
+    from worker.pictures import decode, geometry, render
 
     network = _network(os.environ["NAIVE_NETWORK"], os.environ.get("NAIVE_WEIGHTS"))
     storage = _storage()
     picture = decode.decode(storage.get(key))
     fitted, _frame = geometry.fit(picture, network.size, "squash", network.resize_px)
     array = decode.normalise(fitted, network.mean, network.std)
-    ((explained,),) = device.explain_classes(network, [array], [None])
+    ((explained,),) = batches.explain_classes(network, [array], [None])
     for kind, drawn in render.render(fitted / 255, explained.map, explained.guided).items():
         storage.put(f"naive/{run}/{index:08d}/{kind}.jpg", render.encode(drawn))
     _redis().incr(DONE.format(run=run))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
-from producer.jobs import queue
-from producer.jobs.scripts import connect
-from producer.jobs.settings import Connections, read
-from producer.jobs.table import JobTable
+from producer.jobs.broker import celery_app
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.table.redis_scripts import connect
+from producer.jobs.table.table import JobTable
 from worker import tasks
-from worker.work import Work
+from worker.chunks.consumer import Work
 
 LEASE_S = 30.0
 
 
 class Noop:
-    """In place of `worker.work.Work`: the same calls of the job table, and nothing between them."""
+    """In place of `worker.chunks.consumer.Work`: the same calls of the job table, and nothing between them."""
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
@@ -37,7 +37,7 @@ class Noop:
 
 
 _connections = read(Connections)
-app = queue.make_app(_connections.redis_url.get_secret_value())
+app = celery_app.make_app(_connections.redis_url.get_secret_value())
 app.conf.include = ["noop_app"]
 _noop = Noop(JobTable(connect(_connections)))
 tasks.register(app, "noop", lambda: cast("Work", _noop))

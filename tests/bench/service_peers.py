@@ -26,10 +26,12 @@ def serve_pure(pipe: Connection, name: str, paths: list[Path], core: int | None)
     os.sched_setaffinity(0, cores)
     import torch
 
-    from worker import decode, device, geometry, networks
+    from worker.device import batches
+    from worker.models import networks
+    from worker.pictures import decode, geometry
 
     torch.set_num_threads(len(cores))
-    device.choose("cpu")
+    batches.choose("cpu")
     network = networks.load(name, WEIGHTS[name])
     arrays = []
     for path in paths[:ARRAYS]:
@@ -40,7 +42,7 @@ def serve_pure(pipe: Connection, name: str, paths: list[Path], core: int | None)
         started, cpu = time.perf_counter(), time.process_time()
         for first in range(0, images, BATCH):
             batch = [arrays[n % len(arrays)] for n in range(first, min(first + BATCH, images))]
-            answers = device.explain_classes(network, batch, [None] * len(batch))
+            answers = batches.explain_classes(network, batch, [None] * len(batch))
             assert len(answers) == len(batch)
         return time.perf_counter() - started, time.process_time() - cpu
 

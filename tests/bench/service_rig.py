@@ -17,14 +17,14 @@ from photos import photos
 
 from deploy.programs import Program
 from deploy.stack import Stack
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from producer.jobs.spec import Queue
+    from producer.jobs.model.spec import Queue
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

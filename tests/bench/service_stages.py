@@ -62,17 +62,19 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     """Take images through all stages."""
     import numpy as np
 
-    from producer.client import Client
-    from producer.jobs import keys
-    from producer.jobs.fetch import Fetcher
-    from producer.jobs.settings import Connections, read
-    from producer.jobs.spec import Chunk, Item, JobSpec, uri_line
-    from producer.jobs.storage import Storage
-    from producer.jobs.uris import FetchPolicy
-    from worker import decode, device, geometry, networks, render
-    from worker.image import Image, done
+    from producer.client.client import Client
+    from producer.jobs.fetch.addresses import FetchPolicy
+    from producer.jobs.fetch.fetcher import Fetcher
+    from producer.jobs.model import keys
+    from producer.jobs.model.settings import Connections, read
+    from producer.jobs.model.spec import Chunk, Item, JobSpec, uri_line
+    from producer.jobs.store.bucket import Storage
+    from worker.chunks.item import Image, done
+    from worker.device import batches
+    from worker.models import networks
+    from worker.pictures import decode, geometry, render
 
-    device.choose("cpu")
+    batches.choose("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
     fetcher, clock = Fetcher(FetchPolicy(), storage.client, direct=storage.direct), _Clock(servers)
@@ -83,7 +85,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
         return fitted, decode.normalise(fitted, network.mean, network.std)
 
     def explained(batch: list[Any]) -> list[Any]:
-        return device.explain_classes(network, batch, [None] * len(batch))
+        return batches.explain_classes(network, batch, [None] * len(batch))
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
         (fitted, _), (answer,) = pair

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from stacks import settings_of
     from verb_races import VERBS, race
 
-    from producer.client import Client
+    from producer.client.client import Client
 
 
 @click.command()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from producer.jobs.fetch import Fetcher
-from producer.jobs.spec import JobSpec
-from producer.jobs.uris import FetchPolicy
-from worker import networks
-from worker.device import Explained, choose, explain_arrays
-from worker.models import Models
+from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.spec import JobSpec
+from worker.device.batches import Explained, choose, explain_arrays
+from worker.models import networks
+from worker.models.loader import Models
 from worker.settings import WorkerSettings
 
 pytestmark = [

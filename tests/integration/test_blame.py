@@ -13,9 +13,9 @@ import pytest
 from command import gradcam
 from stacks import POISON, eventually, own_stack
 
-from producer.client import Client
-from producer.jobs.spec import Chunk, JobSpec, uri_line
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

@@ -12,10 +12,10 @@ import pytest
 from command import gradcam
 from stacks import eventually
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from command import gradcam
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.spec import JobStatus
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.spec import JobStatus
+from producer.jobs.model.states import JobState
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"

@@ -11,12 +11,12 @@ import pytest
 from command import gradcam
 from stacks import eventually
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob
-from producer.jobs.states import JobState
-from producer.sources import Reading
-from producer.submit import fitting_size
+from producer.client.client import Client
+from producer.input.sources import Reading
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob
+from producer.jobs.model.states import JobState
+from producer.submission.submit import fitting_size
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

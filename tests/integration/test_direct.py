@@ -9,12 +9,12 @@ import boto3
 import pytest
 from fault_proxy import HttpFaultProxy
 
-from producer.jobs.direct import Direct
-from producer.jobs.errors import FetchError
-from producer.jobs.fetch import Fetcher
-from producer.jobs.settings import Connections, read
-from producer.jobs.storage import Storage, make_client
-from producer.jobs.uris import FetchPolicy
+from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.errors import FetchError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.store.bucket import Storage, make_client
+from producer.jobs.store.s3_fast_path import Direct
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

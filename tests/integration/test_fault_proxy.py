@@ -25,8 +25,8 @@ from redis.retry import Retry
 from s3_servers import chosen, proxied
 
 from deploy.servers import SeaweedFS
-from producer.jobs.settings import Connections, read
-from producer.jobs.storage import Storage, make_client
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.store.bucket import Storage, make_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

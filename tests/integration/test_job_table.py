@@ -10,11 +10,11 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.spec import Chunk, Failure, Item, JobSpec, uri_line
-from producer.jobs.states import JobState
-from producer.jobs.table import Claim, JobTable
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, uri_line
+from producer.jobs.model.states import JobState
+from producer.jobs.table.table import Claim, JobTable
 
 LEASE_S = 30.0
 LIFETIME_S = 3600.0

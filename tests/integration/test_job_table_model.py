@@ -26,15 +26,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from producer.jobs.control import Generation
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.keys import QUEUE_PREFIX
-from producer.jobs.spec import Chunk, Failure, Item, JobSpec
-from producer.jobs.states import TERMINAL, JobState
-from producer.jobs.table import Claim, JobTable
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.keys import QUEUE_PREFIX
+from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec
+from producer.jobs.model.states import TERMINAL, JobState
+from producer.jobs.table.table import Claim, JobTable
+from producer.jobs.table.user_actions import Generation
 
 if TYPE_CHECKING:
-    from producer.jobs.table import Finalising
+    from producer.jobs.table.table import Finalising
 
 SIZE, CHUNKS, LIVE_S, DEAD_S, LIFETIME_S = 3, 3, 60.0, 0.0005, 3600.0
 REASONS = ("fetch", "image")

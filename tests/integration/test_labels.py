@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from command import gradcam
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.spec import Result
-from producer.sources import Reading, Source, open_sources
+from producer.client.client import Client
+from producer.input.sources import Reading, Source, open_sources
+from producer.jobs.model import keys
+from producer.jobs.model.spec import Result
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"

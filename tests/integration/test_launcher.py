@@ -20,11 +20,12 @@ import pytest
 from stacks import children_of, eventually, frozen, mains_of, own_stack
 
 from deploy.stack import Worker
-from producer.client import Client
-from producer.jobs import keys, queue
-from producer.jobs.states import JobState
-from worker.health import Health
-from worker.launcher import GIVEN_UP_AFTER
+from producer.client.client import Client
+from producer.jobs.broker import celery_app
+from producer.jobs.model import keys
+from producer.jobs.model.states import JobState
+from worker.supervise.health import Health
+from worker.supervise.launcher import GIVEN_UP_AFTER
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -126,8 +127,8 @@ def test_workers_of_one_class_leave_the_others_to_wait(own: Stack) -> None:
     # What a dead process left is everybody's, whatever its class.
     published_at = client.table.roster.now()
     client.table.redis.delete(keys.QUEUE_PREFIX + "default", keys.QUEUE_PREFIX + "low")
-    app = queue.make_app(own.redis.url)
-    queue.publish(app, waiting[0], 0, queue="recovery", published_at=published_at)
+    app = celery_app.make_app(own.redis.url)
+    celery_app.publish(app, waiting[0], 0, queue="recovery", published_at=published_at)
     assert client.wait(waiting[0], timeout_s=60).done == 1
     assert client.status(waiting[1]).done == 0
     client.cancel(waiting[1])

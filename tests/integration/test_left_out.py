@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from command import gradcam
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.sources import Reading, open_sources
+from producer.client.client import Client
+from producer.input.sources import Reading, open_sources
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"

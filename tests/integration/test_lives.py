@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from hand_worker import HandWorker
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.spec import Item
-from producer.jobs.states import JobState
-from producer.maintenance import Maintenance
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
+from producer.jobs.model.spec import Item
+from producer.jobs.model.states import JobState
+from producer.maintenance.maintenance_lease import Maintenance
 from producer.output.objects import Objects
-from worker.lease import LeaseLost
+from worker.chunks.lease import LeaseLost
 
 IMAGES = [f"s3://photos/{number}.jpg" for number in range(6)]
 PLAIN = {"chunk_size": 2, "outputs": ["cam"], "network": "resnet18"}

@@ -23,10 +23,10 @@ from botocore.exceptions import ClientError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.directory import InUse, holder
+from deploy.directory_lock import InUse, holder
 from deploy.servers import Valkey
 from deploy.stack import Stack
-from producer.jobs.errors import ServiceError
+from producer.jobs.model.errors import ServiceError
 
 PROJECT = Path(__file__).parent.parent.parent
 

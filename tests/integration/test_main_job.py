@@ -20,18 +20,18 @@ import pytest
 from command import gradcam
 from rich.console import Console
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UnknownJob, UsageError
-from producer.jobs.states import JobState
-from producer.jobs.storage import sha256_of
-from producer.watch import table
+from producer.client.client import Client
+from producer.client.watch import table
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.states import JobState
+from producer.jobs.store.bucket import sha256_of
 
 if TYPE_CHECKING:
     from fault_proxy import HttpFaultProxy
 
     from deploy.stack import Stack
-    from producer.jobs.storage import Storage
+    from producer.jobs.store.bucket import Storage
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"
@@ -183,11 +183,11 @@ def test_pictures_of_images_with_one_name_do_not_overwrite_each_other(client: Cl
 
 @pytest.mark.usefixtures("worker")
 def test_messages_that_point_to_nothing_are_dropped_and_the_worker_goes_on(client: Client) -> None:
-    from producer.jobs import queue
+    from producer.jobs.broker import celery_app
 
-    app = queue.make_app(os.environ["GRADCAM_REDIS_URL"])
+    app = celery_app.make_app(os.environ["GRADCAM_REDIS_URL"])
     for args in (("no-such-job", 0), ("x", -1), (["list"], {"a": 1}), ()):
-        app.send_task(queue.TASK, args=args, queue="high")
+        app.send_task(celery_app.TASK, args=args, queue="high")
     client.table.redis.lpush("gradcam:queue:high", b"garbage")
     job = client.submit([str(PHOTOS / "coffee.png")], network=NETWORK)
     assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED

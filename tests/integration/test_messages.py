@@ -23,12 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stacks import eventually, frozen, own_stack
 
-from producer.client import Client
-from producer.jobs import queue
-from producer.jobs.keys import QUEUE_PREFIX
-from producer.jobs.queue import BadMessage, BrokerAway, Pointer, read_pointer
-from producer.jobs.states import JobState
-from producer.jobs.transport import envelope
+from producer.client.client import Client
+from producer.jobs.broker import celery_app
+from producer.jobs.broker.celery_app import BadMessage, BrokerAway, Pointer, read_pointer
+from producer.jobs.broker.transport import envelope
+from producer.jobs.model.keys import QUEUE_PREFIX
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -254,7 +254,7 @@ def valkey(own: Stack) -> psutil.Process:
 
 
 def test_no_message_ends_the_worker_and_each_is_told_in_a_sentence(own: Stack, redis_client: redis.Redis) -> None:
-    app = queue.make_app(own.redis.url)
+    app = celery_app.make_app(own.redis.url)
     made_by_celery: list[tuple[dict[str, Any], str]] = [
         ({"countdown": 10**6}, "headers.eta"),
         ({"expires": 10**6}, "headers.expires"),
@@ -272,13 +272,18 @@ def test_no_message_ends_the_worker_and_each_is_told_in_a_sentence(own: Stack, r
     expected = Counter(reason for _, reason in BAD) + Counter(not_ours(place) for _, place in made_by_celery)
     with unharmed(own):
         for parameters, _ in made_by_celery:
-            ours = {"name": queue.TASK, "args": ("job-1", 3), "headers": {"gradcam_published_at": 1.0}, "queue": "high"}
+            ours = {
+                "name": celery_app.TASK,
+                "args": ("job-1", 3),
+                "headers": {"gradcam_published_at": 1.0},
+                "queue": "high",
+            }
             app.send_task(**{**ours, **parameters})
         for number, (message, _) in enumerate(BAD):
-            redis_client.lpush(QUEUE_PREFIX + queue.QUEUES[number % 4], message)
+            redis_client.lpush(QUEUE_PREFIX + celery_app.QUEUES[number % 4], message)
         # These are as ours, and point to nothing: the job table knows.
         for job, chunk in (("no-such-job", 0), ("x", 2**31 - 1)):
-            queue.publish(app, job, chunk, queue="high", published_at=1.0)
+            celery_app.publish(app, job, chunk, queue="high", published_at=1.0)
         eventually(lambda: log_of(own).count("action=bad_message") == expected.total())
     told = re.findall(r"action=bad_message queue=\w+ A message of (\d+) bytes was dropped: (.*)\.$", log_of(own), re.M)
     assert Counter(reason for _, reason in told) == expected
@@ -297,7 +302,7 @@ def test_a_key_that_is_no_list_is_told_and_left_and_the_other_queues_are_read(
         eventually(lambda: "action=bad_queue queue=high" in log_of(own))
         explain()
         with pytest.raises(BrokerAway, match="the queue `high`: WRONGTYPE"):
-            queue.publish(queue.make_app(own.redis.url), "job-1", 0, queue="high", published_at=1.0)
+            celery_app.publish(celery_app.make_app(own.redis.url), "job-1", 0, queue="high", published_at=1.0)
         time.sleep(2.5)  # it is looked at again, and not told again
         assert redis_client.get(key) == SECRET.encode()
         redis_client.delete(key)
@@ -308,17 +313,17 @@ def test_a_key_that_is_no_list_is_told_and_left_and_the_other_queues_are_read(
 
 
 def test_a_full_redis_is_read_from_and_refuses_messages_in_a_sentence(own: Stack, redis_client: redis.Redis) -> None:
-    app = queue.make_app(own.redis.url)
+    app = celery_app.make_app(own.redis.url)
     with unharmed(own):
         with frozen(main_process(own)):
             time.sleep(1.1)  # what it had asked for has come back empty
-            queue.publish(app, "no-such-job", 0, queue="high", published_at=1.0)
+            celery_app.publish(app, "no-such-job", 0, queue="high", published_at=1.0)
             redis_client.lpush(QUEUE_PREFIX + "high", b"garbage while Redis is full")
             redis_client.config_set("maxmemory", 1)
         try:
             eventually(lambda: not redis_client.exists(QUEUE_PREFIX + "high"))
             with pytest.raises(BrokerAway, match="used memory > 'maxmemory'"):
-                queue.publish(app, "job-1", 0, queue="high", published_at=1.0)
+                celery_app.publish(app, "job-1", 0, queue="high", published_at=1.0)
             # The worker connects again while Redis is full.
             redis_client.client_kill_filter(_type="normal", skipme=True)
             time.sleep(1)
@@ -386,14 +391,14 @@ def pointers(client: redis.Redis) -> list[Pointer]:
 
 def impatient_app(own: Stack) -> Any:
     """An application for that database whose connections give up after a second."""
-    app = queue.make_app(own.redis.url.removesuffix("/0") + "/1")
+    app = celery_app.make_app(own.redis.url.removesuffix("/0") + "/1")
     app.conf.broker_transport_options["socket_timeout"] = 1
     return app
 
 
 def test_what_is_published_is_what_is_read(own: Stack, unread: redis.Redis) -> None:
     app = impatient_app(own)
-    queue.publish(app, "job-1", 7, queue="low", published_at=1.5)
+    celery_app.publish(app, "job-1", 7, queue="low", published_at=1.5)
     assert pointers(unread) == [Pointer("job-1", 7, 1.5)]
     assert unread.keys() == [b"gradcam:queue:low"]
 
@@ -401,7 +406,7 @@ def test_what_is_published_is_what_is_read(own: Stack, unread: redis.Redis) -> N
 def test_a_message_that_nobody_takes_goes_back_to_where_it_was(own: Stack, unread: redis.Redis) -> None:
     app = impatient_app(own)
     for chunk in (1, 2):
-        queue.publish(app, "job-1", chunk, queue="low", published_at=1.5)
+        celery_app.publish(app, "job-1", chunk, queue="low", published_at=1.5)
     with app.connection_for_read() as connection:
         message = connection.default_channel.basic_get("low")
         assert [pointer.chunk for pointer in pointers(unread)] == [2]
@@ -411,11 +416,11 @@ def test_a_message_that_nobody_takes_goes_back_to_where_it_was(own: Stack, unrea
 
 def test_publishing_waits_for_a_redis_that_restarts(own: Stack, unread: redis.Redis) -> None:
     app = impatient_app(own)
-    queue.publish(app, "job-1", 0, queue="low", published_at=1.0)
+    celery_app.publish(app, "job-1", 0, queue="low", published_at=1.0)
     own.redis.kill()
     restart = threading.Timer(1.5, own.redis.restart)
     restart.start()
-    queue.publish(app, "job-1", 1, queue="low", published_at=1.0)
+    celery_app.publish(app, "job-1", 1, queue="low", published_at=1.0)
     restart.join()
     # Written to disk every second: the first may be lost, and is the job table's to find.
     assert [pointer.chunk for pointer in pointers(unread)] in ([1, 0], [1])
@@ -423,12 +428,12 @@ def test_publishing_waits_for_a_redis_that_restarts(own: Stack, unread: redis.Re
 
 def test_publishing_into_a_redis_that_stands_still_sends_at_most_one_copy_more(own: Stack, unread: redis.Redis) -> None:
     app = impatient_app(own)
-    queue.publish(app, "job-1", 0, queue="low", published_at=1.0)
+    celery_app.publish(app, "job-1", 0, queue="low", published_at=1.0)
     process = valkey(own)
     go_on = threading.Timer(3, process.resume)
     process.suspend()
     go_on.start()
-    queue.publish(app, "job-1", 1, queue="low", published_at=1.0)
+    celery_app.publish(app, "job-1", 1, queue="low", published_at=1.0)
     go_on.join()
     time.sleep(0.2)
     assert [pointer.chunk for pointer in pointers(unread)] in ([1, 0], [1, 1, 0])
@@ -436,27 +441,27 @@ def test_publishing_into_a_redis_that_stands_still_sends_at_most_one_copy_more(o
 
 def test_publishing_ends_in_a_sentence_when_redis_stays_away(own: Stack, unread: redis.Redis) -> None:
     app = impatient_app(own)
-    queue.publish(app, "job-1", 0, queue="low", published_at=1.0)
+    celery_app.publish(app, "job-1", 0, queue="low", published_at=1.0)
     with frozen(valkey(own)):
         started = time.monotonic()
         with pytest.raises(BrokerAway, match=r"has taken no message for 1 s \(TimeoutError\)") as gave_up:
-            queue.publish(app, "job-1", 1, queue="low", published_at=1.0, within_s=1)
+            celery_app.publish(app, "job-1", 1, queue="low", published_at=1.0, within_s=1)
         assert time.monotonic() - started < 6
     assert own.redis.password not in str(gave_up.value)
-    away = queue.make_app("redis://:word@127.0.0.1:9/0")
+    away = celery_app.make_app("redis://:word@127.0.0.1:9/0")
     away.conf.broker_connection_timeout = 0.1  # for the first connection, by kombu
     with pytest.raises(BrokerAway, match="ConnectionError") as gave_up:
-        queue.publish(away, "job-1", 1, queue="low", published_at=1.0, within_s=0)
+        celery_app.publish(away, "job-1", 1, queue="low", published_at=1.0, within_s=0)
     assert "word" not in str(gave_up.value)
 
 
 def test_the_servers_certificate_is_checked_unless_the_address_says_otherwise(tmp_path: Path) -> None:
     """Left to itself kombu takes any certificate for `rediss://`, and says so in the log."""
-    assert not queue.make_app("redis://h/0").connection_for_read().ssl
-    checked = queue.make_app("rediss://:word@h/0").connection_for_read()
+    assert not celery_app.make_app("redis://h/0").connection_for_read().ssl
+    checked = celery_app.make_app("rediss://:word@h/0").connection_for_read()
     assert checked.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     assert checked.as_uri() == "rediss://:**@h:6379/0"
     (tmp_path / "ca.pem").touch()
-    own_authority = queue.make_app(f"rediss://h/0?ssl_ca_certs={tmp_path}/ca.pem").connection_for_read()
+    own_authority = celery_app.make_app(f"rediss://h/0?ssl_ca_certs={tmp_path}/ca.pem").connection_for_read()
     assert own_authority.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": f"{tmp_path}/ca.pem"}
     assert redis.SSLConnection(**own_authority.ssl).cert_reqs == ssl.CERT_REQUIRED

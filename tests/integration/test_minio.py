@@ -12,13 +12,13 @@ import pytest
 from s3_servers import chosen, proxied
 from stacks import own_stack
 
-from producer.client import Client
-from producer.doctor import examine
-from producer.jobs import keys
-from producer.jobs.errors import JobError, WorkerError
-from producer.jobs.settings import Connections, read
-from producer.jobs.states import JobState
-from producer.jobs.storage import Storage
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import JobError, WorkerError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.model.states import JobState
+from producer.jobs.store.bucket import Storage
+from producer.maintenance.doctor import examine
 from producer.output.objects import Objects
 
 if TYPE_CHECKING:

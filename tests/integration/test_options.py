@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import skimage
 
-from producer.client import Client
-from producer.jobs.errors import UsageError
-from producer.jobs.spec import Result
-from producer.jobs.states import JobState
-from producer.sources import Source
+from producer.client.client import Client
+from producer.input.sources import Source
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.spec import Result
+from producer.jobs.model.states import JobState
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(skimage.__file__).parent / "data"

@@ -14,10 +14,10 @@ import torch
 from command import gradcam
 from torchvision.models import shufflenet_v2_x0_5
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.states import JobState
-from worker.decode import decode, prepare
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.states import JobState
+from worker.pictures.decode import decode, prepare
 
 NETWORK = "shufflenet_v2_x0_5"
 CAT = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from stacks import children_of, eventually
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import UsageError
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

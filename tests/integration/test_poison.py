@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from stacks import POISON, own_stack
 
-from producer.client import Client
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

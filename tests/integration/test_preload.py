@@ -7,8 +7,8 @@ from pathlib import Path
 import skimage
 from stacks import own_stack
 
-from producer.client import Client
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.states import JobState
 
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
 

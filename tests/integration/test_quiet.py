@@ -16,10 +16,10 @@ from s3_servers import proxied
 from stacks import children_of, eventually, mains_of, own_stack
 
 from deploy.stack import Stack, Worker
-from producer.client import Client
-from producer.jobs import queue
-from producer.jobs.states import JobState
-from worker import rundir
+from producer.client.client import Client
+from producer.jobs.broker import celery_app
+from producer.jobs.model.states import JobState
+from worker.supervise import run_dirs
 
 PHOTO = str(Path(__import__("skimage").__file__).parent / "data" / "chelsea.png")
 NETWORK = "efficientnet_lite0"
@@ -89,7 +89,7 @@ def submitted(client: Client, images: int = 4, **options: object) -> str:
 
 def taken_away(run_dir: Path, what: str) -> None:
     """What tidiers of temporary files do: they take what has not been used for long, files first."""
-    (own,) = rundir.living(run_dir)
+    (own,) = run_dirs.living(run_dir)
     if what == "the files":
         for path in own.rglob("*"):
             if path.is_file():
@@ -115,16 +115,16 @@ def test_a_run_folder_that_is_tidied_away_is_made_again_and_no_work_waits_for_it
     assert commands_a_second(client) < QUIET
     eventually(lambda: check().returncode == 0, within_s=10, every_s=0.5)
     assert "is idle" in check().stdout
-    assert len(rundir.living(run_dir)) == 1
+    assert len(run_dirs.living(run_dir)) == 1
 
 
 @pytest.mark.usefixtures("launcher")
 def test_a_paused_job_with_messages_keeps_nobody_busy(client: Client, own: Stack) -> None:
     job = submitted(client, 40, queue="low")
     client.pause(job)
-    app = queue.make_app(own.redis.url)
+    app = celery_app.make_app(own.redis.url)
     for chunk in range(40):
-        queue.publish(app, job, chunk, queue="recovery", published_at=client.table.roster.now())
+        celery_app.publish(app, job, chunk, queue="recovery", published_at=client.table.roster.now())
     time.sleep(1)
     assert commands_a_second(client) < QUIET
     client.cancel(job)

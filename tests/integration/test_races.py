@@ -10,7 +10,7 @@ from fault_proxy import HttpFaultProxy
 from verb_races import race
 
 from deploy.stack import Stack
-from producer.client import Client
+from producer.client.client import Client
 
 
 @pytest.fixture

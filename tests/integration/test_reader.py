@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from producer.jobs import keys
-from producer.jobs.spec import Chunk, Failure, Item, JobSpec, Result
-from producer.jobs.states import ItemState, JobState
-from producer.jobs.table import Claim, JobTable
+from producer.jobs.model import keys
+from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, Result
+from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.table.table import Claim, JobTable
+from producer.maintenance.retry import Again, reopen, retry_failed
 from producer.output.manifest import ChunkRecords
-from producer.retry import Again, reopen, retry_failed
 
 if TYPE_CHECKING:
     import redis

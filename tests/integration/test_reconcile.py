@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from producer.jobs import queue
-from producer.jobs.keys import QUEUE_PREFIX
-from producer.jobs.settings import Connections, read
-from producer.jobs.spec import Chunk, JobSpec, uri_line
-from producer.jobs.storage import Storage
-from producer.jobs.table import JobTable
-from worker.reconcile import reconcile
+from producer.jobs.broker import celery_app
+from producer.jobs.model.keys import QUEUE_PREFIX
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.store.bucket import Storage
+from producer.jobs.table.table import JobTable
+from worker.recover.reconciler import reconcile
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -30,7 +30,7 @@ class Bench:
     def __init__(self, stack: Stack, client: redis.Redis) -> None:
         self.client = client
         self.table = JobTable(client)
-        self.app: Celery = queue.make_app(stack.redis.url.removesuffix("/0") + "/1")
+        self.app: Celery = celery_app.make_app(stack.redis.url.removesuffix("/0") + "/1")
         self.storage = Storage.from_settings(read(Connections))
 
     def add(self, job: str, *, send: bool = True, chunk: int = 0) -> None:
@@ -38,14 +38,14 @@ class Bench:
         published_at = self.table.add_chunk(job, Chunk.pack(chunk, [uri_line("s3://b/a.jpg")]))
         assert published_at is not None
         if send:
-            queue.publish(self.app, job, chunk, queue="default", published_at=published_at)
+            celery_app.publish(self.app, job, chunk, queue="default", published_at=published_at)
 
     def reconcile(self) -> int:
         def republish(job: str, chunk: int, published_at: float) -> None:
-            queue.publish(self.app, job, chunk, queue="recovery", published_at=published_at)
+            celery_app.publish(self.app, job, chunk, queue="recovery", published_at=published_at)
 
         def publish(name: str, job: str, chunk: int, published_at: float) -> None:
-            queue.publish(self.app, job, chunk, queue=name, published_at=published_at)
+            celery_app.publish(self.app, job, chunk, queue=name, published_at=published_at)
 
         return reconcile(self.table, self.storage, republish, publish=publish, who="test", grace_s=GRACE_S)
 

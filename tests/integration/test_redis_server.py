@@ -17,11 +17,11 @@ from command import gradcam
 from stacks import settings_of
 
 from deploy.stack import Worker
-from producer.client import Client
-from producer.jobs.errors import ServiceError, Unfit
-from producer.jobs.scripts import Scripts
-from producer.jobs.server import DIRECT, READING, Server, scripted
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.errors import ServiceError, Unfit
+from producer.jobs.model.states import JobState
+from producer.jobs.table.redis_scripts import Scripts
+from producer.jobs.table.redis_server import DIRECT, READING, Server, scripted
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

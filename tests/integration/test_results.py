@@ -21,13 +21,13 @@ import pytest
 from command import gradcam
 from s3_servers import proxied
 
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.spec import Guess, JobSpec, Result
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.input.sources import Source
+from producer.jobs.model import keys
+from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
+from producer.jobs.model.spec import Guess, JobSpec, Result
+from producer.jobs.model.states import JobState
 from producer.output.objects import Objects
-from producer.sources import Source
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"

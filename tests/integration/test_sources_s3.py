@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from s3_servers import proxied
 
-from producer.client import Client
-from producer.jobs.errors import ServiceError, UsageError
-from producer.jobs.settings import Connections, read
-from producer.jobs.storage import Storage
-from producer.sources import Reading, Source, Sources, open_sources
+from producer.client.client import Client
+from producer.input.sources import Reading, Source, Sources, open_sources
+from producer.jobs.model.errors import ServiceError, UsageError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.store.bucket import Storage
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

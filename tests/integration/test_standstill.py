@@ -23,10 +23,10 @@ from fault_proxy import FaultProxy, HttpFaultProxy
 from stacks import eventually, own_stack
 
 from deploy.stack import Stack, Worker
-from producer.client import Client
-from producer.doctor import LIMIT_S
-from producer.jobs import release
-from producer.jobs.waits import REDIS, STORE
+from producer.client.client import Client
+from producer.jobs.model import release
+from producer.jobs.model.waits import REDIS, STORE
+from producer.maintenance.doctor import LIMIT_S
 
 NETWORK = "efficientnet_lite0"
 GRACE_S = 10.0

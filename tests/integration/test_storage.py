@@ -11,9 +11,9 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from fault_proxy import HttpFaultProxy
 
-from producer.jobs.errors import JobError, StoreError, WorkerError
-from producer.jobs.settings import Connections, read
-from producer.jobs.storage import Storage
+from producer.jobs.model.errors import JobError, StoreError, WorkerError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.store.bucket import Storage
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

@@ -7,10 +7,10 @@ import time
 import pytest
 import redis
 
-from producer.jobs.spec import Chunk, JobSpec, uri_line
-from producer.jobs.states import JobState
-from producer.jobs.table import Claim, JobTable, LeftAlone
-from producer.jobs.troubles import Kind
+from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.states import JobState
+from producer.jobs.table.table import Claim, JobTable, LeftAlone
+from producer.jobs.table.troubles import Kind
 
 SPEC = JobSpec(chunk_size=1)
 CRASHED = 2

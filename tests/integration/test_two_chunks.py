@@ -15,12 +15,12 @@ from stacks import children_of, eventually, own_stack
 
 from deploy.programs import free_ports
 from deploy.stack import Worker
-from producer.client import Client
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
-    from producer.jobs.spec import JobStatus
+    from producer.jobs.model.spec import JobStatus
 
 NETWORK = "efficientnet_lite0"
 

@@ -14,14 +14,14 @@ from fault_proxy import HttpFaultProxy
 from stacks import eventually, own_stack
 
 from deploy.stack import Worker
-from producer.client import Client
-from producer.jobs.errors import WorkerError
-from producer.jobs.finalise import finalise
-from producer.jobs.settings import Connections, read
-from producer.jobs.spec import Chunk, JobSpec, uri_line
-from producer.jobs.states import JobState
-from producer.jobs.storage import Storage
-from worker.reconcile import Reconciler
+from producer.client.client import Client
+from producer.jobs.model.errors import WorkerError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.states import JobState
+from producer.jobs.store.bucket import Storage
+from producer.jobs.store.finalize import finalise
+from worker.recover.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from deploy.stack import Stack

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hand_worker import HandWorker
 
-from producer.client import Client
-from producer.jobs.errors import UsageError
-from producer.jobs.states import JobState
+from producer.client.client import Client
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.states import JobState
 
 IMAGES = ("s3://photos/0.jpg", "s3://photos/1.jpg")
 DOCS = Path(__file__).parents[2] / "docs" / "reliability.md"

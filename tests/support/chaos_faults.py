@@ -15,9 +15,10 @@ import psutil
 from chaos_rig import NETWORK, PinnedWorker, Rig, Row
 from stacks import children_of, eventually, mains_of
 
-from producer.jobs import keys, queue
-from producer.jobs.errors import ServiceError
-from producer.jobs.states import JobState
+from producer.jobs.broker import celery_app
+from producer.jobs.model import keys
+from producer.jobs.model.errors import ServiceError
+from producer.jobs.model.states import JobState
 
 Fault = Callable[[Rig, Row], None]
 FAULTS: dict[str, Fault] = {}
@@ -253,10 +254,10 @@ def messages_lost(rig: Rig, row: Row) -> None:
 @_fault("messages doubled, forged, garbage")
 def messages_forged(rig: Rig, row: Row) -> None:
     def forge(job: str) -> None:
-        app = queue.make_app(rig.stack.redis.url)
+        app = celery_app.make_app(rig.stack.redis.url)
         for chunk in (0, 1, 2, 999_999):
-            queue.publish(app, job, chunk, queue="high", published_at=1.0)
-        app.send_task(queue.TASK, args=(["x"], {}), queue="high")
+            celery_app.publish(app, job, chunk, queue="high", published_at=1.0)
+        app.send_task(celery_app.TASK, args=(["x"], {}), queue="high")
         app.send_task("os.system", args=("true",), queue="high")
         rig.database.lpush(keys.QUEUE_PREFIX + "high", b"garbage", b"{}", b'{"body": "x"}')
         app.close()

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from stacks import POISON, children_of, eventually, mains_of, settings_of
 
 from deploy.stack import Stack, Worker
-from producer.client import Client
-from producer.jobs import keys
-from producer.jobs.settings import Connections
-from producer.jobs.spec import JobStatus
-from producer.jobs.states import ItemState, JobState
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.settings import Connections
+from producer.jobs.model.spec import JobStatus
+from producer.jobs.model.states import ItemState, JobState
 
 NETWORK, KINDS, CHUNK = "efficientnet_lite0", ("cam", "gb"), 8
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")

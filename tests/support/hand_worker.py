@@ -13,20 +13,21 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from producer.jobs import keys, queue
-from producer.jobs.errors import GradcamError, JobError, StoreError, WorkerError
-from producer.jobs.finalise import finalise
-from producer.jobs.spec import Failure, Item, Result
-from producer.jobs.states import JobState
-from worker.lease import Lease, LeaseLost
-from worker.ledger import Ended, Ledger
-from worker.reconcile import reconcile
-from worker.shard import Shard
-from worker.stages import shard_of
+from producer.jobs.broker import celery_app
+from producer.jobs.model import keys
+from producer.jobs.model.errors import GradcamError, JobError, StoreError, WorkerError
+from producer.jobs.model.spec import Failure, Item, Result
+from producer.jobs.model.states import JobState
+from producer.jobs.store.finalize import finalise
+from worker.chunks.lease import Lease, LeaseLost
+from worker.chunks.recorder import Ended, Ledger
+from worker.chunks.shard import Shard
+from worker.chunks.stages import shard_of
+from worker.recover.reconciler import reconcile
 
 if TYPE_CHECKING:
-    from producer.client import Client
-    from producer.jobs.table import Claim
+    from producer.client.client import Client
+    from producer.jobs.table.table import Claim
 
 LEASE_S = 60.0
 
@@ -204,7 +205,7 @@ class BackgroundWorker(threading.Thread):
     _messages: list[tuple[str, int]] = []  # noqa: RUF012 - the thread's own
 
     def _next(self) -> bool:
-        message = queue.take(self._table, ("default",))
+        message = celery_app.take(self._table, ("default",))
         pointer = (message[1].job, message[1].chunk) if message else self._messages.pop() if self._messages else None
         if pointer is None:
             return False

@@ -1,6 +1,6 @@
 """Write the names of torchvision's and timm's networks, as they are installed here, for the client, which has neither.
 
-python tests/support/network_names.py > producer/jobs/networks.txt
+python tests/support/network_names.py > producer/jobs/model/network_names.txt
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import timm
 import torchvision
 
-from producer.jobs.networks import TIMM
+from producer.jobs.model.network_names import TIMM
 
 
 def lines() -> list[str]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from producer.jobs.errors import JobError
-from worker import weights
-from worker.architectures import find
-from worker.explain import View, explain_many
-from worker.fold import fold_batch_norms
-from worker.layers import LAST_CONV, LAST_FEATURES, choose, survey
+from producer.jobs.model.errors import JobError
+from worker.engine.explain import View, explain_many
+from worker.models import weights
+from worker.models.architectures import find
+from worker.models.batchnorm import fold_batch_norms
+from worker.models.layers import LAST_CONV, LAST_FEATURES, choose, survey
 
 #: Relative to the largest value; rounding of float64 leaves 1e-9 in the deepest of these networks.
 TOLERANCE = 1e-6

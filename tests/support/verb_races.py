@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 from hand_worker import BackgroundWorker
 
-from producer.jobs import keys
-from producer.jobs.errors import GradcamError, UnknownJob, UsageError
-from producer.jobs.states import ItemState, JobState
+from producer.jobs.model import keys
+from producer.jobs.model.errors import GradcamError, UnknownJob, UsageError
+from producer.jobs.model.states import ItemState, JobState
 
 if TYPE_CHECKING:
     from fault_proxy import HttpFaultProxy
 
-    from producer.client import Client
+    from producer.client.client import Client
 
 IMAGES: Final = tuple(f"s3://photos/{number}.jpg" for number in range(6))
 #: These cannot be fetched at first.

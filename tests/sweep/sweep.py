@@ -18,8 +18,8 @@ import torch
 import torchvision
 from sweep_check import Row, check
 
-from producer.jobs.errors import JobError
-from worker.networks import load
+from producer.jobs.model.errors import JobError
+from worker.models.networks import load
 
 TIMM = """
 bat_resnext26ts beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_lite_tiny coatnet_nano_rw_224 convit_tiny

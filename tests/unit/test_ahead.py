@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from producer.jobs.ahead import ahead
+from producer.jobs.model.prefetch import ahead
 
 
 @pytest.fixture

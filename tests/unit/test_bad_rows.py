@@ -11,8 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from producer.cli import cli, run
-from producer.jobs.errors import UsageError
-from producer.sources import Reading, Source, open_sources
+from producer.input.sources import Reading, Source, open_sources
+from producer.jobs.model.errors import UsageError
 
 A, B, C, D = (f"https://example.org/{name}.jpg" for name in "abcd")
 SKIP = Reading(skip_bad=True, class_column="label", keep_columns=("split",))

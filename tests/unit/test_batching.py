@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.batching import FIRST, LONGEST_S, BatchSizes
+from worker.device.batch_size import FIRST, LONGEST_S, BatchSizes
 
 KIND = "resnet50 at layer4 224x224"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.cache import ModelCache, model_bytes
+from worker.models.cache import ModelCache, model_bytes
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from worker import candidates
-from worker.candidates import Choice
+from worker.models import candidates
+from worker.models.candidates import Choice
 
 
 class Net(nn.Module):

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from producer.jobs.errors import JobError
-from worker import checkpoint
+from producer.jobs.model.errors import JobError
+from worker.models import checkpoint
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.cores import pinned, quota, share_out, threads, usable
+from worker.supervise.cores import pinned, quota, share_out, threads, usable
 
 
 @pytest.mark.parametrize(("cores", "processes"), [(8, 1), (8, 2), (8, 3), (5, 2), (64, 7), (2, 2)])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producer.jobs.errors import ImageError
-from worker.decode import MAX_PIXELS, decode, prepare
+from producer.jobs.model.errors import ImageError
+from worker.pictures.decode import MAX_PIXELS, decode, prepare
 
 
 def _picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -183,7 +183,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_unopened() -> None:
     program = """if True:
         import resource, sys
         from worker import decode, render  # in this order, as the pipeline imports them
-        from producer.jobs.errors import ImageError
+        from producer.jobs.model.errors import ImageError
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             decode.decode(sys.stdin.buffer.read())
@@ -201,7 +201,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_unopened() -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    program = "import sys; import worker.decode, worker.render; print('torch' in sys.modules)"
+    program = "import sys; import worker.pictures.decode, worker.pictures.render; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert run.stdout.strip() == b"False"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from producer.jobs.errors import JobError, ModelError, WorkerError
-from worker.device import Explained, choose, explain_arrays, explain_classes, oom_halvings
-from worker.explain import View, as_they_are
-from worker.networks import Network
+from producer.jobs.model.errors import JobError, ModelError, WorkerError
+from worker.device.batches import Explained, choose, explain_arrays, explain_classes, oom_halvings
+from worker.engine.explain import View, as_they_are
+from worker.models.networks import Network
 
 
 def network_of(model: nn.Module, layer: nn.Module) -> Network:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from worker.device_thread import DeviceThread, Ran
+from worker.device.thread import DeviceThread, Ran
 
 
 @pytest.fixture

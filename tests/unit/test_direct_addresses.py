@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from producer.jobs.settings import Connections
-from producer.jobs.storage import Storage
+from producer.jobs.model.settings import Connections
+from producer.jobs.store.bucket import Storage
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-west-1", "eu-central-2"])

@@ -11,12 +11,12 @@ from reference import guided_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
-from producer.jobs.errors import WorkerError
-from worker import explain as explaining
-from worker.decode import prepare
-from worker.explain import Explanation, OutOfMemory, explain
-from worker.networks import Network, load
-from worker.render import normalised
+from producer.jobs.model.errors import WorkerError
+from worker.engine import explain as explaining
+from worker.engine.explain import Explanation, OutOfMemory, explain
+from worker.models.networks import Network, load
+from worker.pictures.decode import prepare
+from worker.pictures.render import normalised
 
 NETWORKS = ["vgg16", "vgg19", "resnet50", "resnet101", "densenet121", "inception_v3", "efficientnet_lite0"]
 

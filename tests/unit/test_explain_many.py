@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
-from worker.explain import View, as_they_are, explain, explain_many
-from worker.fold import prepare
-from worker.methods import METHODS
-from worker.networks import load
-from worker.render import normalised, render
+from worker.engine.explain import View, as_they_are, explain, explain_many
+from worker.engine.methods import METHODS
+from worker.models.batchnorm import prepare
+from worker.models.networks import load
+from worker.pictures.render import normalised, render
 
 
 def _inputs(n: int = 2, side: int = 16) -> Tensor:

@@ -20,11 +20,11 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from producer.jobs import fetch as fetch_module
-from producer.jobs.errors import FetchError, WorkerError
-from producer.jobs.fetch import Fetcher
-from producer.jobs.idle import MAX_IDLE
-from producer.jobs.uris import FetchPolicy
+from producer.jobs.fetch import fetcher as fetch_module
+from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.errors import FetchError, WorkerError
+from producer.jobs.store.connection_pool import MAX_IDLE
 
 PICTURE = bytes(range(256)) * 1000  # 256,000 bytes: several pieces
 

@@ -14,10 +14,10 @@ from typing import Any, cast
 import pytest
 import zstandard
 
-from producer.jobs.errors import FetchError
-from producer.jobs.fetch import Fetcher
-from producer.jobs.uris import FetchPolicy
-from producer.sources import open_sources
+from producer.input.sources import open_sources
+from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.errors import FetchError
 from worker.settings import WorkerSettings
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 1000

@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from worker.explain import View, as_they_are, explain_many
-from worker.fold import prepare
-from worker.networks import load
+from worker.engine.explain import View, as_they_are, explain_many
+from worker.models.batchnorm import prepare
+from worker.models.networks import load
 
 
 class _Flops(TorchDispatchMode):

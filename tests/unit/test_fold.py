@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.explain import explain
-from worker.fold import fold_batch_norms, prepare
-from worker.networks import load
+from worker.engine.explain import explain
+from worker.models.batchnorm import fold_batch_norms, prepare
+from worker.models.networks import load
 
 
 def _noise(n: int = 2, side: int = 16) -> Tensor:

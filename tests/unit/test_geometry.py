@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from worker.decode import prepare
-from worker.geometry import BORDER, FITS, Frame, fit
+from worker.pictures.decode import prepare
+from worker.pictures.geometry import BORDER, FITS, Frame, fit
 
 SIZE = (224, 224)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from producer.jobs.errors import UsageError, WorkerError
-from worker.gpus import choose, installed
+from producer.jobs.model.errors import UsageError, WorkerError
+from worker.supervise.gpus import choose, installed
 
 #: As the driver's tool prints it, an A100 with two instances between two whole GPUs.
 LISTED = """\

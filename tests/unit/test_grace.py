@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from threading import Event
 
-from worker.grace import CHILD_SHARE, LAUNCHER_SHARE, PARENT_SHARE, Grace
+from worker.supervise.grace import CHILD_SHARE, LAUNCHER_SHARE, PARENT_SHARE, Grace
 
 
 def test_the_share_of_the_time_begins_with_the_drain_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worker.guesses import guesses
+from worker.models.predictions import guesses
 
 
 def test_probabilities_are_those_of_a_softmax_in_order() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from producer.jobs.errors import WorkerError
-from worker import health as module
-from worker import rundir
-from worker.health import Found, Health, Listed, State, look, of_stack, publish, sentence, stack_of
+from producer.jobs.model.errors import WorkerError
+from worker.supervise import health as module
+from worker.supervise import run_dirs
+from worker.supervise.health import Found, Health, Listed, State, look, of_stack, publish, sentence, stack_of
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    with rundir.folder(tmp_path) as made:
+    with run_dirs.folder(tmp_path) as made:
         yield made.path
 
 
@@ -170,7 +170,7 @@ def test_a_stack_is_named_by_its_redis_without_the_secret(url: str, stack: str) 
 
 def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: Path) -> None:
     names = {"a": "localhost:1/0", "b": "localhost:2/0", "c": ""}
-    with rundir.folder(tmp_path) as made:
+    with run_dirs.folder(tmp_path) as made:
         publish(made.path, [Listed(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
         there = look(tmp_path)
     assert [(one.name, one.stack) for one in there] == [*names.items()]
@@ -192,12 +192,12 @@ with rundir.folder(Path(sys.argv[1])) as folder:
 
 
 def test_folders_are_their_owners_alone_and_end_with_their_launcher(tmp_path: Path) -> None:
-    with rundir.folder(tmp_path) as one, rundir.folder(tmp_path) as two:
+    with run_dirs.folder(tmp_path) as one, run_dirs.folder(tmp_path) as two:
         first, second = one.path, two.path
         assert first.parent.stat().st_mode & 0o777 == 0o700
-        assert set(rundir.living(tmp_path)) == {first, second}
+        assert set(run_dirs.living(tmp_path)) == {first, second}
         assert first.name.startswith(f"{os.getpid()}-")
-    assert rundir.living(tmp_path) == []
+    assert run_dirs.living(tmp_path) == []
     assert list(first.parent.iterdir()) == []
 
 
@@ -212,35 +212,35 @@ def test_what_a_killed_launcher_left_does_not_live_and_goes_at_the_next_start(tm
         launcher.wait()
     assert left.exists()
     assert look(tmp_path) == []
-    with rundir.folder(tmp_path):
+    with run_dirs.folder(tmp_path):
         assert not left.exists()
 
 
 def test_a_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    rundir.place(tmp_path).symlink_to(elsewhere)
-    for use in (lambda: rundir.folder(tmp_path).__enter__(), lambda: rundir.living(tmp_path)):
+    run_dirs.place(tmp_path).symlink_to(elsewhere)
+    for use in (lambda: run_dirs.folder(tmp_path).__enter__(), lambda: run_dirs.living(tmp_path)):
         with pytest.raises(WorkerError, match="is not a folder of this user's own"):
             use()
 
 
 def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> None:
-    rundir.place(tmp_path).mkdir(mode=0o755)
-    with rundir.folder(tmp_path) as folder:
+    run_dirs.place(tmp_path).mkdir(mode=0o755)
+    with run_dirs.folder(tmp_path) as folder:
         assert folder.path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"cannot be used .*: set GRADCAM_WORKER_RUN_DIR"):
-        rundir.folder(tmp_path / "gone").__enter__()
+        run_dirs.folder(tmp_path / "gone").__enter__()
 
 
 @pytest.mark.parametrize("gone", ["the folder", "the place of all folders", "the run folder itself"])
 def test_a_folder_that_was_tidied_away_is_made_again_and_lives(tmp_path: Path, gone: str) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    with rundir.folder(run_dir) as own, rundir.folder(run_dir) as other:
+    with run_dirs.folder(run_dir) as own, run_dirs.folder(run_dir) as other:
         assert not own.keep()
         shutil.rmtree({"the folder": own.path, "the place of all folders": own.path.parent}.get(gone, run_dir))
         assert own.keep()
@@ -248,15 +248,15 @@ def test_a_folder_that_was_tidied_away_is_made_again_and_lives(tmp_path: Path, g
         assert own.path.stat().st_mode & 0o777 == own.path.parent.stat().st_mode & 0o777 == 0o700
         other.keep()
         # Both are locked: a launcher that starts now takes neither for a dead one's.
-        with rundir.folder(run_dir) as third:
-            assert set(rundir.living(run_dir)) == {own.path, other.path, third.path}
-    assert rundir.living(run_dir) == []
+        with run_dirs.folder(run_dir) as third:
+            assert set(run_dirs.living(run_dir)) == {own.path, other.path, third.path}
+    assert run_dirs.living(run_dir) == []
 
 
 def test_a_folder_that_somebody_put_in_the_place_of_a_tidied_one_is_not_taken(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with rundir.folder(tmp_path) as own:
+    with run_dirs.folder(tmp_path) as own:
         shutil.rmtree(own.path.parent)
         own.path.parent.symlink_to(elsewhere)
         with pytest.raises(WorkerError, match="is not a folder of this user's own"):
@@ -266,7 +266,7 @@ def test_a_folder_that_somebody_put_in_the_place_of_a_tidied_one_is_not_taken(tm
 
 def test_what_is_made_to_look_used_still_says_when_it_was_said(tmp_path: Path) -> None:
     """Tidiers look at when a file was last read or changed; of a sign of life the time of change is what was said."""
-    with rundir.folder(tmp_path) as own:
+    with run_dirs.folder(tmp_path) as own:
         health = Health(own.path / "host-cpu")
         health.polled()
         counters = own.path / "metrics" / "counter_1.db"

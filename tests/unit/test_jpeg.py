@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producer.jobs.errors import ImageError
-from worker.decode import decode
-from worker.formats.jpeg import MAX_SCANS, MAX_SEGMENTS
+from producer.jobs.model.errors import ImageError
+from worker.pictures.decode import decode
+from worker.pictures.formats.jpeg import MAX_SCANS, MAX_SEGMENTS
 
 EOI = b"\xff\xd9"
 KINDS: dict[str, dict[str, Any]] = {

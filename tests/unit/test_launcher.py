@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker import cores
-from worker.launcher import command, environment, plan
 from worker.settings import WorkerSettings
+from worker.supervise import cores
+from worker.supervise.launcher import command, environment, plan
 
 HOST = socket.gethostname().split(".")[0]
 

@@ -8,9 +8,9 @@ from torch import nn
 from torchvision import models
 from torchvision.models import get_model
 
-from producer.jobs.errors import JobError
-from worker import layers
-from worker.layers import choose, last_conv, last_features, survey
+from producer.jobs.model.errors import JobError
+from worker.models import layers
+from worker.models.layers import choose, last_conv, last_features, survey
 
 LAST_FEATURES = {
     "alexnet": "features",

@@ -20,7 +20,7 @@ def test_help_of_the_producer_loads_nothing_heavy() -> None:
 
 
 def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -> None:
-    assert not loaded_by("import producer.client") & {"torch", "cv2", "numpy", "celery"}
+    assert not loaded_by("import producer.client.client") & {"torch", "cv2", "numpy", "celery"}
 
 
 def test_a_probe_loads_nothing_heavy() -> None:
@@ -30,12 +30,12 @@ def test_a_probe_loads_nothing_heavy() -> None:
 
 
 def test_a_worker_draws_and_decodes_without_threads_of_opencv() -> None:
-    program = "import worker.work, cv2; print(cv2.getNumThreads())"
+    program = "import worker.chunks.consumer, cv2; print(cv2.getNumThreads())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout == "1\n"
 
 
-@pytest.mark.parametrize("module", ["worker.launcher", "worker.tasks", "worker.reconcile"])
+@pytest.mark.parametrize("module", ["worker.supervise.launcher", "worker.tasks", "worker.recover.reconciler"])
 def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "cv2"}
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from producer.jobs.errors import UsageError
-from producer.sources import Reading, Source, open_sources
+from producer.input.sources import Reading, Source, open_sources
+from producer.jobs.model.errors import UsageError
 
 A, B = "s3://bucket/a.jpg", "https://example.org/b.jpg"
 KINDS = ("csv", "tsv", "jsonl", "parquet")

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from producer.jobs import keys
-from producer.jobs.spec import ExplainedClass, JobSpec, Result
+from producer.jobs.model import keys
+from producer.jobs.model.spec import ExplainedClass, JobSpec, Result
 from producer.output.export import columns, write_csv, write_jsonl, write_parquet
+from producer.output.filters import parse_where
 from producer.output.manifest import ChunkRecords, Damage, Damages
-from producer.output.where import parse_where
-from worker.guesses import guesses
+from worker.models.predictions import guesses
 
 SIZE = 64
 #: As 0.1.0 wrote them: with names, without names (which it could not read back), several classes, failed ones.
@@ -42,7 +42,7 @@ kinds = st.sampled_from(["cam", "gb", "class3-cam", "raw"])
 
 @st.composite
 def done(draw: st.DrawFn, index: int) -> Result:
-    """A done image's record, as `worker.image.done` puts it together of what the network answered."""
+    """A done image's record, as `worker.chunks.item.done` puts it together of what the network answered."""
     logits = np.array(draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=7)), np.float32)
     names = draw(st.none() | st.lists(texts, min_size=len(logits), max_size=len(logits)))
     explained = draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=3, unique=True))

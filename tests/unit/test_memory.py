@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker import memory
+from worker.models import memory
 
 _REAL_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -62,9 +62,9 @@ from pathlib import Path
 import psutil
 import torch
 from torch import nn
-from worker.cache import ModelCache
-from worker.device import choose
-from worker.memory import give_back
+from worker.models.cache import ModelCache
+from worker.device.batches import choose
+from worker.models.memory import give_back
 
 choose("cpu")  # as a worker does, whose C library keeps what is freed
 SIZE = 64 * 2**20

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
-from worker.explain import View, as_they_are, explain_many
-from worker.geometry import average_maps
-from worker.methods import METHODS, gradcam_plus_plus, xgradcam
+from worker.engine.explain import View, as_they_are, explain_many
+from worker.engine.methods import METHODS, gradcam_plus_plus, xgradcam
+from worker.pictures.geometry import average_maps
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

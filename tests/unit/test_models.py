@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from producer.jobs.errors import JobError
-from producer.jobs.fetch import Fetcher
-from producer.jobs.spec import JobSpec
-from producer.jobs.storage import sha256_of
-from producer.jobs.uris import FetchPolicy
-from worker import networks
-from worker.models import Models, model_key
+from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.errors import JobError
+from producer.jobs.model.spec import JobSpec
+from producer.jobs.store.bucket import sha256_of
+from worker.models import networks
+from worker.models.loader import Models, model_key
 from worker.settings import WorkerSettings
 
 #: Small and quick to load: 5 MB.
@@ -190,10 +190,10 @@ from pathlib import Path
 
 import psutil
 
-from producer.jobs.fetch import Fetcher
-from producer.jobs.spec import JobSpec
-from producer.jobs.uris import FetchPolicy
-from worker.models import Models
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.spec import JobSpec
+from producer.jobs.fetch.addresses import FetchPolicy
+from worker.models.loader import Models
 from worker.settings import WorkerSettings
 
 settings = WorkerSettings(weights_cache_dir=Path(sys.argv[1]), model_cache_bytes=1)

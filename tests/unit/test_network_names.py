@@ -7,13 +7,13 @@ from pathlib import Path
 import network_names
 
 import producer.jobs
-from producer.jobs.networks import known
-from worker import architectures
+from producer.jobs.model.network_names import known
+from worker.models import architectures
 
 
 def test_the_clients_list_is_what_is_installed() -> None:
-    """Where this fails after an update: python tests/support/network_names.py > producer/jobs/networks.txt."""
-    ours = (Path(producer.jobs.__file__).parent / "networks.txt").read_text(encoding="utf-8")
+    """After an update: python tests/support/network_names.py > producer/jobs/model/network_names.txt."""
+    ours = (Path(network_names_module.__file__).parent / "network_names.txt").read_text(encoding="utf-8")
     assert ours.splitlines() == network_names.lines()
 
 

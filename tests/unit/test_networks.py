@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torchvision import models
 from torchvision.models import ResNet18_Weights, get_model, list_models
 
-from producer.jobs.errors import JobError, NotHere
-from worker import architectures, candidates, networks, weights
-from worker.networks import Network, class_id_of, load
+from producer.jobs.model.errors import JobError, NotHere
+from worker.models import architectures, candidates, networks, weights
+from worker.models.networks import Network, class_id_of, load
 
 LAST_CONVS = {
     "vgg16": "features.28",
@@ -546,8 +546,8 @@ def test_efficientnet_lite0_comes_with_real_weights(tmp_path: Path) -> None:
 
 def test_networks_can_be_named_without_any_optional_package() -> None:
     program = (
-        "import sys; sys.modules['timm'] = sys.modules['cv2'] = None; import worker.networks\n"
-        "from worker.architectures import names; print(*names())"
+        "import sys; sys.modules['timm'] = sys.modules['cv2'] = None; import worker.models.networks\n"
+        "from worker.models.architectures import names; print(*names())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert {"resnet", "resnet50", "efficientnet_lite0", "inception_v3"} <= set(run.stdout.split())

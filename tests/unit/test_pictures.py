@@ -12,9 +12,9 @@ import pytest
 from picture_files import LONG, SHORT, bmp, chunk, ifd, png, tiff
 from PIL import Image, ImageOps
 
-from producer.jobs.errors import ImageError
-from worker.decode import decode
-from worker.formats import exif
+from producer.jobs.model.errors import ImageError
+from worker.pictures.decode import decode
+from worker.pictures.formats import exif
 
 WHITE = [255, 255, 255]
 Array = np.ndarray[Any, Any]

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from producer.jobs.errors import ModelError
-from worker.raw import pack, unpack
+from producer.jobs.model.errors import ModelError
+from worker.pictures.arrays import pack, unpack
 
 
 def _arrays() -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from producer.input.rows import PLAIN, PLAIN_ADDRESS
-from producer.jobs import uris
-from producer.jobs.errors import UsageError
-from producer.sources import Reading, Source, open_sources
+from producer.input.sources import Reading, Source, open_sources
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import UsageError
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c c.jpg"
 ALL = Reading(class_column="label", id_column="name", keep_columns=("split", "n"))
@@ -42,7 +42,7 @@ def read(path: Path, reading: Reading | None = None) -> list[Source]:
         return found
 
 
-def addresses(path: Path, reading: Reading | None = None) -> list[str | None]:
+def uris(path: Path, reading: Reading | None = None) -> list[str | None]:
     return [source.uri for source in read(path, reading)]
 
 
@@ -60,13 +60,13 @@ def refused(path: Path, reading: Reading | None = None) -> str:
 
 def test_a_text_list_is_an_address_a_line_without_blanks_and_comments(tmp_path: Path) -> None:
     content = f"\ufeff# my images\r\n{A}\r\n\r\n  {B}\t\r\n   # not this one\n{C}"
-    assert addresses(written(tmp_path / "list.txt", content)) == [A, B, C]
+    assert uris(written(tmp_path / "list.txt", content)) == [A, B, C]
 
 
 def test_separators_of_unicode_do_not_end_a_line(tmp_path: Path) -> None:
     names = [f"s3://bucket/{name}.jpg" for name in ("a\u00a0b", "\u3000ä", "日本\u1680")]
-    assert addresses(written(tmp_path / "list.txt", "\n".join(names))) == names
-    assert addresses(written(tmp_path / "list.csv", "url\n" + "\n".join(names))) == names
+    assert uris(written(tmp_path / "list.txt", "\n".join(names))) == names
+    assert uris(written(tmp_path / "list.csv", "url\n" + "\n".join(names))) == names
     assert "line 1: s3://bucket/a?b.jpg is refused: it holds control" in refused(
         written(tmp_path / "two.txt", "s3://bucket/a\u2028b.jpg")
     )
@@ -143,14 +143,14 @@ def test_columns_of_parquet_that_pandas_makes_are_understood(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("column", ["uri", "url", "image", "path", "file", "filename"])
 def test_the_column_of_addresses_is_found_by_its_usual_names(tmp_path: Path, column: str) -> None:
-    assert addresses(written(tmp_path / "list.csv", f"x,{column}\n1,{A}\n")) == [A]
-    assert addresses(written(tmp_path / "list.jsonl", json.dumps({"x": 1, column: A}))) == [A]
+    assert uris(written(tmp_path / "list.csv", f"x,{column}\n1,{A}\n")) == [A]
+    assert uris(written(tmp_path / "list.jsonl", json.dumps({"x": 1, column: A}))) == [A]
 
 
 def test_the_first_usual_name_wins_unless_one_is_given(tmp_path: Path) -> None:
     path = written(tmp_path / "list.csv", f"path,uri\n{A},{B}\n")
-    assert addresses(path) == [B]
-    assert addresses(path, Reading(uri_column="path")) == [A]
+    assert uris(path) == [B]
+    assert uris(path, Reading(uri_column="path")) == [A]
 
 
 def test_a_class_is_a_number_or_a_name_or_nothing(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_compressed_lists_are_read_like_others(tmp_path: Path, name: str, packin
     # Files that were appended to, or made by several threads, hold more than one stream.
     parts = packed_as(packing)(plain.read_bytes()[:30]) + packed_as(packing)(plain.read_bytes()[30:])
     for content in (packed, parts):
-        assert addresses(written(tmp_path / f"{name}.{packing}", content)) == [A, B, C]
+        assert uris(written(tmp_path / f"{name}.{packing}", content)) == [A, B, C]
 
 
 def packed_as(packing: str) -> Callable[[bytes], bytes]:
@@ -199,11 +199,11 @@ def test_nothing_is_lost_or_doubled_where_one_block_ends_and_the_next_begins(tmp
     names = [f"s3://bucket/{'x' * (n * 7919 % 900)}{n}.jpg" for n in range(count)]
     for n in range(0, count, 1499):
         names[n] = f"s3://bucket/{n}é日.jpg"
-    assert addresses(written(tmp_path / "list.txt", "\n".join(names))) == names
-    assert addresses(written(tmp_path / "list.csv", "n,uri\n" + "\n".join(f'"{n}\n",{n}' for n in names))) == names
-    assert addresses(written(tmp_path / "list.jsonl", "\n".join(json.dumps({"uri": name}) for name in names))) == names
+    assert uris(written(tmp_path / "list.txt", "\n".join(names))) == names
+    assert uris(written(tmp_path / "list.csv", "n,uri\n" + "\n".join(f'"{n}\n",{n}' for n in names))) == names
+    assert uris(written(tmp_path / "list.jsonl", "\n".join(json.dumps({"uri": name}) for name in names))) == names
     parquet.write_table(pa.table({"uri": names}), tmp_path / "list.parquet", row_group_size=777)
-    assert addresses(tmp_path / "list.parquet") == names
+    assert uris(tmp_path / "list.parquet") == names
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -361,8 +361,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
     """In a process of its own, where there is no pyarrow."""
     path = as_parquet(tmp_path / "list.parquet")
     code = (
-        "import sys; sys.modules['pyarrow'] = None\nfrom producer.sources import open_sources\n"
-        "from producer.jobs.errors import UsageError\n"
+        "import sys; sys.modules['pyarrow'] = None\nfrom producer.input.sources import open_sources\n"
+        "from producer.jobs.model.errors import UsageError\n"
         "try:\n    open_sources([sys.argv[1]])\nexcept UsageError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
@@ -392,7 +392,7 @@ ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
 @example("s3://bucket/" + "\U0001f600" * 256)
 @example(f"https://{('a' * 40 + '.') * 5}{'z' * 24}:9999/{'x' * 4000}")
 def test_what_is_harmless_at_a_glance_is_accepted_at_a_closer_look(uri: str) -> None:
-    address = uris.parse(uri)
+    address = addresses.parse(uri)
     assert not (address.scheme == "s3" and uri.endswith("/"))
     assert uri == uri.strip(" \t\r\f\v")
     uri.encode()
@@ -429,7 +429,7 @@ _PIECES = st.sampled_from(
 @settings(ONCE, max_examples=3000)
 def test_no_address_that_is_refused_is_harmless_at_a_glance(uri: str) -> None:
     if PLAIN(uri):
-        uris.parse(uri)
+        addresses.parse(uri)
 
 
 _CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -489,7 +489,7 @@ def test_no_bytes_cause_anything_but_sources_or_a_sentence(
         content = packed_as(packing[1:])(content)
     path = written(tmp_path / f"list.{kind}{packing}", content)
     found = read_or_refused(path, Reading())
-    assert all(uris.parse(source.uri) for source in found if source.uri)
+    assert all(addresses.parse(source.uri) for source in found if source.uri)
 
 
 @given(st.data())
@@ -504,7 +504,7 @@ def test_no_damage_to_parquet_causes_anything_but_sources_or_a_sentence(tmp_path
 
 def test_memory_stays_flat_however_long_a_list_is(tmp_path: Path) -> None:
     code = (
-        "import resource, sys\nfrom producer.sources import open_sources\n"
+        "import resource, sys\nfrom producer.input.sources import open_sources\n"
         "for path in sys.argv[1:]:\n"
         "    count = sum(1 for _ in open_sources([path]))\n"
         "    print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"

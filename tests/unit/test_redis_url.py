@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from producer.jobs import queue
-from producer.jobs.errors import SettingsError
-from producer.jobs.redis_url import RedisUrl
-from producer.jobs.scripts import make_client
-from producer.jobs.settings import Connections, read
+from producer.jobs.broker import celery_app
+from producer.jobs.model.errors import SettingsError
+from producer.jobs.model.redis_url import RedisUrl
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.table.redis_scripts import make_client
 
 #: Its parts are found nowhere else in a sentence of ours.
 LEFT, RIGHT = "hunter", "7rabbit"
@@ -57,7 +57,7 @@ def test_a_quoted_password_reaches_both_clients_as_it_is(password: str) -> None:
     kwargs = make_client(connections(text)).get_connection_kwargs()
     assert (kwargs["host"], kwargs["port"], kwargs["db"]) == ("redis.internal", 6380, 3)
     assert (kwargs["username"], kwargs["password"]) == ("app", password)
-    broker = queue.make_app(text).connection_for_read()
+    broker = celery_app.make_app(text).connection_for_read()
     assert (broker.hostname, broker.port, broker.userid, broker.password) == ("redis.internal", 6380, "app", password)
 
 
@@ -66,7 +66,7 @@ def test_parameters_of_an_address_reach_both_clients() -> None:
     kwargs = make_client(connections(text)).get_connection_kwargs()
     assert (kwargs["socket_timeout"], kwargs["health_check_interval"]) == (7.5, 3)
     assert (kwargs["client_name"], kwargs["db"], kwargs["socket_connect_timeout"]) == ("team", 4, 5)
-    broker = queue.make_app(text).connection_for_read()
+    broker = celery_app.make_app(text).connection_for_read()
     assert broker.as_uri() == "redis://:**@redis.internal:6379/4"
     assert broker.transport_options["socket_timeout"] == 7.5
     assert broker.transport_options["client_name"] == "team"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.jobs import release
+from producer.jobs.model import release
 
 OURS = '[project]\nname = "gradcam-queue"\n'
 

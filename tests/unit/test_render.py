@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from producer.jobs.errors import ModelError
-from worker.render import OUTPUTS, encode, normalised, render
+from producer.jobs.model.errors import ModelError
+from worker.pictures.render import OUTPUTS, encode, normalised, render
 
 DARK_BLUE, DARK_RED = (0, 0, 128), (128, 0, 0)
 

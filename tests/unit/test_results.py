@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from producer.jobs.errors import UsageError
-from producer.jobs.spec import ExplainedClass, Failure, Item, JobSpec, Result, class_key
-from producer.output.asked import check_classes, check_reason
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.spec import ExplainedClass, Failure, Item, JobSpec, Result, class_key
+from producer.output.atomic_file import whole
+from producer.output.checks import check_classes, check_reason
 from producer.output.export import columns, write_csv, write_jsonl
 from producer.output.failures import write_failures
-from producer.output.order import ordered, parse_order
+from producer.output.filters import CAN_BE_ASKED, parse_where
+from producer.output.ordering import ordered, parse_order
 from producer.output.pictures import LocalNames, chosen_kinds, file_name
-from producer.output.where import CAN_BE_ASKED, parse_where
-from producer.output.whole import whole
 
 CAT = Result(
     index=3,
@@ -191,7 +191,7 @@ IMAGES = [
 def test_images_come_in_the_order_of_a_column_what_is_not_known_last(
     sort: str | None, limit: int | None, indices: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("producer.output.order._AT_ONCE", at_once)  # more lie on the disk, and are merged
+    monkeypatch.setattr("producer.output.ordering._AT_ONCE", at_once)  # more lie on the disk, and are merged
     assert [result.index for result in ordered(iter(IMAGES), parse_order(sort), limit)] == indices
 
 

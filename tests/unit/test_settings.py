@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from producer.jobs.errors import SettingsError
-from producer.jobs.settings import Connections, read, read_both
+from producer.jobs.model.errors import SettingsError
+from producer.jobs.model.settings import Connections, read, read_both
 from worker.settings import WorkerSettings
 
 GOOD = {"GRADCAM_REDIS_URL": "redis://:word@localhost:6379/0", "GRADCAM_S3_BUCKET": "pictures"}
@@ -93,7 +93,7 @@ def test_the_most_pixels_of_an_image_are_what_the_settings_say(
     set_all(monkeypatch, GOOD | {"GRADCAM_WORKER_MAX_PIXELS": most})
     program = (
         "import worker.app, numpy as np\n"
-        "from worker.decode import decode\n"
+        "from worker.pictures.decode import decode\n"
         "import cv2\n"
         "for side in (50, 8200):\n"
         "    data = cv2.imencode('.png', np.zeros((side, side), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])[1].tobytes()\n"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.input.reading import said_of_left_out
-from producer.jobs.errors import UsageError
-from producer.sources import Reading, Source, expand, open_sources, printable
+from producer.input.read_options import said_of_left_out
+from producer.input.sources import Reading, Source, expand, open_sources, printable
+from producer.jobs.model.errors import UsageError
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg"
 

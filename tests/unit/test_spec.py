@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from producer.jobs import keys
-from producer.jobs.errors import UsageError
-from producer.jobs.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack, uri_line
-from producer.submit import make_spec
-from producer.submitting import _spoken as spoken
+from producer.client.submitting import _spoken as spoken
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack, uri_line
+from producer.submission.submit import make_spec
 
 ITEMS = [
     Item(uri="s3://b/a.jpg", id="first", keep={"split": "val"}),

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from producer import watch
-from producer.jobs import waits
-from producer.jobs.spec import ChunkCounts, JobStatus, Wait
-from producer.jobs.status import make_status
-from producer.jobs.waits import STORE, Waiting, waiting
+from producer.client import watch
+from producer.jobs.model import waits
+from producer.jobs.model.spec import ChunkCounts, JobStatus, Wait
+from producer.jobs.model.status import make_status
+from producer.jobs.model.waits import STORE, Waiting, waiting
 
 FIELDS = {
     "name": "", "state": "running", "ingest": "closed", "network": "resnet50", "total": "100", "done": "40",

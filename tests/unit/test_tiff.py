@@ -9,8 +9,8 @@ import sys
 import pytest
 from picture_files import bmp, ifd, tiff
 
-from producer.jobs.errors import ImageError
-from worker.decode import decode
+from producer.jobs.model.errors import ImageError
+from worker.pictures.decode import decode
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -100,7 +100,7 @@ def test_a_broken_tiff_is_called_broken(data: bytes) -> None:
 
 def test_pillow_warns_nobody_of_what_strangers_write() -> None:
     """Its warnings would stand in the worker's log without the image's name."""
-    program = "import sys; from worker.decode import decode; print(decode(sys.stdin.buffer.read()).tolist())"
+    program = "import sys; from worker.pictures.decode import decode; print(decode(sys.stdin.buffer.read()).tolist())"
     data = tiff((1, 1), bytes(1), orientation=[1, 1, 1])
     run = subprocess.run([sys.executable, "-W", "always", "-c", program], input=data, capture_output=True, check=True)
     assert (run.stdout, run.stderr) == (b"[[[0, 0, 0]]]\n", b"")

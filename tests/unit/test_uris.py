@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from producer.jobs.errors import FetchError
-from producer.jobs.uris import (
+from producer.jobs.fetch.addresses import (
     FetchPolicy,
     FileAddress,
     HttpAddress,
@@ -21,6 +20,7 @@ from producer.jobs.uris import (
     redact,
     stem,
 )
+from producer.jobs.model.errors import FetchError
 
 
 class Names:

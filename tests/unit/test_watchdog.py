@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.lease import Busy
-from worker.pipeline import verdict
-from worker.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, oom_kills, weigh
+from worker.chunks.lease import Busy
+from worker.chunks.pipeline import verdict
+from worker.recover.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, oom_kills, weigh
 
 
 @pytest.fixture

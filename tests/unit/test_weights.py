@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from producer.jobs.errors import JobError, WorkerError
-from worker import weights
+from producer.jobs.model.errors import JobError, WorkerError
+from worker.models import weights
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2)}
 

@@ -20,8 +20,8 @@ from typing import BinaryIO
 
 import pytest
 
-from producer.jobs.errors import FetchError, FetchTimeout, JobError, WorkerError
-from worker.weights_files import Fetch, WeightsFiles, default_folder
+from producer.jobs.model.errors import FetchError, FetchTimeout, JobError, WorkerError
+from worker.models.weights_cache import Fetch, WeightsFiles, default_folder
 
 DATA = b"weights" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -254,7 +254,7 @@ def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> No
 _PROGRAM = """
 import sys, urllib.request
 from pathlib import Path
-from worker.weights_files import WeightsFiles
+from worker.models.weights_cache import WeightsFiles
 
 def fetch(uri, file, timeout_s):
     with urllib.request.urlopen(uri, timeout=timeout_s) as answer:

@@ -13,9 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 from torchvision.models import ResNet18_Weights
 
-from worker import rundir
 from worker.cli import cli, main
-from worker.health import Listed, publish
+from worker.supervise import run_dirs
+from worker.supervise.health import Listed, publish
 
 
 def _run(*arguments: str) -> Result:
@@ -183,7 +183,7 @@ def test_a_check_shows_the_workers_of_this_stack_and_all_where_asked(
     """Two stacks on one machine: a probe of one must not fail for the other's workers."""
     monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:sesame@localhost:7001/0")
-    with rundir.folder(tmp_path) as ours, rundir.folder(tmp_path) as theirs:
+    with run_dirs.folder(tmp_path) as ours, run_dirs.folder(tmp_path) as theirs:
         publish(ours.path, [Listed("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
         publish(theirs.path, [Listed("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")])
         run = CliRunner().invoke(cli, ["check"])
@@ -207,7 +207,7 @@ def test_a_check_in_a_folder_of_somebody_else_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
-    rundir.place(tmp_path).symlink_to(tmp_path)
+    run_dirs.place(tmp_path).symlink_to(tmp_path)
     code, error = _fails(monkeypatch, capsys, "check")
     assert code == 1
     assert "is not a folder of this user's own" in error

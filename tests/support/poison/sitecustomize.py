@@ -81,7 +81,7 @@ def _poison_decoder(name: str, module: ModuleType) -> None:
 _FAULTY: dict[str, Callable[[ModuleType], None]] = {
     "cv2": partial(_poison_decoder, "imdecode"),
     "simplejpeg": partial(_poison_decoder, "decode_jpeg"),
-    "worker.networks": _poison_networks,
+    "worker.models.networks": _poison_networks,
 }
 
 

@@ -1,0 +1,74 @@
+"""Where a stack keeps its data and secrets: a directory that only its owner can read, held by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from producer.jobs.model.errors import UsageError
+
+
+def make_private(directory: Path) -> Path:
+    """Make a directory that only its owner can enter; returns it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    return directory
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read; a reader sees the old text or the new, never half of it."""
+    half = path.with_name(path.name + ".new")
+    half.unlink(missing_ok=True)
+    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    half.replace(path)
+
+
+class InUse(UsageError):
+    """Another process holds the directory."""
+
+
+class Hold:
+    """A directory held by this process; the kernel ends the hold with the process, so no stale file can lie."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "lock"
+        self._file: int | None = None
+
+    def take(self) -> None:
+        """Hold the directory.
+
+        Raises:
+            InUse: Another process holds it.
+        """
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise InUse(f"a stack already runs in {self.path.parent}") from None
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+        self._file = file
+
+    def release(self) -> None:
+        """Let go of the directory."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def holder(directory: Path) -> int | None:
+    """The process that holds a directory, or None; 0 while it has not said yet which one it is."""
+    try:
+        file = os.open(directory / "lock", os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(file, 32) or b"0")
+    finally:
+        os.close(file)
+    return None

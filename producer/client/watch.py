@@ -1,0 +1,232 @@
+"""How a job's progress looks to a person: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from producer.jobs.model import release
+from producer.jobs.model.spec import JobStatus
+from producer.jobs.model.states import JobState
+
+#: Seconds between lines where there is no terminal.
+LINE_EVERY_S = 5.0
+#: Exit codes, documented in the README.
+ALL_DONE, SOME_FAILED, JOB_FAILED = 0, 1, 3
+_EXIT_CODES = {JobState.SUCCEEDED: ALL_DONE, JobState.COMPLETED_WITH_ERRORS: SOME_FAILED}
+#: Devices that are busy for so much of the time are what bounds a job.
+_BUSY = 0.9
+#: Images that wait for a stage for so much of all work done have a row in front of it.
+_WAITS = 0.2
+
+
+def exit_code(status: JobStatus) -> int:
+    """0 all done, 1 some images failed, 3 the job failed or was cancelled."""
+    return _EXIT_CODES.get(status.state, JOB_FAILED) if status.ended else ALL_DONE
+
+
+def follow(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    """Show progress until the job ends, and give back its last status."""
+    return _bar(statuses, console) if console.is_terminal else _lines(statuses, console)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    with _progress(console) as bar:
+        task = bar.add_task("waiting", total=None, note="")
+        for status in statuses:
+            finished = status.done + status.failed
+            bar.update(task, description=status.state, total=status.total, completed=finished, note=note(status))
+    return status
+
+
+def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
+    shown = -LINE_EVERY_S
+    for status in statuses:
+        if not status.ended and time.monotonic() - shown >= LINE_EVERY_S:
+            shown = time.monotonic()
+            console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
+    return status
+
+
+@contextmanager
+def sending(console: Console) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+    """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
+    started = shown = time.monotonic()
+
+    def rate(sent: int) -> str:
+        return f"{sent / max(time.monotonic() - started, 1e-3):,.0f} images/s"
+
+    if not console.is_terminal:
+
+        def line(sent: int, total: int | None) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= LINE_EVERY_S:
+                shown = time.monotonic()
+                console.print(f"sending {sent:,}" + (f" of {total:,}" if total else "") + f", {rate(sent)}")
+
+        yield line, console.print
+        return
+    with _progress(console) as bar:
+        task = bar.add_task("sending", total=None, note="")
+        yield (
+            lambda sent, total: bar.update(task, description="sending", completed=sent, total=total, note=rate(sent)),
+            lambda sentence: bar.update(task, description=sentence),
+        )
+
+
+def note(status: JobStatus) -> str:
+    """What is worth saying beside the counts."""
+    if status.workers == 0 and not status.ended:
+        return "no worker is running: start `gradcam-worker`"
+    parts = [_problem(status)] if status.problem else []
+    if status.stalled_s is not None:
+        parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
+    if status.failed:
+        parts.append(f"{status.failed} failed")
+    if status.images_per_s:
+        parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
+    if status.eta_s is not None:
+        parts.append(f"{status.eta_s:.0f} s left")
+    return ", ".join(parts)
+
+
+def summary(status: JobStatus) -> str:
+    """The status as lines for a person."""
+    rows = {
+        "job": status.job,
+        "state": f"{status.state}" + ("" if status.ended or status.ingest == "closed" else " (images still coming in)"),
+        "network": status.network,
+        "images": f"{status.done} done, {status.failed} failed, {status.pending} pending, "
+        f"{status.cancelled} cancelled, {status.total} in all",
+    }
+    if status.error:
+        rows["error"] = status.error
+    rows |= _of_labels(status)
+    if status.failures:
+        rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
+    if not status.ended:
+        rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
+    rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
+    if status.stalled_s is not None:
+        rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
+    if status.images_per_s:
+        rows["speed"] = f"{status.images_per_s:.1f} images/s"
+    if status.stages:
+        rows["stages"] = stages(status)
+    if status.device_busy is not None:
+        rows["devices"] = f"{status.device_busy:.0%} busy: {bound(status)}"
+    if status.eta_s is not None:
+        rows["left"] = f"{status.eta_s:.0f} s"
+    if not status.ended and not status.workers:
+        rows["workers"] = "none is running: start `gradcam-worker`"
+    if status.problem:
+        rows["problem"] = _problem(status)
+    if status.other_versions:
+        rows["versions"] = release.others(status.other_versions)
+    rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    if status.finished_at:
+        rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
+    return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+
+
+def _of_labels(status: JobStatus) -> dict[str, str]:
+    correct, wrong = status.correct or 0, status.wrong or 0
+    if not correct + wrong:
+        return {}
+    return {"labels": f"{correct} predicted as labelled, {wrong} not: {correct / (correct + wrong):.1%} correct"}
+
+
+def _problem(status: JobStatus) -> str:
+    """What is wrong: with a worker while the job is at work, with Redis, or with what is left of the job after that."""
+    at_work = status.state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING}
+    if not at_work or status.problem == status.redis_problem:
+        return str(status.problem)
+    return f"a worker cannot work: {status.problem}"
+
+
+def _waits(status: JobStatus) -> str:
+    """What a job that does not go on waits for."""
+    if not status.workers:
+        return "no worker is running"
+    if status.waits:
+        told = (
+            f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
+            f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
+            for wait in status.waits
+        )
+        return "; ".join(told)
+    return "no worker has any of it in hand" if not status.chunks.in_hand else "no worker says what it waits for"
+
+
+def stages(status: JobStatus) -> str:
+    """What each stage took, in milliseconds an image."""
+    images = max(1, status.done + status.failed)
+    return (
+        ", ".join(f"{name} {1000 * time.work_s / images:.0f}" for name, time in status.stages.items()) + " ms an image"
+    )
+
+
+def bound(status: JobStatus) -> str:
+    """What bounds a job's speed, and what makes it faster."""
+    if status.device_busy is not None and status.device_busy >= _BUSY:
+        return "they bound the speed, more of them make it faster"
+    waits = {name: time.wait_s for name, time in status.stages.items() if name in {"fetch", "render"}}
+    if not any(waits.values()) or max(waits.values()) < _WAITS * sum(time.work_s for time in status.stages.values()):
+        return "images come in or go out too slowly, or too few at a time; give each device more processes"
+    where = {"fetch": "fetching and decoding bound", "render": "drawing and storing bound"}[
+        max(waits, key=waits.__getitem__)
+    ]
+    return f"{where} the speed; give each device more processes and cores"
+
+
+#: What a table of jobs has a column for, and leaves out first where there is no room, from the last on.
+_COLUMNS: dict[str, Callable[[JobStatus], str]] = {
+    "job": lambda status: status.job,
+    "state": lambda status: status.state,
+    "total": lambda status: str(status.total),
+    "done": lambda status: str(status.done),
+    "failed": lambda status: str(status.failed),
+    "pending": lambda status: str(status.pending),
+    "cancelled": lambda status: str(status.cancelled),
+    "network": lambda status: status.network,
+    "created (UTC)": lambda status: f"{status.created_at:%Y-%m-%d %H:%M:%S}",
+}
+_LEFT_OUT_FIRST = ("created (UTC)", "network")
+
+
+def table(statuses: Sequence[JobStatus], console: Console) -> Table:
+    """Jobs as a table, a row each, as wide as there is room; an id is never cut, but may go over two lines."""
+    left_out: set[str] = set()
+    for name in (None, *_LEFT_OUT_FIRST):
+        left_out |= {name} if name else set()
+        made = _table(statuses, [heading for heading in _COLUMNS if heading not in left_out])
+        if Measurement.get(console, console.options.update(max_width=10_000), made).maximum <= console.width:
+            return made
+    return _table(statuses, [heading for heading in _COLUMNS if heading not in left_out], folded=("job", "state"))
+
+
+def _table(statuses: Iterable[JobStatus], headings: Sequence[str], folded: Sequence[str] = ()) -> Table:
+    made = Table(box=None)
+    for heading in headings:
+        made.add_column(heading, no_wrap=heading not in folded, overflow="fold")
+    for status in statuses:
+        made.add_row(*(_COLUMNS[heading](status) for heading in headings))
+    return made

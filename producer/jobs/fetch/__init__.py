@@ -1,0 +1,3 @@
+"""Addresses that users name, and the bytes behind them."""
+
+from __future__ import annotations

@@ -1,0 +1,55 @@
+"""The names of all networks, known without torch, so that a mistyped one is told before anything is uploaded.
+
+They lie in `network_names.txt`, as the tested versions of torchvision and timm have them; `tests/support/network_names.py`
+writes it. Newer versions know more: `--any-network` leaves the question to the workers.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.suggestions import nearest
+
+#: Short names for the commonest of their kind.
+ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
+#: The one network whose real weights come in a Python package, for where nothing can be downloaded.
+LITE0: Final = "efficientnet_lite0"
+TIMM: Final = "timm/"
+
+
+class Names(NamedTuple):
+    """What can be named."""
+
+    #: As `timm 1.0.31`.
+    versions: tuple[str, ...]
+    #: Every name, aliases and timm's with each of their tags among them.
+    names: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def known() -> Names:
+    """Read the list."""
+    versions, *lines = (files("producer.jobs.model") / "network_names.txt").read_text(encoding="utf-8").splitlines()
+    names = {*ALIASES, LITE0}
+    for line in lines:
+        name, *tags = line.split()
+        names.update((name, *(f"{name}.{tag}" for tag in tags)))
+    return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names))
+
+
+def check_network(name: str) -> None:
+    """Make sure that a network is called so. Raises UsageError with the nearest names."""
+    versions, names = known()
+    if name in names:
+        return
+    # Who writes ResNet50 means resnet50; who forgets timm/ is told.
+    lower = name.lower()
+    own = [other for other in names if other.startswith(TIMM) == lower.startswith(TIMM)]
+    like = f"; there is {TIMM}{lower}" if TIMM + lower in names else nearest(lower, sorted(own))
+    raise UsageError(
+        f"no network is called {name[:100]!r} in {' and '.join(versions)}{like}. Where your "
+        "workers have newer versions that know it, add --any-network"
+    )

@@ -1,0 +1,145 @@
+"""Where Redis and the object store are: read once from the environment, every problem reported at once.
+
+| variable                   | meaning                                              | default         |
+|----------------------------|------------------------------------------------------|-----------------|
+| `GRADCAM_REDIS_URL`        | `redis://` or `rediss://` address of the job table   | required        |
+| `GRADCAM_S3_BUCKET`        | bucket of the pictures                               | required        |
+| `GRADCAM_S3_ENDPOINT_URL`  | an S3-compatible server                              | AWS             |
+| `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
+| `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
+| `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
+| `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
+
+`GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from producer.jobs.model.errors import SettingsError
+from producer.jobs.model.redis_url import RedisUrl
+
+_Model = TypeVar("_Model", bound=BaseSettings)
+_Other = TypeVar("_Other", bound=BaseSettings)
+
+#: Names that others read; they are not misspelt ones of ours.
+_OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    RedisUrl.read(value.get_secret_value())
+    return value
+
+
+def _prefix(value: str) -> str:
+    parts = value.strip("/").split("/")
+    if any(part in {".", ".."} for part in parts) or "" in parts[1:]:
+        raise ValueError("must be a path like team/gradcam, without . and ..")
+    return "/".join(parts)
+
+
+def _http_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must look like http://host:port or https://host")
+    if parts.username or parts.password:
+        raise ValueError("must not hold credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return value
+
+
+class Connections(BaseSettings):
+    """What producer and worker both need to reach each other."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADCAM_", frozen=True, extra="ignore")
+
+    #: Address of the Redis (or Valkey) that holds the queue and the job table; may hold the password.
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)]
+    #: Bucket that pictures, manifests and uploaded inputs go to.
+    s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    #: Address of an S3-compatible server; AWS itself when empty.
+    s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    #: All our keys begin with this.
+    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = "gradcam"
+    #: Whether a Redis whose `maxmemory-policy` lets it drop jobs is used all the same.
+    allow_eviction: bool = False
+    #: How long a finished job stays in Redis.
+    job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+
+    @property
+    def redis_address(self) -> str:
+        """The address without its secret, for messages."""
+        return self.redis.address
+
+    @property
+    def redis(self) -> RedisUrl:
+        """The address, read."""
+        return RedisUrl.read(self.redis_url.get_secret_value())
+
+
+def read(model: type[_Model]) -> _Model:
+    """Read one model's settings from the environment.
+
+    Raises:
+        SettingsError: Names every missing, wrong and misspelt setting in one message.
+    """
+    settings, problems = _read(model)
+    if settings is None or problems:
+        raise SettingsError(_message(problems))
+    return settings
+
+
+def read_both(first: type[_Model], second: type[_Other]) -> tuple[_Model, _Other]:
+    """Read two models' settings, reporting the problems of both at once. Raises SettingsError."""
+    one, problems = _read(first)
+    two, more = _read(second)
+    if one is None or two is None or problems or more:
+        raise SettingsError(_message(problems + more))
+    return one, two
+
+
+def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
+    prefix = str(model.model_config.get("env_prefix", ""))
+    known = [f"{prefix}{name}".upper() for name in model.model_fields]
+    others = tuple(other for other in _OTHERS if other != prefix)
+    problems = _misspelt(os.environ, prefix, known, others)
+    try:
+        return model(), problems
+    except ValidationError as error:
+        return None, [_sentence(prefix, problem) for problem in error.errors()] + problems
+
+
+def _message(problems: list[str]) -> str:
+    return (
+        "settings cannot be used: "
+        + "; ".join(problems)
+        + ". For a stack on this machine run `make up`, then `source .gradcam/env`"
+    )
+
+
+def _sentence(prefix: str, problem: Mapping[str, Any]) -> str:
+    name = f"{prefix}{problem['loc'][0]}".upper()
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    # The value itself is left out: it may hold a password.
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name} {text}" if text.startswith(("must", "is ", "has ", "names ")) else f"{name} is wrong ({text})"
+
+
+def _misspelt(names: Mapping[str, str], prefix: str, known: list[str], others: tuple[str, ...]) -> list[str]:
+    problems = []
+    for name in sorted(names):
+        if not name.startswith(prefix) or name in known or name.startswith(others):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        problems.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
+    return problems

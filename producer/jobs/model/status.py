@@ -1,0 +1,131 @@
+"""What the counters and times of a job's hash mean to the one who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from producer.jobs.model.spec import ChunkCounts, JobStatus
+from producer.jobs.model.stage_times import device_busy, stage_times
+from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState
+
+#: Fields of the job's hash that its status is made of.
+FIELDS = (
+    "name",
+    "state",
+    "ingest",
+    "network",
+    "total",
+    "done",
+    "failed",
+    "correct",
+    "wrong",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "error",
+    "last_mark_at",
+    "last_mark_n",
+    "progress_at",
+    "generation",
+    "republished",
+    "base_n",
+    "chunk_size",
+    "open_chunks",
+    "broken_off",
+)
+
+_BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
+
+
+#: What was measured is no measure any more when nothing has been recorded for so long.
+STALLED_AFTER_S = 30.0
+
+
+def to_time(seconds: str | bytes) -> datetime:
+    """Read a time as the scripts write it: seconds since 1970."""
+    return datetime.fromtimestamp(float(seconds), UTC)
+
+
+def make_status(
+    job: str,
+    fields: dict[str, str],
+    failures: dict[str, int],
+    chunks: ChunkCounts,
+    timings: Mapping[str, float],
+    workers: int,
+    problem: str | None,
+    now: float,
+) -> JobStatus:
+    """Make a job's status of what its hash holds.
+
+    Args:
+        job: Its id.
+        fields: Those of `FIELDS` that are set.
+        failures: reason → count.
+        chunks: Where its chunks are.
+        timings: As `stages.py` says, in seconds.
+        workers: Workers heard of lately.
+        problem: What keeps one of them from working.
+        now: By Redis' clock, in seconds since 1970.
+    """
+    state = JobState(fields["state"])
+    total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
+    left = total - done - failed
+    ended = state in TERMINAL
+    over = ended or state in MAINTENANCE
+    if "open_chunks" in fields:
+        chunks = chunks.model_copy(update={"complete": chunks.total - int(fields["open_chunks"]), "waiting": 0})
+    still_s = 0.0 if ended else max(now - _went_on_at(fields), 0.0)
+    fresh = still_s < STALLED_AFTER_S
+    speed = _images_per_s(fields, done + failed) if fresh else None
+    return JobStatus(
+        job=job,
+        name=fields["name"] or None,
+        state=state,
+        ingest=Ingest(fields["ingest"]),
+        network=fields["network"],
+        total=total,
+        done=done,
+        failed=failed,
+        cancelled=left if over else 0,
+        pending=0 if over else left,
+        **_of_labels(fields),
+        failures=failures,
+        running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
+        chunks=chunks,
+        stages=stage_times(timings),
+        device_busy=device_busy(timings) if fresh else None,
+        images_per_s=round(speed, 3) if speed else None,
+        eta_s=round(left / speed, 1) if speed and state is JobState.RUNNING else None,
+        created_at=to_time(fields["created_at"]),
+        finished_at=to_time(fields["finished_at"]) if "finished_at" in fields else None,
+        error=fields.get("error"),
+        workers=workers,
+        problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
+        stalled_s=round(still_s, 1) if not fresh and left and state is JobState.RUNNING else None,
+        generation=int(fields["generation"]),
+        republished=int(fields.get("republished", 0)),
+    )
+
+
+def _went_on_at(fields: dict[str, str]) -> float:
+    """When something was recorded last, or first handed out, or the job was made."""
+    times = (fields[name] for name in ("progress_at", "started_at", "created_at") if name in fields)
+    return float(next(times))
+
+
+def _of_labels(fields: Mapping[str, str]) -> dict[str, int]:
+    names = ("correct", "wrong")
+    return {name: int(fields.get(name, 0)) for name in names} if fields.keys() & set(names) else {}
+
+
+def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
+    if "progress_at" not in fields or "started_at" not in fields:
+        return None
+    until = float(fields["progress_at"])
+    since, before = float(fields["started_at"]), int(fields.get("base_n", 0))
+    if "finished_at" not in fields and "last_mark_at" in fields:
+        since, before = float(fields["last_mark_at"]), int(fields["last_mark_n"])
+    # An old holder's work may be recorded before anything of a new generation was handed out.
+    return max(finished - before, 0) / max(until - since, 1e-3)

@@ -1,0 +1,388 @@
+"""The object store: one bucket, through one boto3 client a process."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from urllib3.exceptions import HTTPError
+
+from producer.jobs.model import keys
+from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, WorkerError
+from producer.jobs.model.waits import STORE, waiting
+from producer.jobs.store.s3_fast_path import Direct
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+
+    from producer.jobs.model.settings import Connections
+
+_TYPES = {
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "json": "application/json",
+    "jsonl": "application/jsonl",
+    "npz": "application/zip",
+}
+#: A question for an object's size is answered without words: 403 alone.
+_OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
+_OUR_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+}
+#: What botocore calls to get or refresh temporary credentials; an error of theirs says nothing of the bucket.
+_CREDENTIALS_CALLS = ("AssumeRole", "GetSessionToken", "GetRoleCredentials", "CreateToken")
+#: How often one object is tried, each time with boto3's own retries, while the store answers others.
+_TRIES = 3
+_SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
+_T = TypeVar("_T")
+_PIECE_BYTES = 2**20
+#: How many objects one request deletes.
+DELETED_AT_ONCE = 1000
+#: A character that XML 1.0 cannot say, not even escaped: such a key cannot be in a list of keys to delete.
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: What requests to S3 Express One Zone are signed for: the one store that takes no MD5.
+_EXPRESS = "s3express"
+
+
+#: How long `glance` waits.
+_GLANCE_S = 2.0
+
+
+class StoreAway(WorkerError):
+    """The object store is away, overloaded or broken, as seen from here."""
+
+
+def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
+    """Make the S3 client of this process; about 100 ms, before any thread starts.
+
+    Args:
+        settings: Which endpoint; credentials and region are boto3's to find.
+        connections: How many threads will use it at once.
+    """
+    return _make(settings, connections)[0]
+
+
+def _make(settings: Connections, connections: int) -> tuple[S3Client, Direct]:
+    try:
+        session = boto3.session.Session()
+        client = _make_client(session, settings, connections)
+        return client, Direct(session, _locator(session, client, settings), connections=connections)
+    except BotoCoreError as error:
+        # An unknown profile, half of the credentials, an endpoint that is none.
+        raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
+
+
+def _locator(session: boto3.session.Session, client: S3Client, settings: Connections) -> S3Client:
+    """A client that presigns the addresses which boto3 itself would use: those of the region, not the global one."""
+    if settings.s3_endpoint_url:
+        return client
+    return session.client(
+        "s3",
+        region_name=client.meta.region_name,
+        config=Config(
+            signature_version="s3v4", s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"}
+        ),
+    )
+
+
+def _make_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
+    client = session.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        # A region is always set: without one, signing fails on custom endpoints.
+        region_name=session.region_name or "us-east-1",
+        config=Config(
+            max_pool_connections=connections,
+            retries={"mode": "standard", "max_attempts": 6},
+            connect_timeout=5,
+            read_timeout=30,
+            # What custom endpoints understand.
+            s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+    # Before it is signed: the header is signed with the rest.
+    client.meta.events.register("before-sign.s3.DeleteObjects", _sum_as_all_servers_take_it)
+    return client
+
+
+def _sum_as_all_servers_take_it(request: AWSRequest, signing_name: str, **_: Any) -> None:
+    """Send MD5 in the place of the CRC32 that boto3 has sent since 1.36.
+
+    AWS takes either. MinIO, Ceph and other servers ask for MD5 (`MissingContentMD5`), and some refuse headers of newer
+    checksums.
+    """
+    if signing_name == _EXPRESS:
+        return
+    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-check"))]:
+        del request.headers[name]
+    body: Any = request.body  # bytes, not the text that the stubs say
+    digest = hashlib.md5(body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+class Storage:
+    """Our bucket; keys are made by `keys.py`. Safe to share between threads.
+
+    Args:
+        client: What everything can be done with.
+        bucket: Its name.
+        prefix: Of all our keys.
+        direct: The short way to small objects, where there is one.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, direct: Direct | None = None) -> None:
+        self.client, self.direct = client, direct
+        self.bucket = bucket
+        self.prefix = prefix
+
+    @classmethod
+    def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
+        """Open the bucket that the settings name."""
+        client, direct = _make(settings, connections)
+        return cls(client, settings.s3_bucket, settings.s3_prefix, direct)
+
+    @property
+    def place(self) -> str:
+        """Where everything of ours lies: bucket/prefix."""
+        return f"{self.bucket}/{self.prefix}"
+
+    def uri(self, key: str) -> str:
+        """The address of one of our objects."""
+        return f"s3://{self.bucket}/{key}"
+
+    @waiting(STORE)
+    def check(self) -> None:
+        """Make sure that the bucket is there and ours to use.
+
+        Raises:
+            JobError: It is not there, or closed to us.
+            WorkerError: The store or the credentials cannot be used from here.
+        """
+        with self.errors("be listed"):
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
+    @waiting(STORE)
+    def put(self, key: str, body: bytes) -> None:
+        """Write an object whole.
+
+        Raises:
+            StoreError: The store refused this object, again and again, while it took others.
+            JobError, WorkerError: As `check`.
+        """
+        kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
+        if self.direct is not None and self.direct.put(self.bucket, key, body, kind):
+            return
+
+        def put() -> object:
+            return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
+
+        self._patiently("be written to", put, probe=self.takes)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
+
+        def put() -> None:
+            with path.open("rb") as file, waiting(STORE) as wait:
+                self.client.upload_fileobj(file, self.bucket, key, Callback=wait.moved)
+
+        with path.open("rb") as file:
+            file.read(1)  # whether it can be read is told before the store's faults are
+        self._patiently("be written to", put, probe=self.takes)
+
+    def put_open_file(self, key: str, file: IO[bytes]) -> None:
+        """Write an open file from its beginning; it stays open. Errors as `put`."""
+
+        def put() -> None:
+            # boto3 closes what it has read.
+            with os.fdopen(os.dup(file.fileno()), "rb") as again, waiting(STORE) as wait:
+                again.seek(0)
+                self.client.upload_fileobj(again, self.bucket, key, Callback=wait.moved)
+
+        file.flush()
+        self._patiently("be written to", put, probe=self.takes)
+
+    @waiting(STORE)
+    def get(self, key: str) -> bytes:
+        """Read an object whole. Errors as `put`."""
+
+        def get() -> bytes:
+            return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+        return self._patiently("be read", get, probe=self.answers)
+
+    def get_to(self, key: str, file: IO[bytes]) -> None:
+        """Read an object into a file, in pieces. Errors as `put`; OSError when the file cannot be written."""
+
+        def get() -> None:
+            file.seek(0)
+            file.truncate()
+            for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(_PIECE_BYTES):
+                file.write(piece)
+
+        self._patiently("be read", get, probe=self.answers)
+
+    @waiting(STORE)
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete up to 1000 objects; those that are not there are no error. Errors as `put`."""
+        unlisted = [name for name in names if _NOT_IN_XML.search(name)]
+        wanted: list[ObjectIdentifierTypeDef] = [{"Key": name} for name in names if not _NOT_IN_XML.search(name)]
+        with self.errors("be written to"):
+            for name in unlisted:
+                self.client.delete_object(Bucket=self.bucket, Key=name)
+            if not wanted:
+                return
+            answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
+        if refused := answer.get("Errors"):
+            raise StoreError(
+                f"{len(refused)} objects in bucket {self.bucket} could not be deleted: the store answered "
+                f"{refused[0].get('Code')}"
+            )
+
+    def answers(self) -> bool:
+        """Whether the store answers requests that read."""
+        try:
+            self.check()
+        except StoreAway:
+            return False
+        return True
+
+    def takes(self) -> bool:
+        """Whether the store takes what is written: one with a full disk still answers those who read."""
+        try:
+            with self.errors("be written to"):
+                self.client.put_object(Bucket=self.bucket, Key=keys.probe(self.prefix), Body=b"")
+        except StoreAway:
+            return False
+        return True
+
+    def _patiently(self, verb: str, call: Callable[[], _T], *, probe: Callable[[], bool]) -> _T:
+        """Tell the fault of one object from that of the store, which is nobody's image's."""
+        for _ in range(_TRIES):
+            try:
+                with self.errors(verb):
+                    return call()
+            except StoreAway as error:
+                if not probe():
+                    raise
+                why = str(error)
+        raise StoreError(f"{why} (for this object, again and again; it took others meanwhile)")
+
+    @waiting(STORE)
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None when there is no such object. Errors as `put`."""
+        with self.errors("be read"):
+            try:
+                return int(self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}:
+                    return None
+                raise
+
+    def glance(self, key: str) -> bool | None:
+        """Whether there is an object; None where the store does not say so at once."""
+        try:
+            self._hasty.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            missing = error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
+            return False if missing else None
+        except BotoCoreError:
+            return None
+        return True
+
+    @cached_property
+    def _hasty(self) -> S3Client:
+        """A client that neither waits for long nor tries again."""
+        meta = self.client.meta
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=meta.endpoint_url,
+            region_name=meta.region_name,
+            config=meta.config.merge(
+                Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1})
+            ),
+        )
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys under a prefix, in order, without folders. Errors as `put`."""
+        return (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str, *, after: str = "") -> Iterator[tuple[str, int]]:
+        """Keys under a prefix with the bytes of their objects, in order, from behind `after` on. Errors as `put`.
+
+        Consoles, and stores over a file system, list a folder as an object whose key ends with a slash; no key of ours
+        does.
+        """
+        with self.errors("be listed"):
+            pages = self.client.get_paginator("list_objects_v2")
+            found = (
+                pages.paginate(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
+                if after
+                else pages.paginate(Bucket=self.bucket, Prefix=prefix)
+            )
+            for page in found:
+                for entry in page.get("Contents", []):
+                    if not entry["Key"].endswith("/"):
+                        yield entry["Key"], entry["Size"]
+
+    @contextmanager
+    def errors(self, verb: str) -> Iterator[None]:
+        """Say whose fault it is: the bucket is every image's, credentials and network are this machine's."""
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError):
+            raise WorkerError(
+                "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if error.operation_name.startswith(_CREDENTIALS_CALLS):
+                raise WorkerError(
+                    f"the credentials for the object store cannot be had ({error.operation_name}: {code}): correct the "
+                    "role or the AWS settings of this machine"
+                ) from None
+            if code in _OUR_BUCKET:
+                raise BucketClosed(
+                    f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "
+                    "and its permissions"
+                ) from None
+            if code in _OUR_CREDENTIALS:
+                raise WorkerError(
+                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                ) from None
+            if code in {"NoSuchKey", "404"}:
+                raise StoreError(f"an object that should be in bucket {self.bucket} is not there") from None
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
+                raise StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
+            raise StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
+        except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
+            # The last three are bodies that break off; another OSError is of a file here that is read or written.
+            raise StoreAway(
+                f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
+                "or the network"
+            ) from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

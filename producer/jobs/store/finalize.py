@@ -1,0 +1,163 @@
+"""A job's summary in the object store, at its beginning and its end, which it enters once, whoever does it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import ValidationError
+
+from producer.jobs.model import keys, release
+from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError
+from producer.jobs.model.spec import JobSpec, JobStatus, is_newer
+from producer.jobs.store.bucket import Storage
+from producer.jobs.table.table import Finalising, JobTable
+
+
+class DamagedSummary(UsageError):
+    """A job's summary in the store cannot be read."""
+
+
+log = logging.getLogger(__name__)
+
+#: What a status says of the moment it was asked in.
+_OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
+
+
+def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
+    """Write `job.json` and enter the end; False when another one does it or the job is elsewhere.
+
+    Raises:
+        WorkerError: The store cannot be reached from here: another one may try at once, this one again in a while.
+    """
+    mine = table.finalise(job, who)
+    if mine is None:
+        return False
+    written = False
+    try:
+        _write_summary(table, storage, job, mine)
+        written = True
+    except BucketClosed as error:
+        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends.
+        if table.decline(job, who, unless_last=True):
+            log.warning("action=summary_declined job=%s Left to others: %s", job, error)
+            return False
+        log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
+    except StoreError as error:
+        # It has to end all the same.
+        log.warning("action=summary_failed job=%s The summary could not be written: %s", job, error)
+    except BaseException:
+        with suppress(ServiceError):  # then the lease runs out
+            table.decline(job, who)
+        raise
+    ended = table.finish(job, who, mine, summary=written)
+    if ended:
+        log.info("action=job_ended job=%s The job has ended: %s.", job, mine.end)
+    return ended
+
+
+def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalising) -> None:
+    found = table.outline(job)
+    if found is None:
+        return  # it is gone, and cannot be finished
+    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
+    left = status.total - status.done - status.failed
+    status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
+    # As it was written: whichever version did, any can end it.
+    write_summary(table, storage, found.spec, status)
+
+
+def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], status: JobStatus) -> None:
+    """Write what a job came to. Raises StoreError, JobError, WorkerError: the store cannot be used."""
+    summary = {
+        "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
+        "spec": spec,
+        "since": table.since(status.job),
+        "found": table.facts(status.job),
+        "classes": _classes(table.histogram(status.job)),
+        "versions": versions("gradcam-queue"),
+    }
+    storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())
+
+
+def _classes(histogram: dict[str, int]) -> list[dict[str, object]]:
+    """The histogram of explained classes, the most frequent first."""
+    rows: list[dict[str, object]] = []
+    for key, count in sorted(histogram.items(), key=lambda entry: (-entry[1], entry[0])):
+        number, _, name = key.partition(" ")
+        rows.append({"class_id": int(number), "class_name": name, "count": count})
+    return rows
+
+
+def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
+    """Write down what a job computes before it begins: were Redis wiped, its name and pictures still belong to it.
+
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        spec: What it computes.
+        since: The first token that records of it may have, if it is new.
+
+    Returns:
+        The first token, as the store knows it: an earlier life in Redis may have begun before.
+
+    Raises:
+        UsageError: The store holds a job of that name with another spec.
+        StoreError, JobError, WorkerError: The store cannot be used.
+    """
+    known = _recorded(storage, job)
+    if known is None:
+        key = keys.summary(storage.prefix, job)
+        storage.put(key, json.dumps({"spec": spec.model_dump(mode="json"), "since": since}, indent=1).encode())
+        return since
+    if known[0] != spec:
+        raise UsageError(
+            f"the store holds a job named {job} with other parameters ({known[0].differing(spec)}): choose another "
+            "--name, or give the same parameters"
+        )
+    return known[1]
+
+
+def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
+    """What a job of that name computes, as the store knows it; None when it knows none.
+
+    Raises:
+        DamagedSummary: It cannot be read.
+        UsageError: It was written by a newer version.
+        StoreError, JobError, WorkerError: The store cannot be used.
+    """
+    known = _recorded(storage, job)
+    return known[0] if known else None
+
+
+def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
+    key = keys.summary(storage.prefix, job)
+    if storage.size(key) is None:
+        return None
+    try:
+        written = json.loads(storage.get(key))
+        return JobSpec.model_validate(written["spec"]), int(written.get("since", 0))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ValidationError) and is_newer(error):
+            raise UsageError(
+                f"{storage.uri(key)} was written by a newer version of gradcam-queue: update this one, or choose "
+                "another --name"
+            ) from None
+        raise DamagedSummary(
+            f"{storage.uri(key)} cannot be read, it is torn or not ours: choose another --name; while Redis knows the "
+            f"job, `gradcam audit {job} --repair` writes it again, and `gradcam delete {job} --objects` deletes all"
+        ) from None
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of installed distributions, without importing them."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = release.own() if name == release.DISTRIBUTION else version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

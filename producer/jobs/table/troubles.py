@@ -1,0 +1,68 @@
+"""Why workers cannot do a job: what each says of it, until it can; where all say so, the job fails (`_convict.lua`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from producer.jobs.model.keys import JobKeys
+from producer.jobs.table.redis_scripts import text
+
+if TYPE_CHECKING:
+    from producer.jobs.table.redis_scripts import Scripts
+    from producer.jobs.table.table import Claim
+
+_WORKER = "worker:"
+
+
+class Kind(StrEnum):
+    """What kind of trouble a worker has with a job."""
+
+    #: It cannot do it, and knows why; another worker may.
+    REFUSED = "refused"
+    #: Something failed that nobody foresaw.
+    ERROR = "error"
+    #: It cannot read what the job is; it says nothing against it.
+    VERSION = "version"
+
+
+class Troubles:
+    """What workers say against jobs."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    def tell(self, worker: str, host: str, job: str, kind: Kind, sentence: str, claim: Claim | None = None) -> str:
+        """Say why a worker cannot do a job; it has no turn there for a while. Where all say so, the job fails.
+
+        Args:
+            worker: Its name.
+            host: The machine's: what is wrong with a machine, its workers have in common.
+            job: Its id.
+            kind: What kind of trouble.
+            sentence: What is told to whoever looks at the job.
+            claim: What it had in hand; it counts for that life and epoch of the job alone.
+
+        Returns:
+            The state of the job now, or `gone`.
+        """
+        arguments = [worker, kind, sentence, host, *(() if claim is None else (claim.life, claim.epoch))]
+        return text(self._scripts.run("trouble", JobKeys(job).parts("troubles"), arguments))
+
+    def over(self, job: str, worker: str) -> None:
+        """Say that a worker did what it said it cannot."""
+        self._scripts.run("unburden", [JobKeys(job).part("troubles")], [_WORKER + worker])
+
+    def loaded(self, job: str) -> None:
+        """Say that a job's model can be loaded."""
+        self._scripts.run("unburden", [JobKeys(job).part("troubles")], ["load"])
+
+
+def problem_of(troubles: Mapping[str, str]) -> str | None:
+    """What keeps a worker from doing a job, in a sentence, as `J:troubles` holds it; None where nothing does."""
+    for field in sorted(troubles):
+        if field.startswith(_WORKER):
+            return f"worker {field.removeprefix(_WORKER)} cannot do this job: {json.loads(troubles[field])['sentence']}"
+    return "a process ended while it loaded the model; it is tried again" if "load" in troubles else None

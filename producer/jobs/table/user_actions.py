@@ -1,0 +1,254 @@
+"""What a user does with a job that is there: cancel, pause, resume, and try its failed images again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
+
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError, no_such
+from producer.jobs.model.keys import JobKeys
+from producer.jobs.model.spec import Failure, Item, pack_some, unpack
+from producer.jobs.model.states import MAINTENANCE, ItemState, JobState
+from producer.jobs.table.redis_scripts import text
+
+if TYPE_CHECKING:
+    import redis
+
+    from producer.jobs.table.redis_scripts import Scripts
+
+BROKEN_OFF = "its submission was broken off; submit it again"
+#: What is said of a job of which Redis has lost a part.
+DAMAGED = (
+    "Redis has lost a part of this job: it evicts keys (set maxmemory-policy to noeviction), or an older copy of it "
+    "came back; `gradcam delete {job}`, then submit it again, under its name if it had one: what is done is taken over"
+)
+#: How long a client that repairs or deletes may be silent before another may go on.
+MAINTENANCE_LEASE_S = 60.0
+RetryMode = Literal["", "repair", "submit"]
+_STATES_AT_ONCE = 65_536
+_FAILURES_AT_ONCE = 500
+#: byte → the states of its four items, the first in the highest bits.
+_FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a retry began."""
+
+    #: 1 at first, one more with each retry.
+    number: int
+    #: The job's life, as `Claim` has it.
+    life: str
+
+
+def refusal(job: str, state: str) -> str:
+    """Why a verb cannot be done to a job that stands so, and what to do."""
+    match state:
+        case "repairing":
+            return f"job {job} is being repaired (`gradcam audit {job} --repair`): wait until that has ended"
+        case "deleting":
+            return (
+                f"job {job} is being deleted: wait until that has ended; `gradcam delete {job} --objects` goes on with "
+                "a deletion that was broken off"
+            )
+        case "cancelled":
+            return f"job {job} was cancelled: submit it again under another name"
+        case "running" | "paused" | "finalizing":
+            return f"job {job} has not ended, it is {state}: wait for it, or `gradcam cancel {job}`"
+        case _:
+            return f"job {job} has ended already: {state}"
+
+
+class Control:
+    """The verbs of `gradcam cancel | pause | resume | retry | audit` on the job table."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    def cancel(self, job: str) -> JobState:
+        """Stop a job for good; where it stands then. Raises UnknownJob."""
+        return self._control("cancel", job)
+
+    def pause(self, job: str) -> JobState:
+        """Hand out nothing more until it is resumed; where it stands then. Raises UnknownJob."""
+        return self._control("pause", job)
+
+    def resume(self, job: str) -> JobState:
+        """Go on with a paused job; where it stands then. Raises UnknownJob."""
+        return self._control("resume", job)
+
+    def _control(self, verb: str, job: str) -> JobState:
+        state = text(self._scripts.run(verb, [JobKeys(job).hash], []))
+        if state == "gone":
+            raise UnknownJob(no_such(job))
+        if state in MAINTENANCE:
+            raise UsageError(refusal(job, state))
+        return JobState(state)
+
+    def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> str:
+        """Hold a job that has ended for one client, or hold it for longer.
+
+        Args:
+            job: Its id.
+            state: `REPAIRING` or `DELETING`; the latter also of a job that Redis has forgotten.
+            who: The client.
+            lease_s: How long it may be silent.
+
+        Returns:
+            The job's life, as `Claim` has it.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has not ended, or another client has it.
+        """
+        answer = self._scripts.run("maintain", [JobKeys(job).hash, keys.ACTIVE], [job, state.value, who, lease_s])
+        match text(answer[0]):
+            case "yours":
+                return text(answer[1])
+            case "gone":
+                raise UnknownJob(no_such(job))
+            case found:
+                raise UsageError(refusal(job, found))
+
+    def maintained(self, job: str, who: str, *, incomplete: bool = False) -> None:
+        """Give a job back that was held; `incomplete` when objects may be gone that belong to it."""
+        self._scripts.run("maintained", [JobKeys(job).hash, keys.ACTIVE], [job, who, int(incomplete)])
+
+    def delete(self, job: str, *, who: str = "") -> None:
+        """Forget a job that has ended.
+
+        Args:
+            job: Its id.
+            who: The client that holds it, if one does.
+
+        Raises:
+            UnknownJob: There is no such job.
+            UsageError: It has not ended, or another client holds it.
+        """
+        names = JobKeys(job)
+        others = map(names.part, keys.JOB_PARTS)
+        state = text(self._scripts.run("delete", [names.hash, keys.JOBS, keys.ACTIVE, *others], [job, who]))
+        if state == "gone":
+            raise UnknownJob(no_such(job))
+        if state != "deleted":
+            raise UsageError(refusal(job, state))
+
+    def retry(
+        self, job: str, queue: str, *, retry_id: str, reason: str | None = None, mode: RetryMode = ""
+    ) -> Generation:
+        """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
+
+        Args:
+            job: Its id.
+            queue: Its class of service.
+            retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
+            reason: Only items that failed for it are going to be reopened.
+            mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
+                `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
+
+        Raises:
+            UnknownJob: There is no such job, or its lifetime is over.
+            UsageError: It cannot be tried again, or nothing failed.
+        """
+        names = JobKeys(job)
+        others = [names.part(part) for part in keys.JOB_PARTS if part != "reasons"]
+        answer = self._scripts.run(
+            "retry",
+            [names.hash, keys.ACTIVE, keys.turns(queue), names.part("reasons"), *others],
+            [job, retry_id, reason or "", mode],
+        )
+        match text(answer[0]):
+            case "begun":
+                return Generation(int(answer[1]), text(answer[2]))
+            case "gone":
+                raise UnknownJob(no_such(job))
+            case "nothing":
+                why = f" with the reason {reason!r}; `gradcam status {job}` lists the reasons" if reason else ""
+                raise UsageError(f"job {job} has no failed images{why}")
+            case "open":
+                raise UsageError(f"job {job} was never sent whole: {BROKEN_OFF}")
+            case "damaged":
+                raise UsageError(f"job {job} cannot be tried again: {DAMAGED.format(job=job)}")
+            case state:
+                raise UsageError(refusal(job, state))
+
+    def reopen(
+        self, job: str, generation: Generation, chunk: int, items: dict[int, Item], again: Mapping[int, str]
+    ) -> float | None:
+        """Make items pending again, chunk by chunk in ascending order.
+
+        Args:
+            job: Its id.
+            generation: As `retry` gave it.
+            chunk: Which one.
+            items: The items to work at, by offset, with those the chunk still holds: `items_of`.
+            again: Which of them become pending: their offsets, with the class a done one was explained for, or "".
+
+        Returns:
+            The time to publish the chunk's pointer with; None when it was reopened before, or the job went on.
+        """
+        answer = self._scripts.run(
+            "reopen",
+            JobKeys(job).parts(
+                "items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects", "classes"
+            ),
+            [
+                *(chunk, generation.number, pack_some(items), generation.life),
+                *(part for pair in again.items() for part in pair),
+            ],
+        )
+        return float(answer[1]) if answer[0] == b"reopened" else None
+
+    def reopened(self, job: str, generation: Generation) -> None:
+        """Say that everything is reopened: the job may end again."""
+        self._scripts.run("reopened", [JobKeys(job).hash], [generation.number, generation.life])
+
+    def items_of(self, job: str, chunk: int) -> dict[int, Item]:
+        """The items a chunk still holds, by their offset; none when it is complete."""
+        payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
+        return unpack(cast("bytes", payload)) if payload else {}
+
+    def states(self, job: str) -> Iterator[tuple[int, bytes]]:
+        """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.
+
+        Memory stays flat: a piece is of 65,536 items. It is the bits that say how far to look: while chunks still come
+        in, an item may have an index beyond the number of items.
+        """
+        size = _STATES_AT_ONCE // 4
+        for start in itertools.count(0, size):
+            packed = self._scripts.do(partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+            yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
+            if len(packed) < size:
+                return
+
+    def states_at(self, job: str, first: int, count: int) -> bytes:
+        """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
+        start = first // 4
+        packed = self._scripts.do(
+            partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=(first + count + 3) // 4 - start)
+        )
+        return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
+
+    def failures(self, job: str) -> Iterator[Failure]:
+        """The failures of a job, in order; memory stays flat."""
+        for first, states in self.states(job):
+            failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
+            for start in range(0, len(failed), _FAILURES_AT_ONCE):
+                yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
+
+    def failures_at(self, job: str, indices: Sequence[int]) -> list[Failure]:
+        """The failures of those of the items that failed."""
+        found = self._scripts.do(
+            lambda client: cast(
+                "list[bytes | None]", client.hmget(JobKeys(job).part("failures"), [str(index) for index in indices])
+            )
+        )
+        return [Failure.model_validate_json(line) for line in found if line is not None]
+
+
+def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:
+    return cast("bytes", client.getrange(key, start, start + size - 1))

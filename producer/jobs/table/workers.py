@@ -1,0 +1,183 @@
+"""Which workers there are, what keeps them from working, and which of them looks for lost work now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from producer.jobs.model import keys, release
+from producer.jobs.model.errors import ServiceError
+from producer.jobs.model.spec import Wait
+from producer.jobs.table.redis_scripts import text
+
+if TYPE_CHECKING:
+    import redis
+
+    from producer.jobs.table.redis_scripts import Scripts
+
+#: A worker not heard of for this long does not count as alive.
+WORKER_SILENT_S = 60
+_FORGOTTEN_S = 86_400
+#: A problem that is not told again is over, or its worker is.
+PROBLEM_LIFETIME_S = 120
+#: A status names so many things that are waited for at most.
+MOST_WAITS = 5
+SPEEDS_LIFETIME_S = 30 * 86_400
+
+
+class _Told(BaseModel):
+    """What a worker tells of its waiting."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    #: By Redis' clock, in seconds since 1970: when the wait began, and when it was told last.
+    since: float
+    at: float
+
+
+def _alive(told: bytes, now: float) -> bool:
+    return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
+
+
+class Roster:
+    """The workers, as they tell of themselves."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    def beat(self, worker: str, queues: Sequence[str] = ()) -> None:
+        """Say that a worker is alive, of which release it is, and which classes of service it reads.
+
+        It reads all where none is named.
+        """
+        now = self.now()
+
+        def beat(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                pipe.zadd(keys.WORKERS, {worker: now})
+                if queues:
+                    pipe.hset(keys.QUEUES, worker, ",".join(queues))
+                # One worker of each release will do: there are few releases, and many workers.
+                pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
+                pipe.hgetall(keys.RELEASES)
+                found = cast("dict[bytes, bytes]", pipe.execute()[-1])
+            if silent := [name for name, told in found.items() if not _alive(told, now)]:
+                client.hdel(keys.RELEASES, *silent)
+
+        self._scripts.do(beat)
+
+    def releases(self, now: float) -> dict[str, str]:
+        """The releases of the workers that are alive, each with the name of one of them."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
+        return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
+
+    def retire(self, worker: str) -> None:
+        """Say that a worker is gone; it goes all the same when nobody listens."""
+
+        def retire(client: redis.Redis) -> None:
+            client.zrem(keys.WORKERS, worker)
+            client.hdel(keys.QUEUES, worker)
+            client.hdel(keys.PROBLEMS, worker)
+            client.hdel(keys.WAITS, worker)
+
+        with suppress(ServiceError):
+            self._scripts.do(retire, patience_s=1.0)
+
+    def forget_silent(self) -> None:
+        """Drop workers that nobody has heard of for a day: they ended without a word."""
+
+        def forget(client: redis.Redis) -> None:
+            names = cast("list[bytes]", client.zrangebyscore(keys.WORKERS, "-inf", self.now() - _FORGOTTEN_S))
+            if names:
+                client.zrem(keys.WORKERS, *names)
+                client.hdel(keys.QUEUES, *names)
+
+        self._scripts.do(forget)
+
+    def complain(self, worker: str, sentence: str) -> None:
+        """Say what keeps a worker from working; whoever looks at a job sees it."""
+        self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
+        self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
+
+    def recovered(self, worker: str) -> None:
+        """Say that nothing keeps a worker from working any more."""
+        self._scripts.do(lambda client: client.hdel(keys.PROBLEMS, worker))
+
+    def waits_for(self, worker: str, what: str, for_s: float) -> None:
+        """Say what a worker has been waiting for, and for how long; said again while it lasts."""
+        now = self.now()
+        told = _Told(what=what, since=now - for_s, at=now)
+
+        def tell(client: redis.Redis) -> None:
+            client.hset(keys.WAITS, worker, told.model_dump_json())
+            client.expire(keys.WAITS, keys.PROBLEM_LIFETIME_S)
+
+        self._scripts.do(tell, patience_s=1.0)
+
+    def waits_no_more(self, worker: str) -> None:
+        """Take back what `waits_for` said."""
+        self._scripts.do(lambda client: client.hdel(keys.WAITS, worker), patience_s=1.0)
+
+    def waits(self, now: float) -> tuple[Wait, ...]:
+        """What workers wait for, the longest wait first."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
+        longest: dict[str, list[float]] = {}
+        for line in found.values():
+            with suppress(ValidationError):  # of another version
+                told = _Told.model_validate_json(line)
+                if now - told.at < WORKER_SILENT_S:  # else it died with its wait
+                    longest.setdefault(told.what, []).append(now - told.since)
+        waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
+        return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
+
+    def lead(self, worker: str, for_s: float) -> bool:
+        """Whether this worker is the one that looks for lost work for so long."""
+        for_ms = max(1, int(for_s * 1000))
+        return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
+
+    def step_down(self, worker: str) -> None:
+        """Let another worker look for lost work, where this one is to do it now."""
+
+        def step_down(client: redis.Redis) -> None:
+            if client.get(keys.RECONCILER) == worker.encode():
+                client.delete(keys.RECONCILER)
+
+        self._scripts.do(step_down)
+
+    def note_speed(self, network: str, images_per_s: float) -> None:
+        """Say how fast one process works at a network; a submission makes its chunks as large as fits."""
+
+        def note(client: redis.Redis) -> None:
+            client.hset(keys.SPEEDS, network, f"{images_per_s:.2f}")
+            client.expire(keys.SPEEDS, SPEEDS_LIFETIME_S)
+
+        self._scripts.do(note)
+
+    def speed(self, network: str) -> float | None:
+        """How many images a second one process explains with a network; None where nobody did lately."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.SPEEDS, network)))
+        return float(found) if found else None
+
+    def note_batch_size(self, kind_of_work: str, size: int) -> None:
+        """Say how many images at once are best for a kind of work; the next process begins with as many."""
+
+        def note(client: redis.Redis) -> None:
+            client.hset(keys.BATCH_SIZES, kind_of_work, size)
+            client.expire(keys.BATCH_SIZES, SPEEDS_LIFETIME_S)
+
+        with suppress(ServiceError):  # the next process finds it again
+            self._scripts.do(note, patience_s=1.0)
+
+    def batch_size(self, kind_of_work: str) -> int | None:
+        """What was noted of a kind of work; None where nobody found out lately."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, kind_of_work)))
+        return int(found) if found else None
+
+    def now(self) -> float:
+        """The server's time in seconds since 1970."""
+        seconds, micros = self._scripts.do(lambda client: client.time())
+        return seconds + micros / 1e6

@@ -1,0 +1,75 @@
+"""Images that have their end become pending again: those that failed, or done ones whose pictures are gone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from producer.jobs.model.errors import UnknownJob
+from producer.jobs.model.spec import Item
+
+if TYPE_CHECKING:
+    from producer.jobs.table.table import JobTable
+    from producer.jobs.table.user_actions import Generation
+    from producer.submission.submit import Publish
+
+
+def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
+    """Try the failed images of a job that has ended once more, and nothing else.
+
+    A job that failed as a whole goes on with the images that never had their turn as well.
+
+    Args:
+        table: The job table.
+        publish: Sends a chunk's pointer.
+        job: Its id.
+        queue: Its class of service.
+        reason: Only images that failed for it.
+
+    Returns:
+        How many failed images are tried again.
+
+    Raises:
+        UnknownJob: There is no such job, or its lifetime is over.
+        UsageError: It has not ended, was cancelled, or has no such failures.
+    """
+    generation = table.control.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
+    failures = table.control.failures(job)
+    wanted = (Again(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
+    return reopen(table, publish, job, generation, wanted)
+
+
+@dataclass(frozen=True)
+class Again:
+    """An image that becomes pending again."""
+
+    index: int
+    item: Item
+    #: The class a done one was explained for, as `class_key` makes it.
+    class_key: str = ""
+
+
+def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[Again]) -> int:
+    """Make images pending again, given in ascending order of their index, and let the job end again.
+
+    Returns:
+        How many.
+    """
+    found = table.outline(job)
+    if found is None:
+        raise UnknownJob(f"job {job} is gone")
+    count, size = 0, found.chunk_size
+    for chunk, group in groupby(images, lambda image: image.index // size):
+        again = {image.index % size: image for image in group}
+        # With what the chunk still holds: the job may have failed as a whole before that had its turn.
+        items = table.control.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
+        classes = {offset: image.class_key for offset, image in again.items()}
+        published_at = table.control.reopen(job, generation, chunk, items, classes)
+        if published_at is not None:
+            publish(chunk, published_at)
+            count += len(again)
+    table.control.reopened(job, generation)
+    return count

@@ -1,0 +1,3 @@
+"""A chunk from claim to commit."""
+
+from __future__ import annotations

@@ -1,0 +1,172 @@
+"""A chunk in hand: its lease, and how long the step in hand may take before the process counts as hanging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from producer.jobs.model.errors import GradcamError, ServiceError, WorkerError
+
+if TYPE_CHECKING:
+    from producer.jobs.table.table import Claim, JobTable
+
+log = logging.getLogger(__name__)
+
+
+class LeaseLost(GradcamError):
+    """The chunk is not ours any more."""
+
+
+@dataclass(frozen=True)
+class Busy:
+    """What a child says of the chunk in its hand, in a file that its parent reads."""
+
+    pid: int
+    job: str
+    chunk: int
+    claim_id: str
+    #: The job's, as `Claim` has it.
+    life: str
+    #: Offsets of the items that it is about to decode or compute.
+    marked: list[int]
+    #: Whether it loads the job's model.
+    loading: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Busy | None:
+        """What the file says; None when there is nothing in hand."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+class Lease:
+    """Keeps a claimed chunk ours while each step is within its time; used in a `with`, by the thread that works.
+
+    A thread of its own renews the lease, since one step (loading a model, one batch on a slow processor) may take
+    longer than a lease. A dead or frozen process renews nothing; one that hangs renews until the step's time is over.
+    `busy_file` says all this to the parent process, which kills a child that hangs (`worker/recover/watchdog.py`).
+
+    Args:
+        table: The job table.
+        claim: The chunk in hand.
+        claim_id: What it was claimed with.
+        lease_s: How long the chunk stays ours when this process dies.
+        busy_file: Exists while the chunk is in hand; its time is when the step in hand must be over.
+    """
+
+    def __init__(
+        self, table: JobTable, claim: Claim, *, claim_id: str, lease_s: float, busy_file: Path | None = None
+    ) -> None:
+        self._table, self._claim, self._claim_id, self._lease_s, self._file = table, claim, claim_id, lease_s, busy_file
+        self._until = time.monotonic() + lease_s
+        #: When the renewal that was answered last was asked for.
+        self._renewed = time.monotonic()
+        self._lost = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._tell(())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        # First: a renewal that waits for Redis is no hanging image.
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._thread.join()
+
+    def step(self, limit_s: float) -> None:
+        """Begin a step that may take so long.
+
+        Raises:
+            LeaseLost: The chunk is not ours any more, or the job goes no further.
+        """
+        if self._lost:
+            raise LeaseLost
+        self._until = time.monotonic() + limit_s
+        self._set_time()
+
+    def hold(self) -> None:
+        """Make sure that the chunk is ours before something is written that is its holder's alone to write.
+
+        Costs a look at the clock, unless the last renewal was longer ago than a lease lasts: then Redis is asked.
+
+        Raises:
+            LeaseLost: As `step`.
+            ServiceError: Redis is away: nobody knows whose the chunk is.
+        """
+        if not self._lost and time.monotonic() - self._renewed >= self._lease_s:
+            self._renew(None)
+        if self._lost:
+            raise LeaseLost
+
+    def mark(self, offsets: Sequence[int]) -> None:
+        """Say which items are about to be decoded or computed: they come under suspicion if this process dies now.
+
+        Raises:
+            LeaseLost: As `step`; known at once, so that a job which is cancelled or paused stops here.
+        """
+        self._tell(offsets)
+        self._renew(offsets)
+        if self._lost:
+            raise LeaseLost
+
+    def load(self, limit_s: float) -> None:
+        """Begin to load the job's model, which may take so long: that comes under suspicion if this process dies now.
+
+        Raises:
+            LeaseLost: As `mark`.
+        """
+        self.step(limit_s)
+        self._tell((), loading=True)
+        self._renew(None, loading=True)
+        if self._lost:
+            raise LeaseLost
+
+    def _tell(self, marked: Sequence[int], *, loading: bool = False) -> None:
+        """Tell the parent what is in hand; it may be the only one left to know."""
+        if self._file is None:
+            return
+        claim = self._claim
+        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading)
+        partial = self._file.with_name(f"{self._file.name}.new")
+        try:
+            partial.write_text(json.dumps(asdict(busy)))
+            partial.replace(self._file)
+        except FileNotFoundError:
+            pass  # the launcher's folder is gone: it is made again in a moment, and told with the next step
+        except OSError as error:
+            raise WorkerError(f"nothing can be written to {self._file.parent} ({error.strerror})") from None
+        self._set_time()
+
+    def _set_time(self) -> None:
+        if self._file is not None:
+            until = time.time() + max(self._until - time.monotonic(), 0.0)
+            with suppress(OSError):
+                os.utime(self._file, (until, until))
+
+    def _keep(self) -> None:
+        while not self._over.wait(self._lease_s / 8):
+            due = time.monotonic() - self._renewed >= self._lease_s / 3
+            if due and not self._lost and time.monotonic() < self._until:
+                # Redis is away: it hands out our chunk no more than it renews it.
+                with suppress(ServiceError):
+                    self._renew(None)
+
+    def _renew(self, offsets: Sequence[int] | None, *, loading: bool = False) -> None:
+        asked = time.monotonic()
+        if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets, loading=loading):
+            self._lost = True
+        self._renewed = asked

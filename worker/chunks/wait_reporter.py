@@ -1,0 +1,59 @@
+"""What a process waits for, told while it waits: a server that stands still makes no error that could be told."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from producer.jobs.model.errors import ServiceError
+from producer.jobs.model.waits import SERVER_AFTER_S, longest
+
+if TYPE_CHECKING:
+    from producer.jobs.table.workers import Roster
+    from worker.supervise.health import Health
+
+_LOOK_EVERY_S: Final = 5.0
+
+
+class Teller(threading.Thread):
+    """Tells status and check what this process has waited for longer than usual; nothing is said while all goes well.
+
+    Args:
+        roster: Where `gradcam status` finds it.
+        name: The worker's.
+        health: Where `gradcam-worker check` finds it, servers only: a step of one's own may take its time.
+    """
+
+    def __init__(self, roster: Roster, name: str, health: Health) -> None:
+        super().__init__(name="teller", daemon=True)
+        self._roster, self._worker, self._health = roster, name, health
+        self._told = False
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look again and again."""
+        while not self._over.wait(_LOOK_EVERY_S):
+            self.look()
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        self._over.set()
+        self.join()
+
+    def look(self) -> None:
+        """Tell what is waited for now, or take back what was told."""
+        found = longest()
+        long = found is not None and found.age_s >= SERVER_AFTER_S
+        # First: Redis may be what does not answer.
+        if found is not None and long and found.server:
+            self._health.waits(found.what, found.age_s)
+        else:
+            self._health.waits_no_more()
+        with suppress(ServiceError):
+            if found is not None and long:
+                self._roster.waits_for(self._worker, found.what, found.age_s)
+                self._told = True
+            elif self._told:
+                self._roster.waits_no_more(self._worker)
+                self._told = False

@@ -1,0 +1,3 @@
+"""The mathematics: torch and the papers, nothing else."""
+
+from __future__ import annotations

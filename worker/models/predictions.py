@@ -1,0 +1,42 @@
+"""Logits become probabilities and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producer.jobs.model.spec import Guess
+
+
+def guesses(
+    logits: NDArray[np.floating[Any]], class_id: int, categories: Sequence[str] | None
+) -> tuple[Guess, tuple[Guess, ...]]:
+    """Softmax in float64; of one logit alone, whose softmax is always 1, the sigmoid.
+
+    Args:
+        logits: (K,), finite.
+        class_id: The class that was explained.
+        categories: K names, if there are any.
+
+    Returns:
+        The explained class, and the five most likely ones, most likely first.
+    """
+    probabilities = _probabilities(logits.astype(np.float64))  # (K,)
+
+    def guess(index: int) -> Guess:
+        name = categories[index] if categories else None
+        return Guess(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
+
+    top = np.argsort(-probabilities, kind="stable")[:5]
+    return guess(class_id), tuple(guess(int(index)) for index in top)
+
+
+def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(logits) == 1:
+        # As binary cross-entropy is trained; by tanh, which never overflows.
+        return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
+    shifted = np.exp(logits - logits.max())
+    return np.asarray(shifted / shifted.sum())

@@ -1,0 +1,214 @@
+"""Find and download the weights of a network, fit them in, or make random ones.
+
+`worker.models.checkpoint` reads a file of them, `worker.models.candidates` finds in it those that are the network's.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import re
+import socket
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from producer.jobs.model.errors import JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.store.bucket import sha256_of
+
+State = dict[str, Tensor]
+#: Fetches an address into a file, or raises what it likes.
+Download = Callable[[str, Path], None]
+
+_TIMEOUT_S: Final = 20.0
+#: How long to wait for another process that downloads the same.
+_OTHERS_TIMEOUT_S: Final = 1800.0
+#: torchvision's files carry the beginning of their own SHA-256 in their names.
+_DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.")
+#: A counter for training only, which files from before torch 0.4.1 lack.
+_COUNTER: Final = ".num_batches_tracked"
+
+
+def check_whole(state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that are larger than their file: they might take any amount of memory where they are copied.
+
+    Raises:
+        JobError: a tensor claims more numbers than the file has, or is of a kind that is not read.
+    """
+    if not all(map(_is_plain, state.values())):
+        raise JobError(f"the weights of {name} are broken: a tensor claims more numbers than the file has")
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Sequence[str] = ()) -> None:
+    """Put all of `state` into the model called `name`; nothing may be left over on either side.
+
+    Args:
+        model: the model.
+        state: by the model's own names.
+        name: what the model is called.
+        unexpected: what else its weights have, by the names there.
+
+    Raises:
+        JobError: names the first weight missing, the first unexpected and the first of another shape or type.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
+    extra = [*unexpected, *(key for key in state if key not in own)]
+    shared = [key for key in own if key in state]
+    misshapen = [key for key in shared if own[key].shape != state[key].shape]
+    # A mean of counters, as some averages of weights have, is taken; numbers that were quantised mean something else.
+    mistyped = [key for key in shared if own[key].is_floating_point() and not state[key].is_floating_point()]
+    faults = []
+    if missing:
+        faults.append(f"{missing[0]} is missing{_others(missing)}")
+    if extra:
+        faults.append(f"{extra[0]} is unexpected{_others(extra)}")
+    if misshapen:
+        key = misshapen[0]
+        faults.append(f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}{_others(misshapen)}")
+    if mistyped:
+        key = mistyped[0]
+        kind = str(state[key].dtype).removeprefix("torch.")
+        faults.append(f"{key} is of type {kind}, not floating point{_others(mistyped)}")
+    if faults:
+        raise JobError(f"the weights do not fit {name}: {'; '.join(faults)}")
+    whole: OrderedDict[str, Tensor] = OrderedDict({key: state.get(key, own[key]) for key in own})
+    # The versions of the layers' formats: names and shapes are today's, whatever the file says or does not say.
+    whole._metadata = own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(whole, strict=True)
+
+
+def head_of(model: nn.Module, classes: int) -> str:
+    """Name of the weight that makes the logits: that of the last layer with a row for each class, "" if none has."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return next((f"{name}.weight" for name in reversed(layers) if len(layers[name].weight) == classes), "")
+
+
+def renamed_by_position(state: State, names: list[str]) -> State:
+    """Give the weights other names, in order: for files of another implementation of the same network.
+
+    Raises:
+        JobError: their number or the last parts of their names (weight, bias, …) do not pair up.
+    """
+    if len(state) != len(names):
+        raise JobError(f"the weights do not fit: the file has {len(state)} of them, the network {len(names)}")
+    for old, new in zip(state, names, strict=True):
+        if old.rpartition(".")[2] != new.rpartition(".")[2]:
+            raise JobError(f"the weights do not fit: the file has {old} where the network has {new}")
+    return dict(zip(names, state.values(), strict=True))
+
+
+def checkpoint(name: str, url: str, download: Download | None) -> Path:
+    """Return the file of `url` among torch.hub's checkpoints, which other programs share; download it where it is not.
+
+    Raises:
+        JobError: it is not there and cannot be downloaded; names the network `name` and the remedy.
+        WorkerError: it cannot be written to this machine's disk, or another process takes too long to download it.
+    """
+    parts = Path(unquote(urlsplit(url).path)).parts[1:]
+    # A hub of models calls every file alike; there the whole path tells them apart.
+    file_name = parts[-1] if _DIGEST_IN_NAME.search(parts[-1]) else "-".join(parts)
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    if path.is_file():
+        return path
+    if download is None:
+        raise JobError(f"the weights of {name} are not among {path.parent}")
+    with _one_process(path):
+        if not path.is_file():  # nobody brought it meanwhile
+            _download_to(path, name, url, download)
+    return path
+
+
+@contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Let one process at a time download a checkpoint, beside torch.hub's folder of them: theirs is not ours to litter.
+
+    Raises:
+        WorkerError: the folder cannot be written, or another process takes too long.
+    """
+    locks = path.parent.with_name(".locks")
+    try:
+        for folder in (path.parent, locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{path.name}.lock").acquire(timeout=_OTHERS_TIMEOUT_S)
+    except Timeout:
+        raise WorkerError(
+            f"another process has been downloading {path.name} for more than {_OTHERS_TIMEOUT_S:.0f} s"
+        ) from None
+    except OSError as error:
+        raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror or error})") from None
+    with lock:
+        yield
+
+
+def _download_to(path: Path, name: str, url: str, download: Download) -> None:
+    # What processes left that were killed.
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        left.unlink(missing_ok=True)
+    # Written beside and renamed, so that no other process, which may be no program of ours, ever reads half a file.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        download(url, partial)
+        _check_arrived(partial, _DIGEST_IN_NAME.search(path.name))
+        os.replace(partial, path)
+    except WorkerError:  # a full disk, say, is not the job's fault
+        raise
+    # However else it failed, the job cannot go on and the remedy is the same.
+    except Exception as error:
+        raise (JobError if isinstance(error, NothingThere) else NotHere)(
+            f"the weights of {name} could not be downloaded from {url} ({error or type(error).__name__}); "
+            "give a file with --weight-path"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def download(url: str, path: Path) -> None:
+    """Download by HTTP; a server that is silent for 20 s is given up."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)  # urllib, which torch.hub uses, takes no other
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Give convolutions and linear layers the same random weights on every call, without touching global generators.
+
+    He's uniform initialisation over the inputs (arXiv:1502.01852, eq. 10), under which signals neither vanish nor
+    explode in depth; with the builders' own, logits of inception_v3 hardly depend on the picture.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = math.sqrt(6 / module.weight[0].numel())
+                module.weight.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+                # Some start with their residual branches shut, and every map inside of them would be zero.
+                module.weight.fill_(1)
+
+
+def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
+    if digest_in_name and not sha256_of(path).startswith(digest_in_name[1]):
+        raise ValueError("what arrived is another file")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # A view that repeats one number takes a few bytes in the file, and any amount of memory where it is copied.
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.untyped_storage().nbytes() >= tensor.nbytes
+
+
+def _others(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""

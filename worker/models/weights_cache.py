@@ -1,0 +1,239 @@
+"""Weights files on this machine's disk, by their content: fetched once, however many processes ask for them.
+
+| name in the folder | what it is                                                                             |
+|--------------------|----------------------------------------------------------------------------------------|
+| `<64 hex digits>`  | a weights file, named by its SHA-256; when it was used last is its time of modification |
+| `<2 hex digits>.lock` | held by the process that fetches a file of such a name (or from such an address)    |
+| `<2 hex digits>.partial` | what that process has fetched so far                                             |
+| `changes.lock`     | held for a moment by the process that puts a file in its place or removes some         |
+
+A process that reads a file holds a shared lock on it, which the kernel takes back however the process ends; only what
+nobody reads is removed. Content is compared with the name before each use, so nothing here needs to be trusted.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from filelock import FileLock, Timeout
+
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
+from producer.jobs.store.bucket import sha256_of
+
+log = logging.getLogger(__name__)
+
+#: Writes what is behind an address into a file, within seconds; its OSErrors are of the file.
+Fetch = Callable[[str, BinaryIO, float], object]
+
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_CHANGES: Final = "changes"
+_NAME: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def default_folder() -> Path:
+    """Where weights files are kept: `$XDG_CACHE_HOME/gradcam-worker/weights`, or under `~/.cache`."""
+    # The second is relative for a user without a home.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return (base if base.is_absolute() else Path(tempfile.gettempdir())) / "gradcam-worker" / "weights"
+
+
+class WeightsFiles:
+    """One user's weights files on this machine; safe to share between threads and processes.
+
+    Args:
+        folder: Where they are; made if need be, readable for its owner alone. One that cannot be used costs a warning
+            and a fetch each time.
+        max_bytes: What all files may take; those used longest ago are removed first. One that is being fetched, and
+            those that are being read, come on top.
+        fetch: Brings them.
+        timeout_s: What fetching one may take, waiting for another process that fetches it included.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, fetch: Fetch, timeout_s: float) -> None:
+        self._folder, self._max_bytes, self._fetch, self._timeout_s = folder, max_bytes, fetch, timeout_s
+
+    @contextmanager
+    def file(self, uri: str, sha256: str | None = None) -> Iterator[Path]:
+        """Give a file with what is behind an address; it stays in place within the `with` block.
+
+        Args:
+            uri: An address that `fetch` understands.
+            sha256: Of the content, where it is known: what is kept is used then. Else it is fetched in any case, as
+                what is behind an address may change.
+
+        Raises:
+            FetchError: The address cannot be fetched.
+            JobError: There is something else behind it than `sha256` says.
+            WorkerError: The disk is full, or another process takes too long to fetch the same.
+        """
+        with ExitStack() as held:
+            try:
+                path = held.enter_context(self._kept(uri, sha256))
+            except OSError as error:
+                log.warning(
+                    "action=weights_not_kept Weights files cannot be kept in %s (%s); each process fetches its own.",
+                    self._folder,
+                    error.strerror or error,
+                )
+                if error.errno in _DISK_FULL:
+                    # What is kept for later must not be what leaves no room now.
+                    with suppress(OSError), self._locked(_CHANGES, self._timeout_s):
+                        self._make_room(self._max_bytes)
+                path = held.enter_context(self._temporary(uri, sha256))
+            yield path
+
+    @contextmanager
+    def _temporary(self, uri: str, sha256: str | None) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="gradcam-weights-") as folder:
+            path = Path(folder) / "weights"
+            try:
+                self._fetch_to(path, uri, sha256, self._timeout_s)
+            except OSError as error:
+                raise WorkerError(
+                    f"weights can be written neither to {self._folder} nor to {tempfile.gettempdir()} "
+                    f"({error.strerror or error})"
+                ) from None
+            yield path
+
+    @contextmanager
+    def _kept(self, uri: str, sha256: str | None) -> Iterator[Path]:
+        self._make_private()
+        file = None if sha256 is None else self._opened(sha256)
+        fetched = file is None
+        if file is None:
+            file, sha256 = self._fetched(uri, sha256)
+        try:
+            yield self._folder / str(sha256)
+        finally:
+            file.close()
+            if fetched:
+                # A moment ago it may itself have been too large to be kept.
+                with suppress(OSError, WorkerError):
+                    self._tidy()
+
+    def _make_private(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._folder.stat().st_uid != os.geteuid():
+            raise PermissionError(None, "it belongs to somebody else")
+        self._folder.chmod(0o700)
+
+    def _opened(self, sha256: str) -> BinaryIO | None:
+        """Open a file that has the content that its name says; no process removes it before it is closed."""
+        path = self._folder / sha256
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        # It may have been removed between the two lines above.
+        if os.fstat(file.fileno()).st_nlink and sha256_of(path) == sha256:
+            os.utime(path)
+            return file
+        file.close()
+        return None
+
+    def _fetched(self, uri: str, sha256: str | None) -> tuple[BinaryIO, str]:
+        """Fetch a file, or wait for another process that does; give it open, as above, with its SHA-256."""
+        # 256 locks for all files there will ever be: two that share one wait for each other, and no lock is ever
+        # removed, which could not be done safely.
+        name = (sha256 or hashlib.sha256(uri.encode()).hexdigest())[:2]
+        partial = self._folder / f"{name}.partial"
+        until = time.monotonic() + self._timeout_s
+        with self._locked(name, self._timeout_s):
+            if sha256 is not None and (file := self._opened(sha256)) is not None:
+                return file, sha256
+            try:
+                # What a process left here that was killed is written over.
+                found = self._fetch_to(partial, uri, sha256, until - time.monotonic())
+                return self._put(partial, found), found
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _put(self, partial: Path, sha256: str) -> BinaryIO:
+        """Put what was fetched in its place and open it, unless it is there already: then somebody may be reading."""
+        with self._locked(_CHANGES, self._timeout_s):
+            if (there := self._opened(sha256)) is not None:
+                return there
+            self._make_room(partial.stat().st_size)
+            file = partial.open("rb")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.replace(partial, self._folder / sha256)
+            return file
+
+    @contextmanager
+    def _locked(self, name: str, timeout_s: float) -> Iterator[None]:
+        """Hold one of the locks. Raises WorkerError if it cannot be had in time."""
+        try:
+            lock = FileLock(self._folder / f"{name}.lock").acquire(timeout=timeout_s)
+        except Timeout:
+            raise WorkerError(f"another process has been fetching weights for more than {timeout_s:.0f} s") from None
+        with lock:
+            yield
+
+    def _fetch_to(self, path: Path, uri: str, sha256: str | None, timeout_s: float) -> str:
+        """Fetch into a file and return its SHA-256. Raises OSError when it cannot be written."""
+        try:
+            with path.open("wb") as file:
+                self._fetch(uri, file, timeout_s)
+        except FetchTimeout as error:
+            if timeout_s > self._timeout_s / 2:
+                raise
+            # The time was spent waiting for another process, for which the job is not to blame.
+            raise WorkerError(f"another process was fetching weights for so long that {error}") from None
+        found = sha256_of(path)
+        if sha256 is not None and found != sha256:
+            raise JobError(
+                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again"
+            )
+        return found
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Remove files, those used longest ago first, until so many bytes fit; never one that somebody reads.
+
+        Under the lock of changes: a name that was found unread must not become that of another file before it is gone.
+        """
+        files = []
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.name):
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+        too_many_bytes = sum(size for _, size, _ in files) + size_bytes - self._max_bytes
+        for _, size, path in sorted(files):
+            if too_many_bytes <= 0:
+                return
+            if _remove_unread(path):
+                too_many_bytes -= size
+
+    def _tidy(self) -> None:
+        """Hold the limit, and remove what killed processes were fetching."""
+        with self._locked(_CHANGES, self._timeout_s):
+            self._make_room(0)
+        for partial in self._folder.glob("*.partial"):
+            with suppress(WorkerError), self._locked(partial.stem, timeout_s=0):
+                partial.unlink(missing_ok=True)
+
+
+def _remove_unread(path: Path) -> bool:
+    """Remove a file unless a process reads it; say whether it is gone."""
+    try:
+        with path.open("r+b") as file:  # NFS locks nothing exclusively that cannot be written
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except FileNotFoundError:  # another process was faster
+        return True
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,3 @@
+"""Pictures: decoded, fitted, drawn, encoded. NumPy and OpenCV, nothing else."""
+
+from __future__ import annotations

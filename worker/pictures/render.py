@@ -1,0 +1,142 @@
+"""Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`.
+
+All in float32, as the network gives it, and exact where truncation could show: as it is divided first and multiplied by
+255 then, a quotient q/255 gives q for every level q. So numbers are those of paper and pencil, a maximum always 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from producer.jobs.model.errors import ModelError
+
+Floats = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
+
+#: The four pictures, in the order in which they are named everywhere.
+OUTPUTS: Final = ("heatmap", "cam", "gb", "cam_gb")
+#: How file formats are called and written; JPEG without chroma subsampling, whose red and blue edges would bleed.
+JPEG_QUALITY: Final = 95
+_ENCODINGS: Final[dict[str, list[int]]] = {
+    "jpg": [
+        cv2.IMWRITE_JPEG_QUALITY,
+        JPEG_QUALITY,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ],
+    "png": [],
+}
+#: (256, 1, 3) uint8: OpenCV's JET, from dark blue (0, 0, 128) over green to dark red (128, 0, 0), in RGB.
+JET: Final = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[..., ::-1].copy()
+
+
+def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str] = OUTPUTS) -> dict[str, Picture]:
+    """Draw the asked of the four pictures of one image, each (H, W, 3) uint8 RGB.
+
+    Args:
+        picture: (H, W, 3) RGB in [0, 1], as resized for the network, before mean and standard deviation.
+        map: (h, w), >= 0, Grad-CAM after ReLU and not normalised; resized bilinearly with half-pixel centres.
+        guided: (H, W, 3), signed guided gradient.
+        outputs: which of `OUTPUTS` to draw.
+
+    Every value is truncated, not rounded. A constant picture becomes zeros in each stretch from minimum to maximum.
+
+    Raises:
+        ModelError: map or guided gradient is not finite.
+        ValueError: an output is not known.
+    """
+    height, width = picture.shape[:2]
+    small, _flat = normalised(map)  # (h, w)
+    resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    return draw(picture, np.asarray(resized, np.float32), guided, outputs)
+
+
+def draw(
+    picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
+) -> dict[str, Picture]:
+    """Draw pictures as `render` does, of a map that is normalised and has the picture's size already.
+
+    Args:
+        picture: (H, W, 3) RGB in [0, 1].
+        heat: (H, W) float32 in [0, 1]; not normalised again.
+        guided: (H, W, 3), signed guided gradient.
+        outputs: which of `OUTPUTS` to draw.
+
+    Raises:
+        ModelError: the guided gradient is not finite.
+        ValueError: an output is not known.
+    """
+    if unknown := set(outputs) - set(OUTPUTS):
+        raise ValueError(f"unknown outputs {sorted(unknown)}; known are {', '.join(OUTPUTS)}")
+    heatmap = _jet(heat)  # (H, W, 3)
+    make: dict[str, Callable[[], Picture]] = {
+        "heatmap": lambda: heatmap,
+        # 255 times heatmap/255 + picture: the stretch does not see the factor, and bytes stay whole numbers.
+        "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap.astype(np.float32)),
+        "gb": lambda: _stretched(guided),
+        "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
+    }
+    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity is told as our own error
+        return {name: make[name]() for name in OUTPUTS if name in outputs}
+
+
+def normalised(map: Floats) -> tuple[NDArray[np.float32], bool]:
+    """Bring a (h, w) map to [0, 1] by its own minimum and maximum, float32; say whether it was flat, then it is all 0.
+
+    Raises:
+        ModelError: the map is not finite.
+    """
+    values = np.asarray(map, np.float32)
+    low, span = _range(values)
+    if span == 0:
+        return np.zeros_like(values), True
+    return (values - low) / span, False
+
+
+def encode(image_rgb: Picture, format: str = "jpg") -> bytes:
+    """Write an (H, W, 3) uint8 RGB picture as `jpg` (quality 95, no chroma subsampling) or `png`.
+
+    Raises:
+        ValueError: the format is not known, or it cannot hold the picture.
+    """
+    if format not in _ENCODINGS:
+        raise ValueError(f"unknown picture format {format!r}; known are {', '.join(_ENCODINGS)}")
+    bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
+    written, data = cv2.imencode(f".{format}", bgr, _ENCODINGS[format])
+    if not written:
+        raise ValueError(f"a picture of {image_rgb.shape} cannot be written as {format}")
+    return data.tobytes()
+
+
+def _jet(heat: NDArray[np.float32]) -> Picture:
+    levels = (heat * np.float32(255)).astype(np.uint8)  # (H, W), truncated
+    return np.asarray(cv2.applyColorMap(levels, JET), np.uint8)  # (H, W, 3)
+
+
+def _stretched(values: Floats) -> Picture:
+    """Stretch from the minimum to the maximum over the whole (H, W, 3) to 0..255, truncated."""
+    values = np.asarray(values, np.float32)
+    low, span = _range(values)
+    if span == 0:
+        return np.zeros(values.shape, np.uint8)
+    scaled = values - low
+    scaled /= span
+    scaled *= 255
+    # C order whatever that of the gradient was: OpenCV would copy the picture to write it.
+    stretched: Picture = scaled.astype(np.uint8, order="C")
+    return stretched
+
+
+def _range(values: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
+    """Minimum, and maximum minus minimum; both carry NaN and infinity along, so they tell of the whole array."""
+    low = values.min()
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = values.max() - low
+    if not np.isfinite(span):
+        raise ModelError("the network's gradients for this image are not finite")
+    return low, span
