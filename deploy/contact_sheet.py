@@ -80,11 +80,11 @@ def _write(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     texts = [(row.name, _font(_LARGE_PX), _LARGE_PX, _INK)]
     texts += [(line, _font(_SMALL_PX), _SMALL_PX, _FAINT) for line in row.lines]
     y = float(top)
-    for text, font, height_px, colour in texts:
+    for text, font, height_px, color in texts:
         for line in wrap(text, font, TEXT_PX):
             if y + height_px > top + CELL_PX:
                 return
-            pen.text((MARGIN_PX, y), line, fill=colour, font=font)
+            pen.text((MARGIN_PX, y), line, fill=color, font=font)
             y += height_px * _LINE_SPACING
 
 

@@ -1,6 +1,6 @@
 """Run a program that ends when the process that started it ends, however that ended.
 
-python tether.py PARENT SIGNAL PROGRAM [ARGUMENT...]
+python die_with_parent.py PARENT SIGNAL PROGRAM [ARGUMENT...]
 
 Started by path, with `python -I -S`, and replaced by the program at once: it keeps the process id. A program started
 through Python's `preexec_fn` would do the same with less, but that may deadlock where other threads run.

@@ -29,7 +29,7 @@ class InUse(UsageError):
     """Another process holds the directory."""
 
 
-class Hold:
+class DirectoryLock:
     """A directory held by this process; the kernel ends the hold with the process, so no stale file can lie."""
 
     def __init__(self, directory: Path) -> None:

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-_TETHER = Path(__file__).with_name("tether.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LOG_TAIL_BYTES = 3000
 #: Below the ports that systems hand out to clients: a client that keeps calling a dead server of ours must not be
 #: given the server's own port, which would then be taken when the server comes back.
 _PORTS = range(10_000, 30_000)
-#: Linux ends a tethered program with the *thread* that started it; this one lives as long as the process.
+#: Linux ends such a program with the *thread* that started it; this one lives as long as the process.
 _STARTER = ThreadPoolExecutor(1, "deploy-starter")
 
 
@@ -40,12 +40,12 @@ class Program:
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         """Start the program in its own session: Ctrl-C in a terminal is for us, and we end it in order."""
-        tether = (sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), str(int(self.death_signal)))
+        die_with_parent = (sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), str(int(self.death_signal)))
 
         def start() -> subprocess.Popen[bytes]:
             with self.log.open("ab") as log:
                 return subprocess.Popen(
-                    [*tether, *command],
+                    [*die_with_parent, *command],
                     cwd=directory,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from deploy.directory_lock import Hold, make_private, write_private
+from deploy.directory_lock import DirectoryLock, make_private, write_private
 from deploy.programs import Program
 from deploy.servers import REGION, SeaweedFS, Valkey
 from producer.jobs.model.errors import ServiceError
@@ -77,7 +77,7 @@ class Stack:
         self.workers = workers
         self.devices = devices
         self.worker: Worker | None = None
-        self._hold = Hold(self.directory)
+        self._hold = DirectoryLock(self.directory)
         self._settings = self.directory / "settings.json"
         kept = json.loads(self._settings.read_text()) if self._settings.exists() else _new_settings()
         self._secrets: dict[str, str] = kept["secrets"]

@@ -25,7 +25,7 @@ _HEALTHY_AFTER_S = 60.0
 
 
 @dataclass
-class Kept:
+class Restarted:
     """One program that is started again when it dies, ever more slowly while it keeps dying."""
 
     program: Server | Worker
@@ -77,7 +77,7 @@ def supervise(directory: Path, workers: int) -> None:
 
 def _keep(stack: Stack) -> None:
     programs = [stack.redis, stack.s3, stack.worker]
-    kept = [Kept(program) for program in programs if program is not None]
+    kept = [Restarted(program) for program in programs if program is not None]
     while True:
         for one in kept:
             one.look()

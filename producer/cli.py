@@ -22,10 +22,10 @@ from producer.commands.console import (
     SERVICE,
     USAGE,
     Examples,
+    client_from_env,
     examples,
     exit_code_of,
     follow_job,
-    make_client,
     make_talk,
     summary_of,
 )
@@ -65,7 +65,7 @@ def cli() -> None:
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="With --watch, print each status as a line of JSON.")
 def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
     """Say where a job stands."""
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     if watch and as_jsonl:
         for found in client.watch(job):
             click.echo(found.model_dump_json())
@@ -94,7 +94,7 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None, as_json: bool) -> None:
     """List jobs, newest first."""
-    found = make_client().list(limit=limit, offset=offset, state=state, name=name)
+    found = client_from_env().list(limit=limit, offset=offset, state=state, name=name)
     if as_json:
         click.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return

@@ -19,16 +19,16 @@ from producer.jobs.broker import celery_app, transport
 from producer.jobs.model.errors import GradcamError, Unfit
 from producer.jobs.model.settings import Connections, read_both
 from producer.jobs.store.bucket import Storage
-from producer.jobs.table.redis_scripts import Scripts, make_client
+from producer.jobs.table.redis_scripts import Scripts, make_redis_client
 from producer.jobs.table.table import JobTable
-from producer.jobs.table.workers import Roster
+from producer.jobs.table.workers import WorkerRegistry
 from worker import tasks
 from worker.recover.reconciler import Death, Reconciler
 from worker.recover.watchdog import Watchdog
 from worker.settings import WorkerSettings
 from worker.supervise import run_dirs
 from worker.supervise.grace import PARENT_SHARE, Grace
-from worker.supervise.health import PRELOADED_WITHIN_S, WARM_WITHIN_S, Health
+from worker.supervise.health import PRELOADED_WITHIN_S, READY_WITHIN_S, Health
 
 if TYPE_CHECKING:
     from worker.chunks.consumer import Work
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The exit code of a process that cannot get what it needs; before it was ever ready, its launcher counts it.
-COLD = 78
+STARTUP_FAILED = 78
 #: A main process whose children crash so often in a row while they start ends: Celery would start them for ever.
 _STARTS = 3
 
@@ -44,14 +44,14 @@ connections, settings = read_both(Connections, WorkerSettings)
 # OpenCV reads it once, when the child imports it.
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
 #: What is preloaded may have to be downloaded.
-_WARM_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else WARM_WITHIN_S
+_READY_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else READY_WITHIN_S
 health = Health(settings.health_stem)
 transport.hooks.polled, transport.hooks.connecting = health.polled, health.away
 app = celery_app.make_app(connections.redis_url.get_secret_value())
 # A spawned child starts from a pickled application without tasks; importing this module gives it ours.
 app.conf.include = ["worker.app"]
 # We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
-app.conf.worker_proc_alive_timeout = 2 * _WARM_WITHIN_S
+app.conf.worker_proc_alive_timeout = 2 * _READY_WITHIN_S
 _parent = os.getppid()
 _redis_is_fit = threading.Event()
 # The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
@@ -72,8 +72,8 @@ def _work_of_process() -> Work:
 
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
-    table = JobTable(make_client(connections))
-    return Work(table, storage, settings, health, _publish, partial(celery_app.take, table, settings.queues))
+    table = JobTable(make_redis_client(connections))
+    return Work(table, storage, settings, health, _publish, partial(celery_app.pop_message, table, settings.queues))
 
 
 tasks.register(app, settings.name, _work_of_process)
@@ -101,7 +101,7 @@ def _end_when_useless() -> None:
                 run_dirs.restore(settings.drain_file.parent)
                 settings.drain_file.touch()
         os.kill(os.getpid(), signal.SIGTERM)
-    if health.has("cold") or health.starts() > _STARTS:
+    if health.has("startup_failed") or health.starts() > _STARTS:
         _end("no new child can get what it needs")
 
 
@@ -120,59 +120,59 @@ def _end_where_redis_is_unfit(table: JobTable) -> None:
 def _end(why: str) -> NoReturn:
     # Celery would start children for ever, and wait for them before it ends. Nothing is in hand; a child that hangs is
     # ended by the kernel, with us.
-    log.error("action=cold This worker ends: %s.", why)
-    os._exit(COLD)
+    log.error("action=startup_failed This worker ends: %s.", why)
+    os._exit(STARTUP_FAILED)
 
 
 @signals.worker_process_init.connect
-def _warm_up(**_: Any) -> None:
+def _get_ready(**_: Any) -> None:
     """Import torch and look for the device before the first message comes; the main process stays free of both."""
     health.begins()
     try:
         work = _work_of_process()
-        from worker.device.batches import choose
+        from worker.device.batches import open_device
 
-        choose(settings.device)
+        open_device(settings.device)
         if settings.preload:
             health.preloads()
             work.preload()
     except Exception as error:  # whatever it is, this process can do nothing without what it needs
         _cannot_start(error)
-    health.warm()
+    health.ready()
 
 
 def _cannot_start(error: Exception) -> NoReturn:
     first = (str(error).splitlines() or [""])[0]
     sentence = str(error) if isinstance(error, GradcamError) else f"{type(error).__name__}: {first}"
     log.error("action=cannot_start This process cannot get what it needs: %s", sentence)
-    health.cold(f"it cannot get what it needs: {sentence}")
+    health.startup_failed(f"it cannot get what it needs: {sentence}")
     with suppress(GradcamError):
         # Who looks at a job sees it, too.
-        Roster(Scripts(make_client(connections), patience_s=1)).complain(settings.name, sentence)
-    os._exit(COLD)
+        WorkerRegistry(Scripts(make_redis_client(connections), patience_s=1)).report_problem(settings.name, sentence)
+    os._exit(STARTUP_FAILED)
 
 
-def _wait_until_warm() -> None:
+def _wait_until_ready() -> None:
     """Read no message before somebody can work at it: one that lies here for long counts as lost."""
-    until = time.monotonic() + _WARM_WITHIN_S
-    while settings.drain_file is not None and not health.has("warm"):
+    until = time.monotonic() + _READY_WITHIN_S
+    while settings.drain_file is not None and not health.has("ready"):
         if settings.drain_file.exists():
             log.info("action=stopped This worker was stopped before it was ready.")
             os._exit(0)  # Celery would let the child import to its end first
-        if health.has("cold") or not active_children():
+        if health.has("startup_failed") or not active_children():
             _end("its child could not get what it needs")
         if time.monotonic() > until:
-            health.fault(f"its child has not got ready within {_WARM_WITHIN_S:g} s")
-            _end(f"its child has not got ready within {_WARM_WITHIN_S:g} s")
+            health.fault(f"its child has not got ready within {_READY_WITHIN_S:g} s")
+            _end(f"its child has not got ready within {_READY_WITHIN_S:g} s")
         time.sleep(0.05)
 
 
 @signals.worker_ready.connect
 def _start(**_: Any) -> None:
     # Celery reads its first message after this.
-    _wait_until_warm()
+    _wait_until_ready()
     # A Redis that is away just now must not leave this worker without its reconciler: it waits.
-    table = JobTable(make_client(connections))
+    table = JobTable(make_redis_client(connections))
 
     def look() -> None:
         _end_when_useless()
@@ -215,7 +215,7 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     log.warning("action=child_died The child's end: %s", exception)
     delivery = tasks.delivery_of(settings.name, task_id)
     for reconciler, watchdog in _at_work:
-        for busy, weight in watchdog.inquest(delivery, str(exception)) if watchdog else ():
+        for busy, weight in watchdog.diagnosis(delivery, str(exception)) if watchdog else ():
             reconciler.report(
                 Death(
                     busy.job,

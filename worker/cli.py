@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--queues",
-    help="The classes of service to work at, in the order in which they are read; before them every worker reads "
+    help="The priorities to work at, in the order in which they are read; before them every worker reads "
     "`recovery`, which holds what dead processes left, whatever its class.  [default: high,default,low]",
 )
 @click.option(
@@ -150,9 +150,9 @@ def networks_command(timm: bool, as_json: bool) -> None:
       gradcam-worker networks --timm --json | jq -r '.[] | select(.at_hand != []) | .name'
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    from worker.models.architectures import catalogue
+    from worker.models.architectures import catalog
 
-    found = catalogue(with_timm=timm)
+    found = catalog(with_timm=timm)
     if as_json:
         click.echo(json.dumps([asdict(network) for network in found], indent=1))
         return
@@ -248,11 +248,11 @@ def _check_redis(connections: Connections) -> None:
     Raises:
         Unfit: It lacks rights, drops jobs, or is of another kind.
     """
-    from producer.jobs.table.redis_scripts import Scripts, make_client
+    from producer.jobs.table.redis_scripts import Scripts, make_redis_client
     from producer.jobs.table.redis_server import Server
 
     try:
-        server = Server(Scripts(make_client(connections), patience_s=0))
+        server = Server(Scripts(make_redis_client(connections), patience_s=0))
         server.check(reads_queues=True, allow_eviction=connections.allow_eviction)
     except Unfit:
         raise

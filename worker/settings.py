@@ -2,7 +2,7 @@
 
 | variable                          | meaning                                                        | default |
 |-----------------------------------|----------------------------------------------------------------|---------|
-| `GRADCAM_WORKER_QUEUES`           | classes of service to work at, in this order, by commas        | all     |
+| `GRADCAM_WORKER_QUEUES`           | priorities to work at, in this order, by commas        | all     |
 | `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; the size is found          | 32, CUDA 256 |
 | `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
 | `GRADCAM_WORKER_LEASE_S`          | how long the chunk of a dead process stays its own             | 30      |
@@ -37,7 +37,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.fetch.addresses import FetchPolicy, checked_user_agent
-from producer.jobs.model.spec import CLASSES
+from producer.jobs.model.spec import PRIORITIES
 from worker.supervise.health import BUSY
 
 
@@ -49,16 +49,16 @@ _Preloaded = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}(=.+)?$")]
 
 
 def checked_queues(names: Sequence[str]) -> tuple[str, ...]:
-    """Check that these are classes of service, each at most once.
+    """Check that these are priorities, each at most once.
 
     Raises:
         ValueError: They are not; says what they must be.
     """
-    must = f"must be some of {', '.join(CLASSES)}, by commas"
+    must = f"must be some of {', '.join(PRIORITIES)}, by commas"
     for number, name in enumerate(names):
         if name == "recovery":
             raise ValueError(f"{must}; `recovery` is read first by every worker, and need not be named")
-        if name not in CLASSES:
+        if name not in PRIORITIES:
             raise ValueError(f"{must}; {name!r} is none of them")
         if name in names[:number]:
             raise ValueError(f"{must}; {name} is there twice")
@@ -80,8 +80,10 @@ class WorkerSettings(BaseSettings):
     processes_on_device: Annotated[int, Field(ge=1)] = 1
     #: Exists as soon as the process shall finish the batch in hand and give the rest back.
     drain_file: Path | None = None
-    #: The classes of service it works at, in the order in which they are read; `recovery` comes before them.
-    queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = CLASSES
+    #: The priorities it works at, in the order in which they are read; `recovery` comes before them.
+    queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = (
+        PRIORITIES
+    )
     #: Where launchers make their folders; the system's folder for temporary files when empty.
     run_dir: Path | None = None
     #: Images in one forward pass at most; the size is found while working.

@@ -36,8 +36,8 @@ from producer.output.checks import check_classes, check_reason
 from producer.output.download import Downloaded, Fetched
 from producer.output.export import Format
 from producer.output.failures import write_failures
-from producer.output.filters import Where
-from producer.output.job_results import Choice, Link, Made
+from producer.output.filters import ResultFilter
+from producer.output.job_results import Choice, JobResults, Link
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
@@ -61,7 +61,7 @@ class Client(Submitting):
         state = self.table.control.cancel(job)
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
-        self._finalise(job)
+        self._finalize(job)
         return self.status(job)
 
     def pause(self, job: str) -> JobStatus:
@@ -87,7 +87,7 @@ class Client(Submitting):
         """
         queue = self._outline(job).queue
         self._ready()
-        self._finalise(job)  # where a worker cannot write its summary, it need not wait for another
+        self._finalize(job)  # where a worker cannot write its summary, it need not wait for another
         count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
         self._send_missing(queue)
         return count
@@ -107,7 +107,7 @@ class Client(Submitting):
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        self._finalise(job)  # where a worker cannot write its summary, it need not wait for another
+        self._finalize(job)  # where a worker cannot write its summary, it need not wait for another
         if not objects:
             self.table.control.delete(job)
             return 0
@@ -332,7 +332,7 @@ class Client(Submitting):
         """Presigned addresses of pictures, at which anybody can read them for up to 7 days."""
         return self._made(job).urls(expires_s, only, Choice.of(where, sort=sort, limit=limit))
 
-    def _made(self, job: str) -> Made:
+    def _made(self, job: str) -> JobResults:
         self._same_store(job)
         spec = self._spec(job)
 
@@ -340,7 +340,7 @@ class Client(Submitting):
             status = self.status(job)
             return status.done + status.failed
 
-        def check(where: Where) -> None:
+        def check(where: ResultFilter) -> None:
             status = self.table.status(job)
             for one in where.conditions:
                 if one.field == "reason" and not one.is_pattern:
@@ -348,7 +348,7 @@ class Client(Submitting):
             # Asked after the count: what is done meanwhile only adds to it.
             check_classes(where, spec, self.table.histogram(job), status.done)
 
-        return Made(
+        return JobResults(
             self.storage,
             job,
             spec,

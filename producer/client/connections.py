@@ -12,7 +12,7 @@ from producer.jobs.model.settings import Connections, read
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.store.bucket import Storage
-from producer.jobs.store.finalize import finalise
+from producer.jobs.store.finalize import finalize
 from producer.jobs.table.queries import Outline
 from producer.jobs.table.redis_scripts import connect
 from producer.jobs.table.table import JobTable
@@ -74,9 +74,9 @@ class Connected:
 
     def _send_missing(self, queue: str) -> None:
         """Send messages for chunks that wait without one now; what is on its way makes a few too many, harmlessly."""
-        while missing := self.table.deficit(queue, grace_s=0):
+        while missing := self.table.missing_messages(queue, grace_s=0):
             for job, chunk in missing:
-                if not self._send_message(queue, job, chunk, self.table.roster.now()):
+                if not self._send_message(queue, job, chunk, self.table.registry.now()):
                     return
 
     def _publisher(self, job: str, queue: str) -> Publish:
@@ -99,10 +99,10 @@ class Connected:
 
         return celery_app.make_app(self._settings.redis_url.get_secret_value())
 
-    def _finalise(self, job: str) -> None:
+    def _finalize(self, job: str) -> None:
         """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
         found = self.table.outline(job)
         if found is None or found.state != JobState.FINALIZING:
             return  # most verbs need no store
         with suppress(WorkerError):
-            finalise(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")
+            finalize(self.table, self.storage, job, f"client-{uuid.uuid4().hex}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.client.connections import Connected
-from producer.input.sources import Reading, Source, Sources, open_sources
+from producer.input.sources import ReadOptions, Source, Sources, open_sources
 from producer.jobs.model.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
 from producer.jobs.model.network_names import check_network
 from producer.jobs.model.spec import OUTPUTS, JobSpec, checked_name, new_job_id
@@ -64,7 +64,7 @@ class Submitting(Connected):
         queue: str = "default",
         pack: str = "none",
         any_network: bool = False,
-        reading: Reading | None = None,
+        reading: ReadOptions | None = None,
         progress: Progress | None = None,
         waiting: Callable[[str], None] | None = None,
     ) -> str:
@@ -152,7 +152,7 @@ class Submitting(Connected):
     def plan(
         self,
         images: Iterable[str | os.PathLike[str] | Source] | Sources,
-        reading: Reading | None = None,
+        reading: ReadOptions | None = None,
         **parameters: Any,
     ) -> Plan:
         """Say what a submission would send, without sending it; takes what `submit` takes.
@@ -174,7 +174,7 @@ class Submitting(Connected):
 
     def _go_on(self, job: str, queue: str) -> None:
         """Go on with a job that is there: also with one that failed while it was being sent."""
-        self._finalise(job)
+        self._finalize(job)
         status = self.table.status(job)
         if status.state is JobState.CANCELLED:
             raise UsageError(refusal(job, status.state))
@@ -186,11 +186,11 @@ class Submitting(Connected):
         raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
 
     def _opened(
-        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: Reading | None
+        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: ReadOptions | None
     ) -> AbstractContextManager[Sources]:
         if isinstance(images, Sources):
             return nullcontext(images)  # whoever opened it closes it
-        return open_sources(images, reading or Reading(), storage=lambda: self.storage)
+        return open_sources(images, reading or ReadOptions(), storage=lambda: self.storage)
 
     def _parameters(self, name: str | None, chunk_size: int | None, **asked: Any) -> dict[str, Any]:
         """Check what was typed before anything is sent, and find the size of chunks."""
@@ -199,7 +199,7 @@ class Submitting(Connected):
         if chunk_size is None:
             # A job that is continued keeps the size it began with: what is in which chunk must not change.
             before = None if name is None else self._spec_before(name)
-            asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.roster.speed(spec.network))
+            asked["chunk_size"] = before.chunk_size if before else fitting_size(self.table.registry.speed(spec.network))
         return asked
 
     def _spec_before(self, name: str) -> JobSpec | None:
@@ -240,16 +240,16 @@ class Submitting(Connected):
             except JobEnded as error:
                 raise self._why_ended(job, error) from None
             except SourceChanged:
-                self._finalise(job)  # what it had before is kept, and has its end
+                self._finalize(job)  # what it had before is kept, and has its end
                 raise
             except BaseException:
                 # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
                 if name is None:
                     self.table.fail(job, BROKEN_OFF, life=created.life)
-                    self._finalise(job)
+                    self._finalize(job)
                 raise
             # Where an earlier life of the job had done everything, no worker will come along to end it.
-            self._finalise(job)
+            self._finalize(job)
             return
         raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
 
@@ -266,7 +266,7 @@ class Submitting(Connected):
         return since
 
     def _why_ended(self, job: str, error: JobEnded) -> UsageError:
-        self._finalise(job)
+        self._finalize(job)
         status = self.table.status(job)
         if status.error is None:
             return error
@@ -276,7 +276,7 @@ class Submitting(Connected):
 
 
 def check_typed(
-    reading: Reading,
+    reading: ReadOptions,
     *,
     network: str = "resnet50",
     class_id: int | None = None,
@@ -308,8 +308,8 @@ def check_typed(
         check_network(str(network))
 
 
-def _reading_of(images: object, reading: Reading | None) -> Reading:
-    return images.reading if isinstance(images, Sources) else reading or Reading()
+def _reading_of(images: object, reading: ReadOptions | None) -> ReadOptions:
+    return images.reading if isinstance(images, Sources) else reading or ReadOptions()
 
 
 def _spoken(

@@ -77,7 +77,7 @@ def examples(*lines: str, codes: str = CODES) -> str:
     return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", codes])
 
 
-def make_client() -> Client:
+def client_from_env() -> Client:
     """A client of the environment's settings. Raises SettingsError."""
     from producer.client.client import Client
 

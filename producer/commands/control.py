@@ -16,12 +16,12 @@ from producer.commands.console import (
     TIMED_OUT,
     Duration,
     Examples,
+    client_from_env,
     counts_of,
     end,
     examples,
     exit_code_of,
     follow_job,
-    make_client,
     make_talk,
     one_line,
 )
@@ -77,7 +77,7 @@ def retry(job: str, reason: str | None, wait: bool, as_json: bool) -> None:
 
     The counts follow. A job that failed as a whole goes on with what is left of it.
     """
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     count = client.retry(job, reason=reason)
     talk.print(f"{count} failed images are tried again" if count else f"job {job} goes on")
     if wait:
@@ -98,7 +98,7 @@ def retry(job: str, reason: str | None, wait: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each difference.")
 def audit(job: str, repair: bool, as_json: bool) -> None:
     """Compare what is called done with the objects in the store."""
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     counts: Counter[str] = Counter()
     beyond = 0
     for finding in client.audit(job, repair=repair):
@@ -135,7 +135,7 @@ def _found(counts: Counter[str]) -> str:
 
 
 def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], JobStatus]) -> None:
-    client = make_client()
+    client = client_from_env()
     for job in jobs:
         status = verb(client, job)
         click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
@@ -155,7 +155,7 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
 
     Uploaded weights stay: other jobs share them.
     """
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     for one in job:
         also = " and all its objects in the store" if objects else "; its objects in the store stay"
         if not yes:
@@ -178,7 +178,7 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait until jobs have ended, and say how they did."""
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     deadline = None if timeout is None else time.monotonic() + timeout
     for one in job:
         client.status(one)  # a name that is none is told before an hour is waited

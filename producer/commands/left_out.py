@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from producer.input.bad_rows import BadRow
-    from producer.input.sources import Reading, Sources
+    from producer.input.sources import ReadOptions, Sources
 
 COLUMNS = ("uri", "id", "class", "label", "list", "line", "message", "row")
 _SHOWN = 3
 _FILE = "bad-rows.jsonl"
 
 
-def check_file(name: str | None, reading: Reading) -> None:
+def check_file(name: str | None, reading: ReadOptions) -> None:
     """Look at the name of the file for bad rows before anything is read. Raises UsageError."""
     if name is None:
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
-from producer.commands.console import PLAIN_CODES, Duration, Examples, examples, make_client, make_talk, one_line
+from producer.commands.console import PLAIN_CODES, Duration, Examples, client_from_env, examples, make_talk, one_line
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 
@@ -54,7 +54,7 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
             raise UsageError("--output writes what the file's name says: leave --json out")
         _export_failures(job, output, reason)
         return
-    for failure in make_client().failures(job, reason=reason):
+    for failure in client_from_env().failures(job, reason=reason):
         if as_json:
             click.echo(failure.model_dump_json(exclude_none=True))
         else:
@@ -121,7 +121,7 @@ def results(
     if output_dir is None and format is None:
         output_dir = "results"
     _check(output_dir, format, expires, output, failed=failed)
-    client, talk = make_client(), make_talk()
+    client, talk = client_from_env(), make_talk()
     kinds = [part.strip() for part in only.split(",") if part.strip()] if only else []
     chosen: dict[str, Any] = {"only": kinds, "where": where, "sort": sort, "limit": limit}
     count = 0
@@ -219,9 +219,9 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
         return
-    from producer.output.atomic_file import whole
+    from producer.output.atomic_file import atomic_file
 
-    with whole(Path(name), private=private) as opened:
+    with atomic_file(Path(name), private=private) as opened:
         yield opened
 
 
@@ -237,7 +237,7 @@ def _print_links(links: Iterable[Link], file: BinaryIO, *, as_json: bool) -> int
 def _export_failures(job: str, output: str, reason: str | None) -> None:
     from producer.output.failures import HOW_TO_SUBMIT
 
-    count = make_client().export_failures(job, output, reason=reason)
+    count = client_from_env().export_failures(job, output, reason=reason)
     again = f": gradcam submit {output} {HOW_TO_SUBMIT}" if count else ""
     make_talk().print(f"{count} failed images in {output}{again}")
 

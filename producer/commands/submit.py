@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.commands.console import ChunkSize, Examples, end, examples, follow_job, make_client, make_talk, one_line
+from producer.commands.console import (
+    ChunkSize,
+    Examples,
+    client_from_env,
+    end,
+    examples,
+    follow_job,
+    make_talk,
+    one_line,
+)
 from producer.commands.results import check_output_dir, download_to
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_CLASS_ID, MAX_COUNT
@@ -193,16 +202,16 @@ def submit(
     check_output_dir(output_dir)
     from producer.client.submitting import check_typed
     from producer.commands.left_out import check_file, list_bad, tell_left_out
-    from producer.input.sources import Reading, open_sources
+    from producer.input.sources import ReadOptions, open_sources
 
     if parameters["explain"] != "predicted" and not (parameters["label_column"] or parameters["label_from"]):
         raise UsageError(f"--explain {parameters['explain']} needs labels: give --label-column or --label-from folder")
-    reading = Reading(**{name: parameters.pop(name) for name in _READING}, keep_columns=tuple(_list(keep_columns)))
+    reading = ReadOptions(**{name: parameters.pop(name) for name in _READING}, keep_columns=tuple(_list(keep_columns)))
     # What was typed is looked at before the settings are: it is nearer to the one who typed it.
     check_typed(reading, **parameters)
     check_file(bad_rows, reading)
-    with open_sources([*source, *image_path], reading, storage=lambda: make_client().storage) as sources:
-        client, talk = make_client(), make_talk()
+    with open_sources([*source, *image_path], reading, storage=lambda: client_from_env().storage) as sources:
+        client, talk = client_from_env(), make_talk()
         parameters["outputs"] = _list(outputs)
         list_bad(talk, sources, bad_rows, dry_run=dry_run)
         if dry_run:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.input.read_options import Reading, quoted, shown
+from producer.input.read_options import ReadOptions, quoted, shown
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
 
@@ -38,7 +38,7 @@ class Columns:
     keep: tuple[tuple[str, str], ...]
 
     @classmethod
-    def find(cls, there: Sequence[str], reading: Reading, name: str, hint: str = "") -> Columns:
+    def find(cls, there: Sequence[str], reading: ReadOptions, name: str, hint: str = "") -> Columns:
         """Find out which columns to read of those that a list has.
 
         Args:

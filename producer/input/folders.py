@@ -17,9 +17,9 @@ from typing import TypeAlias
 from producer.input.read_options import (
     BATCH,
     LeftOut,
-    Part,
-    Reading,
+    ReadOptions,
     Source,
+    SourceGroup,
     check_readable,
     chosen,
     said_of_nothing,
@@ -85,12 +85,12 @@ class _Level:
     links: int
 
 
-class Folder(Part):
+class Folder(SourceGroup):
     """The images below a folder, or those that a pattern means."""
 
     has_patterns = True
 
-    def __init__(self, path: str, reading: Reading, pattern: Pattern | None = None) -> None:
+    def __init__(self, path: str, reading: ReadOptions, pattern: Pattern | None = None) -> None:
         self.name = shown(path)
         self._root = path if pattern is None else pattern.root
         self._pattern = pattern

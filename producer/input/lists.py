@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from producer.input.bad_rows import BadRows, bad_row
 from producer.input.decompression import Unpacked
-from producer.input.read_options import Part, Reading, Source, quoted
+from producer.input.read_options import ReadOptions, Source, SourceGroup, quoted
 from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
 from producer.input.rows import Maker, Rows
 from producer.input.stored import Stored
@@ -46,7 +46,7 @@ def kind_of(name: str) -> Kind | None:
     return Kind(found[1].lower(), found[2] and found[2].lower()) if found else None
 
 
-class ListFile(Part):
+class ListFile(SourceGroup):
     """A list of images.
 
     Args:
@@ -56,7 +56,7 @@ class ListFile(Part):
         reading: Which columns.
     """
 
-    def __init__(self, stored: Stored, kind: Kind | None, base: str | None, reading: Reading) -> None:
+    def __init__(self, stored: Stored, kind: Kind | None, base: str | None, reading: ReadOptions) -> None:
         self.name = stored.name
         self._stored = stored
         self._kind = kind

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from producer.input.read_options import LeftOut, Part, Reading, Source, chosen, said_of_nothing
+from producer.input.read_options import LeftOut, ReadOptions, Source, SourceGroup, chosen, said_of_nothing
 from producer.input.rows import PLAIN, check_address
 from producer.input.stored import Spool, kept_on_disk
 from producer.jobs.fetch import addresses
@@ -29,7 +29,7 @@ _CREDENTIALS = frozenset(
 )
 
 
-class Listing(Part):
+class Listing(SourceGroup):
     """The images below `s3://bucket/prefix/`.
 
     The first time that it is read to its end, what was listed is kept: it is the same the next time, and comes sooner.
@@ -37,7 +37,7 @@ class Listing(Part):
 
     has_patterns = True
 
-    def __init__(self, address: str, reading: Reading, storage: Callable[[], Storage] | None) -> None:
+    def __init__(self, address: str, reading: ReadOptions, storage: Callable[[], Storage] | None) -> None:
         try:
             # As if it were the address of an object: the same buckets and the same keys are refused.
             addresses.parse(address + "_")

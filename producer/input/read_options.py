@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How lists, folders and prefixes are read, and how much of them."""
 
     #: The column that holds the address or the path; the usual names are tried when absent.
@@ -84,7 +84,7 @@ class Reading:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
-class Part(ABC):
+class SourceGroup(ABC):
     """Some of the images that were named: a folder, a list, a prefix, or single ones in a row."""
 
     #: How many there are; none where only reading them all would tell. At least the limit where there is one.
@@ -137,7 +137,7 @@ def quoted(text: str) -> str:
     return repr(printable(text)[:200])
 
 
-def chosen(reading: Reading) -> Callable[[str], object]:
+def chosen(reading: ReadOptions) -> Callable[[str], object]:
     """Make a test that is true of the paths below a folder or prefix which are wanted."""
     included, excluded = _any_of(reading.include), _any_of(reading.exclude)
     wanted = included.match if included else _IMAGE.search
@@ -150,7 +150,7 @@ def chosen(reading: Reading) -> Callable[[str], object]:
 class LeftOut(Counter[str]):
     """Counts, by suffix, the files of a folder or prefix that are no images by their names."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReadOptions) -> None:
         super().__init__()
         # Who says by patterns what is wanted knows what is not.
         self._none = bool(reading.include)
@@ -173,7 +173,7 @@ def said_of_left_out(counts: Mapping[str, int]) -> str:
     return ", ".join(words)
 
 
-def said_of_nothing(reading: Reading, left_out: Mapping[str, int]) -> str:
+def said_of_nothing(reading: ReadOptions, left_out: Mapping[str, int]) -> str:
     """What was looked for where nothing was found."""
     if not reading.include and not reading.exclude:
         words = said_of_left_out(left_out)

@@ -18,7 +18,7 @@ import pydantic_core
 
 from producer.input.columns import Columns, find_column, uri_column
 from producer.input.decompression import pieces
-from producer.input.read_options import BATCH, Reading, quoted
+from producer.input.read_options import BATCH, ReadOptions, quoted
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
 from producer.input.stored import Stored
 from producer.jobs.model.errors import UsageError
@@ -82,7 +82,9 @@ def through(places: Sequence[int], call: Callable[[int], Any]) -> Callable[[int]
     return lambda at: call(places[at])
 
 
-def json_rows(found: Iterator[Block], maker: Maker, reading: Reading, unseen: set[str]) -> Generator[Rows, None, None]:
+def json_rows(
+    found: Iterator[Block], maker: Maker, reading: ReadOptions, unseen: set[str]
+) -> Generator[Rows, None, None]:
     """Read an object a line; what was seen of the columns is taken out of `unseen`."""
     uri: str | None = None
     names: dict[str, str | None] = dict.fromkeys(reading.columns)
@@ -156,7 +158,7 @@ def _find_more(names: dict[str, str | None], rows: list[dict[str, Any]], name: s
             unseen.discard(asked)
 
 
-def _uri_of(rows: list[dict[str, Any]], reading: Reading, name: str) -> str | None:
+def _uri_of(rows: list[dict[str, Any]], reading: ReadOptions, name: str) -> str | None:
     """The column of addresses in the first row; where bad rows are skipped, in the first that has one."""
     first: UsageError | None = None
     for row in rows:
@@ -193,7 +195,7 @@ def rows_of(
     )
 
 
-def parquet_rows(stored: Stored, maker: Maker, reading: Reading, unseen: set[str]) -> Generator[Rows, None, None]:
+def parquet_rows(stored: Stored, maker: Maker, reading: ReadOptions, unseen: set[str]) -> Generator[Rows, None, None]:
     """Read the rows of a Parquet file, only the columns that are needed."""
     try:
         import pyarrow  # type: ignore[import-untyped]

@@ -32,7 +32,16 @@ from urllib.parse import unquote
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
-from producer.input.read_options import SUFFIXES, Part, Reading, Source, check_image, printable, quoted, shown
+from producer.input.read_options import (
+    SUFFIXES,
+    ReadOptions,
+    Source,
+    SourceGroup,
+    check_image,
+    printable,
+    quoted,
+    shown,
+)
 from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of, label_of
 from producer.input.stored import LocalFile, from_address, from_pipe
 from producer.jobs.fetch.addresses import redact
@@ -43,17 +52,17 @@ if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow
     from producer.jobs.store.bucket import Storage
 
-__all__ = ["SUFFIXES", "Reading", "Source", "Sources", "expand", "open_sources", "printable"]
+__all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "expand", "open_sources", "printable"]
 
 #: An argument of the command line, or of the Python client.
 Argument: TypeAlias = str | os.PathLike[str] | Source
-_EVERYTHING = Reading()
+_EVERYTHING = ReadOptions()
 
 
 class Sources:
     """The images that were named, in their order; each loop over them begins anew and gives the same."""
 
-    def __init__(self, parts: list[Part], reading: Reading) -> None:
+    def __init__(self, parts: list[SourceGroup], reading: ReadOptions) -> None:
         self._parts = parts
         self._reading = reading
 
@@ -88,7 +97,7 @@ class Sources:
         )
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadOptions:
         """How they are read."""
         return self._reading
 
@@ -120,7 +129,7 @@ class Sources:
 
 def open_sources(
     arguments: Iterable[Argument],
-    reading: Reading = _EVERYTHING,
+    reading: ReadOptions = _EVERYTHING,
     *,
     storage: Callable[[], Storage] | None = None,
     stdin: BinaryIO | None = None,
@@ -171,7 +180,7 @@ def expand(arguments: Iterable[Argument]) -> list[Source]:
         return list(sources)
 
 
-def _check_reading(parts: list[Part], reading: Reading) -> None:
+def _check_reading(parts: list[SourceGroup], reading: ReadOptions) -> None:
     """Refuse options that would have no effect: who gave them expects one."""
     if reading.columns and not any(part.has_columns for part in parts):
         raise UsageError(
@@ -198,18 +207,18 @@ def _sampled(sources: Iterator[Source], count: int, total: int, seed: int) -> It
 class _Opener:
     """Tells arguments apart."""
 
-    def __init__(self, reading: Reading, storage: Callable[[], Storage] | None, stdin: BinaryIO | None) -> None:
+    def __init__(self, reading: ReadOptions, storage: Callable[[], Storage] | None, stdin: BinaryIO | None) -> None:
         self._reading = reading
         self._storage = storage
         self._stdin = stdin
         self._stdin_used = False
 
-    def parts(self, arguments: Iterable[Argument]) -> list[Part]:
+    def parts(self, arguments: Iterable[Argument]) -> list[SourceGroup]:
         """Find what arguments mean; nothing of it is read yet, and nothing far away is looked at."""
-        parts: list[Part] = []
+        parts: list[SourceGroup] = []
         for argument in arguments:
             for found in self._source(argument) if isinstance(argument, Source) else self._text(os.fspath(argument)):
-                if isinstance(found, Part):
+                if isinstance(found, SourceGroup):
                     parts.append(found)
                 elif parts and isinstance(parts[-1], _Named):
                     parts[-1].sources.append(found)
@@ -217,7 +226,7 @@ class _Opener:
                     parts.append(_Named([found]))
         return parts
 
-    def _source(self, own: Source) -> list[Part | Source]:
+    def _source(self, own: Source) -> list[SourceGroup | Source]:
         """Check it as if it had been typed; what it says is then said of each image it stands for."""
         id_of(own.id)
         class_of(own.class_id)
@@ -225,16 +234,16 @@ class _Opener:
         if own.class_name is not None and not 0 < len(own.class_name) <= MAX_CLASS_CHARS:
             raise UsageError(f"the name of a class has 1 to {MAX_CLASS_CHARS} characters")
         found = self._text(own.uri or os.fspath(own.path or ""))
-        return [_Owned(each, own) if isinstance(each, Part) else _owned(each, own) for each in found]
+        return [_Owned(each, own) if isinstance(each, SourceGroup) else _owned(each, own) for each in found]
 
-    def _text(self, text: str) -> Sequence[Part | Source]:
+    def _text(self, text: str) -> Sequence[SourceGroup | Source]:
         if not text.strip():
             raise UsageError("an image has an empty name: is a variable of your shell not set?")
         if text == "-":
             return [self._standard_input()]
         return [self._address(text)] if "://" in text else self._local(text)
 
-    def _address(self, text: str) -> Part | Source:
+    def _address(self, text: str) -> SourceGroup | Source:
         scheme = text.partition("://")[0].lower()
         kind = kind_of(text if scheme == "s3" else re.split(r"[?#]", text, maxsplit=1)[0])
         if scheme == "s3" and text.endswith("/") and not text.endswith("://"):
@@ -247,7 +256,7 @@ class _Opener:
             raise UsageError(f"{redact(text)} is a list on the workers' machines: name one on this machine by its path")
         return ListFile(from_address(text, self._storage), kind, None, self._reading)
 
-    def _local(self, text: str) -> Sequence[Part | Source]:
+    def _local(self, text: str) -> Sequence[SourceGroup | Source]:
         path = os.path.expanduser(text)
         try:
             mode = os.stat(path).st_mode
@@ -266,10 +275,10 @@ class _Opener:
         check_image(path, f"; lists are {LIST_SUFFIXES}")
         return [Source(path=Path(path))]
 
-    def _pattern(self, path: str) -> Sequence[Part]:
+    def _pattern(self, path: str) -> Sequence[SourceGroup]:
         if not kind_of(path):
             return [Folder(path, self._reading, Pattern(path))]
-        paths = Folder(path, Reading(include=("*",)), Pattern(path)).paths()
+        paths = Folder(path, ReadOptions(include=("*",)), Pattern(path)).paths()
         lists = [self._list(found, kind) for found in paths if (kind := kind_of(found))]
         if not lists:
             raise UsageError(f"no lists match {shown(path)}")
@@ -286,7 +295,7 @@ class _Opener:
         return ListFile(from_pipe("standard input", pipe), None, "", self._reading)
 
 
-class _Named(Part):
+class _Named(SourceGroup):
     """Images named one by one."""
 
     def __init__(self, sources: list[Source]) -> None:
@@ -302,10 +311,10 @@ class _Named(Part):
         """Nothing was kept."""
 
 
-class _Owned(Part):
+class _Owned(SourceGroup):
     """Images that have something in common: what was said of their list, folder or prefix as a whole."""
 
-    def __init__(self, part: Part, own: Source) -> None:
+    def __init__(self, part: SourceGroup, own: Source) -> None:
         self._part, self._own = part, own
         self.has_columns, self.has_patterns, self.bad = part.has_columns, part.has_patterns, part.bad
 

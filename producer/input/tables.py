@@ -11,14 +11,14 @@ from itertools import chain, takewhile
 from operator import itemgetter
 
 from producer.input.columns import Columns, separator_hint
-from producer.input.read_options import Reading
+from producer.input.read_options import ReadOptions
 from producer.input.readers import MAX_ROW_BYTES, NO_UTF8, Block, decoded, rows_of, through
 from producer.input.rows import Rows
 from producer.jobs.model.errors import UsageError
 
 
 def csv_rows(
-    found: Iterator[Block], name: str, delimiter: str, reading: Reading, unseen: set[str]
+    found: Iterator[Block], name: str, delimiter: str, reading: ReadOptions, unseen: set[str]
 ) -> Generator[Rows, None, None]:
     """Read rows of cells below a header."""
     table = _Table(found, name, delimiter)

@@ -18,7 +18,7 @@ from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import versions
 from producer.jobs.table.redis_scripts import Scripts, connect, hello, user_of
 from producer.jobs.table.redis_server import Server
-from producer.jobs.table.workers import WORKER_SILENT_S, Roster
+from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
 
 if TYPE_CHECKING:
     import redis
@@ -178,7 +178,7 @@ def _clock(client: redis.Redis) -> Answer:
 
 def _workers(client: redis.Redis) -> Answer:
     seconds, _ = client.time()
-    roster = Roster(Scripts(client, patience_s=0))
+    registry = WorkerRegistry(Scripts(client, patience_s=0))
     alive = int(client.zcount(keys.WORKERS, seconds - WORKER_SILENT_S, "+inf"))
     problems = cast("list[bytes]", client.hvals(keys.PROBLEMS))
     if problems:
@@ -186,7 +186,7 @@ def _workers(client: redis.Redis) -> Answer:
         return Answer(check="workers", verdict="warn", words=words)
     if not alive:
         return Answer(check="workers", verdict="warn", words="none is running: start `gradcam-worker`")
-    if waits := roster.waits(seconds):
+    if waits := registry.waits(seconds):
         words = f"{alive} alive; {waits[0].workers} wait for {waits[0].what}, for {waits[0].longest_s:.0f} s"
         return Answer(check="workers", verdict="warn", words=words)
     return Answer(check="workers", verdict="ok", words=f"{alive} alive")
@@ -194,7 +194,7 @@ def _workers(client: redis.Redis) -> Answer:
 
 def _releases(client: redis.Redis) -> Answer:
     seconds, _ = client.time()
-    found = Roster(Scripts(client, patience_s=0)).releases(seconds)
+    found = WorkerRegistry(Scripts(client, patience_s=0)).releases(seconds)
     if other := {name: worker for name, worker in found.items() if name != release.own()}:
         words = f"{release.others(other)}: update what is older, and start it again"
         return Answer(check="releases", verdict="warn", words=words)

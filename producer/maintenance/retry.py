@@ -26,7 +26,7 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
         table: The job table.
         publish: Sends a chunk's pointer.
         job: Its id.
-        queue: Its class of service.
+        queue: Its priority.
         reason: Only images that failed for it.
 
     Returns:

@@ -16,7 +16,7 @@ _NAME_CHARS = 100
 
 
 @contextmanager
-def whole(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a file that takes its name when the `with` ends well, and leaves nothing behind when it does not.
 
     What is no file, such as /dev/stdout or a named pipe, is written to as it is.

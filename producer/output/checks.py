@@ -10,7 +10,7 @@ from producer.jobs.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
-    from producer.output.filters import Condition, Where
+    from producer.output.filters import Condition, ResultFilter
 
 _CLASSES = frozenset({"class", "class_id", "class_name"})
 #: What an error of ours that nobody thought of is counted under.
@@ -44,7 +44,7 @@ def _reasons() -> set[str]:
     return found - {ItemError.reason}
 
 
-def check_classes(where: Where, spec: JobSpec, explained: Mapping[str, int], done: int) -> None:
+def check_classes(where: ResultFilter, spec: JobSpec, explained: Mapping[str, int], done: int) -> None:
     """Make sure that the classes that are asked for are some of the job's.
 
     Args:

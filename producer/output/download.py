@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import StoreError, UsageError
-from producer.jobs.model.prefetch import ahead
-from producer.output.atomic_file import whole
+from producer.jobs.model.prefetch import prefetch_map
+from producer.output.atomic_file import atomic_file
 
 if TYPE_CHECKING:
     from producer.output.objects import Objects
@@ -91,14 +91,14 @@ def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> I
                 data = objects.get(picture.address)
             except StoreError as error:
                 return error
-            with whole(fetched.path) as file:
+            with atomic_file(fetched.path) as file:
                 file.write(data)
         return fetched
 
     lost: list[StoreError] = []
     with (
         ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="download") as pool,
-        closing(ahead(pool, fetch, looked_up(), depth=4 * DOWNLOAD_THREADS)) as stream,
+        closing(prefetch_map(pool, fetch, looked_up(), depth=4 * DOWNLOAD_THREADS)) as stream,
     ):
         for fetched in stream:
             if isinstance(fetched, StoreError):

@@ -50,7 +50,7 @@ class Condition:
         return any(char in self.value for char in "*?[")
 
 
-class Where:
+class ResultFilter:
     """Conditions that must all hold of an image; called with its result."""
 
     def __init__(self, conditions: Iterable[Condition], *, failed: bool = False) -> None:
@@ -90,7 +90,7 @@ class Where:
             )
 
 
-def parse_where(expressions: Iterable[str], *, failed: bool = False) -> Where:
+def parse_where(expressions: Iterable[str], *, failed: bool = False) -> ResultFilter:
     """Make one question of expressions.
 
     Args:
@@ -102,7 +102,7 @@ def parse_where(expressions: Iterable[str], *, failed: bool = False) -> Where:
     """
     if isinstance(expressions, str):
         raise UsageError("where must be a list of expressions, not one alone")
-    return Where([_condition(expression) for expression in expressions], failed=failed)
+    return ResultFilter([_condition(expression) for expression in expressions], failed=failed)
 
 
 def _condition(expression: str) -> Condition:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from producer.jobs.model.errors import StoreError, UsageError
-from producer.output.atomic_file import whole
+from producer.output.atomic_file import atomic_file
 from producer.output.download import Fetched, download
 from producer.output.export import (
     Format,
@@ -19,7 +19,7 @@ from producer.output.export import (
     write_jsonl,
     write_parquet,
 )
-from producer.output.filters import Test, Where, parse_where
+from producer.output.filters import ResultFilter, Test, parse_where
 from producer.output.manifest import Damages
 from producer.output.objects import Objects
 from producer.output.ordering import Order, check_limit, ordered, parse_order
@@ -71,7 +71,7 @@ class Link:
     url: str
 
 
-class Made:
+class JobResults:
     """What one job made. What is asked for is checked at once, and read as it is needed.
 
     Args:
@@ -92,7 +92,7 @@ class Made:
         *,
         states: States,
         ended: Callable[[], int],
-        check: Callable[[Where], None] = lambda where: None,
+        check: Callable[[ResultFilter], None] = lambda where: None,
         since: int = 0,
     ) -> None:
         self._storage, self._job, self._spec = storage, job, spec
@@ -118,7 +118,7 @@ class Made:
                 "and --repair explains them again"
             )
 
-    def _chosen(self, choice: Choice, where: Where, lost: list[Incomplete]) -> Iterator[Result]:
+    def _chosen(self, choice: Choice, where: ResultFilter, lost: list[Incomplete]) -> Iterator[Result]:
         """The images asked for, in the order asked for; what is not known is noted in `lost`."""
 
         def known() -> Iterator[Result]:
@@ -129,7 +129,7 @@ class Made:
 
         yield from ordered(known(), choice.order, choice.limit)
 
-    def _where(self, choice: Choice) -> Where:
+    def _where(self, choice: Choice) -> ResultFilter:
         """What is asked, if it is anything this job knows."""
         where = parse_where(choice.where, failed=choice.failed)
         check_limit(choice.limit)
@@ -192,7 +192,7 @@ class Made:
             return (write_csv if format == "csv" else write_parquet)(results, table, file)
 
         if isinstance(file, Path):
-            with whole(file) as opened:
+            with atomic_file(file) as opened:
                 count = write(opened)
         else:
             count = write(file)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
-from producer.output.atomic_file import whole
+from producer.output.atomic_file import atomic_file
 from producer.output.export import KEEP, format_of, write_rows
 
 
@@ -34,10 +34,10 @@ def write_again(read: Callable[[], Iterable[Mapping[str, object]]], path: Path, 
     check_name(path)
     if path.name.lower().endswith(".csv"):
         header = list(dict.fromkeys([*columns, *(name for row in read() for name in row)]))
-        with whole(path, private=True) as file:
+        with atomic_file(path, private=True) as file:
             return write_rows(header, ([row.get(name) for name in header] for row in read()), file)
     count = 0
-    with whole(path, private=True) as file:
+    with atomic_file(path, private=True) as file:
         for row in read():
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1

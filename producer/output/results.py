@@ -10,7 +10,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from producer.jobs.model import keys
-from producer.jobs.model.prefetch import ahead
+from producer.jobs.model.prefetch import prefetch_map
 from producer.output.manifest import ChunkRecords
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def read_chunks(
         found = _with_states(storage, job, chunk_size, states, since)
     with (
         ThreadPoolExecutor(MANIFEST_THREADS, thread_name_prefix="manifest") as pool,
-        closing(ahead(pool, fetch, found, depth=_CHUNKS_AHEAD)) as chunks,
+        closing(prefetch_map(pool, fetch, found, depth=_CHUNKS_AHEAD)) as chunks,
     ):
         yield from chunks
 
@@ -123,7 +123,7 @@ def read_kept_names(storage: Storage, job: str, *, since: int = 0) -> list[str]:
     names: dict[str, None] = {}
     with (
         ThreadPoolExecutor(MANIFEST_THREADS, thread_name_prefix="manifest") as pool,
-        closing(ahead(pool, fetch, manifest_parts(storage, job, since=since), depth=_CHUNKS_AHEAD)) as chunks,
+        closing(prefetch_map(pool, fetch, manifest_parts(storage, job, since=since), depth=_CHUNKS_AHEAD)) as chunks,
     ):
         for content in (content for parts in chunks for content in parts if _KEEP in content):
             names.update(dict.fromkeys(_kept_names(content.splitlines())))

@@ -55,7 +55,7 @@ def plan(sources: Iterable[Source], lines: Lines, spec: JobSpec) -> Plan:
     images = chunks = payload = files = upload_bytes = 0
     first: list[str] = []
     while part := list(islice(stream, spec.chunk_size)):
-        chunk = Chunk.pack(chunks, lines(images, part))
+        chunk = Chunk.compress(chunks, lines(images, part))
         first += [addresses.redact(source.uri or str(source.path)) for source in part[: _SHOWN - len(first)]]
         paths = [source.path for source in part if source.path is not None]
         files += len(paths)

@@ -32,7 +32,7 @@ from producer.jobs.model.spec import (
     JobSpec,
     Result,
     class_key,
-    unpack,
+    decompress_items,
     uri_line,
 )
 from producer.jobs.store.bucket import Storage, sha256_of
@@ -334,7 +334,7 @@ class _Sending:
             part = list(islice(sources, size))
             if not part:
                 break
-            chunk = Chunk.pack(number, lines(number * size, part))
+            chunk = Chunk.compress(number, lines(number * size, part))
             if known.get(number, chunk.entry) != chunk.entry:
                 raise UsageError(self._difference(chunk))
             files = [] if number in known else [(number * size + n, s.path) for n, s in enumerate(part) if s.path]
@@ -354,7 +354,7 @@ class _Sending:
         read_parts(self.storage, records, self.recorded.get(chunk.number, []), size)
         before: dict[int, Item | Result] = {result.index - first: result for result in records.results()}
         before |= self.table.control.items_of(self.job, chunk.number)  # these say more, while they are there
-        return why_differs(self.job, first, before, unpack(chunk.payload))
+        return why_differs(self.job, first, before, decompress_items(chunk.payload))
 
     def _upload(self, index: int, path: Path) -> None:
         try:
@@ -388,7 +388,7 @@ class _Sending:
         Returns:
             The time to publish its pointer with; None when nothing of it is left to do.
         """
-        items = unpack(chunk.payload)
+        items = decompress_items(chunk.payload)
         first = chunk.number * self.spec.chunk_size
         size = self.spec.chunk_size
         known = read_parts(self.storage, ChunkRecords(chunk.number, first), self.recorded[chunk.number], size)

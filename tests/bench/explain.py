@@ -40,7 +40,7 @@ with warnings.catch_warnings():
 
 from worker.device import batches
 from worker.engine.explain import View, as_they_are, explain_many
-from worker.models.batchnorm import prepare
+from worker.models.batchnorm import make_fast
 from worker.pictures.geometry import average_maps
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
@@ -63,7 +63,7 @@ def built(name: str) -> tuple[nn.Module, nn.Module]:
 
 def ours(name: str, size: tuple[int, int], precision: str) -> Explain:
     model, layer = built(name)
-    prepare(model.requires_grad_(False), [layer], size)
+    make_fast(model.requires_grad_(False), [layer], size)
 
     def run(inputs: Tensor, classes: Tensor) -> Answer:
         batch = inputs.contiguous(memory_format=torch.channels_last)
@@ -151,7 +151,7 @@ def two_passes(name: str) -> Explain:
 def limit(name: str, inputs: Tensor) -> Callable[[], float]:
     """Give the seconds of all convolutions and linear layers, forward and back to their inputs."""
     model, layer = built(name)
-    prepare(model.requires_grad_(False), [layer], (inputs.shape[2], inputs.shape[3]))
+    make_fast(model.requires_grad_(False), [layer], (inputs.shape[2], inputs.shape[3]))
     calls: list[tuple[nn.Module, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda m, args, _out: calls.append((m, args[0].clone().requires_grad_())))
@@ -187,7 +187,7 @@ def differences(answer: Answer, reference: Answer, size: tuple[int, int]) -> tup
 def contestant(label: str, name: str, size: tuple[int, int]) -> Explain:
     """Make the contestant of that label."""
     if label.startswith(OURS):
-        batches.choose("cpu")  # as the worker sets its process up
+        batches.open_device("cpu")  # as the worker sets its process up
         return ours(name, size, label.rsplit(maxsplit=1)[-1])
     return OTHERS[label](name)
 
@@ -206,7 +206,7 @@ def serve(pipe: Connection, label: str, name: str, batch: int) -> None:
     size = (299, 299) if name == "inception_v3" else (224, 224)
     inputs = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     if label == LIMIT:
-        batches.choose("cpu")
+        batches.open_device("cpu")
         measure = limit(name, inputs)
         pipe.send(None)
     else:

@@ -3,7 +3,7 @@
     python tests/bench/fidelity.py
 
 The real efficientnet_lite0 on scikit-image's photographs, and a random resnet50 on noise. The largest difference of the
-resized maps is in grey levels of 255; the cosine is that of two images' guided gradients, the worst of all images. For
+resized maps is in gray levels of 255; the cosine is that of two images' guided gradients, the worst of all images. For
 all images the class is the one that fp32 finds most likely. On a CPU fp16 is what autocast makes of it there: workers
 offer it on CUDA alone.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from worker.engine.explain import Explanations, View, as_they_are, explain_many
 from worker.models import networks
-from worker.models.batchnorm import prepare
+from worker.models.batchnorm import make_fast
 from worker.pictures import decode
 from worker.pictures.geometry import average_maps
 
@@ -36,7 +36,7 @@ def photographs(network: networks.Network) -> Tensor:
 
 
 def compare(half: Explanations, full: Explanations, size: tuple[int, int]) -> tuple[float, float, float]:
-    """Most grey levels between two maps, the mean of each image's, and the smallest cosine of guided gradients."""
+    """Most gray levels between two maps, the mean of each image's, and the smallest cosine of guided gradients."""
     levels = [
         float(np.abs(average_maps([a.numpy()], size) - average_maps([b.numpy()], size)).max() * 255)
         for a, b in zip(half.maps[0][:, 0], full.maps[0][:, 0], strict=True)
@@ -52,7 +52,7 @@ def main() -> None:
     click.echo(f"{'':<34}{'maps, worst':>12}{'maps, mean':>12}{'gb, cosine':>12}{'same class':>12}")
     for name, weights in (("efficientnet_lite0", None), ("resnet50", networks.RANDOM)):
         network = networks.load(name, weights)
-        model = prepare(network.model, [network.layer], network.size, network.device).model
+        model = make_fast(network.model, [network.layer], network.size, network.device).model
         noise = torch.randn(4, 3, *network.size, generator=torch.Generator().manual_seed(0))
         inputs = (noise if network.random else photographs(network)).contiguous(memory_format=torch.channels_last)
         views = [View(network.layer, as_they_are)]

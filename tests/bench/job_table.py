@@ -35,7 +35,7 @@ def measure(table: JobTable) -> dict[str, list[float]]:
     table.create("bench", spec, lifetime_s=60)
     for number in range(CHUNKS):
         lines = [uri_line(f"s3://bucket/{number:06d}/{n:04d}.jpg") for n in range(CHUNK)]
-        table.add_chunk("bench", Chunk.pack(number, lines))
+        table.add_chunk("bench", Chunk.compress(number, lines))
     for number in range(CHUNKS):
         claim = timed("claim", table.claim, "bench", number, spec, claim_id=str(number), lease_s=30)
         assert claim is not None

@@ -43,13 +43,13 @@ def _redis() -> redis.Redis:
 
 
 @signals.worker_process_init.connect
-def _warm_up(**_: Any) -> None:
+def _get_ready(**_: Any) -> None:
     import torch
 
     from worker.device import batches
 
     torch.set_num_threads(1)
-    batches.choose("cpu")
+    batches.open_device("cpu")
     if "BENCH_DEVICE_MS" in os.environ:
         import fake_device
 
@@ -70,7 +70,7 @@ def explain(run: str, index: int, key: str) -> None:
     storage = _storage()
     picture = decode.decode(storage.get(key))
     fitted, _frame = geometry.fit(picture, network.size, "squash", network.resize_px)
-    array = decode.normalise(fitted, network.mean, network.std)
+    array = decode.normalize(fitted, network.mean, network.std)
     ((explained,),) = batches.explain_classes(network, [array], [None])
     for kind, drawn in render.render(fitted / 255, explained.map, explained.guided).items():
         storage.put(f"naive/{run}/{index:08d}/{kind}.jpg", render.encode(drawn))

@@ -22,7 +22,7 @@ class Noop:
 
     def work(self, name: str, job: str, chunk: int, claim_id: str) -> int:
         """Work at the chunk whose turn it is; how many images."""
-        turn = self._table.turn(name, job, chunk, exact=name == "recovery")
+        turn = self._table.next_chunk(name, job, chunk, exact=name == "recovery")
         if turn is None:
             return 0
         found = self._table.spec(turn[0])

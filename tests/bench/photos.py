@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-#: Colour photos of at least 300 px a side; nothing is downloaded.
+#: Color photos of at least 300 px a side; nothing is downloaded.
 SKIMAGE = (
     *("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png"),
     *("motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg"),

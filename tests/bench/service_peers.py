@@ -31,12 +31,12 @@ def serve_pure(pipe: Connection, name: str, paths: list[Path], core: int | None)
     from worker.pictures import decode, geometry
 
     torch.set_num_threads(len(cores))
-    batches.choose("cpu")
+    batches.open_device("cpu")
     network = networks.load(name, WEIGHTS[name])
     arrays = []
     for path in paths[:ARRAYS]:
         fitted, _ = geometry.fit(decode.decode(path.read_bytes()), network.size, "squash", network.resize_px)
-        arrays.append(decode.normalise(fitted, network.mean, network.std))
+        arrays.append(decode.normalize(fitted, network.mean, network.std))
 
     def run(images: int) -> tuple[float, float]:
         started, cpu = time.perf_counter(), time.process_time()

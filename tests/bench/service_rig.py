@@ -62,7 +62,7 @@ class Workers(Program):
         super().__init__(name, log)
         pin = () if core is None else (sys.executable, "-c", _PINNED, str(core))
         self.command = (*pin, *command)
-        #: The class of service it works at.
+        #: The priority it works at.
         self.queue: Queue = "default"
 
     def said(self, words: str) -> int:

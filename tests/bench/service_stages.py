@@ -59,7 +59,6 @@ def print_stages(rig: Rig, network: str) -> dict[str, dict[str, float]]:
 
 
 def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict[str, dict[str, float]]:
-    """Take images through all stages."""
     import numpy as np
 
     from producer.client.client import Client
@@ -74,22 +73,22 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     from worker.models import networks
     from worker.pictures import decode, geometry, render
 
-    batches.choose("cpu")
+    batches.open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
-    fetcher, clock = Fetcher(FetchPolicy(), storage.client, direct=storage.direct), _Clock(servers)
+    fetcher, clock = Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path), _Clock(servers)
     images = len(uris)
 
     def decoded(data: bytes) -> tuple[Any, Any]:
         fitted, _frame = geometry.fit(decode.decode(data), network.size, "squash", network.resize_px)
-        return fitted, decode.normalise(fitted, network.mean, network.std)
+        return fitted, decode.normalize(fitted, network.mean, network.std)
 
     def explained(batch: list[Any]) -> list[Any]:
         return batches.explain_classes(network, batch, [None] * len(batch))
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
         (fitted, _), (answer,) = pair
-        render.normalised(answer.map)
+        render.normalized(answer.map)
         heat = geometry.average_maps(answer.maps, answer.guided.shape[:2])
         return render.draw(fitted / np.float32(255), heat, answer.guided)
 
@@ -111,7 +110,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     table, spec = Client.from_env().table, JobSpec(network=network_name, chunk_size=images)
     job = f"stages-{network_name}"
     table.create(job, spec, lifetime_s=60)
-    table.add_chunk(job, Chunk.pack(0, [uri_line(uri) for uri in uris]))
+    table.add_chunk(job, Chunk.compress(0, [uri_line(uri) for uri in uris]))
     claim = table.claim(job, 0, spec, claim_id="stages", lease_s=30)
     assert claim is not None
 

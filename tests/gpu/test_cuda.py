@@ -11,7 +11,7 @@ import torch
 from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.spec import JobSpec
-from worker.device.batches import Explained, choose, explain_arrays
+from worker.device.batches import Explained, explain_arrays, open_device
 from worker.models import networks
 from worker.models.loader import Models
 from worker.settings import WorkerSettings
@@ -24,7 +24,9 @@ pytestmark = [
 
 def test_a_gpu_gives_the_cpus_explanations() -> None:
     batch = list(np.random.default_rng(0).standard_normal((4, 3, 224, 224)).astype(np.float32))
-    on_gpu = explain_arrays(networks.load("resnet50", weights="random", device=choose("cuda")), batch, [0, 1, 2, 3])
+    on_gpu = explain_arrays(
+        networks.load("resnet50", weights="random", device=open_device("cuda")), batch, [0, 1, 2, 3]
+    )
     on_cpu = explain_arrays(networks.load("resnet50", weights="random"), batch, [0, 1, 2, 3])
     for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
         assert isinstance(gpu, Explained)

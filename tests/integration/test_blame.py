@@ -109,7 +109,7 @@ def newer(client: Client, job: str, chunks: int) -> None:
     client.table.redis.hset(f"gradcam:job:{job}", "spec", json.dumps(written))
     send = client._publisher(job, "default")
     for number in range(chunks):
-        published_at = client.table.add_chunk(job, Chunk.pack(number, [uri_line("s3://b/a.png")]))
+        published_at = client.table.add_chunk(job, Chunk.compress(number, [uri_line("s3://b/a.png")]))
         assert published_at is not None
         send(number, published_at)
     client.table.close(job, chunks=chunks, items=chunks)

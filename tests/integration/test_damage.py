@@ -137,7 +137,7 @@ def test_records_of_a_newer_version_are_left_alone(client: Client) -> None:
     job = run(client, [COFFEE, CAT])
     (part,) = objects(client, job, "manifest/")
     first, second = client.storage.get(part).splitlines()
-    client.storage.put(part, first[:-1] + b',"colour":"red"}\n' + second)
+    client.storage.put(part, first[:-1] + b',"color":"red"}\n' + second)
     before = client.storage.get(part)
     assert [(one.kind, one.line) for one in client.audit(job)] == [("newer", 1)]
     with pytest.raises(UsageError, match="1 records were written by a newer version"):

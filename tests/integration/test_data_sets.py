@@ -1,4 +1,4 @@
-"""Data sets as users have them: lists with columns, classes of service, dry runs, waiting, keeping house."""
+"""Data sets as users have them: lists with columns, priorities, dry runs, waiting, keeping house."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from command import gradcam
 from stacks import eventually
 
 from producer.client.client import Client
-from producer.input.sources import Reading
+from producer.input.sources import ReadOptions
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob
 from producer.jobs.model.states import JobState
@@ -102,11 +102,11 @@ def test_an_urgent_job_overtakes_and_two_of_one_class_share_the_worker(client: C
 def test_chunks_become_as_large_as_ten_seconds_of_work_and_a_continued_job_keeps_its_size(client: Client) -> None:
     assert [fitting_size(speed) for speed in (None, 0.1, 12.0, 1000.0)] == [64, 16, 120, 512]
     client.wait(client.submit([COFFEE] * 16, network=NETWORK, chunk_size=16, outputs=["cam"]), timeout_s=60)
-    speed = client.table.roster.speed(NETWORK)
+    speed = client.table.registry.speed(NETWORK)
     assert speed is not None
     job = client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
     assert client._spec(job).chunk_size == fitting_size(speed)
-    client.table.roster.note_speed(NETWORK, 2.0)
+    client.table.registry.note_speed(NETWORK, 2.0)
     client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
     client.wait("fitting", timeout_s=60)
     client.table.redis.delete(keys.SPEEDS)
@@ -236,7 +236,7 @@ def test_objects_of_a_job_that_redis_forgot_can_be_deleted(client: Client) -> No
 def test_classes_as_pandas_writes_them_are_numbers(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"image,label\n{COFFEE},967.0\n{CAT},\n")
     job = client.submit(
-        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=Reading(class_column="label")
+        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=ReadOptions(class_column="label")
     )
     client.wait(job, timeout_s=60)
     assert next(client.results(job)).class_id == 967
@@ -245,7 +245,9 @@ def test_classes_as_pandas_writes_them_are_numbers(client: Client, tmp_path: Pat
 @pytest.mark.usefixtures("worker")
 def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"image,name\n{COFFEE},=1+1\n")
-    job = client.submit([tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=Reading(id_column="name"))
+    job = client.submit(
+        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=ReadOptions(id_column="name")
+    )
     client.wait(job, timeout_s=60)
     assert ",'=1+1," in gradcam("results", job, "--csv").stdout
     assert next(client.results(job)).id == "=1+1"

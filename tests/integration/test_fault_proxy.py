@@ -26,7 +26,7 @@ from s3_servers import chosen, proxied
 
 from deploy.servers import SeaweedFS
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.store.bucket import Storage, make_client
+from producer.jobs.store.bucket import Storage, make_s3_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -75,7 +75,7 @@ def store(s3_proxy: HttpFaultProxy) -> Iterator[HttpFaultProxy]:
 def s3_client(s3_proxy: HttpFaultProxy) -> Iterator[S3Client]:
     """The client as workers make it."""
     address = f"http://127.0.0.1:{s3_proxy.port}"
-    with closing(make_client(read(Connections).model_copy(update={"s3_endpoint_url": address}))) as client:
+    with closing(make_s3_client(read(Connections).model_copy(update={"s3_endpoint_url": address}))) as client:
         yield client
 
 
@@ -88,7 +88,7 @@ def storage(stack: Stack, store: HttpFaultProxy, s3_client: S3Client) -> Storage
 
 
 @pytest.fixture(scope="module")
-def direct(stack: Stack) -> Iterator[Storage]:
+def fast_path(stack: Stack) -> Iterator[Storage]:
     """The same bucket, past the proxy."""
     with closing(stack.s3.client()) as client:
         yield Storage(client, stack.s3.bucket, "")
@@ -289,12 +289,12 @@ def test_nothing_is_left_of_a_stopped_proxy(stack: Stack, fault: str) -> None:
 # S3: HTTP.
 
 
-def test_objects_small_large_and_none_pass_unchanged(storage: Storage, direct: Storage) -> None:
+def test_objects_small_large_and_none_pass_unchanged(storage: Storage, fast_path: Storage) -> None:
     large = os.urandom(9_000_000)  # in two parts
     storage.client.upload_fileobj(io.BytesIO(large), storage.bucket, "proxy/large")
     storage.put("proxy/small", b"small")
     storage.put("proxy/nothing", b"")
-    assert direct.get("proxy/large") == storage.get("proxy/large") == large
+    assert fast_path.get("proxy/large") == storage.get("proxy/large") == large
     assert (storage.get("proxy/small"), storage.get("proxy/nothing")) == (b"small", b"")
     assert (storage.size("proxy/large"), storage.size("proxy/absent")) == (9_000_000, None)
     storage.client.delete_object(Bucket=storage.bucket, Key="proxy/small")
@@ -314,24 +314,26 @@ def test_chunked_bodies_pass_and_the_connection_is_kept(storage: Storage, store:
             assert storage.get("proxy/chunked") == b"".join(pieces)
 
 
-def test_a_burst_of_slow_down_is_got_over_by_retries(storage: Storage, store: HttpFaultProxy, direct: Storage) -> None:
+def test_a_burst_of_slow_down_is_got_over_by_retries(
+    storage: Storage, store: HttpFaultProxy, fast_path: Storage
+) -> None:
     store.answer_errors(503, "SlowDown", n=2)
     storage.put("proxy/burst", b"body")
-    assert direct.get("proxy/burst") == b"body"
+    assert fast_path.get("proxy/burst") == b"body"
     assert store.counts == {"answer_errors": 2}
 
 
 def test_errors_that_do_not_end_reach_the_caller_but_not_the_server(
-    impatient: S3Client, store: HttpFaultProxy, direct: Storage
+    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
 ) -> None:
     store.answer_errors(500, "InternalError")
     with pytest.raises(ClientError, match="InternalError"):
-        _put(impatient, direct.bucket, "proxy/never")
-    assert direct.size("proxy/never") is None
+        _put(impatient, fast_path.bucket, "proxy/never")
+    assert fast_path.size("proxy/never") is None
     assert store.counts == {"answer_errors": 2}
     store.passing()
-    _put(impatient, direct.bucket, "proxy/never")
-    assert direct.size("proxy/never") == 4
+    _put(impatient, fast_path.bucket, "proxy/never")
+    assert fast_path.size("proxy/never") == 4
 
 
 def test_errors_hit_only_what_they_are_meant_for(storage: Storage, store: HttpFaultProxy) -> None:
@@ -344,21 +346,21 @@ def test_errors_hit_only_what_they_are_meant_for(storage: Storage, store: HttpFa
 
 
 def test_a_put_whose_reply_is_lost_is_repeated_and_there(
-    storage: Storage, store: HttpFaultProxy, direct: Storage
+    storage: Storage, store: HttpFaultProxy, fast_path: Storage
 ) -> None:
     store.lose_replies(1, only=_puts)
     storage.put("proxy/lost", b"body")
-    assert storage.get("proxy/lost") == direct.get("proxy/lost") == b"body"
+    assert storage.get("proxy/lost") == fast_path.get("proxy/lost") == b"body"
     assert store.counts == {"lose_replies": 1}
 
 
 def test_a_put_whose_reply_is_lost_reached_the_server(
-    impatient: S3Client, store: HttpFaultProxy, direct: Storage
+    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
 ) -> None:
     store.lose_replies(None)
     with pytest.raises(BotoCoreError, match="Connection was closed"):
-        _put(impatient, direct.bucket, "proxy/once", b"body" * 50_000)
-    assert direct.get("proxy/once") == b"body" * 50_000
+        _put(impatient, fast_path.bucket, "proxy/once", b"body" * 50_000)
+    assert fast_path.get("proxy/once") == b"body" * 50_000
     assert store.counts == {"lose_replies": 2}
 
 
@@ -422,12 +424,12 @@ def test_a_frozen_download_goes_on(storage: Storage, store: HttpFaultProxy) -> N
 
 
 def test_a_lost_pooled_connection_costs_one_timeout(
-    impatient: S3Client, store: HttpFaultProxy, direct: Storage
+    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
 ) -> None:
     store.blackhole()
     store.passing()
-    assert _seconds(lambda: _put(impatient, direct.bucket, "proxy/dead")) >= 0.5
-    assert direct.size("proxy/dead") == 4
+    assert _seconds(lambda: _put(impatient, fast_path.bucket, "proxy/dead")) >= 0.5
+    assert fast_path.size("proxy/dead") == 4
 
 
 def test_replies_of_the_store_wait_when_there_is_a_delay(storage: Storage, store: HttpFaultProxy) -> None:

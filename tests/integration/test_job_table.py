@@ -39,7 +39,7 @@ def make_job(table: JobTable, items: int, *, chunk_size: int = 4, job: str = "jo
     spec = JobSpec(chunk_size=chunk_size)
     table.create(job, spec, lifetime_s=LIFETIME_S)
     chunks = [
-        Chunk.pack(n // chunk_size, [uri_line(f"s3://b/{i}.jpg") for i in range(n, min(n + chunk_size, items))])
+        Chunk.compress(n // chunk_size, [uri_line(f"s3://b/{i}.jpg") for i in range(n, min(n + chunk_size, items))])
         for n in range(0, items, chunk_size)
     ]
     for chunk in chunks:
@@ -63,7 +63,7 @@ def test_a_job_goes_from_created_to_succeeded(table: JobTable) -> None:
     for chunk in (0, 1):
         claim = take(table, chunk, spec)
         table.commit(claim, done=claim.pending, failed=[], lease_s=LEASE_S)
-    mine = table.finalise("job", "me")
+    mine = table.finalize("job", "me")
     assert mine is not None
     assert table.finish("job", "me", mine)
     status = table.status("job")
@@ -74,7 +74,7 @@ def test_a_job_with_a_failed_image_completes_with_errors_and_says_why(table: Job
     spec = make_job(table, 3)
     claim = take(table, 0, spec)
     table.commit(claim, done=[0, 1], failed=[failure(claim, 2)], lease_s=LEASE_S)
-    mine = table.finalise("job", "me")
+    mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
     status = table.status("job")
@@ -105,14 +105,14 @@ def test_a_name_belongs_to_one_spec_and_one_source(table: JobTable) -> None:
     with pytest.raises(UsageError, match="other parameters"):
         table.create("job", JobSpec(network="vgg16"), lifetime_s=LIFETIME_S)
     with pytest.raises(UsageError, match="another source"):
-        table.add_chunk("job", Chunk.pack(0, [uri_line("s3://b/other.jpg")]))
+        table.add_chunk("job", Chunk.compress(0, [uri_line("s3://b/other.jpg")]))
     with pytest.raises(UsageError, match=r"takes no more"):
-        table.add_chunk("job", Chunk.pack(1, [uri_line("s3://b/more.jpg")]))
+        table.add_chunk("job", Chunk.compress(1, [uri_line("s3://b/more.jpg")]))
 
 
 def test_closing_notices_that_chunks_were_lost(table: JobTable) -> None:
     table.create("job", JobSpec(), lifetime_s=LIFETIME_S)
-    table.add_chunk("job", Chunk.pack(0, [uri_line("s3://b/a.jpg")]))
+    table.add_chunk("job", Chunk.compress(0, [uri_line("s3://b/a.jpg")]))
     assert table.close("job", chunks=2, items=2) == 1
     assert table.status("job").ingest == "open"
 
@@ -176,12 +176,12 @@ def test_a_complete_chunk_leaves_nothing_but_its_bits(table: JobTable, redis_cli
 
 def test_the_end_is_entered_once_and_by_one(table: JobTable, redis_client: redis.Redis) -> None:
     spec = make_job(table, 1)
-    assert table.finalise("job", "me") is None
+    assert table.finalize("job", "me") is None
     claim = take(table, 0, spec)
     table.commit(claim, done=[0], failed=[], lease_s=LEASE_S)
-    mine = table.finalise("job", "me")
+    mine = table.finalize("job", "me")
     assert mine is not None
-    assert table.finalise("job", "other") is None
+    assert table.finalize("job", "other") is None
     assert not table.finish("job", "other", mine)
     assert table.finish("job", "me", mine)
     assert not table.finish("job", "me", mine)
@@ -196,7 +196,7 @@ def test_a_failed_job_takes_nothing_more_and_counts_the_rest_as_cancelled(table:
     table.fail("job", "the weights do not fit")
     assert not table.renew(claim, lease_s=LEASE_S)
     assert table.commit(claim, done=[1], failed=[], lease_s=LEASE_S) is None
-    mine = table.finalise("job", "me")
+    mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
     assert table.release(claim) is None
@@ -270,52 +270,52 @@ def test_jobs_of_one_class_have_their_turns_in_a_circle(table: JobTable) -> None
         make_job(table, 40 if job == "big" else 12, job=job)
     taken = []
     for _ in range(9):
-        turn = table.turn("default", "big", 0, exact=False)
+        turn = table.next_chunk("default", "big", 0, exact=False)
         assert turn is not None
         taken.append(turn[0])
         claim = table.claim(*turn, JobSpec(chunk_size=4), claim_id=f"{turn}", lease_s=LEASE_S)
         assert claim is not None
     assert taken == ["big", "small", "other"] * 3
-    assert {table.turn("default", "big", 0, exact=False)[0] for _ in range(3)} == {"big"}  # type: ignore[index]
+    assert {table.next_chunk("default", "big", 0, exact=False)[0] for _ in range(3)} == {"big"}  # type: ignore[index]
 
 
 def test_classes_of_service_do_not_take_each_others_chunks(table: JobTable) -> None:
     make_job(table, 4)
-    assert table.turn("high", "job", 0, exact=False) is None
-    assert table.turn("default", "unknown", 7, exact=False) == ("job", 0)
+    assert table.next_chunk("high", "job", 0, exact=False) is None
+    assert table.next_chunk("default", "unknown", 7, exact=False) == ("job", 0)
 
 
 def test_a_recovery_message_whose_chunk_was_taken_by_another_is_worth_one_of_the_same_class(table: JobTable) -> None:
     """Else the chunk whose message was used up for it would wait until the message counts as lost."""
     spec = make_job(table, 8)
     take(table, 0, spec)
-    assert table.turn("recovery", "job", 0, exact=True) == ("job", 1)
+    assert table.next_chunk("recovery", "job", 0, exact=True) == ("job", 1)
     take(table, 1, spec)
-    assert table.turn("recovery", "job", 0, exact=True) is None
-    assert table.turn("recovery", "unknown", 0, exact=True) is None
+    assert table.next_chunk("recovery", "job", 0, exact=True) is None
+    assert table.next_chunk("recovery", "unknown", 0, exact=True) is None
 
 
 def test_a_paused_or_ended_job_has_no_turn(table: JobTable) -> None:
     make_job(table, 4)
     table.control.pause("job")
-    assert table.turn("default", "job", 0, exact=True) is None
+    assert table.next_chunk("default", "job", 0, exact=True) is None
     table.control.resume("job")
     table.control.cancel("job")
-    assert table.turn("default", "job", 0, exact=False) is None
+    assert table.next_chunk("default", "job", 0, exact=False) is None
 
 
 def test_messages_count_as_lost_when_they_were_missing_all_along(table: JobTable, redis_client: redis.Redis) -> None:
     make_job(table, 12)  # three chunks
     queue = keys.QUEUE_PREFIX + "default"
     redis_client.rpush(queue, "m", "m")
-    assert table.deficit("default", grace_s=0.2) == []
+    assert table.missing_messages("default", grace_s=0.2) == []
     time.sleep(0.25)
     redis_client.rpush(queue, "m")  # it was on its way
-    assert table.deficit("default", grace_s=0.2) == []
+    assert table.missing_messages("default", grace_s=0.2) == []
     redis_client.delete(queue)
-    assert table.deficit("default", grace_s=0.2) == []
+    assert table.missing_messages("default", grace_s=0.2) == []
     time.sleep(0.25)
-    assert len(table.deficit("default", grace_s=0.2)) == 3
+    assert len(table.missing_messages("default", grace_s=0.2)) == 3
     assert table.status("job").republished == 3
 
 
@@ -329,7 +329,7 @@ def test_correct_and_wrong_are_counted_where_a_bit_changes_and_taken_back_when_r
     table.commit(claim, done=ends, failed=[], lease_s=60)
     assert (table.status("job").correct, table.status("job").wrong) == (2, 1)
     assert table.histogram("job") == {"281 tabby": 2, "7": 1, "9": 1}
-    mine = table.finalise("job", "me")
+    mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
     table.control.maintain("job", JobState.REPAIRING, "me")

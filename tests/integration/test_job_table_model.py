@@ -34,7 +34,7 @@ from producer.jobs.table.table import Claim, JobTable
 from producer.jobs.table.user_actions import Generation
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Finalising
+    from producer.jobs.table.table import Finalizing
 
 SIZE, CHUNKS, LIVE_S, DEAD_S, LIFETIME_S = 3, 3, 60.0, 0.0005, 3600.0
 REASONS = ("fetch", "image")
@@ -87,7 +87,7 @@ class Model:
     waiting: set[int] = field(default_factory=set)
     leases: dict[int, Held] = field(default_factory=dict)
     suspects: dict[int, dict[int, int]] = field(default_factory=dict)
-    buried: dict[int, str] = field(default_factory=dict)
+    reclaimed: dict[int, str] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -105,7 +105,7 @@ class Model:
     def count(self, *words: str) -> int:
         return sum(state in words for state in self.items.values())
 
-    def bury(self, chunk: int, weight: int) -> None:
+    def reclaim_from_dead(self, chunk: int, weight: int) -> None:
         self.suspect(chunk, self.leases.pop(chunk).marks, weight)
         self.waiting.add(chunk)
 
@@ -129,7 +129,7 @@ class Table(RuleBasedStateMachine):
         self.model = Model()
         self.claims: list[Claim] = []
         self.names = 0
-        self.mine: list[tuple[str, Finalising]] = []
+        self.mine: list[tuple[str, Finalizing]] = []
         self.generations: list[Generation] = []
         #: Indices whose pictures are in the store, and those that somebody else took away.
         self.objects: set[int] = set()
@@ -182,7 +182,7 @@ class Table(RuleBasedStateMachine):
     @rule(chunk=chunks, twice=st.booleans())
     def add_chunk(self, chunk: int, twice: bool) -> None:
         model, indices = self.model, range(chunk * SIZE, chunk * SIZE + SIZE)
-        packed = Chunk.pack(chunk, [item(index).line for index in indices])
+        packed = Chunk.compress(chunk, [item(index).line for index in indices])
         for _ in range(1 + twice):
             if chunk in model.added:
                 assert self.table.add_chunk("job", packed) is None
@@ -222,7 +222,7 @@ class Table(RuleBasedStateMachine):
         if not free:
             return
         if held is not None:
-            model.bury(chunk, 1)
+            model.reclaim_from_dead(chunk, 1)
         first = got[0]
         assert first is not None
         assert all(claim is not None and claim.token == first.token for claim in got)
@@ -315,18 +315,20 @@ class Table(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), weight=st.integers(1, 4), twice=st.booleans())
-    def bury(self, data: st.DataObject, weight: int, twice: bool) -> None:
+    def reclaim_from_dead(self, data: st.DataObject, weight: int, twice: bool) -> None:
         claim, model = self.stale(data), self.model
         held = model.leases.get(claim.chunk)
         claim_id = data.draw(st.sampled_from([held.claim_id if held else "nobody", "another"]))
         right = held is not None and held.claim_id == claim_id and model.open
         marks = sorted(held.marks) if held else [0]
         for _ in range(1 + twice):
-            self.table.bury("job", claim.chunk, claim_id=claim_id, weight=weight, marked=marks, life=claim.life)
+            self.table.reclaim_from_dead(
+                "job", claim.chunk, claim_id=claim_id, weight=weight, marked=marks, life=claim.life
+            )
         right = right and claim.life == model.life
         late = model.open and weight > 1 and claim.chunk in model.payload and claim.life == model.life
         if right:
-            model.bury(claim.chunk, weight)
+            model.reclaim_from_dead(claim.chunk, weight)
             model.buried[claim.chunk] = claim_id
         # What a parent saw counts also when the lease is another's by now; said twice, it counts once.
         elif late and model.buried.get(claim.chunk) != claim_id:
@@ -343,25 +345,25 @@ class Table(RuleBasedStateMachine):
         dead = {chunk for chunk, held in model.leases.items() if held.dead}
         assert set(found.expired) == (dead if model.state == "running" else set())
         for chunk in found.expired:
-            model.bury(chunk, 1)
+            model.reclaim_from_dead(chunk, 1)
 
     @rule(messages=st.integers(0, 4))
-    def deficit(self, messages: int) -> None:
+    def missing_messages(self, messages: int) -> None:
         """So many messages are missing as chunks wait, less those there are."""
         model = self.model
         self.client.rpush(QUEUE_PREFIX + "default", *["m"] * (messages + 1))
         self.client.rpop(QUEUE_PREFIX + "default")
-        missing = self.table.deficit("default", grace_s=0)
+        missing = self.table.missing_messages("default", grace_s=0)
         self.client.delete(QUEUE_PREFIX + "default")
         waiting = model.waiting if model.state == "running" else set()
         assert len(missing) == max(0, len(waiting) - messages)
         assert {chunk for _, chunk in missing} <= waiting
 
     @rule(chunk=chunks, exact=st.booleans())
-    def turn(self, chunk: int, exact: bool) -> None:
+    def next_chunk(self, chunk: int, exact: bool) -> None:
         """A message is worth a chunk that waits, as long as there is one; the one it names where that is meant."""
         waiting = self.model.waiting if self.model.state == "running" else set()
-        found = self.table.turn("default", "job", chunk, exact=exact)
+        found = self.table.next_chunk("default", "job", chunk, exact=exact)
         assert (found is not None) == bool(waiting)
         assert found is None or found[1] in waiting
         in_trouble = self.client.hexists("gradcam:job:job", "not_before")
@@ -427,7 +429,7 @@ class Table(RuleBasedStateMachine):
         elif how != "complete":
             self.control(how, twice=False)
         if self.model.state == "finalizing":
-            self._finalise("a")
+            self._finalize("a")
             who, mine = self.mine[-1]
             self._finish(who, mine, twice=False)
 
@@ -494,11 +496,11 @@ class Table(RuleBasedStateMachine):
             assert not self.table.renew(claim, lease_s=LIVE_S, marked=[0])
 
     @rule(who=st.sampled_from("ab"))
-    def finalise(self, who: str) -> None:
-        self._finalise(who)
+    def finalize(self, who: str) -> None:
+        self._finalize(who)
 
-    def _finalise(self, who: str) -> None:
-        mine = self.table.finalise("job", who)
+    def _finalize(self, who: str) -> None:
+        mine = self.table.finalize("job", who)
         assert mine is None or self.model.state == "finalizing"
         if mine is not None:
             self.mine.append((who, mine))
@@ -506,10 +508,10 @@ class Table(RuleBasedStateMachine):
     @precondition(lambda self: self.mine)
     @rule(data=st.data(), twice=st.booleans())
     def finish(self, data: st.DataObject, twice: bool) -> None:
-        """Any finaliser of any generation, also one whose job was retried meanwhile."""
+        """Any finalizer of any generation, also one whose job was retried meanwhile."""
         self._finish(*data.draw(st.sampled_from(self.mine)), twice=twice)
 
-    def _finish(self, who: str, mine: Finalising, *, twice: bool) -> None:
+    def _finish(self, who: str, mine: Finalizing, *, twice: bool) -> None:
         model = self.model
         ended = [self.table.finish("job", who, mine) for _ in range(1 + twice)]
         assert not any(ended[1:])
@@ -752,7 +754,7 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def every_key_of_an_ended_job_has_a_lifetime_and_no_other_key_has_one(self) -> None:
         for key in self.client.scan_iter("gradcam:job:job*"):
-            if not key.endswith(b":finaliser"):
+            if not key.endswith(b":finalizer"):
                 assert (self.client.ttl(key) > 0) == (self.model.state in ENDS | MAINTAINED), key
 
 

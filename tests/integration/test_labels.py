@@ -12,7 +12,7 @@ import pytest
 from command import gradcam
 
 from producer.client.client import Client
-from producer.input.sources import Reading, Source, open_sources
+from producer.input.sources import ReadOptions, Source, open_sources
 from producer.jobs.model import keys
 from producer.jobs.model.spec import Result
 
@@ -114,7 +114,7 @@ def test_folders_name_what_their_images_show(tmp_path: Path) -> None:
     for folder in ("tabby", "281"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.png").write_bytes(Path(COFFEE).read_bytes())
-    reading = Reading(label_from="folder")
+    reading = ReadOptions(label_from="folder")
     images = [
         tmp_path, "s3://bucket/train/tiger cat/1.jpg", "https://a.example/Egyptian%20cat/1.jpg?x=/y", "s3://bucket/1.jpg",
         Source(uri="s3://bucket/train/tabby/1.jpg", label="mine"),

@@ -125,7 +125,7 @@ def test_workers_of_one_class_leave_the_others_to_wait(own: Stack) -> None:
     assert [client.status(job).done for job in waiting] == [0, 0]
     assert client.table.redis.llen(keys.QUEUE_PREFIX + "low") == 1
     # What a dead process left is everybody's, whatever its class.
-    published_at = client.table.roster.now()
+    published_at = client.table.registry.now()
     client.table.redis.delete(keys.QUEUE_PREFIX + "default", keys.QUEUE_PREFIX + "low")
     app = celery_app.make_app(own.redis.url)
     celery_app.publish(app, waiting[0], 0, queue="recovery", published_at=published_at)
@@ -151,7 +151,7 @@ def test_a_process_that_says_what_is_wrong_is_faulty(launcher: Worker) -> None:
     run = check()
     assert run.returncode == 1
     assert run.stderr == f"1 of 2 processes cannot work: {name} is faulty: the disk is full\n"
-    health.well()
+    health.recovered()
     assert check().returncode == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from command import gradcam
 
 from producer.client.client import Client
-from producer.input.sources import Reading, open_sources
+from producer.input.sources import ReadOptions, open_sources
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
 
@@ -52,7 +52,7 @@ def test_a_named_submission_without_its_bad_rows_is_continued_and_not_doubled(cl
 
 
 def test_the_python_client_tells_what_it_left_out(client: Client, rows: Path) -> None:
-    with open_sources([rows], Reading(skip_bad=True)) as sources:
+    with open_sources([rows], ReadOptions(skip_bad=True)) as sources:
         plan = client.plan(sources, network=NETWORK, chunk_size=7)
         assert (plan.images, plan.bad_rows) == (30, 10)
         assert [row.number for row in sources.bad_rows()] == list(range(2, 42, 4))
@@ -87,9 +87,9 @@ def test_the_python_client_refuses_the_same(client: Client) -> None:
     with pytest.raises(UsageError, match=r"no network is called 'resnet5O'.*resnet50"):
         client.submit([image], network="resnet5O")
     with pytest.raises(UsageError, match="leave --class-name out"):
-        client.submit([image], network=NETWORK, class_name="tabby", reading=Reading(class_column="label"))
+        client.submit([image], network=NETWORK, class_name="tabby", reading=ReadOptions(class_column="label"))
     with pytest.raises(UsageError, match="--limit must be 9,223,372,036,854,775,807 or less"):
-        client.submit([image], network=NETWORK, reading=Reading(limit=10**23))
+        client.submit([image], network=NETWORK, reading=ReadOptions(limit=10**23))
     for parameters in ({"limit": 10**23}, {"offset": 10**22}, {"offset": -1}):
         with pytest.raises(UsageError, match="must be 0 to 9,223,372,036,854,775,807"):
             client.list(**parameters)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hand_worker import HandWorker
+from in_process_worker import InProcessWorker
 
 from producer.client.client import Client
 from producer.jobs.model import keys
@@ -52,7 +52,7 @@ def missing(client: Client, job: str) -> list[str]:
 
 
 def test_what_a_worker_did_for_a_deleted_job_does_not_count_for_the_next_one_of_its_name(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "second-life")
+    hands, job = InProcessWorker(own), submit(own, "second-life")
     chunk = hands.claim(job, 0)
     assert chunk is not None
     for offset in chunk.claim.pending:
@@ -71,7 +71,7 @@ def test_what_a_worker_did_for_a_deleted_job_does_not_count_for_the_next_one_of_
 
 def test_a_job_deleted_and_submitted_again_owes_nothing_to_records_that_a_late_worker_writes(own: Client) -> None:
     """Its manifest part arrives after the deletion: Redis is wiped, and a rebuild must not believe it."""
-    hands, job = HandWorker(own), submit(own, "late-record")
+    hands, job = InProcessWorker(own), submit(own, "late-record")
     chunk = hands.claim(job, 1)
     assert chunk is not None
     for offset in chunk.claim.pending:
@@ -91,25 +91,25 @@ def test_a_job_deleted_and_submitted_again_owes_nothing_to_records_that_a_late_w
 
 def test_a_late_verdict_does_not_fail_the_next_generation(own: Client) -> None:
     """Two workers ask for the weights; one hears 404 at once, the other much later, when that is mended."""
-    first, second = HandWorker(own, "first"), HandWorker(own, "second")
+    first, second = InProcessWorker(own, "first"), InProcessWorker(own, "second")
     job = submit(own, "late-verdict")
     one, other = first.claim(job, 0), second.claim(job, 1)
     assert one is not None
     assert other is not None
     own.table.fail(job, "the weights are not there", claim=one.claim)
-    own._finalise(job)
+    own._finalize(job)
     assert own.status(job).state is JobState.FAILED
     assert own.retry(job) == 0
     own.table.fail(job, "the weights are not there", claim=other.claim)
     assert own.status(job).state is JobState.RUNNING
     one.open.close()
     other.open.close()
-    HandWorker(own).explain_all(job)
+    InProcessWorker(own).explain_all(job)
     assert own.status(job).done == 6
 
 
 def test_a_verdict_counts_for_as_long_as_its_worker_holds_the_chunk(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "verdict")
+    hands, job = InProcessWorker(own), submit(own, "verdict")
     chunk = hands.claim(job, 0)
     assert chunk is not None
     hands.release(chunk)
@@ -119,7 +119,7 @@ def test_a_verdict_counts_for_as_long_as_its_worker_holds_the_chunk(own: Client)
     assert again is not None
     own.table.fail(job, "no such layer", claim=again.claim)
     again.open.close()
-    own._finalise(job)
+    own._finalize(job)
     assert own.status(job).error == "no such layer"
 
 
@@ -127,7 +127,7 @@ def test_a_verdict_counts_for_as_long_as_its_worker_holds_the_chunk(own: Client)
 
 
 def test_a_job_that_is_being_repaired_is_refused_to_every_other_verb(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "repairing")
+    hands, job = InProcessWorker(own), submit(own, "repairing")
     hands.gone = {IMAGES[1], IMAGES[4]}
     hands.explain_all(job)
     own.storage.put(keys.picture(own.storage.prefix, job, 1, "x-resnet18-cam.jpg"), b"a picture of no done image")
@@ -153,7 +153,7 @@ def test_a_job_that_is_being_repaired_is_refused_to_every_other_verb(own: Client
 
 
 def test_a_job_whose_objects_are_being_deleted_is_refused_to_retry_and_submit(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "deleting")
+    hands, job = InProcessWorker(own), submit(own, "deleting")
     hands.gone = {IMAGES[0]}
     hands.explain_all(job)
     refused = []
@@ -172,7 +172,7 @@ def test_a_job_whose_objects_are_being_deleted_is_refused_to_retry_and_submit(ow
 
 
 def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "half-deleted")
+    hands, job = InProcessWorker(own), submit(own, "half-deleted")
     hands.explain_all(job)
     own.table.control.maintain(job, JobState.DELETING, "a client that dies", lease_s=0.001)
     own.storage.delete(pictures(own, job)[:3])
@@ -188,7 +188,7 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
 
 
 def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "half-repaired")
+    hands, job = InProcessWorker(own), submit(own, "half-repaired")
     hands.explain_all(job)
     own.table.control.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
     assert own.status(job).state is JobState.REPAIRING
@@ -199,7 +199,7 @@ def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Clien
 
 
 def test_maintenance_is_held_for_as_long_as_it_takes_and_tells_when_it_was_lost(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "held")
+    hands, job = InProcessWorker(own), submit(own, "held")
     hands.explain_all(job)
     with Maintenance(own.table, job, JobState.REPAIRING, lease_s=0.3) as held:
         time.sleep(0.6)  # twice the lease, kept by its thread
@@ -216,7 +216,7 @@ def test_maintenance_is_held_for_as_long_as_it_takes_and_tells_when_it_was_lost(
 
 
 def test_a_shard_of_an_earlier_generation_is_never_overwritten_also_when_redis_was_wiped(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "packed", chunk_size=6, pack="tar")
+    hands, job = InProcessWorker(own), submit(own, "packed", chunk_size=6, pack="tar")
     hands.gone = {IMAGES[0], IMAGES[1]}
     hands.explain_all(job)
     hands.gone = {IMAGES[1]}
@@ -224,7 +224,7 @@ def test_a_shard_of_an_earlier_generation_is_never_overwritten_also_when_redis_w
     hands.explain_all(job)  # a second shard, of image 0
     own.table.redis.flushdb()
     submit(own, job, chunk_size=6, pack="tar")
-    own._finalise(job)
+    own._finalize(job)
     hands.gone = set()
     assert own.retry(job) == 1
     hands.explain_all(job)  # the second generation again
@@ -238,7 +238,7 @@ def test_a_shard_of_an_earlier_generation_is_never_overwritten_also_when_redis_w
 @pytest.mark.parametrize("pack", ["tar", "none"])
 def test_a_worker_that_lost_its_lease_writes_no_shard_and_no_picture(own: Client, pack: str) -> None:
     """Cut off from Redis for longer than its lease, while another worker explains the chunk."""
-    slow, quick = HandWorker(own, "slow", lease_s=0.3), HandWorker(own, "quick")
+    slow, quick = InProcessWorker(own, "slow", lease_s=0.3), InProcessWorker(own, "quick")
     job = submit(own, f"cut-off-{pack}", chunk_size=6, pack=pack)
     chunk = slow.claim(job, 0)
     assert chunk is not None
@@ -264,7 +264,7 @@ def test_a_worker_that_lost_its_lease_writes_no_shard_and_no_picture(own: Client
 
 
 def test_a_job_that_failed_while_it_was_being_sent_is_continued_by_the_same_command(own: Client) -> None:
-    hands = HandWorker(own)
+    hands = InProcessWorker(own)
 
     def fails(sent: int, _total: int | None) -> None:
         if sent == 4:
@@ -285,7 +285,7 @@ def test_a_job_that_failed_while_it_was_being_sent_is_continued_by_the_same_comm
 
 
 def test_a_source_that_lost_whole_chunks_is_told_and_the_job_keeps_what_it_had(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "shorter")
+    hands, job = InProcessWorker(own), submit(own, "shorter")
     with pytest.raises(UsageError, match="it had 6 images or more, it has 2 now"):
         submit(own, job, IMAGES[:2])
     hands.explain_all(job)
@@ -301,13 +301,13 @@ def test_a_half_sent_job_whose_source_became_shorter_ends(own: Client) -> None:
         submit(own, "half-sent", progress=breaks_off)
     with pytest.raises(UsageError, match="it had 4 images or more, it has 2 now"):
         submit(own, "half-sent", IMAGES[:2])
-    HandWorker(own).explain_all("half-sent")
+    InProcessWorker(own).explain_all("half-sent")
     status = own.status("half-sent")
     assert (status.state, status.done) == (JobState.SUCCEEDED, 4)
 
 
 def test_a_name_that_the_store_has_with_other_parameters_leaves_no_job_behind(own: Client) -> None:
-    HandWorker(own).explain_all(submit(own, "taken"))
+    InProcessWorker(own).explain_all(submit(own, "taken"))
     own.table.redis.flushdb()
     with pytest.raises(UsageError, match="the store holds a job named taken with other parameters"):
         submit(own, "taken", network="vgg16")
@@ -319,7 +319,7 @@ def test_a_name_that_the_store_has_with_other_parameters_leaves_no_job_behind(ow
 
 @pytest.mark.parametrize("part", ["items", "chunks", "bits", "waiting", "failures", "leases"])
 def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client, part: str) -> None:
-    hands, job = HandWorker(own), submit(own, f"evicted-{part}")
+    hands, job = InProcessWorker(own), submit(own, f"evicted-{part}")
     hands.gone = {IMAGES[0]}
     hands.explain(job, 0)
     chunk = hands.claim(job, 1)
@@ -327,7 +327,7 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
     own.table.redis.delete(f"gradcam:job:{job}:{part}")
     own.table.reconcile(job)
     chunk.open.close()
-    own._finalise(job)
+    own._finalize(job)
     status = own.status(job)
     assert status.state is JobState.FAILED
     assert f"`gradcam delete {job}`, then submit it again" in str(status.error)
@@ -354,15 +354,15 @@ def test_a_job_whose_hash_redis_has_evicted_leaves_nothing_behind(own: Client) -
 
 def test_jobs_that_redis_forgot_to_be_active_are_looked_after_again(own: Client) -> None:
     job = submit(own, "forgotten")
-    own.table.redis.delete("gradcam:active", "gradcam:turns:default")
+    own.table.redis.delete("gradcam:active", "gradcam:round-robin:default")
     own.table.look_after()
     assert own.table.active() == [job]
     own.table.reconcile(job)
-    assert own.table.turn("default", job, 0, exact=False) == (job, 0)
+    assert own.table.next_chunk("default", job, 0, exact=False) == (job, 0)
 
 
 def test_a_deleted_job_that_redis_brings_back_says_that_its_objects_are_gone_and_can_be_deleted(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "from-the-past")
+    hands, job = InProcessWorker(own), submit(own, "from-the-past")
     hands.explain_all(job)
     assert own.status(job).problem is None
     redis, names = own.table.redis, own.table.redis.keys("gradcam:*")
@@ -381,7 +381,7 @@ def test_a_deleted_job_that_redis_brings_back_says_that_its_objects_are_gone_and
 
 
 def test_a_client_of_an_earlier_life_reopens_nothing_of_the_next_one(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "reopened")
+    hands, job = InProcessWorker(own), submit(own, "reopened")
     hands.gone = set(IMAGES)
     hands.explain_all(job)
     stale = own.table.control.retry(job, "default", retry_id="a client that stands still")
@@ -397,13 +397,13 @@ def test_a_client_of_an_earlier_life_reopens_nothing_of_the_next_one(own: Client
 
 
 def test_a_repair_deletes_nothing_when_redis_was_wiped_and_the_job_submitted_again(own: Client) -> None:
-    hands, job = HandWorker(own), submit(own, "wiped-meanwhile")
+    hands, job = InProcessWorker(own), submit(own, "wiped-meanwhile")
     hands.gone = {IMAGES[0]}
     hands.explain_all(job)
     with Maintenance(own.table, job, JobState.REPAIRING) as held:
         own.table.redis.flushdb()
         submit(own, job)
-        own._finalise(job)
+        own._finalize(job)
         assert own.status(job).ended
         with pytest.raises(UsageError, match="was deleted and submitted again meanwhile"):
             held.check()

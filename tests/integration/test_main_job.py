@@ -172,9 +172,9 @@ def test_a_named_job_submitted_twice_is_one_job(client: Client) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_pictures_of_images_with_one_name_do_not_overwrite_each_other(client: Client, tmp_path: Path) -> None:
-    for folder, colour in (("a", 40), ("b", 200)):
+    for folder, color in (("a", 40), ("b", 200)):
         (tmp_path / folder).mkdir()
-        cv2.imwrite(str(tmp_path / folder / "same.png"), np.full((32, 32, 3), colour, np.uint8))
+        cv2.imwrite(str(tmp_path / folder / "same.png"), np.full((32, 32, 3), color, np.uint8))
     job = client.submit([str(tmp_path)], network=NETWORK, outputs=["cam"])
     client.wait(job, timeout_s=90)
     files = client.download(job, tmp_path / "out")

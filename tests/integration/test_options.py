@@ -74,8 +74,8 @@ def test_every_method_puts_the_heat_of_the_cat_on_the_cat(client: Client, method
     (result,) = explained(client, [CAT], method=method, raw=True, outputs=["cam"])
     with np.load(io.BytesIO(client.storage.get(result.objects["raw"]))) as stored:
         maps = stored["map"]
-    centre = maps[1:5, 1:5].mean()
-    assert centre > 1.3 * maps.mean()
+    center = maps[1:5, 1:5].mean()
+    assert center > 1.3 * maps.mean()
 
 
 def test_several_layers_are_averaged_and_named(client: Client) -> None:

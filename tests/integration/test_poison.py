@@ -1,4 +1,4 @@
-"""Images that kill or hang the process which works at them: they fail alone, and their neighbours succeed."""
+"""Images that kill or hang the process which works at them: they fail alone, and their neighbors succeed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(folder: Path, name: str, word: bytes = b"") -> None:
     (folder / f"{name}.jpg").write_bytes(encoded.tobytes() + word)
 
 
-def test_two_images_that_crash_the_decoder_fail_and_their_neighbours_succeed(poisonous: Stack, tmp_path: Path) -> None:
+def test_two_images_that_crash_the_decoder_fail_and_their_neighbors_succeed(poisonous: Stack, tmp_path: Path) -> None:
     for number in range(10):
         write(tmp_path, f"{number}-good")
     for number in (2, 7):

@@ -124,7 +124,7 @@ def test_a_paused_job_with_messages_keeps_nobody_busy(client: Client, own: Stack
     client.pause(job)
     app = celery_app.make_app(own.redis.url)
     for chunk in range(40):
-        celery_app.publish(app, job, chunk, queue="recovery", published_at=client.table.roster.now())
+        celery_app.publish(app, job, chunk, queue="recovery", published_at=client.table.registry.now())
     time.sleep(1)
     assert commands_a_second(client) < QUIET
     client.cancel(job)

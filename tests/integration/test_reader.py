@@ -46,7 +46,7 @@ class Job:
         #: Indices with a record that nobody committed.
         self.uncommitted: set[int] = set()
         table.create(JOB, SPEC, lifetime_s=60)
-        table.add_chunk(JOB, Chunk.pack(0, [item.line for item in ITEMS]))
+        table.add_chunk(JOB, Chunk.compress(0, [item.line for item in ITEMS]))
         table.close(JOB, chunks=1, items=SIZE)
 
     def claim(self, dead: bool) -> None:
@@ -87,7 +87,7 @@ class Job:
             self.record(len(self.claims) - 1, tuple(end if n in pending else "" for n, end in enumerate(ends)), True)
 
     def end(self) -> None:
-        mine = self.table.finalise(JOB, "me")
+        mine = self.table.finalize(JOB, "me")
         if mine is not None:
             self.table.finish(JOB, "me", mine)
 

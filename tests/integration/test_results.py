@@ -25,7 +25,7 @@ from producer.client.client import Client
 from producer.input.sources import Source
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.model.spec import Guess, JobSpec, Result
+from producer.jobs.model.spec import JobSpec, Prediction, Result
 from producer.jobs.model.states import JobState
 from producer.output.objects import Objects
 
@@ -37,7 +37,7 @@ LINES, SMALL, CHUNK = 20_000, 2_000, 200
 
 def line(index: int, objects: dict[str, str] | None = None) -> Result:
     """A line as long as a worker's."""
-    guess = Guess(class_id=index % 10, class_name=f"class number {index % 10}", probability=index % 100 / 100)
+    guess = Prediction(class_id=index % 10, class_name=f"class number {index % 10}", probability=index % 100 / 100)
     if index % 50 == 0:
         return Result(index=index, uri=f"s3://photos/{index}.jpg", state="failed", reason="fetch", message="gone")
     return Result(
@@ -202,7 +202,7 @@ def test_what_is_readable_is_read_and_the_rest_is_counted_and_named(client: Clie
     (first, second) = client.storage.keys(keys.manifest_prefix(client.storage.prefix, job))
     lines = client.storage.get(first).splitlines()
     client.storage.put(first, b"\n".join([lines[0], lines[1][:40], lines[2]]))
-    client.storage.put(second, line(64).line[:-1].encode() + b',"colour":"red"}\n' + lines[1].replace(b":2,", b":65,"))
+    client.storage.put(second, line(64).line[:-1].encode() + b',"color":"red"}\n' + lines[1].replace(b":2,", b":65,"))
     path = tmp_path / "results.csv"
     run = gradcam("results", job, "--csv", "--output", str(path), code=4)
     with path.open(newline="") as file:
@@ -298,7 +298,7 @@ def test_what_cannot_be_asked_is_one_sentence_before_anything_is_read(
     ]
     for ask in asked:
         with pytest.raises(UsageError, match="class=281"):
-            ask(small, where=["colour=red"])
+            ask(small, where=["color=red"])
         with pytest.raises(UsageError, match=r"^this job has no pictures called gb: it has cam$"):
             ask(small, only=["gb"])
         with pytest.raises(UnknownJob):

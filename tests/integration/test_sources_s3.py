@@ -14,7 +14,7 @@ import pytest
 from s3_servers import proxied
 
 from producer.client.client import Client
-from producer.input.sources import Reading, Source, Sources, open_sources
+from producer.input.sources import ReadOptions, Source, Sources, open_sources
 from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.store.bucket import Storage
@@ -47,8 +47,8 @@ def storage(stack: Stack) -> Storage:
 
 @pytest.fixture
 def opened(storage: Storage) -> Callable[..., Sources]:
-    def opened(*arguments: str | Source, reading: Reading | None = None) -> Sources:
-        return open_sources(arguments, reading or Reading(), storage=lambda: storage)
+    def opened(*arguments: str | Source, reading: ReadOptions | None = None) -> Sources:
+        return open_sources(arguments, reading or ReadOptions(), storage=lambda: storage)
 
     return opened
 
@@ -80,9 +80,9 @@ def test_what_is_no_image_below_a_prefix_is_counted_by_suffix(storage: Storage, 
 
 def test_patterns_choose_from_the_keys_below_a_prefix(storage: Storage, opened: Callable[..., Sources]) -> None:
     prefix = f"s3://{storage.bucket}/set/"
-    chosen = opened(prefix, reading=Reading(include=("train/*", "mask"), exclude=("*.txt",)))
+    chosen = opened(prefix, reading=ReadOptions(include=("train/*", "mask"), exclude=("*.txt",)))
     assert [source.uri for source in chosen] == uris(storage, "set/mask", "set/train/a.PNG", "set/train/b.jpg")
-    chosen = opened(prefix, reading=Reading(exclude=("train/*",)))
+    chosen = opened(prefix, reading=ReadOptions(exclude=("train/*",)))
     assert [source.uri for source in chosen] == uris(storage, "set/val/ä c.jpg")
 
 
@@ -112,13 +112,13 @@ def test_a_listing_is_the_same_the_next_time_whatever_was_added(
 
 
 def test_a_sample_of_a_listing_is_the_same_each_time(storage: Storage, opened: Callable[..., Sources]) -> None:
-    with opened(f"s3://{storage.bucket}/many/", A, reading=Reading(sample=100, seed=4)) as sources:
+    with opened(f"s3://{storage.bucket}/many/", A, reading=ReadOptions(sample=100, seed=4)) as sources:
         assert sources.count == 100
         drawn = list(sources)
         assert len(drawn) == 100
         assert list(sources) == drawn
         assert drawn == sorted(drawn)
-    with opened(f"s3://{storage.bucket}/many/", A, reading=Reading(limit=5)) as sources:
+    with opened(f"s3://{storage.bucket}/many/", A, reading=ReadOptions(limit=5)) as sources:
         assert len(list(sources)) == 5
 
 
@@ -182,7 +182,7 @@ def test_a_list_in_the_store_is_read_like_one_here(storage: Storage, opened: Cal
     put(storage, "lists/list.csv", body=f"uri,label\n{A},cat\n{B},7\n".encode())
     put(storage, "lists/list.TXT.gz", body=gzip.compress(f"{B}\n{A}\n".encode()))
     listed = uris(storage, "lists/list.csv", "lists/list.TXT.gz")
-    with opened(*listed, reading=Reading(class_column="label")) as sources:
+    with opened(*listed, reading=ReadOptions(class_column="label")) as sources:
         assert sources.count == 4
         for _ in range(2):
             assert list(sources) == [Source(A, class_name="cat"), Source(B, class_id=7), Source(B), Source(A)]

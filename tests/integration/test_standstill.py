@@ -155,7 +155,7 @@ def test_a_worker_that_is_stopped_ends_in_time_and_gives_back_what_it_can(rig: R
 
 def test_a_worker_of_another_release_is_told_by_status_and_doctor(rig: Rig) -> None:
     client = Client.from_env()
-    now = client.table.roster.now()
+    now = client.table.registry.now()
     client.table.redis.zadd("gradcam:workers", {"host-cpu-old": now})
     client.table.redis.hset("gradcam:releases", "0.0.9+g012345678", f"{now:.3f} host-cpu-old")
     assert client.status(rig.job).other_versions == {"0.0.9+g012345678": "host-cpu-old"}
@@ -163,7 +163,7 @@ def test_a_worker_of_another_release_is_told_by_status_and_doctor(rig: Rig) -> N
     assert said in gradcam("status", rig.job).stdout
     assert said in gradcam("doctor").stdout
     client.table.redis.hset("gradcam:releases", "0.0.9+g012345678", f"{now - 100:.3f} host-cpu-old")
-    client.table.roster.beat("host-cpu-new")
+    client.table.registry.heartbeat("host-cpu-new")
     assert client.status(rig.job).other_versions == {}
     assert client.table.redis.hkeys("gradcam:releases") == [release.own().encode()]
     assert f"all workers that tell are of {release.own()}" in gradcam("doctor").stdout

@@ -24,7 +24,7 @@ def table(redis_client: redis.Redis) -> JobTable:
 def make(table: JobTable, job: str, chunks: int = 4) -> None:
     table.create(job, SPEC, lifetime_s=60)
     for number in range(chunks):
-        table.add_chunk(job, Chunk.pack(number, [uri_line(f"s3://b/{number}.jpg")]))
+        table.add_chunk(job, Chunk.compress(number, [uri_line(f"s3://b/{number}.jpg")]))
     table.close(job, chunks=chunks, items=chunks)
 
 
@@ -39,7 +39,7 @@ def tell(table: JobTable, worker: str, kind: Kind, sentence: str = "no", host: s
 
 
 def whose_turns(table: JobTable, worker: str = "", times: int = 4, *, exact: bool = False) -> list[str]:
-    found = [table.turn("default", "bad", 0, exact=exact, worker=worker) for _ in range(times)]
+    found = [table.next_chunk("default", "bad", 0, exact=exact, worker=worker) for _ in range(times)]
     return [turn[0] for turn in found if isinstance(turn, tuple)]
 
 
@@ -48,62 +48,62 @@ def whose_turns(table: JobTable, worker: str = "", times: int = 4, *, exact: boo
 
 def test_a_job_fails_at_once_when_the_only_worker_cannot_do_it(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
+    table.registry.heartbeat("a")
     assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
     assert table.status("bad").error == "the bucket is closed"
 
 
 def test_a_job_goes_on_while_a_worker_is_alive_that_has_said_nothing_against_it(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
-    table.roster.beat("b")
+    table.registry.heartbeat("a")
+    table.registry.heartbeat("b")
     assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.RUNNING
     assert table.status("bad").problem == "worker a cannot do this job: the bucket is closed"
-    assert isinstance(table.turn("default", "bad", 0, exact=False, worker="a"), LeftAlone)
-    assert table.turn("default", "bad", 0, exact=False, worker="b") == ("bad", 0)
+    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a"), LeftAlone)
+    assert table.next_chunk("default", "bad", 0, exact=False, worker="b") == ("bad", 0)
     assert tell(table, "b", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
 
 
 def test_workers_that_read_other_queues_or_are_gone_are_not_waited_for(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a", ("default", "low"))
-    table.roster.beat("other", ("high",))
+    table.registry.heartbeat("a", ("default", "low"))
+    table.registry.heartbeat("other", ("high",))
     table.redis.zadd("gradcam:workers", {"dead": time.time() - 61})
     assert tell(table, "a", Kind.REFUSED) == JobState.FINALIZING
 
 
 def test_the_last_worker_that_had_said_nothing_may_go(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
-    table.roster.beat("b")
+    table.registry.heartbeat("a")
+    table.registry.heartbeat("b")
     assert tell(table, "a", Kind.REFUSED) == JobState.RUNNING
-    table.roster.retire("b")
+    table.registry.deregister("b")
     table.reconcile("bad")
     assert table.status("bad").error == "no"
 
 
 def test_what_a_worker_said_is_no_problem_any_more_when_it_is_gone(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
-    table.roster.beat("b")
+    table.registry.heartbeat("a")
+    table.registry.heartbeat("b")
     tell(table, "a", Kind.REFUSED)
-    table.roster.retire("a")
+    table.registry.deregister("a")
     assert table.status("bad").problem is None
 
 
 def test_workers_that_ended_without_a_word_are_forgotten(table: JobTable) -> None:
-    table.roster.beat("dead", ("high",))
-    table.roster.beat("alive", ("high",))
+    table.registry.heartbeat("dead", ("high",))
+    table.registry.heartbeat("alive", ("high",))
     table.redis.zadd("gradcam:workers", {"dead": time.time() - 90_000})
-    table.roster.forget_silent()
+    table.registry.forget_silent()
     assert table.redis.zrange("gradcam:workers", 0, -1) == [b"alive"]
     assert table.redis.hkeys("gradcam:queues") == [b"alive"]
 
 
 def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
-    table.roster.beat("b")
+    table.registry.heartbeat("a")
+    table.registry.heartbeat("b")
     tell(table, "a", Kind.REFUSED)
     assert take(table, "bad").troubled
     table.troubles.over("bad", "a")
@@ -114,9 +114,9 @@ def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:
 def test_a_word_of_another_generation_or_life_does_not_count(table: JobTable) -> None:
     make(table, "bad")
     claim = take(table, "bad")
-    table.roster.beat("a")
+    table.registry.heartbeat("a")
     table.fail("bad", "the weights are gone")
-    mine = table.finalise("bad", "me")
+    mine = table.finalize("bad", "me")
     assert mine is not None
     table.finish("bad", "me", mine)
     generation = table.control.retry("bad", "default", retry_id="again")
@@ -130,7 +130,7 @@ def test_a_word_of_another_generation_or_life_does_not_count(table: JobTable) ->
 
 def test_an_unforeseen_error_convicts_after_three_tries_of_all_who_are_alive(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
+    table.registry.heartbeat("a")
     assert [tell(table, "a", Kind.ERROR, "ValueError: x") for _ in range(3)] == ["running", "running", "finalizing"]
     assert table.status("bad").error == "ValueError: x (3 tries; the log of the workers has more)"
 
@@ -138,28 +138,28 @@ def test_an_unforeseen_error_convicts_after_three_tries_of_all_who_are_alive(tab
 def test_a_machine_with_errors_of_its_own_convicts_nothing_while_another_has_not_tried(table: JobTable) -> None:
     make(table, "bad")
     for worker in ("a0", "a1", "a2", "b"):
-        table.roster.beat(worker)
+        table.registry.heartbeat(worker)
     for _ in range(3):
         for worker in ("a0", "a1", "a2"):
             assert tell(table, worker, Kind.ERROR, host="a") == JobState.RUNNING
-    assert isinstance(table.turn("default", "bad", 0, exact=False, worker="a0"), LeftAlone)
+    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a0"), LeftAlone)
     assert tell(table, "b", Kind.ERROR, host="b") == JobState.FINALIZING
 
 
 def test_three_workers_of_two_machines_need_no_fourth(table: JobTable) -> None:
     make(table, "bad")
     for worker in ("a", "b", "c", "d", "e"):
-        table.roster.beat(worker)
+        table.registry.heartbeat(worker)
     told = [tell(table, worker, Kind.ERROR, host=host) for worker, host in (("a", "1"), ("b", "2"), ("c", "2"))]
     assert told == ["running", "running", "finalizing"]
 
 
 def test_a_job_of_another_version_is_left_alone_and_never_fails_for_it(table: JobTable) -> None:
     make(table, "bad")
-    table.roster.beat("a")
+    table.registry.heartbeat("a")
     for _ in range(5):
         assert tell(table, "a", Kind.VERSION, "written by another version") == JobState.RUNNING
-    assert table.turn("default", "bad", 0, exact=True, worker="a") == LeftAlone("default")
+    assert table.next_chunk("default", "bad", 0, exact=True, worker="a") == LeftAlone("default")
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_job_of_another_version_is_left_alone_and_never_fails_for_it(table: Jo
 def die_loading(table: JobTable, claim_id: str, weight: int) -> float | None:
     claim = take(table, "bad", claim_id=claim_id)
     assert table.renew(claim, lease_s=30, loading=True)
-    return table.bury("bad", 0, claim_id=claim_id, weight=weight, loading=True)
+    return table.reclaim_from_dead("bad", 0, claim_id=claim_id, weight=weight, loading=True)
 
 
 def test_two_deaths_in_loading_its_model_convict_a_job(table: JobTable) -> None:
@@ -203,7 +203,7 @@ def test_a_death_beside_another_chunk_makes_the_next_load_a_lonely_one_and_no_mo
 def test_a_job_in_trouble_waits_for_others_but_not_for_nothing(table: JobTable) -> None:
     make(table, "bad")
     make(table, "good")
-    table.roster.beat("a")
+    table.registry.heartbeat("a")
     tell(table, "a", Kind.ERROR)
     assert whose_turns(table, "a") == ["good"] * 4
     # Its message of `recovery` is leave like any other.
@@ -216,11 +216,11 @@ def test_one_death_puts_nothing_off_and_a_second_one_does(table: JobTable, redis
     make(table, "bad")
     make(table, "good")
     take(table, "bad", claim_id="one")
-    table.bury("bad", 0, claim_id="one", weight=1)
+    table.reclaim_from_dead("bad", 0, claim_id="one", weight=1)
     assert whose_turns(table, times=1, exact=True) == ["bad"]
     redis_client.hset("gradcam:job:bad", "struck_at", time.time() - 10)
     take(table, "bad", claim_id="two")
-    table.bury("bad", 0, claim_id="two", weight=1)
+    table.reclaim_from_dead("bad", 0, claim_id="two", weight=1)
     assert whose_turns(table, times=3, exact=True) == ["good"] * 3
     redis_client.hset("gradcam:job:bad", "not_before", time.time() - 1)
     assert whose_turns(table, times=1, exact=True) == ["bad"]
@@ -231,5 +231,5 @@ def test_a_machine_that_takes_many_chunks_along_is_one_accident(table: JobTable)
     make(table, "good")
     for chunk in range(8):
         take(table, "bad", chunk, claim_id=str(chunk))
-        table.bury("bad", chunk, claim_id=str(chunk), weight=1)
+        table.reclaim_from_dead("bad", chunk, claim_id=str(chunk), weight=1)
     assert whose_turns(table, times=1, exact=True) == ["bad"]

@@ -20,7 +20,7 @@ from producer.jobs.model.settings import Connections, read
 from producer.jobs.model.spec import Chunk, JobSpec, uri_line
 from producer.jobs.model.states import JobState
 from producer.jobs.store.bucket import Storage
-from producer.jobs.store.finalize import finalise
+from producer.jobs.store.finalize import finalize
 from worker.recover.reconciler import Reconciler
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def complete(client: Client, job: str) -> None:
     """A job of which nothing but its summary is left."""
     spec = JobSpec(chunk_size=1)
     client.table.create(job, spec, name=job, lifetime_s=60)
-    client.table.add_chunk(job, Chunk.pack(0, [uri_line("s3://b/a.jpg")]))
+    client.table.add_chunk(job, Chunk.compress(0, [uri_line("s3://b/a.jpg")]))
     client.table.close(job, chunks=1, items=1)
     claim = client.table.claim(job, 0, spec, claim_id="me", lease_s=30)
     assert claim is not None
@@ -111,9 +111,9 @@ def test_who_cannot_write_the_summary_leaves_it_to_others_at_once(own: Stack, mo
     bad = wrong(monkeypatch)
     complete(client, "declined")
     with pytest.raises(WorkerError):
-        finalise(client.table, bad, "declined", "bad")
-    assert client.table.finalise("declined", "bad") is None  # not again, for a while
-    assert finalise(client.table, client.storage, "declined", "good")
+        finalize(client.table, bad, "declined", "bad")
+    assert client.table.finalize("declined", "bad") is None  # not again, for a while
+    assert finalize(client.table, client.storage, "declined", "good")
     assert client.status("declined").state is JobState.SUCCEEDED
 
 
@@ -122,7 +122,7 @@ def test_a_user_ends_a_job_whose_worker_cannot_write_its_summary(own: Stack, mon
     bad = wrong(monkeypatch)
     complete(client, "held")
     with pytest.raises(WorkerError):
-        finalise(client.table, bad, "held", "bad")
+        finalize(client.table, bad, "held", "bad")
     client.delete("held")
     assert client.table.outline("held") is None
 
@@ -172,8 +172,8 @@ def test_a_closed_bucket_ends_a_job_without_its_summary_only_when_nobody_can_wri
         closed = Storage.from_settings(read(Connections))
     complete(client, "closed")
     for worker in ("a", "b"):
-        client.table.roster.beat(worker)
-    assert not finalise(client.table, closed, "closed", "a")
+        client.table.registry.heartbeat(worker)
+    assert not finalize(client.table, closed, "closed", "a")
     assert client.status("closed").state is JobState.FINALIZING
-    assert finalise(client.table, closed, "closed", "b")
+    assert finalize(client.table, closed, "closed", "b")
     assert client.status("closed").state is JobState.SUCCEEDED

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hand_worker import HandWorker
+from in_process_worker import InProcessWorker
 
 from producer.client.client import Client
 from producer.jobs.model.errors import UsageError
@@ -32,19 +32,19 @@ def submit(client: Client, job: str) -> None:
 def bring(client: Client, job: str, state: JobState) -> None:
     """A job in that state, one of whose images has failed where it has ended."""
     submit(client, job)
-    hands, control = HandWorker(client), client.table.control
+    hands, control = InProcessWorker(client), client.table.control
     if state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING, JobState.CANCELLED, JobState.FAILED}:
         match state:
             case JobState.PAUSED:
                 control.pause(job)
             case JobState.FINALIZING:
                 client.table.fail(job, "no such layer")
-                assert client.table.finalise(job, "a worker that is slow") is not None
+                assert client.table.finalize(job, "a worker that is slow") is not None
             case JobState.CANCELLED:
                 client.cancel(job)
             case JobState.FAILED:
                 client.table.fail(job, "no such layer")
-                client._finalise(job)
+                client._finalize(job)
     else:
         hands.gone = set() if state is JobState.SUCCEEDED else {IMAGES[1]}
         hands.explain_all(job)

@@ -35,8 +35,8 @@ from producer.jobs.model.states import ItemState, JobState
 
 NETWORK, KINDS, CHUNK = "efficientnet_lite0", ("cam", "gb"), 8
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")
-#: What two runs of the same image may differ by, in grey levels: batches of other sizes round otherwise, and one level
-#: of a map moves a channel of its colour by four, before JPEG.
+#: What two runs of the same image may differ by, in gray levels: batches of other sizes round otherwise, and one level
+#: of a map moves a channel of its color by four, before JPEG.
 MEAN_LEVELS, MOST_LEVELS = 1.0, 48
 
 
@@ -128,7 +128,7 @@ class Rig:
             stack.enter_context(settings_of(self.stack, **through))
             #: As a user's: through the proxies. The other one sees what is really there.
             self.client = Client.from_env()
-            self.direct = Client(
+            self.fast_path = Client(
                 Connections(
                     redis_url=self.stack.redis.url,  # type: ignore[arg-type]
                     s3_bucket=self.stack.s3.bucket,
@@ -140,7 +140,7 @@ class Rig:
             for core in sorted(os.sched_getaffinity(0))[:2]:
                 self.workers.append(self.new_worker(core))
             for number, image in enumerate(self._images):
-                self.direct.storage.put(f"inputs/{number:04d}.jpg", image)
+                self.fast_path.storage.put(f"inputs/{number:04d}.jpg", image)
             self._open = stack.pop_all()
         return self
 
@@ -153,7 +153,7 @@ class Rig:
     @property
     def database(self) -> redis.Redis:
         """The job table's Redis, not through the proxy."""
-        return self.direct.table.redis
+        return self.fast_path.table.redis
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -199,9 +199,9 @@ class Rig:
     def until(self, job: str, share: float) -> JobStatus:
         """Wait until so much of a job is done, then for a moment between two of anything."""
         wanted = share * len(self._images)
-        eventually(lambda: self.direct.status(job).done >= wanted or self.direct.status(job).ended, within_s=120)
+        eventually(lambda: self.fast_path.status(job).done >= wanted or self.fast_path.status(job).ended, within_s=120)
         time.sleep(self.dice.uniform(0, 0.3))
-        return self.direct.status(job)
+        return self.fast_path.status(job)
 
     @contextmanager
     def timed(self, row: Row, job: str) -> Iterator[None]:
@@ -222,7 +222,7 @@ class Rig:
     def take_reference(self) -> None:
         """An undisturbed run: what the pictures of all others must equal."""
         job = self.submit()
-        status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
+        status = self.fast_path.wait(job, timeout_s=_END_WITHIN_S)
         assert status.state is JobState.SUCCEEDED, status
         self._reference = dict(self._pictures(job))
 
@@ -236,24 +236,24 @@ class Rig:
         """
         expected = dict(failed or {})
         try:
-            status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
+            status = self.fast_path.wait(job, timeout_s=_END_WITHIN_S)
         except TimeoutError:
             row.problems.append(f"{job} does not end: {self.direct.status(job)}")
             return
         row.images += status.total
         row.republished += status.republished
-        states = b"".join(piece for _, piece in self.direct.table.control.states(job)).ljust(status.total, b"\0")
+        states = b"".join(piece for _, piece in self.fast_path.table.control.states(job)).ljust(status.total, b"\0")
         states = states[: status.total]
         bits = {state: states.count(state) for state in ItemState}
         if (bits[ItemState.DONE], bits[ItemState.FAILED]) != (status.done, status.failed):
             row.problems.append(f"counters {status.done}, {status.failed} are not the bits {bits}")
         row.doubled += max(0, status.done - bits[ItemState.DONE]) + max(0, status.failed - bits[ItemState.FAILED])
         row.lost += bits[ItemState.PENDING] + max(0, len(self._images) - status.total)
-        reasons = {failure.index: failure.reason for failure in self.direct.failures(job)}
+        reasons = {failure.index: failure.reason for failure in self.fast_path.failures(job)}
         row.lost += len(reasons.keys() - expected.keys())
         if reasons != expected:
             row.problems.append(f"failed: {reasons}, and should have: {expected}")
-        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.direct.audit(job)]
+        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.fast_path.audit(job)]
         row.problems += self._differences(job, expected.keys())
         ends = int(self.database.hget(f"gradcam:job:{job}", "ends") or 0)  # type: ignore[arg-type]
         if ends != status.generation:
@@ -262,9 +262,9 @@ class Rig:
         row.problems += self._left_over(job)
 
     def _pictures(self, job: str) -> Iterator[tuple[tuple[int, str], NDArray[np.uint8]]]:
-        for result in self.direct.results(job):
+        for result in self.fast_path.results(job):
             for kind, key in result.objects.items():
-                decoded = cv2.imdecode(np.frombuffer(self.direct.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
+                decoded = cv2.imdecode(np.frombuffer(self.fast_path.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
                 assert decoded is not None, key
                 yield (result.index, kind), np.asarray(decoded, np.uint8)
 
@@ -279,7 +279,7 @@ class Rig:
                 yield f"{place} differs by {difference.mean():.2f} levels in the mean, {difference.max()} at most"
 
     def _left_over(self, job: str) -> Iterator[str]:
-        names = ("waiting", "leases", "holders", "attempts", "marks", "suspects", "items", "finaliser")
+        names = ("waiting", "leases", "holders", "attempts", "marks", "suspects", "items", "finalizer")
         for name in names:
             if self.database.exists(f"gradcam:job:{job}:{name}"):
                 yield f"{name} is left over"

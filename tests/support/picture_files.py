@@ -56,9 +56,9 @@ def chunk(kind: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, depth: int, colour: int, rows: Sequence[bytes], *extra: bytes) -> bytes:
+def png(width: int, depth: int, color: int, rows: Sequence[bytes], *extra: bytes) -> bytes:
     """A PNG of unfiltered rows; `extra` chunks stand before the pixels."""
-    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"".join(
         (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), *extra, chunk(b"IDAT", pixels), chunk(b"IEND")),

@@ -16,7 +16,7 @@ from worker.engine.explain import View, explain_many
 from worker.models import weights
 from worker.models.architectures import find
 from worker.models.batchnorm import fold_batch_norms
-from worker.models.layers import LAST_CONV, LAST_FEATURES, choose, survey
+from worker.models.layers import LAST_CONV, LAST_FEATURES, select_layers, survey
 
 #: Relative to the largest value; rounding of float64 leaves 1e-9 in the deepest of these networks.
 TOLERANCE = 1e-6
@@ -57,7 +57,7 @@ def check(name: str, batch: int = 2) -> list[Row]:
         row = Row(name, layer, size)
         rows.append(row)
         try:
-            ((row.layer_name, view),) = choose(seen, layer).items()
+            ((row.layer_name, view),) = select_layers(seen, layer).items()
             views.append(view)
         except JobError as error:
             row.refused = str(error)
@@ -109,7 +109,7 @@ def _model(name: str) -> tuple[nn.Module, int]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_model(name, image_size=size) if family == "vit" else architecture.build(architecture.classes)
-    weights.randomise(model)
+    weights.randomize(model)
     return model.eval().requires_grad_(False), size
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from hand_worker import BackgroundWorker
+from in_process_worker import BackgroundWorker
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, UnknownJob, UsageError

@@ -11,11 +11,11 @@ import pytest
 from pyarrow import parquet
 
 from producer.cli import cli, run
-from producer.input.sources import Reading, Source, open_sources
+from producer.input.sources import ReadOptions, Source, open_sources
 from producer.jobs.model.errors import UsageError
 
 A, B, C, D = (f"https://example.org/{name}.jpg" for name in "abcd")
-SKIP = Reading(skip_bad=True, class_column="label", keep_columns=("split",))
+SKIP = ReadOptions(skip_bad=True, class_column="label", keep_columns=("split",))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ CONTENTS = {
 def test_good_rows_go_and_bad_ones_are_kept_with_their_lines(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(CONTENTS[name])
     with pytest.raises(UsageError, match=r"(line 3|line 2): ftp://x is refused"):
-        open_sources([tmp_path / name], Reading(class_column="label"))
+        open_sources([tmp_path / name], ReadOptions(class_column="label"))
     with open_sources([tmp_path / name], SKIP) as sources:
         for _ in range(2):
             assert [(source.uri, source.class_id) for source in sources] == [(A, 1), (C, None), (D, 4)]
@@ -63,12 +63,12 @@ def test_good_rows_go_and_bad_ones_are_kept_with_their_lines(tmp_path: Path, nam
 
 def test_bad_rows_of_text_and_parquet_are_left_out_too(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"# mine\n%s\nftp://x\n\xff\n%s\nno/such.jpg\n" % (A.encode(), B.encode()))
-    with open_sources([tmp_path / "list.txt"], Reading(skip_bad=True)) as sources:
+    with open_sources([tmp_path / "list.txt"], ReadOptions(skip_bad=True)) as sources:
         assert [source.uri for source in sources] == [A, B]
         bad = list(sources.bad_rows())
     assert [(row.number, row.uri) for row in bad][::2] == [(3, "ftp://x"), (6, str(tmp_path / "no/such.jpg"))]
     parquet.write_table(pa.table({"url": [A, None, "ftp://x", B]}), tmp_path / "list.parquet")
-    with open_sources([tmp_path / "list.parquet"], Reading(skip_bad=True)) as sources:
+    with open_sources([tmp_path / "list.parquet"], ReadOptions(skip_bad=True)) as sources:
         assert [source.uri for source in sources] == [A, B]
         assert [row.sentence.partition(": ")[0] for row in sources.bad_rows()] == [
             f"{tmp_path}/list.parquet row 2", f"{tmp_path}/list.parquet row 3",
@@ -81,12 +81,12 @@ def test_a_limit_and_a_sample_count_good_rows_alone(tmp_path: Path) -> None:
     path.write_text("url\n" + "\n".join(names))
     good = [name for name in names if name.startswith("s3")]
     for limit in (1, 2, 5000, 20_000, 30_000):
-        with open_sources([path], Reading(skip_bad=True, limit=limit)) as sources:
+        with open_sources([path], ReadOptions(skip_bad=True, limit=limit)) as sources:
             assert [source.uri for source in sources] == good[:limit]
             assert sources.count == min(limit, 20_000)
             # What is behind the last good row is nobody's business.
             assert sources.bad_count == names.index(good[limit - 1]) + 1 - limit if limit < 20_000 else 10_000
-    with open_sources([path], Reading(skip_bad=True, sample=100)) as sources:
+    with open_sources([path], ReadOptions(skip_bad=True, sample=100)) as sources:
         drawn = [source.uri for source in sources]
         assert len(drawn) == sources.count == 100
         assert set(drawn) < set(good)
@@ -97,7 +97,7 @@ def test_a_file_that_comes_or_goes_meanwhile_does_not_shift_the_others(tmp_path:
     for name in ("a.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\nc.jpg\n")
-    with open_sources([tmp_path / "list.txt"], Reading(skip_bad=True)) as sources:
+    with open_sources([tmp_path / "list.txt"], ReadOptions(skip_bad=True)) as sources:
         (tmp_path / "b.jpg").write_bytes(b"x")
         (tmp_path / "c.jpg").unlink()
         assert list(sources) == [Source(path=tmp_path / "a.jpg"), Source(path=tmp_path / "c.jpg")]
@@ -106,9 +106,9 @@ def test_a_file_that_comes_or_goes_meanwhile_does_not_shift_the_others(tmp_path:
 def test_a_list_without_a_good_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ftp://x\nftp://y\n")
     with pytest.raises(UsageError, match=r"none of the 2 rows can be used; the first: .*list\.txt line 1: ftp://x is"):
-        open_sources([tmp_path / "list.txt"], Reading(skip_bad=True))
+        open_sources([tmp_path / "list.txt"], ReadOptions(skip_bad=True))
     (tmp_path / "more.txt").write_text(A)
-    with open_sources([tmp_path / "list.txt", tmp_path / "more.txt"], Reading(skip_bad=True)) as sources:
+    with open_sources([tmp_path / "list.txt", tmp_path / "more.txt"], ReadOptions(skip_bad=True)) as sources:
         assert list(sources) == [Source(A)]
         assert sources.bad_count == 2
 
@@ -116,9 +116,9 @@ def test_a_list_without_a_good_row_is_refused(tmp_path: Path) -> None:
 def test_what_is_wrong_with_the_list_as_a_whole_is_refused_as_ever(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"address\n{A}\n")
     with pytest.raises(UsageError, match="say with --uri-column"):
-        open_sources([tmp_path / "list.csv"], Reading(skip_bad=True))
+        open_sources([tmp_path / "list.csv"], ReadOptions(skip_bad=True))
     with pytest.raises(UsageError, match="--skip-bad leaves out rows of lists: none of the arguments is a list"):
-        open_sources([A], Reading(skip_bad=True))
+        open_sources([A], ReadOptions(skip_bad=True))
 
 
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.csv"])
@@ -144,7 +144,7 @@ def test_bad_rows_are_a_list_that_is_read_again_once_it_is_corrected(
     assert rows[1]["row"] == f"{B},2"
     rows[1] |= {"uri": B, "class": "2", "split": "test"}
     Path("corrected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with open_sources(["corrected.jsonl"], Reading(class_column="class", keep_columns=("split",))) as sources:
+    with open_sources(["corrected.jsonl"], ReadOptions(class_column="class", keep_columns=("split",))) as sources:
         assert list(sources) == [
             Source(C, class_name="cat", keep={"split": "train"}), Source(B, class_id=2, keep={"split": "test"}),
         ]  # fmt: skip
@@ -188,6 +188,6 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_sent(
 def test_many_bad_rows_are_kept_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("url,label\n" + "ftp://x,1\n" * 20_000 + f"{A},1\n")
-    with open_sources([path], Reading(skip_bad=True, class_column="label")) as sources:
+    with open_sources([path], ReadOptions(skip_bad=True, class_column="label")) as sources:
         assert sources.bad_count == 20_000
         assert [row.number for row in sources.bad_rows()] == list(range(2, 20_002))

@@ -34,7 +34,7 @@ ONE = torch.ones(1)
 
 
 def choose(content: Any, **options: Any) -> Choice:
-    choice = candidates.choose(content, Net().state_dict(), classes=10, head="fc.weight", **options)
+    choice = candidates.choose_state_dict(content, Net().state_dict(), classes=10, head="fc.weight", **options)
     assert choice is not None
     return choice
 
@@ -222,7 +222,7 @@ def test_parts_that_a_network_needs_not_have_are_left_without_a_word() -> None:
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, torch.ones(2), {"state_dict": {}}, None, [ONE, ONE]])
 def test_a_file_without_a_state_dict_has_no_candidates(content: Any) -> None:
-    assert candidates.choose(content, STATE) is None
+    assert candidates.choose_state_dict(content, STATE) is None
 
 
 def test_a_file_that_holds_itself_or_one_thing_many_times_is_read_once() -> None:
@@ -230,7 +230,7 @@ def test_a_file_that_holds_itself_or_one_thing_many_times_is_read_once() -> None
     content["again"] = content
     for _ in range(60):
         content = {"left": content, "right": content, "row": [content, content]}
-    assert candidates.choose(content, STATE) is None  # too deep
+    assert candidates.choose_state_dict(content, STATE) is None  # too deep
     content = {"left": {"state_dict": STATE}, "self": {}}
     content["self"]["self"] = content
     assert holds(choose(content))
@@ -249,6 +249,6 @@ def test_old_names_of_densenet_and_of_torchvisions_transformers_become_todays() 
         "module.encoder.layers.encoder_layer_0.mlp.linear_1.weight": ONE,
         "module.encoder.layers.encoder_layer_0.mlp.linear_2.bias": ONE,
     }
-    choice = candidates.choose({"state_dict": old}, today)
+    choice = candidates.choose_state_dict({"state_dict": old}, today)
     assert choice is not None
     assert choice.taken.fits

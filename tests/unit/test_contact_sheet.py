@@ -11,10 +11,8 @@ KINDS = ("heatmap", "cam")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def _picture(
-    path: Path, colour: tuple[int, ...], size: tuple[int, int] = (CELL_PX, CELL_PX), mode: str = "RGB"
-) -> Path:
-    Image.new(mode, size, colour).save(path)
+def _picture(path: Path, color: tuple[int, ...], size: tuple[int, int] = (CELL_PX, CELL_PX), mode: str = "RGB") -> Path:
+    Image.new(mode, size, color).save(path)
     return path
 
 

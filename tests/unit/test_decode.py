@@ -53,9 +53,9 @@ def test_lossy_formats_come_back_nearly(format: str, options: dict[str, Any]) ->
 
 
 def test_grey_becomes_rgb() -> None:
-    grey = _picture()[..., 0]
+    gray = _picture()[..., 0]
     for format in ("PNG", "TIFF"):
-        assert np.array_equal(decode(_encoded(grey, format)), np.repeat(grey[..., None], 3, axis=2))
+        assert np.array_equal(decode(_encoded(gray, format)), np.repeat(gray[..., None], 3, axis=2))
 
 
 def test_black_and_white_becomes_rgb() -> None:
@@ -91,8 +91,8 @@ def test_alpha_is_laid_over_white(format: str, options: dict[str, Any]) -> None:
 
 
 def test_alpha_of_grey_palette_and_sixteen_bits_is_laid_over_white() -> None:
-    grey = np.array([[[100, 255], [100, 0]]], np.uint8)
-    assert decode(_encoded(grey, "PNG")).tolist() == [[[100] * 3, [255] * 3]]
+    gray = np.array([[[100, 255], [100, 0]]], np.uint8)
+    assert decode(_encoded(gray, "PNG")).tolist() == [[[100] * 3, [255] * 3]]
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
@@ -136,7 +136,7 @@ def test_one_pixel_is_a_picture(format: str) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("format", ["JPEG", "progressive JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_the_images_error(format: str, share: float) -> None:
-    """And never a picture that is half grey."""
+    """And never a picture that is half gray."""
     options = {"progressive": True} if format.startswith("progressive") else {}
     noise = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)  # so that all bytes are of pixels
     data = _encoded(noise, format.removeprefix("progressive "), **options)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from producer.jobs.model.errors import JobError, ModelError, WorkerError
-from worker.device.batches import Explained, choose, explain_arrays, explain_classes, oom_halvings
+from worker.device.batches import Explained, explain_arrays, explain_classes, oom_halvings, open_device
 from worker.engine.explain import View, as_they_are
 from worker.models.networks import Network
 
@@ -107,9 +107,9 @@ def test_a_layer_that_cannot_be_explained_is_the_jobs_fault(small: Network) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
-    assert choose("cpu").type == "cpu"
+    assert open_device("cpu").type == "cpu"
     with pytest.raises(WorkerError, match="no CUDA device"):
-        choose("cuda")
+        open_device("cuda")
 
 
 # --- classes, layers, methods, precision ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from worker.engine import explain as explaining
 from worker.engine.explain import Explanation, OutOfMemory, explain
 from worker.models.networks import Network, load
 from worker.pictures.decode import prepare
-from worker.pictures.render import normalised
+from worker.pictures.render import normalized
 
 NETWORKS = ["vgg16", "vgg19", "resnet50", "resnet101", "densenet121", "inception_v3", "efficientnet_lite0"]
 
@@ -78,9 +78,9 @@ def test_maps_equal_those_of_pytorch_grad_cam() -> None:
     with GradCAM(model, [network.layer]) as cam:
         theirs = cam(
             inputs, [ClassifierOutputTarget(3), ClassifierOutputTarget(5)]
-        )  # normalised and resized: (N, H, W)
+        )  # normalized and resized: (N, H, W)
     for ours, other in zip(answer.maps, theirs, strict=True):
-        small, flat = normalised(ours.numpy())
+        small, flat = normalized(ours.numpy())
         assert not flat
         resized = F.interpolate(torch.tensor(small)[None, None], (64, 64), mode="bilinear")[0, 0]
         _close(resized, torch.tensor(other), 1e-5)
@@ -445,7 +445,7 @@ def test_a_real_network_looks_at_the_cat(lite0: Network) -> None:
 
     names, answer = _explain_picture(lite0, chelsea())
     assert set(names) == {"tiger cat", "Egyptian cat"}
-    heat = F.interpolate(torch.tensor(normalised(answer.maps[0].numpy())[0])[None, None], (224, 224), mode="bilinear")
+    heat = F.interpolate(torch.tensor(normalized(answer.maps[0].numpy())[0])[None, None], (224, 224), mode="bilinear")
     face = torch.zeros(224, 224, dtype=torch.bool)
     face[35:190, 30:175] = True
     share, area = (heat[0, 0][face].sum() / heat.sum()).item(), face.float().mean().item()

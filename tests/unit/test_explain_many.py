@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from worker.engine.explain import View, as_they_are, explain, explain_many
 from worker.engine.methods import METHODS
-from worker.models.batchnorm import prepare
+from worker.models.batchnorm import make_fast
 from worker.models.networks import load
-from worker.pictures.render import normalised, render
+from worker.pictures.render import normalized, render
 
 
 def _inputs(n: int = 2, side: int = 16) -> Tensor:
@@ -138,9 +138,9 @@ def test_half_precision_gives_float32_and_nearly_the_same() -> None:
 
 
 def test_eight_images_of_eight_classes_are_eight_runs_of_one() -> None:
-    """Within one grey level in each of the four pictures, of a model prepared as workers have it."""
+    """Within one gray level in each of the four pictures, of a model prepared as workers have it."""
     network = load("resnet18", "random")
-    model = prepare(network.model, [network.layer], (64, 64)).model
+    model = make_fast(network.model, [network.layer], (64, 64)).model
     inputs = _inputs(8, 64).float().contiguous(memory_format=torch.channels_last)
     class_ids = list(range(0, 800, 100))
     batch = explain(model, network.layer, inputs, class_ids)
@@ -152,10 +152,10 @@ def test_eight_images_of_eight_classes_are_eight_runs_of_one() -> None:
             for answer, at in ((batch, i), (single, 0))
         )
         for name, drawn in ours.items():
-            if name == "heatmap":  # a colour map: its colours are further apart than its levels
+            if name == "heatmap":  # a color map: its colors are further apart than its levels
                 continue
             assert np.abs(drawn.astype(int) - alone[name].astype(int)).max() <= (5 if name == "cam" else 1), name
-        levels = [255 * normalised(answer.maps[at].numpy())[0] for answer, at in ((batch, i), (single, 0))]
+        levels = [255 * normalized(answer.maps[at].numpy())[0] for answer, at in ((batch, i), (single, 0))]
         assert np.abs(levels[0] - levels[1]).max() <= 1
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from worker.engine.explain import View, as_they_are, explain_many
-from worker.models.batchnorm import prepare
+from worker.models.batchnorm import make_fast
 from worker.models.networks import load
 
 
@@ -39,7 +39,7 @@ def _counted(run: Callable[[], object]) -> int:
 def test_each_class_costs_one_more_forward_pass(name: str, classes: int, limit: float) -> None:
     network = load(name, "random")
     inputs = torch.randn(1, 3, *network.size)
-    model = prepare(network.model, [network.layer], network.size).model
+    model = make_fast(network.model, [network.layer], network.size).model
     with torch.no_grad():
         forward = _counted(lambda: model(inputs))
     assert forward > 1e9

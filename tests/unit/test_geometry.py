@@ -21,12 +21,12 @@ def _noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 7919 + width).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def _grey(levels: object) -> np.ndarray:
+def _gray(levels: object) -> np.ndarray:
     return np.repeat(np.asarray(levels, np.uint8)[..., None], 3, axis=2)
 
 
 def _centre(values: np.ndarray) -> tuple[float, float]:
-    """Centre of mass, in pixels; a pixel's centre is at + 0.5."""
+    """Centre of mass, in pixels; a pixel's center is at + 0.5."""
     y, x = np.indices(values.shape)
     return float((values * (y + 0.5)).sum() / values.sum()), float((values * (x + 0.5)).sum() / values.sum())
 
@@ -64,7 +64,7 @@ def test_the_centre_of_a_blob_comes_back_within_a_pixel(shape: tuple[int, int], 
     y, x = np.indices(shape) + 0.5
     at = (shape[0] * 0.45, shape[1] * 0.57)
     blob = 250 * np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / (2 * (min(shape) / 15) ** 2))
-    picture, frame = fit(_grey(np.rint(blob)), SIZE, how, border=(0, 0, 0))
+    picture, frame = fit(_gray(np.rint(blob)), SIZE, how, border=(0, 0, 0))
     seen = picture[..., 0].astype(np.float32)
     back = frame.to_original(seen)
     assert _centre(back) == pytest.approx(at, abs=1)
@@ -120,7 +120,7 @@ def test_the_border_of_a_pad_does_not_bleed_in(shape: tuple[int, int]) -> None:
 
 
 def test_a_pad_is_centred_by_hand() -> None:
-    rgb = _grey([[10, 20, 30, 40]])  # 1 x 4 into 4 x 4: one row, one free above and two below
+    rgb = _gray([[10, 20, 30, 40]])  # 1 x 4 into 4 x 4: one row, one free above and two below
     picture, frame = fit(rgb, (4, 4), "pad", border=(1, 2, 3))
     assert picture[1].tolist() == rgb[0].tolist()
     assert (picture[[0, 2, 3]] == (1, 2, 3)).all()
@@ -129,7 +129,7 @@ def test_a_pad_is_centred_by_hand() -> None:
 
 
 def test_a_crop_is_cut_by_hand() -> None:
-    rgb = _grey([[0, 10, 20, 30, 40, 50]] * 2)  # 2 x 6, as it is: columns 2 and 3 of the middle
+    rgb = _gray([[0, 10, 20, 30, 40, 50]] * 2)  # 2 x 6, as it is: columns 2 and 3 of the middle
     picture, frame = fit(rgb, (2, 2), "crop", 2)
     assert picture[..., 0].tolist() == [[20, 30]] * 2
     assert frame == Frame(original=(2, 6), size=(2, 2), top=0, left=-2, height=2, width=6)
@@ -137,7 +137,7 @@ def test_a_crop_is_cut_by_hand() -> None:
 
 
 def test_a_crop_of_a_larger_picture_comes_back_by_hand() -> None:
-    """2 x 2 of 2 x 4 cover columns 2 to 5 of 4 x 8; centres are at -0.25, 0.25, 0.75 and 1.25 of 0 and 1."""
+    """2 x 2 of 2 x 4 cover columns 2 to 5 of 4 x 8; centers are at -0.25, 0.25, 0.75 and 1.25 of 0 and 1."""
     _, frame = fit(_noise(4, 8), (2, 2), "crop", 2)
     row = [0, 0, 0, 1, 3, 4, 0, 0]
     assert frame.to_original(np.array([[0.0, 4.0], [0.0, 4.0]])).tolist() == [row] * 4

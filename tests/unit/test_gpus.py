@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from producer.jobs.model.errors import UsageError, WorkerError
-from worker.supervise.gpus import choose, installed
+from worker.supervise.gpus import find_gpus, installed
 
 #: As the driver's tool prints it, an A100 with two instances between two whole GPUs.
 LISTED = """\
@@ -40,13 +40,13 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Smi:
 
 
 def chosen(devices: str) -> list[str]:
-    return [place.uuid[:12] for place in choose(devices)]
+    return [place.uuid[:12] for place in find_gpus(devices)]
 
 
 @pytest.mark.usefixtures("smi")
 def test_a_divided_gpu_is_used_by_its_instances() -> None:
     assert chosen("auto") == [FIRST, *INSTANCES, THIRD]
-    assert [place.name for place in choose("cuda")] == ["gpu0", "gpu1-mig0", "gpu1-mig1", "gpu2"]
+    assert [place.name for place in find_gpus("cuda")] == ["gpu0", "gpu1-mig0", "gpu1-mig1", "gpu2"]
 
 
 @pytest.mark.usefixtures("smi")
@@ -84,10 +84,10 @@ def test_a_choice_made_outside_is_kept(monkeypatch: pytest.MonkeyPatch, visible:
 @pytest.mark.usefixtures("smi")
 def test_numbers_count_what_was_left_and_names_say_which_gpu_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{THIRD},{INSTANCES[1]}")
-    assert [place.name for place in choose("cuda:0")] == ["gpu2"]
-    assert [place.name for place in choose("cuda:1.1")] == ["gpu1-mig1"]
+    assert [place.name for place in find_gpus("cuda:0")] == ["gpu2"]
+    assert [place.name for place in find_gpus("cuda:1.1")] == ["gpu1-mig1"]
     with pytest.raises(WorkerError, match="no MIG instance 0"):
-        choose("cuda:1.0")
+        find_gpus("cuda:1.0")
 
 
 @pytest.mark.usefixtures("smi")
@@ -96,14 +96,14 @@ def test_a_choice_made_outside_that_is_not_there_is_one_sentence(monkeypatch: py
     """`GPU-5d` is the beginning of two."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(WorkerError, match=f"CUDA_VISIBLE_DEVICES names '{visible}', which `nvidia-smi -L` does not"):
-        choose("auto")
+        find_gpus("auto")
 
 
 @pytest.mark.usefixtures("smi")
 @pytest.mark.parametrize("devices", ["cuda:x", "cuda:", "cuda:0,", "cuda:0.", "cuda:-1", "gpu", "auto:0", ""])
 def test_devices_written_wrong_are_refused(devices: str) -> None:
     with pytest.raises(UsageError, match="is not understood"):
-        choose(devices)
+        find_gpus(devices)
 
 
 @pytest.mark.usefixtures("smi")
@@ -112,20 +112,20 @@ def test_devices_written_wrong_are_refused(devices: str) -> None:
 )
 def test_a_gpu_that_is_not_there_is_one_sentence(devices: str, sentence: str) -> None:
     with pytest.raises(WorkerError, match=sentence):
-        choose(devices)
+        find_gpus(devices)
 
 
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", "")
-    assert choose("auto") == []
+    assert find_gpus("auto") == []
     with pytest.raises(WorkerError, match="there is no GPU"):
-        choose("cuda:0")
+        find_gpus("cuda:0")
 
 
 def test_a_driver_without_gpus_leaves_the_cpu(smi: Smi) -> None:
     smi("echo No devices found.")
-    assert choose("auto") == []
+    assert find_gpus("auto") == []
 
 
 @pytest.mark.parametrize("devices", ["auto", "cuda", "cuda:0"])
@@ -139,9 +139,9 @@ def test_a_driver_without_gpus_leaves_the_cpu(smi: Smi) -> None:
 def test_a_broken_driver_is_one_sentence_and_never_the_cpu(smi: Smi, script: str, said: str, devices: str) -> None:
     smi(script)
     with pytest.raises(WorkerError, match=f"use --devices cpu.*{said}") as broken:
-        choose(devices)
+        find_gpus(devices)
     assert "\n" not in str(broken.value)
-    assert choose("cpu") == []
+    assert find_gpus("cpu") == []
 
 
 def test_a_driver_that_hangs_is_not_waited_for(smi: Smi) -> None:
@@ -156,4 +156,4 @@ def test_a_tool_that_cannot_be_run_is_one_sentence(smi: Smi, tmp_path: Path) -> 
     smi("")
     (tmp_path / "nvidia-smi").write_bytes(b"\x7fELF, and no program")
     with pytest.raises(WorkerError, match="cannot be run"):
-        choose("auto")
+        find_gpus("auto")

@@ -13,7 +13,7 @@ import pytest
 from producer.jobs.model.errors import WorkerError
 from worker.supervise import health as module
 from worker.supervise import run_dirs
-from worker.supervise.health import Found, Health, Listed, State, look, of_stack, publish, sentence, stack_of
+from worker.supervise.health import Found, Health, ListedProcess, State, look, of_stack, publish, sentence, stack_of
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield made.path
 
 
-def listed(pid: int | None = 1, *, age_s: float = 0.0, problem: str | None = None) -> Listed:
-    return Listed("host-cpu", "cpu", pid, time.time() - age_s, problem)
+def listed(pid: int | None = 1, *, age_s: float = 0.0, problem: str | None = None) -> ListedProcess:
+    return ListedProcess("host-cpu", "cpu", pid, time.time() - age_s, problem)
 
 
-def found(folder: Path, process: Listed | None = None, *, within_s: float = 60.0) -> Found:
+def found(folder: Path, process: ListedProcess | None = None, *, within_s: float = 60.0) -> Found:
     publish(folder, [process or listed()])
     (one,) = look(folder.parent.parent, within_s)
     return one
@@ -37,7 +37,7 @@ def age(health: Health, kind: str, seconds: float) -> None:
     os.utime(health.file(kind), (then, then))
 
 
-def state(folder: Path, process: Listed | None = None, *, within_s: float = 60.0) -> State:
+def state(folder: Path, process: ListedProcess | None = None, *, within_s: float = 60.0) -> State:
     return found(folder, process, within_s=within_s).state
 
 
@@ -47,9 +47,9 @@ def state(folder: Path, process: Listed | None = None, *, within_s: float = 60.0
 def test_a_process_that_reads_is_idle_and_one_with_a_chunk_works(folder: Path) -> None:
     health = Health(folder / "host-cpu")
     assert state(folder) == State.STARTING
-    health.warm()
+    health.ready()
     assert state(folder) == State.IDLE
-    age(health, "warm", 100)
+    age(health, "ready", 100)
     assert state(folder) == State.SILENT
     health.polled()
     assert state(folder) == State.IDLE
@@ -60,15 +60,15 @@ def test_a_process_that_reads_is_idle_and_one_with_a_chunk_works(folder: Path) -
 
 
 def test_one_that_takes_too_long_to_get_ready_is_silent(folder: Path) -> None:
-    assert state(folder, listed(age_s=module.WARM_WITHIN_S)) == State.STARTING
+    assert state(folder, listed(age_s=module.READY_WITHIN_S)) == State.STARTING
     one = found(folder, listed(age_s=module.STARTING_WITHIN_S + 5))
     assert (one.state, one.problem) == (State.SILENT, "it has not got ready for 155 s")
 
 
 def test_one_step_may_take_longer_than_signs_do_but_not_longer_than_it_may(folder: Path) -> None:
     health = Health(folder / "host-cpu")
-    health.warm()
-    age(health, "warm", 300)
+    health.ready()
+    age(health, "ready", 300)
     health.file("busy1").touch()
     age(health, "busy1", -100)  # its time is when the step must be over
     assert state(folder) == State.WORKING
@@ -97,7 +97,7 @@ def test_a_fault_stands_until_it_is_over_or_not_told_any_more(folder: Path) -> N
     health.polled()
     health.fault("the disk is full")
     assert (found(folder).state, found(folder).problem) == (State.FAULTY, "the disk is full")
-    health.well()
+    health.recovered()
     assert state(folder) == State.IDLE
     health.fault("the disk is full")
     age(health, "fault", 1000)
@@ -122,12 +122,12 @@ def test_signs_are_nobodys_trouble_when_there_is_no_launcher_or_its_folder_is_go
         health.polled()
         health.away()
         health.at_work()
-        health.warm()
+        health.ready()
         health.fault("x")
-        health.well()
-        health.cold("x")
+        health.recovered()
+        health.startup_failed("x")
         health.forget()
-        assert not health.has("warm")
+        assert not health.has("ready")
 
 
 def test_a_check_is_one_sentence() -> None:
@@ -143,7 +143,7 @@ def test_children_that_crash_as_they_start_are_counted_until_one_gets_ready(fold
     for _ in range(3):
         health.begins()
     assert health.starts() == 3
-    health.warm()
+    health.ready()
     assert health.starts() == 0
     assert Health(None).starts() == 0
 
@@ -171,7 +171,7 @@ def test_a_stack_is_named_by_its_redis_without_the_secret(url: str, stack: str) 
 def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: Path) -> None:
     names = {"a": "localhost:1/0", "b": "localhost:2/0", "c": ""}
     with run_dirs.folder(tmp_path) as made:
-        publish(made.path, [Listed(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
+        publish(made.path, [ListedProcess(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
         there = look(tmp_path)
     assert [(one.name, one.stack) for one in there] == [*names.items()]
     assert [one.name for one in of_stack(there, "localhost:1/0")] == ["a", "c"]
@@ -287,7 +287,7 @@ def test_what_is_made_to_look_used_still_says_when_it_was_said(tmp_path: Path) -
 
 def test_a_process_whose_server_stands_still_waits_and_is_silent_after_the_time_that_is_asked_for(folder: Path) -> None:
     health = Health(folder / "host-cpu")
-    health.warm()
+    health.ready()
     health.file("busy0").touch()
     future = time.time() + 1800  # what a step of recording may take
     os.utime(health.file("busy0"), (future, future))
@@ -304,7 +304,7 @@ def test_a_process_whose_server_stands_still_waits_and_is_silent_after_the_time_
 
 def test_a_wait_is_over_with_the_chunk_or_with_the_process(folder: Path) -> None:
     health = Health(folder / "host-cpu")
-    health.warm()
+    health.ready()
     health.waits("Redis", 100)
     assert state(folder) == State.IDLE
     health.file("busy0").touch()

@@ -18,10 +18,10 @@ from worker.pictures.formats.jpeg import MAX_SCANS, MAX_SEGMENTS
 EOI = b"\xff\xd9"
 KINDS: dict[str, dict[str, Any]] = {
     "baseline": {},
-    "optimised": {"optimize": True},
+    "optimized": {"optimize": True},
     "progressive": {"progressive": True},
     "restarts": {"restart_marker_rows": 1},
-    "grey": {"mode": "L"},
+    "gray": {"mode": "L"},
     "cmyk": {"mode": "CMYK"},
     "4:4:4": {"subsampling": 0},
 }
@@ -29,7 +29,7 @@ TRUNCATED = "JPEG picture is broken or truncated: "
 
 
 def _photo(side: int = 160) -> Image.Image:
-    """Smooth colours with some grain, so that its scan has no part to spare."""
+    """Smooth colors with some grain, so that its scan has no part to spare."""
     y, x = np.mgrid[:side, :side] / side
     grain = np.random.default_rng(0).normal(0, 12, (side, side, 3))
     picture = np.stack([255 * x, 255 * y, 200 * (x * y)], axis=2) + grain
@@ -105,7 +105,7 @@ def test_a_jpeg_whose_rows_are_all_there_is_read_however_it_ends(kind: str, end:
 
 def test_a_white_picture_whose_scan_is_zeros_is_whole() -> None:
     """Long runs of zeros are not a hole by themselves."""
-    data = _jpeg("optimised", Image.new("RGB", (1600, 1600), "white"))
+    data = _jpeg("optimized", Image.new("RGB", (1600, 1600), "white"))
     assert bytes(512) in data
     assert (decode(data) == 255).all()
 

@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from producer.jobs.model.errors import JobError
 from worker.models import layers
-from worker.models.layers import choose, last_conv, last_features, survey
+from worker.models.layers import last_conv, last_features, select_layers, survey
 
 LAST_FEATURES = {
     "alexnet": "features",
@@ -60,7 +60,7 @@ def _timm(name: str) -> layers.Survey:
 def test_the_last_features_of_each_family_are_in_the_table_and_carry_all_channels(name: str) -> None:
     seen = _torchvision(name)
     assert last_features(seen) == LAST_FEATURES[name]
-    view = choose(seen, "last-features")[LAST_FEATURES[name]]
+    view = select_layers(seen, "last-features")[LAST_FEATURES[name]]
     run = next(run for run in seen.runs if run.module is view.module)
     channels = view.to_maps(torch.zeros(run.shape)).shape[1]
     heads = [module for module in seen.model.modules() if isinstance(module, nn.Linear)]
@@ -79,7 +79,7 @@ def test_every_family_of_torchvision_has_last_features() -> None:
 def test_the_tokens_of_timms_transformers_are_found(name: str) -> None:
     seen = _timm(name)
     assert (last_features(seen), last_conv(seen)) == (TOKENS[name], TOKENS[name])
-    (view,) = choose(seen, "last-features").values()
+    (view,) = select_layers(seen, "last-features").values()
     run = next(run for run in seen.runs if run.module is view.module)
     assert view.to_maps(torch.zeros(run.shape)).shape[2:] == ((7, 7) if "32" in name else (14, 14))
 
@@ -90,20 +90,20 @@ def test_the_last_convolution_of_a_transformer_is_never_its_first_layer(name: st
 
 
 def test_a_transformer_behind_a_long_entrance_has_no_last_convolution() -> None:
-    with pytest.raises(JobError, match="the last maps of small are not recognised; name a layer"):
+    with pytest.raises(JobError, match="the last maps of small are not recognized; name a layer"):
         last_conv(_timm("levit_128s"))
 
 
 def test_tokens_in_another_order_than_the_patches_are_refused() -> None:
     seen = _timm("hiera_tiny_224")  # its tokens stand in an order of their own
-    with pytest.raises(JobError, match="not recognised; name a layer"):
-        choose(seen, "last-features")
+    with pytest.raises(JobError, match="not recognized; name a layer"):
+        select_layers(seen, "last-features")
     with pytest.raises(JobError, match=r"'blocks.0' of small gives \(1, 3136, 96\), not maps"):
-        choose(seen, "blocks.0")
+        select_layers(seen, "blocks.0")
 
 
 def test_class_tokens_are_dropped_and_patches_keep_their_places() -> None:
-    (view,) = choose(_torchvision("vit_b_32"), "encoder.ln").values()
+    (view,) = select_layers(_torchvision("vit_b_32"), "encoder.ln").values()
     tokens = torch.arange(2 * 50 * 768.0).view(2, 50, 768)
     maps = view.to_maps(tokens)  # (2, 768, 7, 7)
     assert maps.shape == (2, 768, 7, 7)
@@ -114,7 +114,7 @@ def test_class_tokens_are_dropped_and_patches_keep_their_places() -> None:
     ("name", "layer", "channels"), [("swin_t", "features.7", 768), ("convnext_tiny", "features.7.2.block.3", 3072)]
 )
 def test_channels_that_come_last_are_brought_to_the_front(name: str, layer: str, channels: int) -> None:
-    (view,) = choose(_torchvision(name), layer).values()
+    (view,) = select_layers(_torchvision(name), layer).values()
     output = torch.arange(2 * 49 * channels).view(2, 7, 7, channels)
     assert torch.equal(view.to_maps(output)[1, :, 2, 6], output[1, 2, 6])
 
@@ -134,7 +134,7 @@ def test_attention_is_not_taken_for_maps() -> None:
             return weights.mean(dim=(2, 3))
 
     with pytest.raises(JobError, match=r"gives \(1, 4, 64, 64\), not maps"):
-        choose(_seen(Attention(), (32, 32)), "softmax")
+        select_layers(_seen(Attention(), (32, 32)), "softmax")
 
 
 @pytest.mark.parametrize(
@@ -145,29 +145,31 @@ def test_where_proportions_do_not_tell_the_kind_of_layer_does(layer: nn.Module, 
     first = nn.Conv2d(3, 8, 4, 4) if not isinstance(layer, nn.Conv2d) else nn.Identity()
     seen = _seen(nn.Sequential(first, layer, nn.Flatten()), (32, 32))
     if is_map:
-        maps = choose(seen, "1")["1"].to_maps(torch.zeros(next(run.shape for run in seen.runs if run.name == "1")))
+        maps = select_layers(seen, "1")["1"].to_maps(
+            torch.zeros(next(run.shape for run in seen.runs if run.name == "1"))
+        )
         assert maps.shape[2:] == (8, 8)
     else:
         with pytest.raises(JobError, match="not maps"):
-            choose(seen, "1")
+            select_layers(seen, "1")
 
 
 def test_several_layers_come_in_the_order_asked_for() -> None:
-    chosen = choose(_torchvision("resnet18"), "layer4, last-conv,layer3,layer4")
+    chosen = select_layers(_torchvision("resnet18"), "layer4, last-conv,layer3,layer4")
     assert list(chosen) == ["layer4", "layer4.1.conv2", "layer3"]
 
 
 @pytest.mark.parametrize("wanted", ["layer4,", "layer4,layer5", ",", "layer4;layer3"])
 def test_one_wrong_layer_among_several_is_named(wanted: str) -> None:
     with pytest.raises(JobError, match="small has no layer '"):
-        choose(_torchvision("resnet18"), wanted)
+        select_layers(_torchvision("resnet18"), wanted)
 
 
 def test_a_network_without_maps_says_so() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     for wanted in ("last-conv", "last-features"):
         with pytest.raises(JobError, match="name a layer"):
-            choose(_seen(flat, (8, 8)), wanted)
+            select_layers(_seen(flat, (8, 8)), wanted)
 
 
 def test_a_survey_leaves_no_hook_behind_even_after_an_error() -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from producer.input.sources import Reading, Source, open_sources
+from producer.input.sources import ReadOptions, Source, open_sources
 from producer.jobs.model.errors import UsageError
 
 A, B = "s3://bucket/a.jpg", "https://example.org/b.jpg"
@@ -30,16 +30,16 @@ def table(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path, reading: Reading | None = None) -> list[Source]:
-    with open_sources([path], reading or Reading()) as sources:
+def read(path: Path, reading: ReadOptions | None = None) -> list[Source]:
+    with open_sources([path], reading or ReadOptions()) as sources:
         found = list(sources)
         assert sources.count == len(found)
         return found
 
 
-def refused(path: Path, reading: Reading | None = None) -> str:
+def refused(path: Path, reading: ReadOptions | None = None) -> str:
     with pytest.raises(UsageError) as caught:
-        open_sources([path], reading or Reading())
+        open_sources([path], reading or ReadOptions())
     return str(caught.value)
 
 
@@ -54,7 +54,7 @@ def test_white_space_around_cells_and_names_of_columns_does_not_count(tmp_path: 
         {"id": " 2", " url": f"{B} \u3000", " label ": " tabby cat ", " split": "  "},
     ]
     path = table(tmp_path / f"list.{kind}", rows)
-    found = read(path, Reading(class_column="label", id_column="id", keep_columns=("split",)))
+    found = read(path, ReadOptions(class_column="label", id_column="id", keep_columns=("split",)))
     assert found == [
         Source(A, id="1", class_id=5, keep={"split": "train"}),
         Source(B, id="2", class_name="tabby cat", keep={"split": ""}),
@@ -64,7 +64,7 @@ def test_white_space_around_cells_and_names_of_columns_does_not_count(tmp_path: 
 def test_a_quote_may_follow_the_space_after_a_comma(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text(f'"name", "url"\n"a, b", "{A}"\n"c",  "{B}" \n'.replace('" \n', '"\n'))
-    assert [(source.uri, source.id) for source in read(path, Reading(id_column="name"))] == [(A, "a, b"), (B, "c")]
+    assert [(source.uri, source.id) for source in read(path, ReadOptions(id_column="name"))] == [(A, "a, b"), (B, "c")]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "txt"])
@@ -87,16 +87,16 @@ def test_paths_with_white_space_around_them_are_found(tmp_path: Path, kind: str)
 )
 def test_the_column_of_addresses_is_found_whatever_its_case(tmp_path: Path, kind: str, column: str) -> None:
     path = table(tmp_path / f"list.{kind}", [{"TEXT": "a cat", column: A}])
-    assert read(path, Reading(keep_columns=("text",))) == [Source(A, keep={"text": "a cat"})]
+    assert read(path, ReadOptions(keep_columns=("text",))) == [Source(A, keep={"text": "a cat"})]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_columns_that_differ_in_case_alone_the_one_as_it_was_typed_is_meant(tmp_path: Path, kind: str) -> None:
     path = table(tmp_path / f"list.{kind}", [{"Label": "1", "url": A, "label": "2", "URL": B}])
-    assert read(path, Reading(class_column="label")) == [Source(A, class_id=2)]
-    assert read(path, Reading(uri_column="URL", class_column="Label")) == [Source(B, class_id=1)]
+    assert read(path, ReadOptions(class_column="label")) == [Source(A, class_id=2)]
+    assert read(path, ReadOptions(uri_column="URL", class_column="Label")) == [Source(B, class_id=1)]
     assert "has several columns named 'LABEL'; its columns are Label, url" in refused(
-        path, Reading(class_column="LABEL")
+        path, ReadOptions(class_column="LABEL")
     )
 
 
@@ -106,7 +106,7 @@ def test_two_columns_that_may_hold_the_addresses_are_told(tmp_path: Path) -> Non
 
 def test_a_column_of_json_lines_is_found_in_a_later_line_too(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text(f'{{"URL":"{A}"}}\n{{"URL":"{B}","LABEL":3}}\n')
-    assert [source.class_id for source in read(tmp_path / "list.jsonl", Reading(class_column="label"))] == [None, 3]
+    assert [source.class_id for source in read(tmp_path / "list.jsonl", ReadOptions(class_column="label"))] == [None, 3]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_column_of_json_lines_is_found_in_a_later_line_too(tmp_path: Path) -> 
 def test_other_separators_than_the_name_says_are_suggested(tmp_path: Path, name: str, header: str, words: str) -> None:
     text = f"{header}\n{A};1\n".encode()
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    for reading in (Reading(), Reading(uri_column="url"), Reading(class_column="label")):
+    for reading in (ReadOptions(), ReadOptions(uri_column="url"), ReadOptions(class_column="label")):
         message = refused(tmp_path / name, reading)
         assert words in message
         assert "--uri-column" not in message
@@ -138,11 +138,11 @@ def test_a_cell_that_nobody_asked_for_may_be_long_and_one_that_is_carried_along_
     """Thumbnails stand beside the addresses in many lists."""
     path = table(tmp_path / f"list.{kind}", [{"url": A, "thumb": "x"}, {"url": B, "thumb": "x" * 5_000_000}])
     assert [source.uri for source in read(path)] == [A, B]
-    message = refused(path, Reading(keep_columns=("thumb",)))
+    message = refused(path, ReadOptions(keep_columns=("thumb",)))
     number = {"parquet": "row 2", "jsonl": "line 2"}.get(kind, "line 3")
     assert f"{number}: 'thumb' has 5,000,000 characters: the longest cell has 1,048,576" in message
     path = table(tmp_path / f"list.{kind}", [{"url": A, "thumb": "x" * 2**20}])
-    assert [len((source.keep or {})["thumb"]) for source in read(path, Reading(keep_columns=("thumb",)))] == [2**20]
+    assert [len((source.keep or {})["thumb"]) for source in read(path, ReadOptions(keep_columns=("thumb",)))] == [2**20]
 
 
 def test_a_long_cell_that_holds_line_breaks_is_counted_as_one(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_quote_that_is_never_closed_is_told_where_it_is_opened(tmp_path: Path)
     path.write_text(f'url,text\n{A},1\n{A},"2\n' + f"{A},3\n" * 50_000)
     assert 'line 3: unexpected end of data: a quote (") is opened and never closed' in refused(path)
     path.write_text(f'url,text\n{A},"2\n' + f"{A},3\n" * 1_000_000)
-    message = refused(path, Reading(skip_bad=True))
+    message = refused(path, ReadOptions(skip_bad=True))
     assert 'line 2: a cell is longer than 16,777,216 characters: is a quote (") opened that is never closed?' in message
 
 
@@ -183,14 +183,18 @@ def test_broken_text_that_nobody_asked_for_does_no_harm(tmp_path: Path, name: st
     assert [source.uri for source in read(path)] == [A, B]
     if name != "list.txt":
         number = 1 if name == "list.jsonl" else 2
-        for reading in (Reading(keep_columns=("text",)), Reading(id_column="text"), Reading(class_column="text")):
+        for reading in (
+            ReadOptions(keep_columns=("text",)),
+            ReadOptions(id_column="text"),
+            ReadOptions(class_column="text"),
+        ):
             assert refused(path, reading) == f"{path} line {number}: it is no UTF-8 text"
 
 
 @pytest.mark.parametrize("nested", ['"\\ud800"', '["\\ud800"]', '{"\\ud800": 1}'])
 def test_broken_text_within_a_cell_is_found_too(tmp_path: Path, nested: str) -> None:
     (tmp_path / "list.jsonl").write_text(f'{{"url": "{A}", "text": {nested}}}\n')
-    assert "line 1: it is no UTF-8 text" in refused(tmp_path / "list.jsonl", Reading(keep_columns=("text",)))
+    assert "line 1: it is no UTF-8 text" in refused(tmp_path / "list.jsonl", ReadOptions(keep_columns=("text",)))
     assert len(read(tmp_path / "list.jsonl")) == 1
 
 

@@ -18,7 +18,7 @@ from producer.jobs.model.spec import ExplainedClass, JobSpec, Result
 from producer.output.export import columns, write_csv, write_jsonl, write_parquet
 from producer.output.filters import parse_where
 from producer.output.manifest import ChunkRecords, Damage, Damages
-from worker.models.predictions import guesses
+from worker.models.predictions import top_predictions
 
 SIZE = 64
 #: As 0.1.0 wrote them: with names, without names (which it could not read back), several classes, failed ones.
@@ -46,10 +46,10 @@ def done(draw: st.DrawFn, index: int) -> Result:
     logits = np.array(draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=7)), np.float32)
     names = draw(st.none() | st.lists(texts, min_size=len(logits), max_size=len(logits)))
     explained = draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=3, unique=True))
-    chosen, top5 = guesses(logits, explained[0], names)
+    chosen, top5 = top_predictions(logits, explained[0], names)
     flats = [draw(st.booleans()) for _ in explained]
     several = [
-        ExplainedClass(**guesses(logits, one, names)[0].model_dump(), flat=flat)
+        ExplainedClass(**top_predictions(logits, one, names)[0].model_dump(), flat=flat)
         for one, flat in zip(explained, flats, strict=True)
     ]
     return Result(
@@ -207,10 +207,10 @@ def test_names_of_parts_say_whose_they_are() -> None:
         (b"null", None, False),
         (record("done", index=SIZE), None, False),  # of another chunk
         (record("lost", index=7), 7, False),
-        (record("done", index=7)[:-1] + b',"colour":"red"}', 7, True),
+        (record("done", index=7)[:-1] + b',"color":"red"}', 7, True),
         (record("done", index=7)[:-1] + b',"version":2}', 7, True),
         (record("done", index=7)[:-1] + b',"top5":[{"class_id":1,"probability":0.5,"why":"x"}]}', 7, True),
-        (record("lost", index=7)[:-1] + b',"colour":"red"}', 7, False),
+        (record("lost", index=7)[:-1] + b',"color":"red"}', 7, False),
     ],
 )
 def test_a_torn_line_is_told_from_one_of_a_newer_version_and_stops_no_other(
@@ -233,4 +233,4 @@ def test_a_part_with_nothing_in_it_is_damaged_as_a_whole() -> None:
 
 def test_a_result_has_no_unknown_fields() -> None:
     with pytest.raises(ValidationError):
-        Result.model_validate_json(record("done")[:-1] + b',"colour":"red"}')
+        Result.model_validate_json(record("done")[:-1] + b',"color":"red"}')

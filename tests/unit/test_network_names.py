@@ -6,7 +6,7 @@ from pathlib import Path
 
 import network_names
 
-import producer.jobs
+from producer.jobs.model import network_names as network_names_module
 from producer.jobs.model.network_names import known
 from worker.models import architectures
 

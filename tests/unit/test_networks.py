@@ -238,7 +238,7 @@ def test_heads_of_every_kind_are_found(tmp_path: Path, name: str) -> None:
 
 def test_the_head_is_found_in_every_family_of_torchvision() -> None:
     """With another number of classes the weight and bias of the head have another shape, nothing else."""
-    families = {line.family: line.name for line in architectures.catalogue() if line.name != "efficientnet_lite0"}
+    families = {line.family: line.name for line in architectures.catalog() if line.name != "efficientnet_lite0"}
     assert len(families) >= 17
     families["regnet"] = "regnet_y_400mf"  # needs numbers while it is built
     for family, name in families.items():
@@ -285,7 +285,7 @@ def test_every_network_of_torchvision_takes_its_own_state_dict(monkeypatch: pyte
         saved.seek(0)
         content = torch.load(saved, weights_only=True)
         own, auxiliary = model.state_dict(), networks._AUXILIARY.get(name, ())
-        choice = candidates.choose({"net": content}, own, classes=1000, auxiliary=auxiliary)
+        choice = candidates.choose_state_dict({"net": content}, own, classes=1000, auxiliary=auxiliary)
         assert choice is not None
         assert choice.taken.fits, name
         weights.fit(model, choice.taken.state, name, choice.taken.unexpected)

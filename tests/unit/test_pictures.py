@@ -128,7 +128,7 @@ def test_the_transparent_value_of_a_grey_png_is_white(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_transparent_colour_of_an_rgb_png_is_white(depth: int) -> None:
+def test_the_transparent_color_of_an_rgb_png_is_white(depth: int) -> None:
     letter = "B" if depth == 8 else "H"
     row = struct.pack(f">6{letter}", 1, 2, 3, 1, 2, 4)
     shown = decode(png(2, depth, 2, [row], chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))))
@@ -215,7 +215,7 @@ def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque() -> None:
         (16, (0xF00, 0xF0, 0xF), 0xF00 | (3 << 4)),
     ],
 )
-def test_the_masks_of_a_bmp_say_which_colour_is_where(
+def test_the_masks_of_a_bmp_say_which_color_is_where(
     header: int, bits: int, masks: tuple[int, ...], pixel: int
 ) -> None:
     row = pixel.to_bytes(bits // 8, "little") * 3

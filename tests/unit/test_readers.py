@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from producer.input.rows import PLAIN, PLAIN_ADDRESS
-from producer.input.sources import Reading, Source, open_sources
+from producer.input.sources import ReadOptions, Source, open_sources
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c c.jpg"
-ALL = Reading(class_column="label", id_column="name", keep_columns=("split", "n"))
+ALL = ReadOptions(class_column="label", id_column="name", keep_columns=("split", "n"))
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -34,21 +34,21 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, reading: Reading | None = None) -> list[Source]:
-    with open_sources([path], reading or Reading()) as sources:
+def read(path: Path, reading: ReadOptions | None = None) -> list[Source]:
+    with open_sources([path], reading or ReadOptions()) as sources:
         found = list(sources)
         assert sources.count == len(found)
         assert list(sources) == found
         return found
 
 
-def uris(path: Path, reading: Reading | None = None) -> list[str | None]:
+def uris(path: Path, reading: ReadOptions | None = None) -> list[str | None]:
     return [source.uri for source in read(path, reading)]
 
 
-def refused(path: Path, reading: Reading | None = None) -> str:
+def refused(path: Path, reading: ReadOptions | None = None) -> str:
     with pytest.raises(UsageError) as caught:
-        open_sources([path], reading or Reading())
+        open_sources([path], reading or ReadOptions())
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message
@@ -119,7 +119,7 @@ def test_parquet_has_them_too(tmp_path: Path) -> None:
 def test_values_that_are_no_text_are_carried_along_as_json_has_them(tmp_path: Path) -> None:
     row = {"uri": A, "a": True, "b": 1.5, "c": [1, {"ä": None}], "d": 10**30, "e": None, "id": 7}
     (source,) = read(
-        written(tmp_path / "list.jsonl", json.dumps(row)), Reading(id_column="id", keep_columns=tuple("abcde"))
+        written(tmp_path / "list.jsonl", json.dumps(row)), ReadOptions(id_column="id", keep_columns=tuple("abcde"))
     )
     assert source.keep == {"a": "true", "b": "1.5", "c": '[1, {"ä": null}]', "d": "1" + "0" * 30}
     assert source.id == "7"
@@ -135,7 +135,7 @@ def test_columns_of_parquet_that_pandas_makes_are_understood(tmp_path: Path) -> 
         }
     )
     parquet.write_table(table, tmp_path / "list.parquet")
-    found = read(tmp_path / "list.parquet", Reading(class_column="label", keep_columns=("when",)))
+    found = read(tmp_path / "list.parquet", ReadOptions(class_column="label", keep_columns=("when",)))
     assert [source.uri for source in found] == [A, B, A]
     assert [source.class_id for source in found] == [281, None, None]
     assert [source.keep for source in found] == [{"when": "1970-01-01 00:00:00"}, {}, {"when": "1970-01-02 00:00:00"}]
@@ -150,13 +150,13 @@ def test_the_column_of_addresses_is_found_by_its_usual_names(tmp_path: Path, col
 def test_the_first_usual_name_wins_unless_one_is_given(tmp_path: Path) -> None:
     path = written(tmp_path / "list.csv", f"path,uri\n{A},{B}\n")
     assert uris(path) == [B]
-    assert uris(path, Reading(uri_column="path")) == [A]
+    assert uris(path, ReadOptions(uri_column="path")) == [A]
 
 
 def test_a_class_is_a_number_or_a_name_or_nothing(tmp_path: Path) -> None:
     cells = ["281", " 007 ", "", "  ", "tabby cat", "n02123045", "1e3", "²"]
     path = written(tmp_path / "list.csv", "uri,label\n" + "".join(f"{A},{cell}\n" for cell in cells))
-    found = read(path, Reading(class_column="label"))
+    found = read(path, ReadOptions(class_column="label"))
     assert [source.class_id for source in found] == [281, 7, None, None, None, None, None, None]
     assert [source.class_name for source in found[4:]] == ["tabby cat", "n02123045", "1e3", "²"]
 
@@ -283,13 +283,13 @@ def test_what_cannot_be_used_is_told_with_its_line_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("column", "reading"),
     [
-        ("x", Reading(uri_column="x")),
-        ("x", Reading(class_column="x")),
-        ("x", Reading(id_column="x")),
-        ("x", Reading(keep_columns=("split", "x"))),
+        ("x", ReadOptions(uri_column="x")),
+        ("x", ReadOptions(class_column="x")),
+        ("x", ReadOptions(id_column="x")),
+        ("x", ReadOptions(keep_columns=("split", "x"))),
     ],
 )
-def test_a_column_that_is_not_there_is_told(tmp_path: Path, column: str, reading: Reading) -> None:
+def test_a_column_that_is_not_there_is_told(tmp_path: Path, column: str, reading: ReadOptions) -> None:
     there = "has no column 'x'; its columns are uri, label, name, split, n"
     assert there in refused(as_csv(tmp_path / "list.csv", ","), reading)
     assert there in refused(as_parquet(tmp_path / "list.parquet"), reading)
@@ -300,13 +300,13 @@ def test_a_column_that_is_not_there_is_told(tmp_path: Path, column: str, reading
 
 def test_a_column_of_json_lines_may_be_missing_in_some(tmp_path: Path) -> None:
     path = written(tmp_path / "list.jsonl", f'{{"uri":"{A}"}}\n{{"uri":"{A}","label":"cat"}}\n')
-    assert [source.class_name for source in read(path, Reading(class_column="label"))] == [None, "cat"]
+    assert [source.class_name for source in read(path, ReadOptions(class_column="label"))] == [None, "cat"]
 
 
 def test_columns_without_a_table_are_told(tmp_path: Path) -> None:
     path = written(tmp_path / "list.txt", f"{A}\n")
     with pytest.raises(UsageError, match="no column 'label': none of the arguments is a list with columns"):
-        open_sources([path, A], Reading(class_column="label"))
+        open_sources([path, A], ReadOptions(class_column="label"))
 
 
 @pytest.mark.parametrize(
@@ -320,20 +320,20 @@ def test_columns_without_a_table_are_told(tmp_path: Path) -> None:
 def test_a_class_that_cannot_be_one_is_told_with_its_line(tmp_path: Path, cell: str, words: str) -> None:
     path = written(tmp_path / "list.csv", f"uri,label\n{A},1\n{A},{cell}\n")
     with pytest.raises(UsageError, match=words):
-        open_sources([path], Reading(class_column="label"))
+        open_sources([path], ReadOptions(class_column="label"))
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, [1], {"a": 1}, 2**31])
 def test_a_class_of_json_is_a_number_or_a_name(tmp_path: Path, value: object) -> None:
     path = written(tmp_path / "list.jsonl", "".join(json.dumps({"uri": A, "c": c}) + "\n" for c in (1, 2.0, value)))
     with pytest.raises(UsageError, match="line 3: the class"):
-        open_sources([path], Reading(class_column="c"))
+        open_sources([path], ReadOptions(class_column="c"))
 
 
 def test_an_id_that_is_too_long_is_told_with_its_line(tmp_path: Path) -> None:
     path = written(tmp_path / "list.csv", f"uri,id\n{A},ok\n{A},{'x' * 1025}\n")
     with pytest.raises(UsageError, match="line 3: the id has 1,025 characters"):
-        open_sources([path], Reading(id_column="id"))
+        open_sources([path], ReadOptions(id_column="id"))
 
 
 def test_a_column_of_parquet_that_is_no_text_is_told(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_any_text_passes_through_csv_unchanged_but_for_white_space_around_it(
     writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL)
     writer.writerows([("uri", "id", "a", "b"), *((A, *row) for row in cells)])
     path = written(tmp_path / ("list.csv" if delimiter == "," else "list.tsv"), file.getvalue())
-    found = read(path, Reading(id_column="id", keep_columns=("a", "b")))
+    found = read(path, ReadOptions(id_column="id", keep_columns=("a", "b")))
     assert [(source.id or "", *(source.keep or {}).values()) for source in found] == [
         tuple(map(str.strip, row)) for row in cells
     ]
@@ -458,13 +458,13 @@ def test_any_text_passes_through_json_lines_unchanged_but_for_white_space_around
     tmp_path: Path, cells: list[tuple[str, str]], ascii_only: bool
 ) -> None:
     lines = [json.dumps({"uri": A, "id": id, "a": a}, ensure_ascii=ascii_only) for id, a in cells]
-    found = read(written(tmp_path / "list.jsonl", "\n".join(lines)), Reading(id_column="id", keep_columns=("a",)))
+    found = read(written(tmp_path / "list.jsonl", "\n".join(lines)), ReadOptions(id_column="id", keep_columns=("a",)))
     assert [(source.id or "", (source.keep or {})["a"]) for source in found] == [
         (id.strip(), a.strip()) for id, a in cells
     ]
 
 
-def read_or_refused(path: Path, reading: Reading) -> list[Source]:
+def read_or_refused(path: Path, reading: ReadOptions) -> list[Source]:
     words: list[str] = []
     try:
         return read(path, reading)
@@ -488,7 +488,7 @@ def test_no_bytes_cause_anything_but_sources_or_a_sentence(
     if packing and is_packed:
         content = packed_as(packing[1:])(content)
     path = written(tmp_path / f"list.{kind}{packing}", content)
-    found = read_or_refused(path, Reading())
+    found = read_or_refused(path, ReadOptions())
     assert all(addresses.parse(source.uri) for source in found if source.uri)
 
 

@@ -13,7 +13,7 @@ from producer.jobs.broker import celery_app
 from producer.jobs.model.errors import SettingsError
 from producer.jobs.model.redis_url import RedisUrl
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.table.redis_scripts import make_client
+from producer.jobs.table.redis_scripts import make_redis_client
 
 #: Its parts are found nowhere else in a sentence of ours.
 LEFT, RIGHT = "hunter", "7rabbit"
@@ -54,7 +54,7 @@ def test_a_quoted_password_reaches_both_clients_as_it_is(password: str) -> None:
     text = f"redis://app:{quote(password, safe='')}@redis.internal:6380/3"
     url = RedisUrl.read(text)
     assert (url.user, url.password) == ("app", password)
-    kwargs = make_client(connections(text)).get_connection_kwargs()
+    kwargs = make_redis_client(connections(text)).get_connection_kwargs()
     assert (kwargs["host"], kwargs["port"], kwargs["db"]) == ("redis.internal", 6380, 3)
     assert (kwargs["username"], kwargs["password"]) == ("app", password)
     broker = celery_app.make_app(text).connection_for_read()
@@ -63,7 +63,7 @@ def test_a_quoted_password_reaches_both_clients_as_it_is(password: str) -> None:
 
 def test_parameters_of_an_address_reach_both_clients() -> None:
     text = "redis://:word@redis.internal?socket_timeout=7.5&health_check_interval=3&client_name=team&db=4"
-    kwargs = make_client(connections(text)).get_connection_kwargs()
+    kwargs = make_redis_client(connections(text)).get_connection_kwargs()
     assert (kwargs["socket_timeout"], kwargs["health_check_interval"]) == (7.5, 3)
     assert (kwargs["client_name"], kwargs["db"], kwargs["socket_connect_timeout"]) == ("team", 4, 5)
     broker = celery_app.make_app(text).connection_for_read()

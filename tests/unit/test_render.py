@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from producer.jobs.model.errors import ModelError
-from worker.pictures.render import OUTPUTS, encode, normalised, render
+from worker.pictures.render import OUTPUTS, encode, normalized, render
 
 DARK_BLUE, DARK_RED = (0, 0, 128), (128, 0, 0)
 
 
-def _grey(levels: object) -> np.ndarray:
-    """A (h, w, 3) picture of grey levels, in [0, 1]."""
+def _gray(levels: object) -> np.ndarray:
+    """A (h, w, 3) picture of gray levels, in [0, 1]."""
     return np.repeat(np.asarray(levels, np.float32)[..., None], 3, axis=2) / np.float32(255)
 
 
@@ -20,7 +20,7 @@ def _zeros(h: int, w: int) -> np.ndarray:
 
 
 def test_a_map_is_normalised_by_its_own_minimum_and_maximum() -> None:
-    values, flat = normalised(np.array([[2.0, 4.0], [6.0, 10.0]]))
+    values, flat = normalized(np.array([[2.0, 4.0], [6.0, 10.0]]))
     assert values.tolist() == [[0, 0.25], [0.5, 1]]
     assert values.dtype == np.float32
     assert not flat
@@ -28,13 +28,13 @@ def test_a_map_is_normalised_by_its_own_minimum_and_maximum() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 3.0])
 def test_a_flat_map_is_zero_and_flagged(level: float) -> None:
-    values, flat = normalised(np.full((2, 3), level))
+    values, flat = normalized(np.full((2, 3), level))
     assert values.tolist() == [[0] * 3] * 2
     assert flat
 
 
 def test_a_map_is_normalised_before_it_is_resized_and_never_again() -> None:
-    """2x2 to 4x4 with half-pixel centres: each output pixel is a mix of quarters of its two nearest neighbours.
+    """2x2 to 4x4 with half-pixel centers: each output pixel is a mix of quarters of its two nearest neighbors.
 
     A row (0, 1) becomes (0, 1/4, 3/4, 1); the map [[0, 1], [0, 0]] becomes that row times (1, 3/4, 1/4, 0).
     """
@@ -55,15 +55,15 @@ def test_the_heatmap_is_jet_in_rgb() -> None:
     assert middle[1] == 255
 
 
-def test_a_flat_map_gives_the_coldest_colour() -> None:
-    pictures = render(_grey([[0, 100]]), np.ones((1, 1)), _zeros(1, 2))
+def test_a_flat_map_gives_the_coldest_color() -> None:
+    pictures = render(_gray([[0, 100]]), np.ones((1, 1)), _zeros(1, 2))
     assert pictures["heatmap"].tolist() == [[list(DARK_BLUE)] * 2]
     assert not pictures["cam_gb"].any()
 
 
 def test_cam_is_heatmap_plus_picture_stretched_by_hand() -> None:
     """Heatmap (0, 0, 128) and (128, 0, 0), picture 10 and 30: sums 10, 10, 138 and 158, 30, 30; from 10 to 158."""
-    pictures = render(_grey([[10, 30]]), np.array([[0.0, 1.0]]), _zeros(1, 2))
+    pictures = render(_gray([[10, 30]]), np.array([[0.0, 1.0]]), _zeros(1, 2))
     hot, cold = 255 * 128 // 148, 255 * 20 // 148
     assert pictures["cam"].tolist() == [[[0, 0, hot], [255, cold, cold]]]
 
@@ -71,7 +71,7 @@ def test_cam_is_heatmap_plus_picture_stretched_by_hand() -> None:
 def test_cam_is_exact_for_every_pair_of_levels() -> None:
     """As if computed in whole numbers: no rounding error ever drops a level."""
     levels = np.arange(256).reshape(16, 16)
-    picture = _grey(levels)
+    picture = _gray(levels)
     pictures = render(picture, np.ones((1, 1)), _zeros(16, 16))
     total = levels[..., None] + np.array(DARK_BLUE)  # 0..383
     assert pictures["cam"].tolist() == (255 * total // 383).tolist()
@@ -116,8 +116,8 @@ def test_the_brightest_value_is_always_255() -> None:
 
 
 def test_only_what_is_asked_is_drawn_and_in_a_fixed_order() -> None:
-    everything = render(_grey([[0, 9]]), np.array([[0.0, 1.0]]), np.ones((1, 2, 3), np.float32))
-    some = render(_grey([[0, 9]]), np.array([[0.0, 1.0]]), np.ones((1, 2, 3), np.float32), {"gb", "heatmap"})
+    everything = render(_gray([[0, 9]]), np.array([[0.0, 1.0]]), np.ones((1, 2, 3), np.float32))
+    some = render(_gray([[0, 9]]), np.array([[0.0, 1.0]]), np.ones((1, 2, 3), np.float32), {"gb", "heatmap"})
     assert tuple(everything) == OUTPUTS
     assert list(some) == ["heatmap", "gb"]
     for name, picture in some.items():
@@ -138,7 +138,7 @@ def test_pictures_are_the_same_whatever_the_gradients_memory_order() -> None:
 
 
 def test_inputs_are_not_changed() -> None:
-    picture, map_, guided = _grey([[0, 9]]), np.array([[1.0, 2.0]], np.float32), np.ones((1, 2, 3), np.float32)
+    picture, map_, guided = _gray([[0, 9]]), np.array([[1.0, 2.0]], np.float32), np.ones((1, 2, 3), np.float32)
     before = picture.copy(), map_.copy(), guided.copy()
     render(picture, map_, guided)
     assert all(np.array_equal(a, b) for a, b in zip(before, (picture, map_, guided), strict=True))
@@ -156,7 +156,7 @@ def test_gradients_that_are_not_finite_are_the_images_error(bad: float) -> None:
     with pytest.raises(ModelError, match="not finite"):
         render(_zeros(2, 2), np.array([[0.0, 1.0]]), guided)
     with pytest.raises(ModelError, match="not finite"):
-        normalised(np.array([[bad, 0]]))
+        normalized(np.array([[bad, 0]]))
 
 
 def _decoded(data: bytes) -> np.ndarray:
@@ -168,7 +168,7 @@ def test_png_keeps_every_value() -> None:
     assert np.array_equal(_decoded(encode(picture, "png")), picture)
 
 
-def test_jpeg_keeps_colours_apart_at_edges() -> None:
+def test_jpeg_keeps_colors_apart_at_edges() -> None:
     """With chroma subsampling a one-pixel checkerboard of red and blue would be purple; quality 95 alone errs by 12."""
     picture = np.zeros((16, 16, 3), np.uint8)
     picture[::2, ::2, 0] = picture[1::2, 1::2, 0] = 255

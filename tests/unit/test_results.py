@@ -14,7 +14,7 @@ import pytest
 
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.spec import ExplainedClass, Failure, Item, JobSpec, Result, class_key
-from producer.output.atomic_file import whole
+from producer.output.atomic_file import atomic_file
 from producer.output.checks import check_classes, check_reason
 from producer.output.export import columns, write_csv, write_jsonl
 from producer.output.failures import write_failures
@@ -134,14 +134,14 @@ def test_a_kept_column_that_no_image_has_is_told_once_all_were_looked_at() -> No
 
 
 SPEC = JobSpec()
-CLASSES = {"281 tabby": 3, "282 tiger cat": 2, "7": 1}
+PRIORITIES = {"281 tabby": 3, "282 tiger cat": 2, "7": 1}
 
 
 @pytest.mark.parametrize(
     "asked", ["class=281", "class=Tabby", "class_name=tiger cat", "class_id!=7", "class=7", "class=tab*", "class=z?"]
 )
 def test_classes_that_images_were_explained_for_can_be_asked(asked: str) -> None:
-    check_classes(parse_where([asked]), SPEC, CLASSES, 6)
+    check_classes(parse_where([asked]), SPEC, PRIORITIES, 6)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_classes_that_images_were_explained_for_can_be_asked(asked: str) -> None
 )
 def test_a_class_that_no_image_was_explained_for_is_told_with_the_nearest(asked: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"no image of this job was explained for a class.*{near}"):
-        check_classes(parse_where([asked]), SPEC, CLASSES, 6)
+        check_classes(parse_where([asked]), SPEC, PRIORITIES, 6)
     # The table does not know all of several classes an image, nor what Redis lost; labels name all classes there are.
-    check_classes(parse_where([asked]), JobSpec(top_k=2), CLASSES, 6)
-    check_classes(parse_where([asked]), SPEC, CLASSES, 7)
+    check_classes(parse_where([asked]), JobSpec(top_k=2), PRIORITIES, 6)
+    check_classes(parse_where([asked]), SPEC, PRIORITIES, 7)
     labelled = JobSpec(labels=tuple(f"kind {n}" for n in range(30)))
-    check_classes(parse_where(["class=28", "class=kind 3"]), labelled, CLASSES, 6)
+    check_classes(parse_where(["class=28", "class=kind 3"]), labelled, PRIORITIES, 6)
 
 
 def test_a_reason_that_nothing_fails_for_is_told_with_the_nearest() -> None:
@@ -341,10 +341,10 @@ def test_lines_of_json_and_tables_name_pictures_alike() -> None:
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(TypeError), whole(path) as file:
+    with pytest.raises(TypeError), atomic_file(path) as file:
         file.writelines([b"half", None])  # type: ignore[list-item]
     assert path.read_bytes() == b"before"
-    with whole(path) as file:
+    with atomic_file(path) as file:
         file.write(b"all of it")
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"all of it"
@@ -353,11 +353,11 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_a_link_goes_on_pointing_to_the_file_and_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
-    with whole(tmp_path / "link") as file:
+    with atomic_file(tmp_path / "link") as file:
         file.write(b"all")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"all"
-    with whole(Path("/dev/null")) as file:
+    with atomic_file(Path("/dev/null")) as file:
         file.write(b"all")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
@@ -365,7 +365,7 @@ def test_a_link_goes_on_pointing_to_the_file_and_a_pipe_stays_a_pipe(tmp_path: P
 @pytest.mark.parametrize("name", ["nowhere/file", "folder"])
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="cannot write"), whole(tmp_path / name) as file:
+    with pytest.raises(UsageError, match="cannot write"), atomic_file(tmp_path / name) as file:
         file.write(b"x")
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producer.input.read_options import said_of_left_out
-from producer.input.sources import Reading, Source, expand, open_sources, printable
+from producer.input.sources import ReadOptions, Source, expand, open_sources, printable
 from producer.jobs.model.errors import UsageError
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg"
@@ -34,8 +34,8 @@ def tree(root: Path, *names: str) -> Path:
     return root
 
 
-def below(root: Path, arguments: Sequence[Any], reading: Reading | None = None) -> list[str]:
-    with open_sources(arguments, reading or Reading()) as sources:
+def below(root: Path, arguments: Sequence[Any], reading: ReadOptions | None = None) -> list[str]:
+    with open_sources(arguments, reading or ReadOptions()) as sources:
         found = [source.path.relative_to(root).as_posix() for source in sources if source.path]
         assert sources.count == len(found)
         return found
@@ -129,10 +129,10 @@ def test_all_names_that_pictures_have_are_taken_and_what_is_left_out_is_counted(
 def test_what_patterns_leave_out_is_not_counted_among_what_is_no_image(tmp_path: Path) -> None:
     tree(tmp_path, "a.jpg", "b.heic", "x/c.heic", "x/d.txt")
     for reading, pattern, left_out in (
-        (Reading(exclude=("x/*",)), "", {".heic": 1}),
-        (Reading(include=("a*",)), "", {}),
-        (Reading(), "/*", {".heic": 2, ".txt": 1}),
-        (Reading(), "/a*", {}),
+        (ReadOptions(exclude=("x/*",)), "", {".heic": 1}),
+        (ReadOptions(include=("a*",)), "", {}),
+        (ReadOptions(), "/*", {".heic": 2, ".txt": 1}),
+        (ReadOptions(), "/a*", {}),
     ):
         with open_sources([f"{tmp_path}{pattern}"], reading) as sources:
             assert sources.left_out == left_out
@@ -212,21 +212,21 @@ def test_what_is_deep_is_found_too(tmp_path: Path) -> None:
 
 def test_patterns_choose_from_a_folder(tmp_path: Path) -> None:
     tree(tmp_path, "train/a.png", "train/b.jpg", "train/deep/c.png", "val/a.png", "d.png", "mask")
-    assert below(tmp_path, [tmp_path], Reading(include=("train/*",))) == [
+    assert below(tmp_path, [tmp_path], ReadOptions(include=("train/*",))) == [
         "train/a.png",
         "train/b.jpg",
         "train/deep/c.png",
     ]
-    assert below(tmp_path, [tmp_path], Reading(include=("*.png",), exclude=("*/deep/*", "val/*"))) == [
+    assert below(tmp_path, [tmp_path], ReadOptions(include=("*.png",), exclude=("*/deep/*", "val/*"))) == [
         "d.png",
         "train/a.png",
     ]
-    assert below(tmp_path, [tmp_path], Reading(exclude=("*.png",))) == ["train/b.jpg"]
-    assert below(tmp_path, [tmp_path], Reading(include=("mask", "D*"))) == ["mask"]
+    assert below(tmp_path, [tmp_path], ReadOptions(exclude=("*.png",))) == ["train/b.jpg"]
+    assert below(tmp_path, [tmp_path], ReadOptions(include=("mask", "D*"))) == ["mask"]
     with pytest.raises(UsageError, match=r"no images under .*: looked for those of --include x --exclude y"):
-        open_sources([tmp_path], Reading(include=("x",), exclude=("y",)))
+        open_sources([tmp_path], ReadOptions(include=("x",), exclude=("y",)))
     with pytest.raises(UsageError, match="none of the arguments is one"):
-        open_sources([A], Reading(include=("x",)))
+        open_sources([A], ReadOptions(include=("x",)))
 
 
 def test_a_folder_that_changed_since_it_was_checked_is_told(photos: Path) -> None:
@@ -322,7 +322,7 @@ def test_what_is_said_of_a_folder_or_list_is_said_of_each_image(photos: Path) ->
         Source(path=photos / "list.csv"),
         Source(uri=C, id="mine", class_id=7),
     ]
-    found = list(open_sources(own, Reading(class_column="label", id_column="id")))
+    found = list(open_sources(own, ReadOptions(class_column="label", id_column="id")))
     assert found == [
         Source(path=photos / "deep/c.webp", class_name="cat", keep={"split": "train"}),
         Source(A, id="x", class_id=3),
@@ -435,7 +435,7 @@ def many(tmp_path: Path) -> list[Any]:
 @pytest.mark.parametrize("limit", [1, 599, 600, 601, 602, 1001, 1002, 5000])
 def test_a_limit_counts_over_all_arguments(many: list[Any], limit: int) -> None:
     everything = list(open_sources(many))
-    with open_sources(many, Reading(limit=limit)) as sources:
+    with open_sources(many, ReadOptions(limit=limit)) as sources:
         assert sources.count == min(limit, 1002)
         assert list(sources) == everything[:limit]
 
@@ -444,27 +444,27 @@ def test_what_is_behind_the_limit_need_not_be_right(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{A}\n{B}\nftp://x\n")
     (tmp_path / "empty.csv").write_text("")
     arguments = [tmp_path / "list.txt", tmp_path / "empty.csv"]
-    assert len(list(open_sources(arguments, Reading(limit=2)))) == 2
+    assert len(list(open_sources(arguments, ReadOptions(limit=2)))) == 2
     with pytest.raises(UsageError, match="line 3"):
-        open_sources(arguments, Reading(limit=3))
+        open_sources(arguments, ReadOptions(limit=3))
 
 
 @pytest.mark.parametrize("count", [1, 10, 1001, 1002, 5000])
 def test_a_sample_keeps_the_order_and_is_the_same_for_the_same_seed(many: list[Any], count: int) -> None:
     everything = list(open_sources(many))
-    with open_sources(many, Reading(sample=count)) as sources:
+    with open_sources(many, ReadOptions(sample=count)) as sources:
         drawn = list(sources)
         assert sources.count == len(drawn) == len(set(drawn)) == min(count, 1002)
         assert list(sources) == drawn
     assert [source for source in everything if source in set(drawn)] == drawn
-    assert list(open_sources(many, Reading(sample=count))) == drawn
-    assert (list(open_sources(many, Reading(sample=count, seed=1))) == drawn) == (count >= 1002)
+    assert list(open_sources(many, ReadOptions(sample=count))) == drawn
+    assert (list(open_sources(many, ReadOptions(sample=count, seed=1))) == drawn) == (count >= 1002)
 
 
 def test_a_sample_is_drawn_evenly(many: list[Any]) -> None:
     times: dict[Source, int] = {}
     for seed in range(300):
-        for source in open_sources(many, Reading(sample=100, seed=seed)):
+        for source in open_sources(many, ReadOptions(sample=100, seed=seed)):
             times[source] = times.get(source, 0) + 1
     # Each of 1002 is expected 29.9 times, with a deviation of 5.2.
     assert len(times) == 1002
@@ -473,25 +473,25 @@ def test_a_sample_is_drawn_evenly(many: list[Any]) -> None:
 
 
 def test_a_sample_with_a_limit_is_drawn_from_the_first(many: list[Any]) -> None:
-    drawn = list(open_sources(many, Reading(limit=20, sample=10)))
+    drawn = list(open_sources(many, ReadOptions(limit=20, sample=10)))
     assert len(drawn) == 10
     assert set(drawn) < {Source(f"s3://bucket/{n}.jpg") for n in range(20)}
 
 
 def test_a_limit_or_sample_beyond_64_bits_is_told() -> None:
-    for reading in (Reading(limit=10**23), Reading(sample=2**63)):
+    for reading in (ReadOptions(limit=10**23), ReadOptions(sample=2**63)):
         with pytest.raises(UsageError, match="must be 9,223,372,036,854,775,807 or less"):
             open_sources([A], reading)
-    with open_sources([A, B], Reading(limit=2**63 - 1, sample=2**63 - 1)) as sources:
+    with open_sources([A, B], ReadOptions(limit=2**63 - 1, sample=2**63 - 1)) as sources:
         assert [source.uri for source in sources] == [A, B]
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_limit_or_sample_of_nothing_is_told(number: int) -> None:
     with pytest.raises(UsageError, match="--limit must be 1 or more"):
-        open_sources([A], Reading(limit=number))
+        open_sources([A], ReadOptions(limit=number))
     with pytest.raises(UsageError, match="--sample must be 1 or more"):
-        open_sources([A], Reading(sample=number))
+        open_sources([A], ReadOptions(sample=number))
 
 
 @given(st.lists(st.integers(0, 5), max_size=5), st.none() | st.integers(1, 12), st.none() | st.integers(1, 12))
@@ -500,6 +500,6 @@ def test_count_says_how_many_there_will_be(sizes: list[int], limit: int | None, 
     arguments = [f"s3://bucket/{place}-{n}.jpg" for place, size in enumerate(sizes) for n in range(size)]
     if not arguments:
         return
-    sources = open_sources(arguments, Reading(limit=limit, sample=sample))
+    sources = open_sources(arguments, ReadOptions(limit=limit, sample=sample))
     expected = min(number for number in (len(arguments), limit, sample) if number is not None)
     assert sources.count == len(list(sources)) == expected

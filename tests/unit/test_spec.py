@@ -11,7 +11,16 @@ from pydantic import ValidationError
 from producer.client.submitting import _spoken as spoken
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import Chunk, Item, JobSpec, checked_name, new_job_id, pack_some, unpack, uri_line
+from producer.jobs.model.spec import (
+    Chunk,
+    Item,
+    JobSpec,
+    checked_name,
+    compress_items,
+    decompress_items,
+    new_job_id,
+    uri_line,
+)
 from producer.submission.submit import make_spec
 
 ITEMS = [
@@ -22,7 +31,7 @@ LINES = [item.line for item in ITEMS]
 
 
 def test_a_chunk_gives_its_items_back() -> None:
-    assert unpack(Chunk.pack(3, LINES).payload) == dict(enumerate(ITEMS))
+    assert decompress_items(Chunk.compress(3, LINES).payload) == dict(enumerate(ITEMS))
 
 
 @given(st.text(min_size=1, max_size=200).filter(lambda text: not re.search("[\\x00-\\x1f\\x7f\\ud800-\\udfff]", text)))
@@ -32,16 +41,16 @@ def test_the_quick_way_to_write_an_address_is_the_usual_one(uri: str) -> None:
 
 def test_some_items_of_a_chunk_keep_their_places() -> None:
     some = {1: ITEMS[0], 4: ITEMS[1]}
-    assert unpack(pack_some(some)) == some
+    assert decompress_items(compress_items(some)) == some
 
 
 def test_the_same_items_make_the_same_digest_and_others_do_not() -> None:
-    assert Chunk.pack(0, LINES).digest == Chunk.pack(0, list(LINES)).digest
-    assert Chunk.pack(0, LINES).digest != Chunk.pack(0, LINES[::-1]).digest
+    assert Chunk.compress(0, LINES).digest == Chunk.compress(0, list(LINES)).digest
+    assert Chunk.compress(0, LINES).digest != Chunk.compress(0, LINES[::-1]).digest
 
 
 @pytest.mark.parametrize(
-    "text", ['{"version": 2}', '{"colour": "red"}', '{"chunk_size": 0}', '{"outputs": ["gb", "x"]}']
+    "text", ['{"version": 2}', '{"color": "red"}', '{"chunk_size": 0}', '{"outputs": ["gb", "x"]}']
 )
 def test_specs_of_other_versions_or_shapes_are_refused(text: str) -> None:
     with pytest.raises(ValidationError):
@@ -82,7 +91,7 @@ def test_preprocessing_is_read_as_people_write_it(typed: dict[str, Any], read: d
         ({"std": "0"}, "--std must be"),
         ({"mean": "0.5,0.5"}, "--mean must be three numbers"),
         ({"mean": "nan"}, "--mean must be"),
-        ({"mean": "grey"}, "--mean must be"),
+        ({"mean": "gray"}, "--mean must be"),
         ({"mean": ""}, "--mean must be"),
         ({"input_size": "0"}, "--input-size must be"),
         ({"input_size": "224.5"}, "--input-size must be"),

@@ -40,4 +40,4 @@ def test_a_network_of_each_family_equals_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["timm/levit_128s", "timm/hiera_tiny_224"])
 def test_networks_whose_maps_are_not_recognised_are_refused_in_one_sentence(name: str) -> None:
-    assert {row.refused for row in check(name)} == {f"the last maps of {name} are not recognised; name a layer"}
+    assert {row.refused for row in check(name)} == {f"the last maps of {name} are not recognized; name a layer"}

@@ -201,14 +201,14 @@ def test_random_weights_are_the_same_every_time_and_disturb_nobody() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    weights.randomise(first)
+    weights.randomize(first)
     assert torch.equal(torch.rand(3), expected)
-    weights.randomise(second)
+    weights.randomize(second)
     assert _same(first.state_dict(), second.state_dict())
 
 
 def test_random_weights_open_residual_branches_that_training_starts_shut() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False))
     nn.init.zeros_(model[0].weight)
-    weights.randomise(model)
+    weights.randomize(model)
     assert torch.equal(model[0].weight, torch.ones(2))

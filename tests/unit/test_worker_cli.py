@@ -15,7 +15,7 @@ from torchvision.models import ResNet18_Weights
 
 from worker.cli import cli, main
 from worker.supervise import run_dirs
-from worker.supervise.health import Listed, publish
+from worker.supervise.health import ListedProcess, publish
 
 
 def _run(*arguments: str) -> Result:
@@ -184,8 +184,10 @@ def test_a_check_shows_the_workers_of_this_stack_and_all_where_asked(
     monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://:sesame@localhost:7001/0")
     with run_dirs.folder(tmp_path) as ours, run_dirs.folder(tmp_path) as theirs:
-        publish(ours.path, [Listed("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
-        publish(theirs.path, [Listed("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")])
+        publish(ours.path, [ListedProcess("ours-cpu", "cpu", 1, time.time(), stack="localhost:7001/0")])
+        publish(
+            theirs.path, [ListedProcess("theirs-cpu", "cpu", None, time.time(), "it is given up", "localhost:7002/0")]
+        )
         run = CliRunner().invoke(cli, ["check"])
         assert (run.exit_code, run.stdout) == (0, "ours-cpu is starting\n")
         assert [one["stack"] for one in json.loads(_run("check", "--json").stdout)] == ["localhost:7001/0"]

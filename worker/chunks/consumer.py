@@ -22,12 +22,12 @@ from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.errors import JobError, NotHere, OtherVersion, ServiceError, WorkerError
 from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
-from producer.jobs.store.finalize import finalise, versions
+from producer.jobs.store.finalize import finalize, versions
 from producer.jobs.table.table import LeftAlone
-from worker.chunks.faults import Blame
+from worker.chunks.faults import FaultHandler
 from worker.chunks.lease import Lease, LeaseLost
 from worker.chunks.pipeline import Hand, Pipeline
-from worker.chunks.wait_reporter import Teller
+from worker.chunks.wait_reporter import WaitReporter
 from worker.device.batch_size import BatchSizes
 from worker.device.batches import memory_allows_twice
 from worker.models.loader import WEIGHTS_TIMEOUT_S, Models
@@ -91,21 +91,21 @@ class Work:
     ) -> None:
         self._table, self._storage, self._settings, self._health = table, storage, settings, health
         self._publish, self._take = publish, take
-        self._blame = Blame(table, storage, health, settings.name)
+        self._blame = FaultHandler(table, storage, health, settings.name)
         self._fetcher = Fetcher(
-            settings.fetch_policy, storage.client, store_answers=storage.answers, direct=storage.direct
+            settings.fetch_policy, storage.client, store_answers=storage.answers, fast_path=storage.fast_path
         )
         self._models = Models(self._fetcher, settings)
         sizes = BatchSizes(
             settings.largest_batch,
             recall=self._recall,
-            remember=table.roster.note_batch_size,
+            remember=table.registry.note_batch_size,
             allows=memory_allows_twice,
         )
         self._pipeline = Pipeline(
             table, storage, self._fetcher, sizes, settings, stop=self.stopping, at_work=self._health.at_work
         )
-        Teller(table.roster, settings.name, health).start()
+        WaitReporter(table.registry, settings.name, health).start()
         if settings.drain_file is not None:
             Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, self._give_up).start()
         self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
@@ -140,7 +140,7 @@ class Work:
         if self.stopping():
             # For others, now: what is not sent is found by the reconciler, but later.
             with suppress(ServiceError):
-                self._publish("recovery", job, chunk, self._table.roster.now())
+                self._publish("recovery", job, chunk, self._table.registry.now())
             # The parent may read on, and nobody else be there: the same message must not go in a circle.
             time.sleep(_STOPPING_PAUSE_S)
             return
@@ -214,13 +214,13 @@ class Work:
     def _turn(self, queue: str, job: str, chunk: int) -> tuple[str, int] | None:
         """Which chunk a message is worth to us. One that only others can make use of is given back, for them."""
         name = self._settings.name
-        turn = self._table.turn(queue, job, chunk, exact=queue == "recovery", worker=name)
+        turn = self._table.next_chunk(queue, job, chunk, exact=queue == "recovery", worker=name)
         if not isinstance(turn, LeftAlone):
             return turn
         self._give(turn.queue, job, chunk)
         # Another class may have something: else its messages would wait behind these for ever.
         for other in self._settings.queues:
-            found = self._table.turn(other, job, chunk, exact=False, worker=name) if other != turn.queue else None
+            found = self._table.next_chunk(other, job, chunk, exact=False, worker=name) if other != turn.queue else None
             if isinstance(found, tuple):
                 return found
         self._blame.nothing_but_left_alone()
@@ -252,7 +252,7 @@ class Work:
             except OtherVersion as error:
                 self._blame.job(job, error)
                 return False
-            finalise(self._table, self._storage, job, self._settings.name)
+            finalize(self._table, self._storage, job, self._settings.name)
         except LeaseLost:
             log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
         except (WorkerError, ServiceError) as error:
@@ -350,7 +350,7 @@ class Work:
 
     def _give(self, queue: str, job: str, chunk: int) -> None:
         with suppress(ServiceError):
-            self._publish(queue, job, chunk, self._table.roster.now())
+            self._publish(queue, job, chunk, self._table.registry.now())
 
     def _give_up(self, within_s: float) -> None:
         """The time to stop is nearly over, and a server, or a batch, does not come to its end: others begin again."""
@@ -391,13 +391,13 @@ class Work:
             telling = last <= since or seconds >= (now - since) / 2
         self._blame.well(claim)
         if telling and not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
-            self._table.roster.note_speed(claim.spec.network, len(claim.pending) / seconds)
+            self._table.registry.note_speed(claim.spec.network, len(claim.pending) / seconds)
 
     def _rest(self) -> None:
         while self._blame.paused and not self._drained():
             time.sleep(0.2)
 
-    def _recall(self, kind_of_work: str) -> int | None:
+    def _recall(self, batch_key: str) -> int | None:
         with suppress(ServiceError):
-            return self._table.roster.batch_size(kind_of_work)
+            return self._table.registry.batch_size(batch_key)
         return None

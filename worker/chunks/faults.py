@@ -47,7 +47,7 @@ _TRIES_OF_ONE_PROCESS = 2
 _LONGEST_SENTENCE = 300
 
 
-class Blame:
+class FaultHandler:
     """What a worker process knows of its own faults and of jobs that it cannot do; safe to share between threads."""
 
     def __init__(self, table: JobTable, storage: Storage, health: Health, worker: str) -> None:
@@ -140,7 +140,7 @@ class Blame:
         self._faulty = True
         self._health.fault(sentence)
         with suppress(ServiceError):
-            self._table.roster.complain(self._worker, sentence)
+            self._table.registry.report_problem(self._worker, sentence)
 
     def _pause(self, *, grows: bool) -> None:
         with self._lock:
@@ -165,8 +165,8 @@ class Blame:
             had_fault, self._faulty, self._pause_s = self._faulty, False, _FIRST_PAUSE_S
             troubled = claim.troubled or self._tried.pop(claim.job, 0) > 0
         if had_fault:
-            self._health.well()
-            self._table.roster.recovered(self._worker)
+            self._health.recovered()
+            self._table.registry.recovered(self._worker)
         if troubled:
             self._table.troubles.over(claim.job, self._worker)
 

@@ -14,7 +14,7 @@ from producer.jobs.model.errors import GradcamError, ItemError
 from producer.jobs.model.spec import ExplainedClass, Failure, Item, Result
 from producer.jobs.model.waits import waiting
 from worker.chunks.recorder import Ended
-from worker.models.predictions import guesses
+from worker.models.predictions import top_predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ def own_fault(image: Image) -> Iterator[None]:
     except GradcamError:
         raise
     except Exception as error:
-        # The edge of an item: a bug that one picture brings out must not take its neighbours along.
+        # The edge of an item: a bug that one picture brings out must not take its neighbors along.
         log.exception("action=item_bug A stage failed on %s.", addresses.redact(image.item.uri))
         image.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
 
@@ -149,8 +149,8 @@ def done(
 ) -> Ended:
     """What is written down of an image whose pictures are in the object store."""
     first = image.explained[0]
-    chosen, top5 = guesses(first.logits, first.class_id, network.categories)
-    several = [guesses(each.logits, each.class_id, network.categories)[0] for each in image.explained]
+    chosen, top5 = top_predictions(first.logits, first.class_id, network.categories)
+    several = [top_predictions(each.logits, each.class_id, network.categories)[0] for each in image.explained]
     result = Result(
         index=claim.index(image.offset),
         uri=addresses.redact(image.item.uri),

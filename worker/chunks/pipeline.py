@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import CrashedWorker, ItemError, ItemTimeout, ModelError, WorkerError
-from producer.jobs.model.prefetch import ahead
+from producer.jobs.model.prefetch import prefetch_map
 from producer.jobs.model.stage_times import IDLE
 from producer.jobs.model.waits import waiting
 from worker import metrics
@@ -28,7 +28,7 @@ from worker.chunks import stages
 from worker.chunks.item import Image, failed
 from worker.chunks.recorder import Ended, Ledger
 from worker.chunks.shard import Shard
-from worker.device.batches import Explained, explain_classes, kind_of_work, oom_halvings
+from worker.device.batches import Explained, batch_key, explain_classes, oom_halvings
 from worker.device.thread import DeviceThread, Ran
 from worker.models.classes import checked_class
 from worker.recover.watchdog import CONVICTING, HUNG
@@ -158,7 +158,7 @@ class Pipeline:
             image.error = verdict(claim.suspects.get(image.offset, 0))
         ledger.end(failed(image, claim) for image in images if image.error is not None)
         left = [image for image in images if image.error is None]
-        kind = kind_of_work(hand.network, claim.spec)
+        kind = batch_key(hand.network, claim.spec)
         most = sys.maxsize if claim.spec.output_size == "input" else _MOST_ORIGINALS
         healthy = [image for image in left if image.offset not in claim.suspects]
         self._stream(healthy, lambda: min(self._sizes.size(kind), most), hand, ledger)
@@ -179,7 +179,7 @@ class Pipeline:
         spec, fetchers = hand.claim.spec, self._settings.io_threads
         # What is drawn on originals keeps all of them in memory: fewer wait for the device.
         batches_ahead = 2 if spec.output_size == "input" else 1
-        loaded = ahead(
+        loaded = prefetch_map(
             self._before,
             partial(self._load, hand),
             self._fed(ledger.marked(images, at_once=_MARKED), hand),
@@ -267,7 +267,7 @@ class Pipeline:
         )
         if oom_halvings.value > halvings:
             metrics.halved()
-            self._sizes.too_large(kind_of_work(hand.network, spec), len(batch))
+            self._sizes.too_large(batch_key(hand.network, spec), len(batch))
         return answers
 
     def _explained(self, batch: list[Image], future: Future[Ran[_Answers]], hand: Hand, ledger: Ledger) -> None:
@@ -281,7 +281,7 @@ class Pipeline:
         hand.lease.step(self._settings.item_timeout_s)
         if len(ran.value) != len(batch):
             raise AssertionError("a batch came back with another length")
-        self._sizes.ran(kind_of_work(hand.network, hand.claim.spec), len(batch), ran.seconds)
+        self._sizes.ran(batch_key(hand.network, hand.claim.spec), len(batch), ran.seconds)
         ledger.note(IDLE, ran.idle_s)
         self._tell_if_unguided(hand.network, ran.value)
         for image, answer in zip(batch, ran.value, strict=True):

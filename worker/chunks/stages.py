@@ -14,10 +14,10 @@ from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.item import Image, done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
-from worker.pictures.arrays import pack
-from worker.pictures.decode import Picture, decode, normalise
+from worker.pictures.arrays import to_npz
+from worker.pictures.decode import Picture, decode, normalize
 from worker.pictures.geometry import average_maps, fit
-from worker.pictures.render import draw, encode, normalised
+from worker.pictures.render import draw, encode, normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ def load(image: Image, fetcher: Fetcher, network: Network, spec: JobSpec) -> Ima
         with image.timed("decode"):
             original = decode(data)
             fitted, image.frame = fit(original, network.size, spec.fit, network.resize_px)
-            image.input = normalise(fitted, network.mean, network.std)
+            image.input = normalize(fitted, network.mean, network.std)
             image.picture = fitted if spec.output_size == "input" else _small_enough(original)
         image.waits_from_now()
     return image
@@ -121,10 +121,10 @@ def _draw(image: Image, explained: Explained, spec: JobSpec) -> tuple[Files, boo
     if image.picture is None or image.frame is None:
         raise AssertionError("an image was explained that was never decoded")
     with image.timed("render"):
-        flat = all([normalised(map_)[1] for map_ in explained.maps])
+        flat = all([normalized(map_)[1] for map_ in explained.maps])
         heat = average_maps(explained.maps, explained.guided.shape[:2])
         if len(explained.maps) > 1:
-            heat, _ = normalised(heat)  # as pytorch-grad-cam does with an average
+            heat, _ = normalized(heat)  # as pytorch-grad-cam does with an average
         guided = explained.guided
         if spec.output_size == "original":
             heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)
@@ -132,7 +132,7 @@ def _draw(image: Image, explained: Explained, spec: JobSpec) -> tuple[Files, boo
     with image.timed("encode"):
         files: Files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
         if spec.raw:
-            files["raw"] = ("npz", pack(list(explained.maps), explained.guided))
+            files["raw"] = ("npz", to_npz(list(explained.maps), explained.guided))
     return files, flat
 
 

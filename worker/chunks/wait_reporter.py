@@ -10,13 +10,13 @@ from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.waits import SERVER_AFTER_S, longest
 
 if TYPE_CHECKING:
-    from producer.jobs.table.workers import Roster
+    from producer.jobs.table.workers import WorkerRegistry
     from worker.supervise.health import Health
 
 _LOOK_EVERY_S: Final = 5.0
 
 
-class Teller(threading.Thread):
+class WaitReporter(threading.Thread):
     """Tells status and check what this process has waited for longer than usual; nothing is said while all goes well.
 
     Args:
@@ -25,9 +25,9 @@ class Teller(threading.Thread):
         health: Where `gradcam-worker check` finds it, servers only: a step of one's own may take its time.
     """
 
-    def __init__(self, roster: Roster, name: str, health: Health) -> None:
+    def __init__(self, registry: WorkerRegistry, name: str, health: Health) -> None:
         super().__init__(name="teller", daemon=True)
-        self._roster, self._worker, self._health = roster, name, health
+        self._roster, self._worker, self._health = registry, name, health
         self._told = False
         self._over = threading.Event()
 

@@ -41,7 +41,7 @@ class Explained:
     #: (K,) before softmax, of all classes.
     logits: Floats
     class_id: int
-    #: One (h, w) a layer looked at, not normalised.
+    #: One (h, w) a layer looked at, not normalized.
     maps: tuple[Floats, ...]
     #: (H, W, 3), signed.
     guided: Floats
@@ -49,7 +49,7 @@ class Explained:
 
     @property
     def map(self) -> Floats:
-        """(h, w), the map of the only or first layer, not normalised."""
+        """(h, w), the map of the only or first layer, not normalized."""
         return self.maps[0]
 
 
@@ -64,7 +64,7 @@ class Count:
 oom_halvings: Final = Count()
 
 
-def choose(kind: str) -> torch.device:
+def open_device(kind: str) -> torch.device:
     """Give the one device that the launcher left visible, and set this process up for it.
 
     Raises:
@@ -88,7 +88,7 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
-def kind_of_work(network: Network, spec: JobSpec) -> str:
+def batch_key(network: Network, spec: JobSpec) -> str:
     """What the best batch size depends on, in words: network, layers, input, method, precision, classes, device."""
     height, width = network.size
     cuda = network.device.type == "cuda"

@@ -1,8 +1,8 @@
 """Ask a network where it looked: one forward pass gives Grad-CAM maps and guided gradients for a batch.
 
-Grad-CAM is arXiv:1610.02391, guided backpropagation arXiv:1412.6806. `methods.py` makes the maps, `guided_relu.py` guides
-the gradient. Nothing of the model is touched: no module is changed, no `.grad` is written, every hook is gone
-afterwards.
+Grad-CAM is arXiv:1610.02391, guided backpropagation arXiv:1412.6806. `methods.py` makes the maps,
+`guided_relu.py` guides the gradient. Nothing of the model is touched: no module is changed, no `.grad` is written,
+every hook is gone afterwards.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Explanations:
     logits: Tensor
     #: (N, K) int64, the classes explained.
     class_ids: Tensor
-    #: One (N, K, h, w) a view, after ReLU, neither normalised nor resized, float32 or float64.
+    #: One (N, K, h, w) a view, after ReLU, neither normalized nor resized, float32 or float64.
     maps: list[Tensor]
-    #: (N, K, 3, H, W), signed guided gradient of each class's logit with respect to the normalised input.
+    #: (N, K, 3, H, W), signed guided gradient of each class's logit with respect to the normalized input.
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
@@ -65,9 +65,9 @@ class Explanation:
     logits: Tensor
     #: (N,) int64, the class that drives map and guided gradient of each image.
     class_ids: Tensor
-    #: (N, h, w), Grad-CAM after ReLU, >= 0, neither normalised nor resized.
+    #: (N, h, w), Grad-CAM after ReLU, >= 0, neither normalized nor resized.
     maps: Tensor
-    #: (N, 3, H, W), signed guided gradient of the class's logit with respect to the normalised input.
+    #: (N, 3, H, W), signed guided gradient of the class's logit with respect to the normalized input.
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
@@ -84,10 +84,10 @@ def explain(
     Args:
         model: gives (N, K) logits; in eval mode, so that images do not influence each other; not compiled or scripted.
         layer: the module of `model` whose (N, C, h, w) output is looked at; runs once in a forward pass.
-        inputs: (N, 3, H, W) floating point, normalised for the network, on the model's device; not changed.
+        inputs: (N, 3, H, W) floating point, normalized for the network, on the model's device; not changed.
         class_ids: (N,) integers; None, or None or -1 in place of one, means the class predicted.
 
-    Unlike the paper's figures the maps are not normalised. Where a ReLU follows `layer` in place, the maps are of the
+    Unlike the paper's figures the maps are not normalized. Where a ReLU follows `layer` in place, the maps are of the
     output before it.
 
     Raises:

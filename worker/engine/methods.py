@@ -1,7 +1,7 @@
 """How a layer's output and its gradient become a map, in five ways.
 
 In every way A is the layer's output and G the gradient of one image's class score, the logit, with respect to it, both
-(N, C, h, w) in float32 or float64. A map is (N, h, w), >= 0, neither normalised nor resized. A may be negative: a
+(N, C, h, w) in float32 or float64. A map is (N, h, w), >= 0, neither normalized nor resized. A may be negative: a
 convolution's output precedes its ReLU, and then the papers' sums over A are sums of both signs.
 """
 

@@ -23,8 +23,8 @@ from worker.models import weights as files
 
 DEFAULT: Final = "DEFAULT"
 _EMBEDDING_STEP: Final = 128
-#: So that the network is the same with and without torchvision's own weights: inputs are re-normalised inside, as those
-#: weights need; no auxiliary head, which never runs in eval mode; no slow initialisation of what is loaded anyway.
+#: So that the network is the same with and without torchvision's own weights: inputs are re-normalized inside, as those
+#: weights need; no auxiliary head, which never runs in eval mode; no slow initialization of what is loaded anyway.
 _BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
     "inception_v3": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
@@ -52,8 +52,8 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A line of the catalogue."""
+class NetworkLine:
+    """A line of the catalog."""
 
     name: str
     #: Networks of one family have the same layers; "" where the package is missing that has the network.
@@ -73,7 +73,7 @@ def names() -> list[str]:
     return sorted([*torchvision.models.list_models(module=torchvision.models), *ALIASES, LITE0])
 
 
-def catalogue(with_timm: bool = False) -> list[Listed]:
+def catalog(with_timm: bool = False) -> list[NetworkLine]:
     """List every network by name; timm's, of which there are more than a thousand, where asked for."""
     known = sorted({*names()} - ALIASES.keys())
     if with_timm:
@@ -221,16 +221,16 @@ def weights_names(name: str) -> list[str]:
     return sorted({DEFAULT, *(weights.name for weights in own if weights.meta["categories"])})
 
 
-def _listed(name: str) -> Listed:
+def _listed(name: str) -> NetworkLine:
     own = weights_names(name)
     try:
         found = {weights: find(name, weights) for weights in own}
     except NotHere:  # its package is missing here
-        return Listed(name, "", [], None, None, own, [])
+        return NetworkLine(name, "", [], None, None, own, [])
     default = found[DEFAULT]
     at_hand = [weights for weights in own if _is_at_hand(found[weights])]
     aliases = [alias for alias, long in ALIASES.items() if long == name]
-    return Listed(name, _family(name), aliases, default.size, default.classes, own, at_hand)
+    return NetworkLine(name, _family(name), aliases, default.size, default.classes, own, at_hand)
 
 
 def _is_at_hand(found: Architecture) -> bool:

@@ -56,7 +56,7 @@ class _Run:
     read: dict[nn.Module, Node | None]
 
 
-def prepare(
+def make_fast(
     model: nn.Module, layer_modules: Sequence[nn.Module], size: tuple[int, int], device: str | torch.device = "cpu"
 ) -> Prepared:
     """Fold, put on the device and lay out channels last a freshly loaded model on the CPU, in place.
@@ -168,7 +168,7 @@ def _pairs(run: _Run, layer_modules: Sequence[nn.Module]) -> list[_Pair]:
 
 
 def _uses_its_weight(node: Any, conv: nn.Conv2d) -> bool:
-    # Weight standardisation, for one, changes the weight on its way, and would change a folded one differently.
+    # Weight standardization, for one, changes the weight on its way, and would change a folded one differently.
     return node.name() == "ConvolutionBackward0" and bool(node._saved_weight.data_ptr() == conv.weight.data_ptr())
 
 

@@ -34,7 +34,7 @@ _NO_WEIGHTS: Final = frozenset(
     {"total_ops", "total_params", "n_averaged", "num_updates", "num_batches_tracked"}
     | {"relative_position_index", "relative_coords_table", "attn_mask"}
 )
-#: Words in the name of what a program measures or minimises, beside the network in one class.
+#: Words in the name of what a program measures or minimizes, beside the network in one class.
 _NO_LAYERS: Final = frozenset(
     """
     acc accuracies accuracy auc auroc averaged confmat confusion criterion criterions crit dice ema f1 iou jaccard loss
@@ -100,7 +100,7 @@ class Choice:
         return "; ".join(words)
 
 
-def choose(
+def choose_state_dict(
     content: Any, own: Mapping[str, Tensor], *, classes: int = 0, head: str = "", auxiliary: tuple[str, ...] = ()
 ) -> Choice | None:
     """Find the network's weights in what a file holds.

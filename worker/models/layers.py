@@ -99,7 +99,7 @@ def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
 
 
 @dataclass(frozen=True)
-class Listed:
+class LayerLine:
     """A module that runs, for a list to choose from."""
 
     name: str
@@ -115,7 +115,7 @@ class Listed:
     last_features: bool
 
 
-def listed(seen: Survey) -> list[Listed]:
+def listed(seen: Survey) -> list[LayerLine]:
     """List the modules that run in the order in which they end, the two with names of their own marked."""
     times = Counter(run.module for run in seen.runs)
     marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
@@ -124,7 +124,7 @@ def listed(seen: Survey) -> list[Listed]:
         maps = to_maps(seen, run) if times[run.module] == 1 else None
         made = tuple(maps(torch.empty(run.shape)).shape[1:]) if maps else None
         kind, marks = type(run.module).__name__, [run.name == name for name in marked]
-        lines[run.name] = Listed(run.name, kind, run.shape[1:], times[run.module], made, *marks)
+        lines[run.name] = LayerLine(run.name, kind, run.shape[1:], times[run.module], made, *marks)
     return list(lines.values())
 
 
@@ -134,7 +134,7 @@ def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
     return None
 
 
-def choose(seen: Survey, wanted: str) -> dict[str, View]:
+def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
     """Find the layers: their dotted names, in the order asked for, and how maps are made of them.
 
     Args:
@@ -173,7 +173,7 @@ def last_features(seen: Survey) -> str:
         return layer
     runs = [run for run in _usable(seen) if len(run.shape) == 4]  # noqa: PLR2004 - the axes of maps
     if not runs or _is_entrance(seen, runs[-1]):
-        raise JobError(f"the last maps of {seen.name} are not recognised; name a layer")
+        raise JobError(f"the last maps of {seen.name} are not recognized; name a layer")
     return runs[-1].name
 
 

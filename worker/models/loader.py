@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.spec import JobSpec
-from worker.device.batches import choose
+from worker.device.batches import open_device
 from worker.models import memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class
@@ -90,7 +90,7 @@ class Models:
         with self._making:
             if self._made is None:
                 device = self._settings.device
-                choose(device)
+                open_device(device)
                 max_bytes = self._settings.model_cache_bytes or memory.models_bytes(
                     device, self._settings.processes_on_device
                 )
@@ -124,7 +124,7 @@ class Models:
                         key.network,
                         weights,
                         key.layer,
-                        choose(self._settings.device),
+                        open_device(self._settings.device),
                         self._download,
                         size=key.input_size,
                         make_room=partial(self._kept().make_room, key),

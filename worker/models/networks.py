@@ -22,9 +22,9 @@ from worker.engine.explain import View
 from worker.models import candidates, checkpoint, memory
 from worker.models import weights as files
 from worker.models.architectures import Architecture, find, side_px, weights_names, with_classes
-from worker.models.batchnorm import prepare
+from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
-from worker.models.layers import LAST_CONV, Survey, choose, survey
+from worker.models.layers import LAST_CONV, Survey, select_layers, survey
 
 RANDOM: Final = "random"
 #: What names of weights of auxiliary heads, which never run in eval mode, begin with.
@@ -117,7 +117,7 @@ def load(
         _check_classifier(architecture, weights)
         if weights == RANDOM:
             digest, read, model = RANDOM, RANDOM, _built(architecture, architecture.classes)
-            files.randomise(model)
+            files.randomize(model)
         else:
             path = _weights_file(architecture, weights, download or files.download)
             architecture, model, read = _weighted(architecture, path, size)
@@ -125,9 +125,9 @@ def load(
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
-        views = choose(seen, layer)
+        views = select_layers(seen, layer)
         if prepared:
-            prepare(model, [view.module for view in views.values()], architecture.size, device)
+            make_fast(model, [view.module for view in views.values()], architecture.size, device)
         else:
             model.to(device)
     return Network(
@@ -264,7 +264,7 @@ def _weighted(
     model = _built(architecture, classes)
     own, head = model.state_dict(), files.head_of(model, classes)
     auxiliary = _AUXILIARY.get(name, ())
-    choice = candidates.choose(checkpoint.read(path), own, classes=classes, head=head, auxiliary=auxiliary)
+    choice = candidates.choose_state_dict(checkpoint.read(path), own, classes=classes, head=head, auxiliary=auxiliary)
     if choice is None:
         raise JobError(f"the weights file {path} holds no state dict")
     state, unexpected = choice.taken.state, choice.taken.unexpected

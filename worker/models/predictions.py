@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.spec import Guess
+from producer.jobs.model.spec import Prediction
 
 
-def guesses(
+def top_predictions(
     logits: NDArray[np.floating[Any]], class_id: int, categories: Sequence[str] | None
-) -> tuple[Guess, tuple[Guess, ...]]:
+) -> tuple[Prediction, tuple[Prediction, ...]]:
     """Softmax in float64; of one logit alone, whose softmax is always 1, the sigmoid.
 
     Args:
@@ -26,9 +26,9 @@ def guesses(
     """
     probabilities = _probabilities(logits.astype(np.float64))  # (K,)
 
-    def guess(index: int) -> Guess:
+    def guess(index: int) -> Prediction:
         name = categories[index] if categories else None
-        return Guess(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
+        return Prediction(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
 
     top = np.argsort(-probabilities, kind="stable")[:5]
     return guess(class_id), tuple(guess(int(index)) for index in top)

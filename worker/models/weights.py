@@ -65,7 +65,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Se
     extra = [*unexpected, *(key for key in state if key not in own)]
     shared = [key for key in own if key in state]
     misshapen = [key for key in shared if own[key].shape != state[key].shape]
-    # A mean of counters, as some averages of weights have, is taken; numbers that were quantised mean something else.
+    # A mean of counters, as some averages of weights have, is taken; numbers that were quantized mean something else.
     mistyped = [key for key in shared if own[key].is_floating_point() and not state[key].is_floating_point()]
     faults = []
     if missing:
@@ -182,10 +182,10 @@ def download(url: str, path: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
+def randomize(model: nn.Module, seed: int = 0) -> None:
     """Give convolutions and linear layers the same random weights on every call, without touching global generators.
 
-    He's uniform initialisation over the inputs (arXiv:1502.01852, eq. 10), under which signals neither vanish nor
+    He's uniform initialization over the inputs (arXiv:1502.01852, eq. 10), under which signals neither vanish nor
     explode in depth; with the builders' own, logits of inception_v3 hardly depend on the picture.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """The numbers behind the pictures as one `.npz` file: maps and guided gradient, for those who draw their own.
 
 Names in the file: `map` for one layer, `map_0`, `map_1`, … in the asked order for several, (h, w) float32 each, at its
-layer's own resolution and not normalised; `guided`, (H, W, 3) float16, signed, in [-1, 1]; `guided_scale`, () float32,
+layer's own resolution and not normalized; `guided`, (H, W, 3) float16, signed, in [-1, 1]; `guided_scale`, () float32,
 the largest absolute value of the gradient: `guided * guided_scale` is the gradient.
 """
 
@@ -19,11 +19,11 @@ from producer.jobs.model.errors import ModelError
 Floats = NDArray[np.floating[Any]]
 
 
-def pack(maps: Sequence[Floats], guided: Floats) -> bytes:
+def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
     """Write maps and guided gradient as a compressed `.npz`; the same numbers give the same bytes.
 
     Args:
-        maps: one (h, w) map a layer, after ReLU, not normalised; their sizes may differ.
+        maps: one (h, w) map a layer, after ReLU, not normalized; their sizes may differ.
         guided: (H, W, 3) signed guided gradient, of any magnitude that float32 holds.
 
     float16 alone would lose gradients below 6e-8 and above 65504: so it is divided by its largest absolute value. What
@@ -46,8 +46,8 @@ def pack(maps: Sequence[Floats], guided: Floats) -> bytes:
     return file.getvalue()
 
 
-def unpack(data: bytes) -> dict[str, NDArray[np.float32]]:
-    """Read what `pack` wrote: `map` or `map_0`, …, and `guided`, multiplied by its scale again; all float32."""
+def from_npz(data: bytes) -> dict[str, NDArray[np.float32]]:
+    """Read what `to_npz` wrote: `map` or `map_0`, …, and `guided`, multiplied by its scale again; all float32."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
     arrays["guided"] = arrays["guided"] * arrays.pop("guided_scale")

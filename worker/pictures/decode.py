@@ -1,7 +1,7 @@
 """Bytes become a picture, and a picture becomes what the network reads.
 
-What is read and how, and what is refused, is in docs/pictures.md; `worker.pictures.formats` has a module for each format. A
-truncated file is an error, never a picture that is half grey.
+What is read and how, and what is refused, is in docs/pictures.md; `formats/` has a module for each format. A
+truncated file is an error, never a picture that is half gray.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def decode(data: bytes) -> Picture:
     raise ImageError("not a picture (JPEG, PNG, WebP, GIF, BMP or TIFF)")
 
 
-def normalise(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """Make of a picture of the network's size what the network reads: (picture / 255 - mean) / std.
 
     Args:
@@ -97,4 +97,4 @@ def prepare(
     height, width = size
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W, 3)
     fitted = np.asarray(resized, np.uint8)
-    return np.divide(fitted, 255, dtype=np.float32), normalise(fitted, mean, std)
+    return np.divide(fitted, 255, dtype=np.float32), normalize(fitted, mean, std)

@@ -1,6 +1,6 @@
 """A picture becomes one of the network's size, squashed, cropped or padded; and what was computed there goes back.
 
-Pixels are areas: pixel i covers [i, i + 1) and its centre is i + 0.5 (half-pixel centres). Nothing is antialiased.
+Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixel centers). Nothing is antialiased.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Picture = NDArray[np.uint8]
 
 #: How a picture is brought to the network's size.
 FITS: Final = ("squash", "crop", "pad")
-#: Of what is resized, the share of a side that a centre crop keeps; 224 px come from 256, 299 from 342.
+#: Of what is resized, the share of a side that a center crop keeps; 224 px come from 256, 299 from 342.
 CROP_SHARE: Final = 0.875
 #: What a padded picture's border is filled with, RGB: ImageNet's mean, which the network reads as about 0.
 BORDER: Final = (124, 116, 104)
@@ -49,7 +49,7 @@ class Frame:
             values: (H, W) or (H, W, 3), in the network's geometry; any range, also negative.
 
         Returns:
-            (H0, W0) or (H0, W0, 3) float32, resized bilinearly with half-pixel centres. Values are neither normalised
+            (H0, W0) or (H0, W0, 3) float32, resized bilinearly with half-pixel centers. Values are neither normalized
             nor divided by the change of area. 0 in pixels of which a crop saw no part; the border of a pad is cut away
             first, so it does not bleed in.
 
@@ -91,8 +91,8 @@ def fit(
         rgb: (H0, W0, 3) uint8 RGB of any size.
         size: (H, W), height and width that the network reads, in pixels.
         how: one of `FITS`. `squash` resizes both sides, keeping no aspect ratio. `crop` resizes to `resize`, then cuts
-            (H, W) out of the centre, with torchvision's rounding. `pad` makes all of the picture fit, keeping its
-            aspect ratio (a side is at least 1 px), in the centre of a border.
+            (H, W) out of the center, with torchvision's rounding. `pad` makes all of the picture fit, keeping its
+            aspect ratio (a side is at least 1 px), in the center of a border.
         resize: of `crop` only, as torchvision's `Resize` reads it: the shorter side in pixels, or (height, width);
             None is the least size that keeps the aspect ratio and covers (H, W) / `CROP_SHARE`, rounded.
         border: RGB bytes of what the picture does not cover: `pad`, and a `resize` below (H, W).
@@ -131,7 +131,7 @@ def average_maps(maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int
 
     Args:
         maps: one (h, w) a layer, finite, each of its own size; a constant one counts as 0.
-        size: (H, W) of the answer; resized bilinearly with half-pixel centres.
+        size: (H, W) of the answer; resized bilinearly with half-pixel centers.
 
     Returns:
         (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
@@ -188,7 +188,7 @@ def _covered(start: int, stop: int, inner: int, original: int) -> range:
 
 
 def _centres(pixels: range, of: int, to: int) -> NDArray[np.float64]:
-    """Indices on a side of `to` pixels, fractional, where the centres of pixels of a side of `of` pixels lie."""
+    """Indices on a side of `to` pixels, fractional, where the centers of pixels of a side of `of` pixels lie."""
     return (np.asarray(pixels, np.float64) + 0.5) * (to / of) - 0.5
 
 

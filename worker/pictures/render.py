@@ -40,7 +40,7 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
 
     Args:
         picture: (H, W, 3) RGB in [0, 1], as resized for the network, before mean and standard deviation.
-        map: (h, w), >= 0, Grad-CAM after ReLU and not normalised; resized bilinearly with half-pixel centres.
+        map: (h, w), >= 0, Grad-CAM after ReLU and not normalized; resized bilinearly with half-pixel centers.
         guided: (H, W, 3), signed guided gradient.
         outputs: which of `OUTPUTS` to draw.
 
@@ -51,7 +51,7 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         ValueError: an output is not known.
     """
     height, width = picture.shape[:2]
-    small, _flat = normalised(map)  # (h, w)
+    small, _flat = normalized(map)  # (h, w)
     resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return draw(picture, np.asarray(resized, np.float32), guided, outputs)
 
@@ -59,11 +59,11 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
 def draw(
     picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
 ) -> dict[str, Picture]:
-    """Draw pictures as `render` does, of a map that is normalised and has the picture's size already.
+    """Draw pictures as `render` does, of a map that is normalized and has the picture's size already.
 
     Args:
         picture: (H, W, 3) RGB in [0, 1].
-        heat: (H, W) float32 in [0, 1]; not normalised again.
+        heat: (H, W) float32 in [0, 1]; not normalized again.
         guided: (H, W, 3), signed guided gradient.
         outputs: which of `OUTPUTS` to draw.
 
@@ -85,7 +85,7 @@ def draw(
         return {name: make[name]() for name in OUTPUTS if name in outputs}
 
 
-def normalised(map: Floats) -> tuple[NDArray[np.float32], bool]:
+def normalized(map: Floats) -> tuple[NDArray[np.float32], bool]:
     """Bring a (h, w) map to [0, 1] by its own minimum and maximum, float32; say whether it was flat, then it is all 0.
 
     Raises:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import GradcamError, ServiceError
-from producer.jobs.model.spec import CLASSES
-from producer.jobs.store.finalize import finalise
+from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.store.finalize import finalize
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
@@ -64,14 +64,14 @@ def reconcile(
         republish: Sends the pointer of a chunk whose holder died to the queue `recovery`.
         who: The worker that does it.
         grace_s: How long messages have to be missing before they count as lost.
-        publish: Sends a pointer to a class of service.
+        publish: Sends a pointer to a priority.
         unable: Called with each job that could not be looked after.
 
     Returns:
         How many messages were sent.
     """
     table.forget_expired()
-    table.roster.forget_silent()
+    table.registry.forget_silent()
     table.look_after()
     sent = 0
     for job in table.active():
@@ -86,10 +86,10 @@ def reconcile(
             log.warning(
                 "action=reconcile_failed job=%s It could not be looked after: %s", job, error, exc_info=unforeseen
             )
-    for queue in CLASSES:
-        while lost := table.deficit(queue, grace_s=grace_s, at_most=_AT_ONCE):
+    for queue in PRIORITIES:
+        while lost := table.missing_messages(queue, grace_s=grace_s, at_most=_AT_ONCE):
             for job, chunk in lost:
-                publish(queue, job, chunk, table.roster.now())
+                publish(queue, job, chunk, table.registry.now())
             log.warning("action=republished queue=%s %d messages were lost; sent again.", queue, len(lost))
             sent += len(lost)
     return sent
@@ -101,7 +101,7 @@ def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, 
         table.forget_active(job)
         return 0
     if found.state == "finalizing":
-        finalise(table, storage, job, who)
+        finalize(table, storage, job, who)
         return 0
     sent = 0
     while True:
@@ -165,18 +165,18 @@ class Reconciler(threading.Thread):
         self._stopped = True
         self._wake.set()
         self.join(timeout=2)
-        self._table.roster.retire(self._who)
+        self._table.registry.deregister(self._who)
 
     def _once(self) -> None:
         self._on_orphaned()
         while self._deaths:
             self._bury(self._deaths[0])
             self._deaths.popleft()
-        self._table.roster.beat(self._who, self._queues)
+        self._table.registry.heartbeat(self._who, self._queues)
         if time.monotonic() < self._leads_from:
             return
         # The lock is shorter than the interval, so that its holder's death delays nobody by more than one.
-        if self._table.roster.lead(self._who, 0.9 * self._interval_s):
+        if self._table.registry.try_lead(self._who, 0.9 * self._interval_s):
             unable: list[str] = []
             reconcile(
                 self._table,
@@ -189,11 +189,11 @@ class Reconciler(threading.Thread):
             )
             if unable:
                 # Others may be able to; by its clock this one could go on to be the first each time.
-                self._table.roster.step_down(self._who)
+                self._table.registry.step_down(self._who)
                 self._leads_from = time.monotonic() + _OTHERS_LEAD * self._interval_s
 
     def _bury(self, death: Death) -> None:
-        published_at = self._table.bury(
+        published_at = self._table.reclaim_from_dead(
             death.job,
             death.chunk,
             claim_id=death.claim_id,
@@ -206,4 +206,4 @@ class Reconciler(threading.Thread):
             log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)
             self._republish(death.job, death.chunk, published_at)
         elif death.loading:
-            finalise(self._table, self._storage, death.job, self._who)
+            finalize(self._table, self._storage, death.job, self._who)

@@ -45,7 +45,7 @@ def oom_kills() -> int:
     return 0
 
 
-def weigh(how: str, *, out_of_memory: bool) -> int:
+def death_weight(how: str, *, out_of_memory: bool) -> int:
     """Weigh a death by the words of the pool, as `signal 11 (SIGSEGV)` or `exitcode 1`.
 
     Args:
@@ -106,7 +106,7 @@ class Watchdog(threading.Thread):
         with suppress(ProcessLookupError):
             os.kill(busy.pid, signal.SIGKILL)
 
-    def inquest(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
+    def diagnosis(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
         """What a dead child had in hand, which need not be what its message named, and its death's weight for each.
 
         An image was alone only if no other chunk was in hand; where there were two, the next holder finds out.
@@ -119,7 +119,7 @@ class Watchdog(threading.Thread):
         for file in self._files:
             file.unlink(missing_ok=True)
         before, self._oom_kills = self._oom_kills, oom_kills()
-        weight = weigh(how, out_of_memory=self._oom_kills > before)
+        weight = death_weight(how, out_of_memory=self._oom_kills > before)
         in_hand = [busy for busy in found if busy is not None and busy.claim_id.startswith(f"{delivery}/")]
         if len(in_hand) > 1:
             # Nobody knows whose it was, nor what a chunk without marks was about to do.

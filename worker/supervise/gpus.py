@@ -52,7 +52,7 @@ class Gpu:
         return self.instances or (Place(self.number, self.uuid),)
 
 
-def choose(devices: str) -> list[Place]:
+def find_gpus(devices: str) -> list[Place]:
     """Find the GPUs that are asked for, within what CUDA_VISIBLE_DEVICES leaves.
 
     Args:

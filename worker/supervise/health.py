@@ -3,9 +3,9 @@
 | file             | its time, or content                                             | written by     |
 |------------------|------------------------------------------------------------------|----------------|
 | `launcher.json`  | the processes there are, and why some do not run                 | launcher       |
-| `<name>.warm`    | since when the process has what it needs                         | child          |
+| `<name>.ready`    | since when the process has what it needs                         | child          |
 | `<name>.starts`  | a byte for each child that has begun to start since the last one that got ready | child |
-| `<name>.cold`    | it cannot get what it needs, and ends                            | child          |
+| `<name>.startup_failed`    | it cannot get what it needs, and ends                            | child          |
 | `<name>.polled`  | when a read of the queues last came back, with a message or none | main process   |
 | `<name>.away`    | since when Redis cannot be reached                               | main process   |
 | `<name>.at-work` | when the chunk in hand last went on                              | child          |
@@ -37,11 +37,11 @@ BUSY = ("busy0", "busy1")
 #: A process whose last sign of life is older is silent.
 SILENT_AFTER_S = 60.0
 #: Importing torch from a slow disk takes long; one that takes longer has failed.
-WARM_WITHIN_S = 120.0
+READY_WITHIN_S = 120.0
 #: Models that are loaded before the first message is read may have to be downloaded.
 PRELOADED_WITHIN_S = 3600.0
 #: Until then a process that has given no sign is starting: interpreter and Redis come on top of what it imports.
-STARTING_WITHIN_S = WARM_WITHIN_S + 30.0
+STARTING_WITHIN_S = READY_WITHIN_S + 30.0
 #: One file a second is written at most, however often something is said.
 _SAY_EVERY_S = 1.0
 _LIST = "launcher.json"
@@ -89,22 +89,22 @@ class Health:
                 self.file("preloads").touch()
                 os.utime(self.file("preloads"), (until, until))
 
-    def warm(self) -> None:
+    def ready(self) -> None:
         """Say that the process has imported what it needs, and can use its device."""
-        self._write("warm", "")
+        self._write("ready", "")
         self._take_back("starts")
         self._take_back("preloads")
 
-    def cold(self, sentence: str) -> None:
+    def startup_failed(self, sentence: str) -> None:
         """Say that the process cannot get what it needs, and why; its parent ends."""
         self.fault(sentence)
-        self._write("cold", sentence)
+        self._write("startup_failed", sentence)
 
     def fault(self, sentence: str) -> None:
         """Say what keeps this process from working; it stands for two minutes, as what is said in Redis does."""
         self._write("fault", sentence)
 
-    def well(self) -> None:
+    def recovered(self) -> None:
         """Say that nothing keeps this process from working any more."""
         self._take_back("fault")
 
@@ -165,7 +165,18 @@ class Health:
     def forget(self) -> None:
         """Remove all files of a process that has ended."""
         if self._stem is not None:
-            for kind in ("warm", "starts", "preloads", "cold", "polled", "away", "at-work", *BUSY, "waits", "fault"):
+            for kind in (
+                "ready",
+                "starts",
+                "preloads",
+                "startup_failed",
+                "polled",
+                "away",
+                "at-work",
+                *BUSY,
+                "waits",
+                "fault",
+            ):
                 self._take_back(kind)
 
     def _say(self, kind: str) -> bool:
@@ -192,7 +203,7 @@ class Health:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedProcess:
     """One process, as its launcher knows it."""
 
     name: str
@@ -216,7 +227,7 @@ def stack_of(redis_url: str) -> str:
     return f"{found[1].lower()}:{found[2] or 6379}/{found[3] or 0}" if found else ""
 
 
-def publish(folder: Path, processes: Sequence[Listed]) -> None:
+def publish(folder: Path, processes: Sequence[ListedProcess]) -> None:
     """Write down which processes a launcher has; a full disk keeps nobody from working."""
     with suppress(OSError):
         _replace(folder / _LIST, json.dumps([asdict(process) for process in processes]))
@@ -292,16 +303,16 @@ def look(run_dir: Path | None, within_s: float = SILENT_AFTER_S) -> list[Found]:
     found = []
     for folder in run_dirs.living(run_dir):
         try:
-            listed = [Listed(**entry) for entry in json.loads((folder / _LIST).read_text())]
+            listed = [ListedProcess(**entry) for entry in json.loads((folder / _LIST).read_text())]
         except FileNotFoundError:
             continue  # it begins or ends in this moment
         found += [_judge(Health(folder / process.name), process, within_s) for process in listed]
     return found
 
 
-def _judge(health: Health, process: Listed, within_s: float) -> Found:
+def _judge(health: Health, process: ListedProcess, within_s: float) -> Found:
     now = time.time()
-    last = max(health.at(kind) for kind in ("warm", "polled", "at-work"))
+    last = max(health.at(kind) for kind in ("ready", "polled", "at-work"))
     silent_s = round(max(now - last, 0.0), 1) if last else None
 
     def found(state: State, problem: str | None = None) -> Found:

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 
 from producer.jobs.model.errors import WorkerError
-from producer.jobs.model.spec import CLASSES
+from producer.jobs.model.spec import PRIORITIES
 from worker.supervise import cores, gpus, run_dirs
 from worker.supervise.grace import LAUNCHER_SHARE
-from worker.supervise.health import Health, Listed, publish, published
+from worker.supervise.health import Health, ListedProcess, publish, published
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ def plan(devices: str, processes_per_device: int | None = None) -> list[Slot]:
     """Decide which processes to start.
 
     Args:
-        devices: As `worker.supervise.gpus.choose` reads it.
+        devices: As `worker.supervise.gpus.find_gpus` reads it.
         processes_per_device: How many processes share each device; where None, 2 share a GPU, and 1 has the CPU.
 
     Raises:
         UsageError: The devices are written in no way that is understood.
         WorkerError: A GPU was asked for that is not there, or the driver does not work.
     """
-    places = gpus.choose(devices)
+    places = gpus.find_gpus(devices)
     each = processes_per_device or (PROCESSES_PER_GPU if places else PROCESSES_PER_CPU)
     there, granted = cores.usable(), cores.quota()
     host = socket.gethostname().split(".")[0]
@@ -109,7 +109,7 @@ class _Process:
     failures: int = 0
     given_up: bool = False
     #: Whether it has been ready; the file that says so may be tidied away.
-    warm: bool = False
+    ready: bool = False
     #: Why it does not run.
     problem: str | None = None
 
@@ -120,8 +120,8 @@ class Launcher:
 
     slots: Sequence[Slot]
     grace_s: float
-    #: The classes of service to work at, in the order in which they are read.
-    queues: Sequence[str] = CLASSES
+    #: The priorities to work at, in the order in which they are read.
+    queues: Sequence[str] = PRIORITIES
     run_dir: Path | None = None
     #: Address and port at which metrics are served; not at all without a port.
     metrics: tuple[str, int | None] = ("", None)
@@ -178,7 +178,7 @@ class Launcher:
         self._keep_at = now + _KEEP_EVERY_S
         self._make_folders()
         for process in self._processes:
-            process.warm = process.warm or Health(self._folder / process.name).has("warm")
+            process.ready = process.ready or Health(self._folder / process.name).has("ready")
         if not published(self._folder):
             self._tell()
         if now >= self._touch_at:
@@ -229,7 +229,7 @@ class Launcher:
                 env=environment(slot, self.queues, self._drain_file, os.environ),
                 start_new_session=True,
             )
-        process.name, process.problem, process.warm = slot.name, None, False
+        process.name, process.problem, process.ready = slot.name, None, False
         process.started_at, process.started = time.time(), time.monotonic()
         self._tell()
 
@@ -240,7 +240,7 @@ class Launcher:
             _kill_group(process.running.pid)
         health = Health(self._folder / process.name)
         why = health.standing_fault() or f"it ended with code {code} after {lived_s:.0f} s"
-        if process.warm or health.has("warm"):
+        if process.ready or health.has("ready"):
             process.failures = 0
         elif code not in _WANTED:
             process.failures += 1
@@ -269,7 +269,7 @@ class Launcher:
         publish(
             self._folder,
             [
-                Listed(
+                ListedProcess(
                     name=process.name,
                     device=process.slot.device,
                     pid=process.running.pid if process.running else None,

@@ -7,7 +7,7 @@ that no process has to be told, and no work depends on it meanwhile.
 <pid>-…/               a launcher's, locked by it for as long as it lives
 launcher.json      its processes (`worker/supervise/launcher.py`)
 drain              exists as soon as all shall come to an end
-<name>.warm …      what a process says of itself (`worker/supervise/health.py`, `worker/chunks/lease.py`)
+<name>.ready …      what a process says of itself (`worker/supervise/health.py`, `worker/chunks/lease.py`)
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.keys import QUEUE_PREFIX
 from producer.jobs.model.redis_url import RedisUrl
-from producer.jobs.model.spec import CLASSES, checked_name
+from producer.jobs.model.spec import PRIORITIES, checked_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 TASK = "gradcam.work"
 #: Read in this order; `recovery` holds what a dead process left.
-QUEUES = ("recovery", *CLASSES)
+QUEUES = ("recovery", *PRIORITIES)
 #: Ours have about 1000; nothing larger is looked into.
 MAX_MESSAGE_BYTES = 16_384
 #: How long a Redis that is away is waited for. A message is tried once more after that, which takes 10 s at most.
@@ -135,12 +135,12 @@ def publish(
         time.sleep(_PUBLISH_AGAIN_AFTER_S)
 
 
-def take(table: JobTable, classes: Sequence[str] = CLASSES) -> tuple[str, Pointer] | None:
+def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[str, Pointer] | None:
     """Read the next message, for a process that is at work and has a hand free; Celery reads for those that are idle.
 
     Args:
         table: Whose Redis.
-        classes: The classes of service, in the order in which they are read; `recovery` goes before them.
+        classes: The priorities, in the order in which they are read; `recovery` goes before them.
 
     Returns:
         The queue and what the message says; None when none waits.
@@ -148,7 +148,7 @@ def take(table: JobTable, classes: Sequence[str] = CLASSES) -> tuple[str, Pointe
     Raises:
         ServiceError: Redis is away.
     """
-    while found := table.take(("recovery", *classes)):
+    while found := table.pop_message(("recovery", *classes)):
         queue, message = found
         try:
             return queue, read_pointer(message)

@@ -60,7 +60,7 @@ _MAX_KEY_BYTES: Final = 1024
 _MAX_PORT: Final = 65535
 _MAX_HOST_CHARS: Final = 253
 _MAX_STEM_CHARS: Final = 100
-#: The zero-width joiners, which stand only where their neighbours' script needs them.
+#: The zero-width joiners, which stand only where their neighbors' script needs them.
 _JOINERS: Final = "\u200c\u200d"
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -27,14 +27,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from producer.jobs.fetch import addresses, content_encoding
 from producer.jobs.fetch.addresses import FetchPolicy, FileAddress, HttpAddress, S3Address
 from producer.jobs.model.errors import FetchError, FetchTimeout, GradcamError, NothingThere, WorkerError
-from producer.jobs.store.connection_pool import Deadline, IdleConnections, Key
+from producer.jobs.store.connection_pool import ConnectionPool, Deadline, Key
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
-    from producer.jobs.store.s3_fast_path import Answer, Direct
+    from producer.jobs.store.s3_fast_path import Answer, S3FastPath
 
 _CHUNK_BYTES: Final = 64 * 1024
 _CONNECT_S: Final = 5.0
@@ -83,16 +83,16 @@ class Fetcher:
         s3: S3Client | None,
         resolve: addresses.Resolve = socket.getaddrinfo,
         store_answers: Callable[[], bool] | None = None,
-        direct: Direct | None = None,
+        fast_path: S3FastPath | None = None,
     ) -> None:
-        self._direct = direct
+        self._fast_path = fast_path
         self._store_answers = store_answers
         self._policy = policy
         self._s3 = s3
         self._resolve = resolve
         # Reading the machine's certificates takes milliseconds: once, not for each connection.
         self._tls = ssl.create_default_context()
-        self._idle = IdleConnections()
+        self._idle = ConnectionPool()
 
     def close(self) -> None:
         """Close the connections kept for reuse."""
@@ -291,7 +291,7 @@ class Fetcher:
                 raise _TryAgain(f"{address.shown} cannot be fetched: S3 broke off its answer") from error
 
     def _s3_body(self, s3: S3Client, address: S3Address) -> tuple[StreamingBody | Answer, int]:
-        if self._direct is not None and (short := self._direct.get(address.bucket, address.key)):
+        if self._fast_path is not None and (short := self._fast_path.get(address.bucket, address.key)):
             return short, short.length
         answer = s3.get_object(Bucket=address.bucket, Key=address.key)
         return answer["Body"], answer["ContentLength"]

@@ -2,40 +2,40 @@
 
 Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days` from its end):
 
-| key                  | type   | holds                                       | lives until    | written by            |
-| -------------------- | ------ | ------------------------------------------- | -------------- | --------------------- |
-| `J`                  | hash   | spec, state, ingest, counters, times, error | lifetime       | every transition      |
-| `J:chunks`           | hash   | chunk → digest:count                        | lifetime       | add_chunk             |
-| `J:items`            | hash   | chunk → compressed item lines               | chunk complete | add_chunk, reopen     |
-| `J:bits`             | string | 2 bits an item: pending, done, failed       | lifetime       | commit, reopen        |
-| `J:waiting`          | zset   | chunk → time published                      | claimed        | add_chunk, release, … |
-| `J:leases`           | zset   | chunk → deadline                            | committed      | claim, renew, commit  |
-| `J:holders`          | hash   | chunk → token:claim id of the lease         | committed      | claim                 |
-| `J:attempts`         | hash   | chunk → times handed out                    | chunk complete | claim, release        |
-| `J:marks`            | hash   | chunk → offsets about to be decoded         | chunk complete | renew                 |
-| `J:suspects`         | hash   | chunk → offset=weight of deaths alone in it | chunk complete | claim, bury, …        |
-|                      |        | buried:chunk → claim id of the last death   |                | bury                  |
-| `J:failures`         | hash   | index → item, reason, message, attempts     | lifetime       | commit, reopen        |
-| `J:reasons`          | hash   | reason → count                              | lifetime       | commit, reopen        |
-| `J:classes`          | hash   | class id and name → images explained for it | lifetime       | commit, reopen        |
-| `J:timings`          | hash   | stage → microseconds of all images          | lifetime       | commit                |
-| `J:troubles`         | hash   | worker:name → why it cannot do the job      | lifetime       | trouble               |
-|                      |        | load → weight of deaths in loading its model |               | claim, bury, …        |
-| `J:finaliser`        | string | who writes the summary, or who cannot       | 30 s           | finalise, decline     |
-| `gradcam:jobs`       | zset   | job → time created                          | job is gone    | create                |
-| `gradcam:active`     | set    | jobs that have not ended                    | their end      | create, finish        |
-| `gradcam:workers`    | zset   | worker → last heard of                      | it stops       | worker, main process  |
-| `gradcam:queues`     | hash   | worker → the classes of service it reads    | it stops       | worker, main process  |
-| `gradcam:problems`   | hash   | worker → what keeps it from working         | 2 min          | worker, child process |
-| `gradcam:waits`      | hash   | worker → what it has waited for, since when | 2 min          | worker, child process |
-| `gradcam:releases`   | hash   | version → last heard of, and which worker   | a minute       | worker, main process  |
-| `gradcam:speeds`     | hash   | network → images/s of one process           | 30 days        | worker, child process |
-| `gradcam:batch-sizes`| hash   | kind of work → images a batch               | 30 days        | worker, child process |
-| `gradcam:rights:*`   | any    | nothing: which commands may we run?         | the call       | rights                |
-| `gradcam:turns:*`    | zset   | job → its place in the row of its class     | their end      | create, retry, turn   |
-| `gradcam:deficit:*`  | hash   | since when how many messages are missing    | an hour        | deficit               |
-| `gradcam:reconciler` | string | who reconciles                              | one interval   | worker, main process  |
-| `gradcam:queue:*`    | list … | Celery's messages and bindings              | consumed       | Celery (kombu)        |
+| key                     | type   | holds                                       | lives until  | written by           |
+| ----------------------- | ------ | ------------------------------------------- | ------------ | -------------------- |
+| `J`                     | hash   | spec, state, counters, times, error         | lifetime     | every transition     |
+| `J:chunks`              | hash   | chunk → digest:count                        | lifetime     | add_chunk            |
+| `J:items`               | hash   | chunk → compressed item lines               | chunk's end  | add_chunk, reopen    |
+| `J:bits`                | string | 2 bits an item: pending, done, failed       | lifetime     | commit, reopen       |
+| `J:waiting`             | zset   | chunk → time published                      | claimed      | add_chunk, release   |
+| `J:leases`              | zset   | chunk → deadline                            | committed    | claim, renew, commit |
+| `J:holders`             | hash   | chunk → token:claim id of the lease         | committed    | claim                |
+| `J:attempts`            | hash   | chunk → times handed out                    | chunk's end  | claim, release       |
+| `J:marks`               | hash   | chunk → offsets about to be decoded         | chunk's end  | renew                |
+| `J:suspects`            | hash   | chunk → offset=weight of deaths alone       | chunk's end  | claim, reclaim, …    |
+|                         |        | reclaimed:chunk → claim id of its death     |              | reclaim              |
+| `J:failures`            | hash   | index → item, reason, message, attempts     | lifetime     | commit, reopen       |
+| `J:reasons`             | hash   | reason → count                              | lifetime     | commit, reopen       |
+| `J:classes`             | hash   | class id and name → images explained        | lifetime     | commit, reopen       |
+| `J:timings`             | hash   | stage → microseconds of all images          | lifetime     | commit               |
+| `J:troubles`            | hash   | worker:name → why it cannot do the job      | lifetime     | trouble              |
+|                         |        | load → weight of deaths in loading it       |              | claim, reclaim, …    |
+| `J:finalizer`           | string | who writes the summary, or who cannot       | 30 s         | finalize, decline    |
+| `gradcam:jobs`          | zset   | job → time created                          | job is gone  | create               |
+| `gradcam:active`        | set    | jobs that have not ended                    | their end    | create, finish       |
+| `gradcam:workers`       | zset   | worker → last heard of                      | it stops     | main process         |
+| `gradcam:queues`        | hash   | worker → the priorities it reads            | it stops     | main process         |
+| `gradcam:problems`      | hash   | worker → what keeps it from working         | 2 min        | child process        |
+| `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min        | child process        |
+| `gradcam:releases`      | hash   | version → last heard of, and which worker   | a minute     | main process         |
+| `gradcam:speeds`        | hash   | network → images/s of one process           | 30 days      | child process        |
+| `gradcam:batch-sizes`   | hash   | batch key → images a batch                  | 30 days      | child process        |
+| `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
+| `gradcam:round-robin:*` | zset   | job → its place in its priority's row       | their end    | next_chunk, …        |
+| `gradcam:missing:*`     | hash   | since when how many messages are missing    | an hour      | missing_messages     |
+| `gradcam:reconciler`    | string | who reconciles                              | one interval | main process         |
+| `gradcam:queue:*`       | list … | Celery's messages and bindings              | consumed     | Celery (kombu)       |
 
 Object store (`P` is the prefix setting):
 
@@ -67,7 +67,7 @@ RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
 RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"
-#: The keys beside a job's hash, less the finaliser's, which has a lifetime of its own.
+#: The keys beside a job's hash, less the finalizer's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
     *("marks", "suspects", "classes", "timings", "troubles"),
@@ -98,14 +98,14 @@ class JobKeys:
         return [self.hash, *(self.part(name) for name in names)]
 
 
-def turns(queue: str) -> str:
-    """Whose turn it is in a class of service."""
-    return f"gradcam:turns:{queue}"
+def round_robin(queue: str) -> str:
+    """Whose turn it is in a priority."""
+    return f"gradcam:round-robin:{queue}"
 
 
-def deficit(queue: str) -> str:
-    """How many messages of a class of service are missing."""
-    return f"gradcam:deficit:{queue}"
+def missing_messages(queue: str) -> str:
+    """How many messages of a priority are missing."""
+    return f"gradcam:missing:{queue}"
 
 
 def safe(text: str) -> str:

@@ -1,7 +1,8 @@
 """The names of all networks, known without torch, so that a mistyped one is told before anything is uploaded.
 
-They lie in `network_names.txt`, as the tested versions of torchvision and timm have them; `tests/support/network_names.py`
-writes it. Newer versions know more: `--any-network` leaves the question to the workers.
+They lie in `network_names.txt`, as the tested versions of torchvision and timm have them;
+`tests/support/network_names.py` writes it. Newer versions know more: `--any-network` leaves the question to the
+workers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def ahead(
+def prefetch_map(
     pool: Executor,
     function: Callable[[_In], _Out],
     items: Iterable[_In],

@@ -28,14 +28,14 @@ _SHARED = "weights"
 Output = Literal["heatmap", "cam", "gb", "cam_gb"]
 OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
 Queue = Literal["high", "default", "low"]
-#: The classes of service, the most urgent first.
-CLASSES: tuple[Queue, ...] = ("high", "default", "low")
+#: The priorities, the most urgent first.
+PRIORITIES: tuple[Queue, ...] = ("high", "default", "low")
 #: Which class is explained of an image with a label.
 Explain = Literal["predicted", "label", "both"]
 EXPLAIN: tuple[Explain, ...] = ("predicted", "label", "both")
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 METHODS: tuple[Method, ...] = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam")
-#: A side of the network's input in px, and a number of its normalisation. Those of bytes (123.675, 58.395) are out of
+#: A side of the network's input in px, and a number of its normalization. Those of bytes (123.675, 58.395) are out of
 #: range, that of 1/255, for networks that read 0 to 255, is not.
 Side = Annotated[int, Field(ge=8, le=2048)]
 Mean = Annotated[float, Field(ge=0, le=1)]
@@ -160,20 +160,20 @@ class Chunk(_Frozen):
         return f"{self.digest}:{self.count}"
 
     @classmethod
-    def pack(cls, number: int, lines: Sequence[str]) -> Chunk:
+    def compress(cls, number: int, lines: Sequence[str]) -> Chunk:
         """Pack items, a line each, into a chunk."""
         text = "\n".join(lines).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
         return cls(number=number, count=len(lines), digest=digest, payload=zlib.compress(text, _ZLIB_LEVEL))
 
 
-def pack_some(items: dict[int, Item]) -> bytes:
+def compress_items(items: dict[int, Item]) -> bytes:
     """Pack some of a chunk's items, by their offset; the others are empty lines."""
     lines = [items[n].line if n in items else "" for n in range(max(items) + 1)]
     return zlib.compress("\n".join(lines).encode(), _ZLIB_LEVEL)
 
 
-def unpack(payload: bytes) -> dict[int, Item]:
+def decompress_items(payload: bytes) -> dict[int, Item]:
     """Read a chunk's items back, by their offset."""
     lines = zlib.decompress(payload).split(b"\n")
     return {offset: Item.model_validate_json(line) for offset, line in enumerate(lines) if line}
@@ -269,7 +269,7 @@ class JobStatus(_Frozen):
         return self.state in TERMINAL
 
 
-class Guess(_Frozen):
+class Prediction(_Frozen):
     """One of the network's most likely classes."""
 
     class_id: int
@@ -298,7 +298,7 @@ class Result(_Frozen):
     class_name: str | None = None
     #: Softmax of the explained class; of a network with one logit, its sigmoid.
     probability: float | None = None
-    top5: tuple[Guess, ...] = ()
+    top5: tuple[Prediction, ...] = ()
     #: What the user says that it shows, as given.
     label: str | None = None
     #: The most likely class, whatever was explained: its name, or its number where it has none; and its softmax.

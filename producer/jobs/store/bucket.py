@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 from producer.jobs.model import keys
 from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
-from producer.jobs.store.s3_fast_path import Direct
+from producer.jobs.store.s3_fast_path import S3FastPath
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
@@ -68,7 +68,7 @@ class StoreAway(WorkerError):
     """The object store is away, overloaded or broken, as seen from here."""
 
 
-def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
+def make_s3_client(settings: Connections, *, connections: int = 32) -> S3Client:
     """Make the S3 client of this process; about 100 ms, before any thread starts.
 
     Args:
@@ -78,11 +78,11 @@ def make_client(settings: Connections, *, connections: int = 32) -> S3Client:
     return _make(settings, connections)[0]
 
 
-def _make(settings: Connections, connections: int) -> tuple[S3Client, Direct]:
+def _make(settings: Connections, connections: int) -> tuple[S3Client, S3FastPath]:
     try:
         session = boto3.session.Session()
-        client = _make_client(session, settings, connections)
-        return client, Direct(session, _locator(session, client, settings), connections=connections)
+        client = _make_s3_client(session, settings, connections)
+        return client, S3FastPath(session, _locator(session, client, settings), connections=connections)
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
         raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
@@ -101,7 +101,7 @@ def _locator(session: boto3.session.Session, client: S3Client, settings: Connect
     )
 
 
-def _make_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
+def _make_s3_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
     client = session.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
@@ -148,16 +148,16 @@ class Storage:
         direct: The short way to small objects, where there is one.
     """
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, direct: Direct | None = None) -> None:
-        self.client, self.direct = client, direct
+    def __init__(self, client: S3Client, bucket: str, prefix: str, fast_path: S3FastPath | None = None) -> None:
+        self.client, self.fast_path = client, fast_path
         self.bucket = bucket
         self.prefix = prefix
 
     @classmethod
     def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
         """Open the bucket that the settings name."""
-        client, direct = _make(settings, connections)
-        return cls(client, settings.s3_bucket, settings.s3_prefix, direct)
+        client, fast_path = _make(settings, connections)
+        return cls(client, settings.s3_bucket, settings.s3_prefix, fast_path)
 
     @property
     def place(self) -> str:
@@ -188,7 +188,7 @@ class Storage:
             JobError, WorkerError: As `check`.
         """
         kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
-        if self.direct is not None and self.direct.put(self.bucket, key, body, kind):
+        if self.fast_path is not None and self.fast_path.put(self.bucket, key, body, kind):
             return
 
         def put() -> object:

@@ -37,7 +37,7 @@ class Deadline:
             raise FetchTimeout(f"{shown} cannot be fetched: it took longer than {self._limit_s:g} s")
 
 
-class IdleConnections:
+class ConnectionPool:
     """Open connections between two requests; the one unused for longest is closed when there are too many."""
 
     def __init__(self) -> None:

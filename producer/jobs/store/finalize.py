@@ -14,7 +14,7 @@ from producer.jobs.model import keys, release
 from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError
 from producer.jobs.model.spec import JobSpec, JobStatus, is_newer
 from producer.jobs.store.bucket import Storage
-from producer.jobs.table.table import Finalising, JobTable
+from producer.jobs.table.table import Finalizing, JobTable
 
 
 class DamagedSummary(UsageError):
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 _OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
 
 
-def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
+def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     """Write `job.json` and enter the end; False when another one does it or the job is elsewhere.
 
     Raises:
         WorkerError: The store cannot be reached from here: another one may try at once, this one again in a while.
     """
-    mine = table.finalise(job, who)
+    mine = table.finalize(job, who)
     if mine is None:
         return False
     written = False
@@ -59,7 +59,7 @@ def finalise(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     return ended
 
 
-def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalising) -> None:
+def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalizing) -> None:
     found = table.outline(job)
     if found is None:
         return  # it is gone, and cannot be finished

@@ -63,7 +63,7 @@ class Answer:
         self._response.release_conn()
 
 
-class Direct:
+class S3FastPath:
     """Makes one attempt at a time; safe to share between threads.
 
     Args:

@@ -22,8 +22,8 @@ from producer.jobs.model.status import FIELDS, make_status
 from producer.jobs.table.redis_scripts import PATIENCE_S, Scripts, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import Troubles, problem_of
-from producer.jobs.table.user_actions import Control
-from producer.jobs.table.workers import WORKER_SILENT_S, Roster
+from producer.jobs.table.user_actions import UserActions
+from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
 
 #: Facts that `annotate` may note: what the weights were and what was taken of their file, which layer was meant, what
 #: the network read.
@@ -37,24 +37,24 @@ class Outline:
 
     #: Its spec as it was written, unchecked.
     spec: dict[str, Any]
-    #: Its class of service.
+    #: Its priority.
     queue: str
     chunk_size: int
     #: A word that this version may not know.
     state: str
 
 
-class Reads:
+class Queries:
     """Every read of jobs, and the parts of the table.
 
-    `control` is what a user does, `roster` the workers, `troubles` what these say against jobs, `server` Redis itself.
+    `control` is what a user does, `registry` the workers, `troubles` what these say of jobs, `server` Redis itself.
     """
 
     def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
         self.redis = client
         self._scripts = Scripts(client, patience_s=patience_s)
-        self.control = Control(self._scripts)
-        self.roster = Roster(self._scripts)
+        self.control = UserActions(self._scripts)
+        self.registry = WorkerRegistry(self._scripts)
         self.troubles = Troubles(self._scripts)
         self.server = Server(self._scripts)
 
@@ -139,12 +139,12 @@ class Reads:
                 "redis_problem": wrong,
                 "problem": status.problem or wrong,
                 "other_versions": self._other_releases(now) if workers else {},
-                "waits": self.roster.waits(now) if status.stalled_s is not None else (),
+                "waits": self.registry.waits(now) if status.stalled_s is not None else (),
             }
         )
 
     def _other_releases(self, now: float) -> dict[str, str]:
-        found = self.roster.releases(now)
+        found = self.registry.releases(now)
         if not found:
             return {"unknown": "one that does not tell"}
         return {name: worker for name, worker in found.items() if name != release.own()}

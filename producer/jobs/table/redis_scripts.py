@@ -32,7 +32,7 @@ _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
 _LIBRARY = (
     *("_now", "_life", "_bits", "_strikes", "_death"),
-    *("_failures", "_end", "_turns", "_maintenance", "_convict"),
+    *("_failures", "_end", "_round_robin", "_maintenance", "_convict"),
 )
 #: How Redis names the command that a user may not run, and how it says that a key is refused.
 _FORBIDDEN = re.compile(r"no permissions to run the '([^']+)' command")
@@ -41,7 +41,7 @@ _FORBIDDEN_KEY = re.compile(r"permissions to access|can't access at least one of
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 
 
-def make_client(settings: Connections) -> redis.Redis:
+def make_redis_client(settings: Connections) -> redis.Redis:
     """Make a client of Redis; it connects when it is first used."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -67,7 +67,7 @@ def connect(settings: Connections) -> redis.Redis:
     Raises:
         ServiceError: It does not, or refuses us; names the address, never the password.
     """
-    client = make_client(settings)
+    client = make_redis_client(settings)
     try:
         client.ping()
     except redis.exceptions.AuthenticationError:

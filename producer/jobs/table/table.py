@@ -20,19 +20,19 @@ import redis
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobEnded, OtherVersion, UnknownJob, UsageError, no_such
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, unpack
+from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, decompress_items
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.model.status import to_time
-from producer.jobs.table.queries import Reads
+from producer.jobs.table.queries import Queries
 from producer.jobs.table.redis_scripts import text
 from producer.jobs.table.user_actions import BROKEN_OFF, DAMAGED, refusal
 
 #: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
 SILENT_INGEST_S = 3600
 #: How long the one who writes a job's summary may take before another may try.
-FINALISER_LEASE_S = 30.0
+FINALIZER_LEASE_S = 30.0
 #: How long one who could not write it leaves it to others.
-FINALISER_PAUSE_S = 10.0
+FINALIZER_PAUSE_S = 10.0
 #: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
 SILENT_RETRY_S = 60.0
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
@@ -85,7 +85,7 @@ class Created:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Chunks wait in a class of service, all of jobs that the worker leaves alone: the message is for others."""
+    """Chunks wait in a priority, all of jobs that the worker leaves alone: the message is for others."""
 
     queue: str
 
@@ -109,7 +109,7 @@ class Reconciled:
 
 
 @dataclass(frozen=True)
-class Finalising:
+class Finalizing:
     """The right to write a job's summary and to enter its end."""
 
     end: JobState
@@ -118,7 +118,7 @@ class Finalising:
     life: str
 
 
-class JobTable(Reads):
+class JobTable(Queries):
     """Every read and every transition of jobs; safe to share between threads.
 
     Every method waits for a Redis that is away, starting or full, up to `patience_s` seconds, and then raises
@@ -135,7 +135,7 @@ class JobTable(Reads):
         """
         answer = self._scripts.run(
             "create",
-            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)],
+            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)],
             [
                 *(job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
                 secrets.token_hex(8),
@@ -154,7 +154,7 @@ class JobTable(Reads):
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:
         """Take back a job that was just made, of which nothing was sent."""
-        names = [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.turns(spec.queue)]
+        names = [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)]
         self._scripts.run("discard", names, [job, life])
 
     def adopt(self, job: str, life: str, since: int) -> None:
@@ -237,18 +237,18 @@ class JobTable(Reads):
         """Keep facts that only a worker can know with a job that runs."""
         self._scripts.run("annotate", [JobKeys(job).hash], [life, *(part for pair in facts.items() for part in pair)])
 
-    def take(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
+    def pop_message(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
         """Read the next message of the first queue that has one, as it lies there; None when all are empty."""
-        answer = self._scripts.run("take", [keys.QUEUE_PREFIX + queue for queue in queues], [])
+        answer = self._scripts.run("pop_message", [keys.QUEUE_PREFIX + queue for queue in queues], [])
         return (queues[int(answer[0]) - 1], answer[1]) if answer else None
 
-    def turn(
+    def next_chunk(
         self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
     ) -> tuple[str, int] | LeftAlone | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
 
         Args:
-            queue: The class of service.
+            queue: The priority.
             job: What the message says.
             chunk: What the message says.
             exact: Whether that very chunk is meant, as long as it waits and its job is in no trouble.
@@ -257,7 +257,7 @@ class JobTable(Reads):
         Returns:
             Job and chunk; LeftAlone when only jobs wait that the worker leaves alone; None when nothing waits.
         """
-        answer = self._scripts.run("turn", [keys.turns(queue)], [job, chunk, int(exact), worker])
+        answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], [job, chunk, int(exact), worker])
         if len(answer) == 1:
             return LeftAlone(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None
@@ -295,7 +295,7 @@ class JobTable(Reads):
             load_suspect=bool(loads),
         )
         try:
-            return replace(claim, items=unpack(payload))
+            return replace(claim, items=decompress_items(payload))
         except (zlib.error, ValueError):  # pydantic's among them
             self.release(claim)
             raise OtherVersion(f"the images of job {job} were written by another version of gradcam-queue") from None
@@ -364,7 +364,7 @@ class JobTable(Reads):
         )
         return _published_at(answer)
 
-    def bury(
+    def reclaim_from_dead(
         self,
         job: str,
         chunk: int,
@@ -390,42 +390,42 @@ class JobTable(Reads):
             As `release`.
         """
         answer = self._scripts.run(
-            "bury",
+            "reclaim_from_dead",
             JobKeys(job).parts("waiting", "leases", "holders", "marks", "suspects", "items"),
             [chunk, claim_id, weight, "load" if loading else ",".join(map(str, marked)), life],
         )
         return _published_at(answer)
 
-    def finalise(self, job: str, who: str, *, lease_s: float = FINALISER_LEASE_S) -> Finalising | None:
+    def finalize(self, job: str, who: str, *, lease_s: float = FINALIZER_LEASE_S) -> Finalizing | None:
         """Become the one who writes the job's summary; None if it is not ours."""
-        answer = self._scripts.run("finalise", JobKeys(job).parts("finaliser"), [who, lease_s])
+        answer = self._scripts.run("finalize", JobKeys(job).parts("finalizer"), [who, lease_s])
         if answer[0] != b"yours":
             return None
-        return Finalising(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
+        return Finalizing(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
 
     def decline(self, job: str, who: str, *, unless_last: bool = False) -> bool:
         """Say that one cannot write the summary; another may at once, the same after a while.
 
         Args:
             job: Its id.
-            who: As `finalise`.
+            who: As `finalize`.
             unless_last: Keep the right where every worker has declined: the job is to end without its summary.
 
         Returns:
             Whether it is another's now.
         """
-        arguments = [who, FINALISER_PAUSE_S, int(unless_last)]
-        answer = self._scripts.run("decline", [*JobKeys(job).parts("finaliser"), keys.WORKERS], arguments)
+        arguments = [who, FINALIZER_PAUSE_S, int(unless_last)]
+        answer = self._scripts.run("decline", [*JobKeys(job).parts("finalizer"), keys.WORKERS], arguments)
         return bool(answer != b"last")
 
-    def finish(self, job: str, who: str, mine: Finalising, *, summary: bool = True) -> bool:
+    def finish(self, job: str, who: str, mine: Finalizing, *, summary: bool = True) -> bool:
         """Enter the end; False when somebody else did. `summary` says whether `job.json` is in the store."""
         names = JobKeys(job)
         first = ("items", "waiting", "leases", "holders", "attempts", "marks", "suspects")
         others = [part for part in keys.JOB_PARTS if part not in first]
         answer = self._scripts.run(
             "finish",
-            [names.hash, keys.ACTIVE, names.part("finaliser"), *map(names.part, (*first, *others))],
+            [names.hash, keys.ACTIVE, names.part("finalizer"), *map(names.part, (*first, *others))],
             [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation, mine.life, int(summary)],
         )
         return bool(answer == b"ended")
@@ -485,8 +485,8 @@ class JobTable(Reads):
             return Reconciled(0, [])
         return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
 
-    def deficit(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
-        """Find out whether a class of service has fewer messages left than chunks that wait.
+    def missing_messages(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
+        """Find out whether a priority has fewer messages left than chunks that wait.
 
         Args:
             queue: `high`, `default` or `low`.
@@ -496,8 +496,13 @@ class JobTable(Reads):
         Returns:
             Job and chunk of messages to send.
         """
-        names = [keys.turns(queue), keys.QUEUE_PREFIX + queue, keys.QUEUE_PREFIX + "recovery", keys.deficit(queue)]
-        answer = self._scripts.run("deficit", names, [grace_s, at_most])
+        names = [
+            keys.round_robin(queue),
+            keys.QUEUE_PREFIX + queue,
+            keys.QUEUE_PREFIX + "recovery",
+            keys.missing_messages(queue),
+        ]
+        answer = self._scripts.run("missing_messages", names, [grace_s, at_most])
         return [(text(job), int(chunk)) for job, chunk in zip(answer[::2], answer[1::2], strict=True)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError, no_such
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Failure, Item, pack_some, unpack
+from producer.jobs.model.spec import Failure, Item, compress_items, decompress_items
 from producer.jobs.model.states import MAINTENANCE, ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 
@@ -63,7 +63,7 @@ def refusal(job: str, state: str) -> str:
             return f"job {job} has ended already: {state}"
 
 
-class Control:
+class UserActions:
     """The verbs of `gradcam cancel | pause | resume | retry | audit` on the job table."""
 
     def __init__(self, scripts: Scripts) -> None:
@@ -144,7 +144,7 @@ class Control:
 
         Args:
             job: Its id.
-            queue: Its class of service.
+            queue: Its priority.
             retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
             reason: Only items that failed for it are going to be reopened.
             mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
@@ -158,7 +158,7 @@ class Control:
         others = [names.part(part) for part in keys.JOB_PARTS if part != "reasons"]
         answer = self._scripts.run(
             "retry",
-            [names.hash, keys.ACTIVE, keys.turns(queue), names.part("reasons"), *others],
+            [names.hash, keys.ACTIVE, keys.round_robin(queue), names.part("reasons"), *others],
             [job, retry_id, reason or "", mode],
         )
         match text(answer[0]):
@@ -197,7 +197,7 @@ class Control:
                 "items", "waiting", "leases", "attempts", "bits", "failures", "reasons", "suspects", "classes"
             ),
             [
-                *(chunk, generation.number, pack_some(items), generation.life),
+                *(chunk, generation.number, compress_items(items), generation.life),
                 *(part for pair in again.items() for part in pair),
             ],
         )
@@ -210,7 +210,7 @@ class Control:
     def items_of(self, job: str, chunk: int) -> dict[int, Item]:
         """The items a chunk still holds, by their offset; none when it is complete."""
         payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
-        return unpack(cast("bytes", payload)) if payload else {}
+        return decompress_items(cast("bytes", payload)) if payload else {}
 
     def states(self, job: str) -> Iterator[tuple[int, bytes]]:
         """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.

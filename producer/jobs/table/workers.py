@@ -43,20 +43,20 @@ def _alive(told: bytes, now: float) -> bool:
     return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
 
 
-class Roster:
+class WorkerRegistry:
     """The workers, as they tell of themselves."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    def beat(self, worker: str, queues: Sequence[str] = ()) -> None:
-        """Say that a worker is alive, of which release it is, and which classes of service it reads.
+    def heartbeat(self, worker: str, queues: Sequence[str] = ()) -> None:
+        """Say that a worker is alive, of which release it is, and which priorities it reads.
 
         It reads all where none is named.
         """
         now = self.now()
 
-        def beat(client: redis.Redis) -> None:
+        def heartbeat(client: redis.Redis) -> None:
             with client.pipeline(transaction=False) as pipe:
                 pipe.zadd(keys.WORKERS, {worker: now})
                 if queues:
@@ -68,24 +68,24 @@ class Roster:
             if silent := [name for name, told in found.items() if not _alive(told, now)]:
                 client.hdel(keys.RELEASES, *silent)
 
-        self._scripts.do(beat)
+        self._scripts.do(heartbeat)
 
     def releases(self, now: float) -> dict[str, str]:
         """The releases of the workers that are alive, each with the name of one of them."""
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
         return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
-    def retire(self, worker: str) -> None:
+    def deregister(self, worker: str) -> None:
         """Say that a worker is gone; it goes all the same when nobody listens."""
 
-        def retire(client: redis.Redis) -> None:
+        def deregister(client: redis.Redis) -> None:
             client.zrem(keys.WORKERS, worker)
             client.hdel(keys.QUEUES, worker)
             client.hdel(keys.PROBLEMS, worker)
             client.hdel(keys.WAITS, worker)
 
         with suppress(ServiceError):
-            self._scripts.do(retire, patience_s=1.0)
+            self._scripts.do(deregister, patience_s=1.0)
 
     def forget_silent(self) -> None:
         """Drop workers that nobody has heard of for a day: they ended without a word."""
@@ -98,7 +98,7 @@ class Roster:
 
         self._scripts.do(forget)
 
-    def complain(self, worker: str, sentence: str) -> None:
+    def report_problem(self, worker: str, sentence: str) -> None:
         """Say what keeps a worker from working; whoever looks at a job sees it."""
         self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
         self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
@@ -134,7 +134,7 @@ class Roster:
         waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
         return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
-    def lead(self, worker: str, for_s: float) -> bool:
+    def try_lead(self, worker: str, for_s: float) -> bool:
         """Whether this worker is the one that looks for lost work for so long."""
         for_ms = max(1, int(for_s * 1000))
         return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
@@ -162,19 +162,19 @@ class Roster:
         found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.SPEEDS, network)))
         return float(found) if found else None
 
-    def note_batch_size(self, kind_of_work: str, size: int) -> None:
+    def note_batch_size(self, batch_key: str, size: int) -> None:
         """Say how many images at once are best for a kind of work; the next process begins with as many."""
 
         def note(client: redis.Redis) -> None:
-            client.hset(keys.BATCH_SIZES, kind_of_work, size)
+            client.hset(keys.BATCH_SIZES, batch_key, size)
             client.expire(keys.BATCH_SIZES, SPEEDS_LIFETIME_S)
 
         with suppress(ServiceError):  # the next process finds it again
             self._scripts.do(note, patience_s=1.0)
 
-    def batch_size(self, kind_of_work: str) -> int | None:
+    def batch_size(self, batch_key: str) -> int | None:
         """What was noted of a kind of work; None where nobody found out lately."""
-        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, kind_of_work)))
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, batch_key)))
         return int(found) if found else None
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""BMP, by OpenCV; pixels with masks of their own (BITFIELDS) are read here: OpenCV swaps their colours."""
+"""BMP, by OpenCV; pixels with masks of their own (BITFIELDS) are read here: OpenCV swaps their colors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
         raise refused.broken("BMP") from None
     if header >= _INFO and compression in _INSIDE:
         raise refused.not_read("BMP", "JPEG or PNG data inside of it", "take them out, or save it as PNG")
-    return opencv.colour(data, "BMP")
+    return opencv.color(data, "BMP")
 
 
 def _by_masks(

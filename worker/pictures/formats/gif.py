@@ -81,5 +81,5 @@ def _first_frame(data: bytes) -> tuple[bytes, int]:
 
 
 def _table_bytes(flags: int) -> int:
-    """Size of a colour table, as the flags before it say."""
+    """Size of a color table, as the flags before it say."""
     return 3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0

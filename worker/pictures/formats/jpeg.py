@@ -1,4 +1,4 @@
-"""JPEG, by libjpeg-turbo, which says when its data are short: such a picture is an error, never one that is half grey.
+"""JPEG, by libjpeg-turbo, which says when its data are short: such a picture is an error, never one that is half gray.
 
 OpenCV and Pillow use the same library and keep its warnings to themselves. Some warnings harm no row; these pictures
 are read. A progressive picture whose last scans are missing is whole for the library and blurred for the eye: that is
@@ -33,7 +33,7 @@ _BARE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9), 0xFF})
 MAX_SEGMENTS: Final = 4096
 #: Encoders write about 10; each scan goes over the whole picture, so thousands of empty ones cost hours.
 MAX_SCANS: Final = 200
-#: So many zeros in a scan are a part of the file that was never written, unless zeros stand for flat colour in it; and
+#: So many zeros in a scan are a part of the file that was never written, unless zeros stand for flat color in it; and
 #: so many equal bytes of any value, where the scan's data do not fit the picture.
 _ZEROS: Final = bytes(512)
 _NOT_ZERO: Final = re.compile(rb"[^\0]")
@@ -56,7 +56,7 @@ class _Header:
     frame: int
     content: bytes
     exif: bytes
-    #: Whether the shortest code of each table of AC coefficients ends a block: then zeros are blocks of flat colour.
+    #: Whether the shortest code of each table of AC coefficients ends a block: then zeros are blocks of flat color.
     zeros_are_flat: bool
     #: Where the first scan's marker is; the file's length where there is none.
     scan: int
@@ -79,7 +79,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
         # No header, or one of rare sampling, which TurboJPEG refuses. OpenCV reads it, but keeps warnings to itself.
-        return upright(opencv.colour(data, "JPEG"), header.exif)
+        return upright(opencv.color(data, "JPEG"), header.exif)
     if height * width > opencv.MAX_PIXELS:
         raise refused.too_large("JPEG", opencv.MAX_PIXELS)
     _check_scans(data, header)
@@ -108,7 +108,7 @@ def _decode(data: bytes, scan: int, mended: frozenset[str] = frozenset()) -> NDA
     if said.startswith(_DAMAGE):
         raise refused.broken("JPEG", f"not all of its rows are there ({said})")
     if said.startswith(_HARMLESS):
-        return opencv.colour(data, "JPEG")  # which keeps the warning to itself
+        return opencv.color(data, "JPEG")  # which keeps the warning to itself
     raise refused.broken("JPEG", said)
 
 
@@ -215,7 +215,7 @@ def _check_hole(data: bytes, header: _Header) -> None:
         return  # the decoder says whether it asked for what they stand for
     if header.frame in _PROGRESSIVE:
         scan = data.rfind(bytes((0xFF, _SOS)), header.scan, at)
-        may_be_zeros = data[scan + 5 + 2 * data[scan + 4]] == 0  # the scan begins with coefficient 0: flat colour
+        may_be_zeros = data[scan + 5 + 2 * data[scan + 4]] == 0  # the scan begins with coefficient 0: flat color
     else:
         may_be_zeros = header.zeros_are_flat
     if not may_be_zeros:

@@ -21,7 +21,7 @@ cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def colour(data: bytes, format: str) -> NDArray[np.uint8]:
+def color(data: bytes, format: str) -> NDArray[np.uint8]:
     """Decode to (H, W, 3) uint8 RGB without alpha, not turned.
 
     Raises:
@@ -32,7 +32,7 @@ def colour(data: bytes, format: str) -> NDArray[np.uint8]:
 
 
 def as_it_is(data: bytes, format: str) -> NDArray[Any]:
-    """Decode to (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16, not turned.
+    """Decode to (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16, not turned.
 
     Raises:
         ImageError: It is broken, truncated or too large.

@@ -28,9 +28,9 @@ _DEEP: Final = 16
 class _Header:
     """What the chunks say, as far as it decides how the picture is read."""
 
-    #: Bits of a sample, and the colour type (PNG 1.2, section 4.1.1).
+    #: Bits of a sample, and the color type (PNG 1.2, section 4.1.1).
     depth: int
-    colour: int
+    color: int
     #: tRNS where it is in its place, before the pixels; eXIf anywhere.
     transparent: bytes = b""
     exif: bytes = b""
@@ -51,19 +51,19 @@ def read(data: bytes) -> NDArray[np.uint8]:
         raise refused.broken("PNG")
     if header.animated or not header.ended:
         data = _still(data, header.last)
-    if header.colour in _WITH_ALPHA or header.transparent:
+    if header.color in _WITH_ALPHA or header.transparent:
         picture = opencv.as_it_is(data, "PNG")
-        if picture.ndim == 2:  # noqa: PLR2004 - OpenCV leaves the transparency of grey to us
+        if picture.ndim == 2:  # noqa: PLR2004 - OpenCV leaves the transparency of gray to us
             picture = _grey_with_alpha(picture, header)
         if picture.shape[2:] == (4,):
             return upright(over_white(picture[..., :3], picture[..., 3]), header.exif)
-    return upright(opencv.colour(data, "PNG"), header.exif)
+    return upright(opencv.color(data, "PNG"), header.exif)
 
 
 def _walk(data: bytes) -> _Header:
     if not data.startswith(b"IHDR", 12) or len(data) < _IHDR_END:
         raise refused.broken("PNG")
-    header = _Header(depth=data[24], colour=data[25])
+    header = _Header(depth=data[24], color=data[25])
     for at, length, kind in _chunks(data):
         if kind == b"IDAT":
             header.last = at
@@ -113,13 +113,13 @@ def _chunk(content: bytes) -> bytes:
     return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
-def _grey_with_alpha(grey: NDArray[np.generic], header: _Header) -> NDArray[np.generic]:
-    """(H, W) grey of which one value is transparent, to (H, W, 4)."""
-    if header.colour != _GREY or len(header.transparent) < 2:  # noqa: PLR2004 - one number of 16 bits
-        return grey
+def _grey_with_alpha(gray: NDArray[np.generic], header: _Header) -> NDArray[np.generic]:
+    """(H, W) gray of which one value is transparent, to (H, W, 4)."""
+    if header.color != _GREY or len(header.transparent) < 2:  # noqa: PLR2004 - one number of 16 bits
+        return gray
     key = int.from_bytes(header.transparent[:2]) & (2**header.depth - 1)
     if header.depth < 8:  # noqa: PLR2004 - the decoder spreads 1, 2 and 4 bits over 8
         key *= 255 // (2**header.depth - 1)
     most = 2**16 - 1 if header.depth == _DEEP else 255
-    alpha = np.where(grey == key, 0, most).astype(grey.dtype)
-    return np.dstack([grey, grey, grey, alpha])
+    alpha = np.where(gray == key, 0, most).astype(gray.dtype)
+    return np.dstack([gray, gray, gray, alpha])

@@ -41,10 +41,10 @@ _TAGS: Final = frozenset(
 #: Strips or tiles: as many as tiles of 16 x 16 in the largest picture. Pillow makes an object of each.
 MAX_PARTS: Final = 2**18
 
-_PHOTOMETRICS: Final = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
+_PHOTOMETRICS: Final = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _OTHER_PHOTOMETRICS: Final = {
-    4: "a mask of another picture", 8: "CIELab colours", 9: "ICCLab colours", 10: "ITULab colours",
-    32803: "a camera's raw picture", 32844: "LogL brightness", 32845: "LogLuv colours", 34892: "a camera's raw picture",
+    4: "a mask of another picture", 8: "CIELab colors", 9: "ICCLab colors", 10: "ITULab colors",
+    32803: "a camera's raw picture", 32844: "LogL brightness", 32845: "LogLuv colors", 34892: "a camera's raw picture",
 }  # fmt: skip
 _COMPRESSIONS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 _OTHER_COMPRESSIONS: Final = {
@@ -52,7 +52,7 @@ _OTHER_COMPRESSIONS: Final = {
     50001: "WebP", 34892: "lossy JPEG of DNG", 34661: "JBIG", 34713: "Nikon's NEF",
 }  # fmt: skip
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
-_TO_EIGHT: Final = "save it as 8 or 16 bit grey or RGB"
+_TO_EIGHT: Final = "save it as 8 or 16 bit gray or RGB"
 
 # What they warn of is decided here, or ends as this image's error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -107,7 +107,7 @@ def _check(data: bytes, directory: ifd.Directory) -> None:
         raise refused.not_read("TIFF", "a BigTIFF in big-endian order", "save it in little-endian order")
     photometric, compression = directory.first(_PHOTOMETRIC, 0), directory.first(_COMPRESSION, 1)
     if photometric not in _PHOTOMETRICS:
-        kind = _OTHER_PHOTOMETRICS.get(photometric, f"colours of kind {photometric}")
+        kind = _OTHER_PHOTOMETRICS.get(photometric, f"colors of kind {photometric}")
         raise refused.not_read("TIFF", kind, _TO_EIGHT)
     if compression not in _COMPRESSIONS:
         kind = f"compressed by {_OTHER_COMPRESSIONS.get(compression, f'method {compression}')}"
@@ -133,15 +133,15 @@ def _shown(image: Image.Image, bits: int, *, white_is_zero: bool) -> NDArray[np.
         rgba = np.asarray(straight.convert("RGBA"))  # (H, W, 4)
         return over_white(rgba[..., :3], rgba[..., 3])
     if image.mode == "F":
-        grey = _of_floats(np.asarray(image))
+        gray = _of_floats(np.asarray(image))
     elif image.mode == "I":
-        grey = (np.asarray(image).view(np.uint32) >> 24).astype(np.uint8)
+        gray = (np.asarray(image).view(np.uint32) >> 24).astype(np.uint8)
     elif image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # 12 or 16
+        gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # 12 or 16
     else:
         return np.array(image.convert("RGB"), np.uint8)
     # Of the deep kinds Pillow leaves it to us to invert them.
-    return np.repeat((255 - grey if white_is_zero else grey)[..., None], 3, axis=2)  # (H, W, 3)
+    return np.repeat((255 - gray if white_is_zero else gray)[..., None], 3, axis=2)  # (H, W, 3)
 
 
 def _of_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:

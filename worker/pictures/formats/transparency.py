@@ -32,7 +32,7 @@ def _upper_eight(values: NDArray[Any]) -> NDArray[np.uint16]:
     return np.asarray(values >> 8 if values.dtype == np.uint16 else values, np.uint16)
 
 
-def _mixed(colour: NDArray[np.uint16], cover: NDArray[np.uint16]) -> NDArray[np.uint16]:
+def _mixed(color: NDArray[np.uint16], cover: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """(h, w, 3) and (h, w, 1) of 0 to 255, rounded."""
-    mixed = colour * cover + 255 * (255 - cover)  # at most 255 * 255: fits
+    mixed = color * cover + 255 * (255 - cover)  # at most 255 * 255: fits
     return (mixed + 127) // 255

@@ -29,7 +29,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
         picture = opencv.as_it_is(data, "WebP")
         if picture.shape[2:] == (4,):
             return upright(over_white(picture[..., :3], picture[..., 3]), exif)
-    return upright(opencv.colour(data, "WebP"), exif)
+    return upright(opencv.color(data, "WebP"), exif)
 
 
 def _may_be_transparent(data: bytes) -> bool:

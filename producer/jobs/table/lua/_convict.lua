@@ -6,7 +6,7 @@
 -- `troubles` holds worker:<name> -> JSON, and load -> weight. A worker that did a chunk of the job takes its word back.
 local CONVICTING, TRIES, SILENT_S = 4, 3, 60
 
--- Whether there is a worker, other than `me`, that is alive, reads a class of service and has not said a word.
+-- Whether there is a worker, other than `me`, that is alive, reads a priority and has not said a word.
 local function undecided(queue, told, me)
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', 'gradcam:workers', stamp(now() - SILENT_S), '+inf')) do
     local reads = redis.call('HGET', 'gradcam:queues', worker)

@@ -60,7 +60,7 @@ if pending == 0 then
   redis.call('HDEL', KEYS[6], chunk)
   redis.call('HDEL', KEYS[7], chunk)
   redis.call('HDEL', KEYS[11], chunk)
-  redis.call('HDEL', KEYS[12], chunk, 'buried:' .. chunk)
+  redis.call('HDEL', KEYS[12], chunk, 'reclaimed:' .. chunk)
 elseif mine then
   redis.call('ZADD', KEYS[5], stamp(now() + tonumber(ARGV[3])), chunk)
 end

@@ -1,5 +1,5 @@
 -- Who was to write a job's summary cannot: another one may, at once; the same not before a while has passed.
--- KEYS  1 job  2 finaliser  3 gradcam:workers
+-- KEYS  1 job  2 finalizer  3 gradcam:workers
 -- ARGV  1 who  2 a while (s)  3 '1' where the job is to end without its summary if nobody is left to write it
 -- gives 'declined' | 'last' | 'lost'
 if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('HGET', KEYS[1], 'state') ~= 'finalizing' then return 'lost' end

@@ -1,6 +1,6 @@
 -- Enter the end, once a generation, and give every key of the job its lifetime. What only a job at work needs goes;
 -- a job that failed as a whole keeps its chunks, so that a retry can go on with them.
--- KEYS  1 job  2 gradcam:active  3 finaliser  4 items  5 waiting  6 leases  7 holders  8 attempts  9 marks
+-- KEYS  1 job  2 gradcam:active  3 finalizer  4 items  5 waiting  6 leases  7 holders  8 attempts  9 marks
 --       10 suspects  11.. every other key of the job
 -- ARGV  1 who  2 id  3 end  4 time finished  5 generation  6 life  7 '1' if the summary is in the store
 -- gives 'ended' | 'lost' | 'gone' | state

@@ -3,7 +3,7 @@
 -- client died is over, and a deletion says that it was broken off. A job of which Redis has lost a part fails: keys were
 -- evicted, or an older copy came back.
 -- KEYS  1 job  2 waiting  3 leases  4 holders  5 marks  6 suspects  7 chunks  8 items  9 bits  10 failures
---       11 gradcam:active; and `gradcam:turns:<queue>`
+--       11 gradcam:active; and `gradcam:round-robin:<queue>`
 -- ARGV  1 at most  2 how long a producer may be silent (s)  3 what to say then  4 how long a retry's client (s)  5 id
 --       6 what to say where a part is lost
 -- gives {state, time published, chunks whose lease ran out} | {'gone'}
@@ -31,8 +31,8 @@ if f[8] then
     return fails(ARGV[6])
   end
 end
-if f[7] and not redis.call('ZSCORE', 'gradcam:turns:' .. f[7], ARGV[5]) then
-  to_the_end('gradcam:turns:' .. f[7], ARGV[5])
+if f[7] and not redis.call('ZSCORE', 'gradcam:round-robin:' .. f[7], ARGV[5]) then
+  to_the_end('gradcam:round-robin:' .. f[7], ARGV[5])
 end
 if f[2] == 'open' and f[3] == '' and t - tonumber(f[4]) > tonumber(ARGV[2]) then return fails(ARGV[3]) end
 if f[5] and t - tonumber(f[6]) > tonumber(ARGV[4]) then

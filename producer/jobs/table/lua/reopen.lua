@@ -37,7 +37,7 @@ end
 redis.call('HSET', KEYS[1], 'reopening', ARGV[1] + 1, 'reopened_at', t)
 redis.call('HINCRBY', KEYS[1], 'n_open', redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[5], ARGV[1])
-redis.call('HDEL', KEYS[9], ARGV[1], 'buried:' .. ARGV[1])
+redis.call('HDEL', KEYS[9], ARGV[1], 'reclaimed:' .. ARGV[1])
 -- Its holder, where there is one, finds the chunk incomplete and gives it back.
 if not redis.call('ZSCORE', KEYS[4], ARGV[1]) then redis.call('ZADD', KEYS[3], t, ARGV[1]) end
 return {'reopened', t, done + failed}

@@ -11,14 +11,14 @@ if state ~= 'running' and state ~= 'paused' then return {state} end
 local holder = redis.call('HGET', KEYS[4], ARGV[1]) or ''
 local weight = tonumber(ARGV[3])
 if string.match(holder, '^%d+:(.*)$') ~= ARGV[2] then
-  local told = redis.call('HGET', KEYS[6], 'buried:' .. ARGV[1]) == ARGV[2]
+  local told = redis.call('HGET', KEYS[6], 'reclaimed:' .. ARGV[1]) == ARGV[2]
   if weight > 1 and not told and redis.call('HEXISTS', KEYS[7], ARGV[1]) == 1 then
     suspect(KEYS[6], ARGV[1], ARGV[4], weight)
-    redis.call('HSET', KEYS[6], 'buried:' .. ARGV[1], ARGV[2])
+    redis.call('HSET', KEYS[6], 'reclaimed:' .. ARGV[1], ARGV[2])
   end
   return {'lost'}
 end
-redis.call('HSET', KEYS[6], 'buried:' .. ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[6], 'reclaimed:' .. ARGV[1], ARGV[2])
 local t = stamp(now())
 note_death(KEYS[5], KEYS[6], ARGV[1], weight)
 redis.call('ZREM', KEYS[3], ARGV[1])

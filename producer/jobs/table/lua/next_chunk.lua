@@ -1,9 +1,9 @@
--- Which chunk a message is worth. A message is leave to work at one waiting chunk of its class of service; whose turn it
+-- Which chunk a message is worth. A message is leave to work at one waiting chunk of its priority; whose turn it
 -- is, is decided here: of the jobs that have one waiting, that one whose last turn is longest ago. A job in trouble is
 -- put off while others wait, and one that this worker leaves alone is not its. A message of the queue `recovery` means
 -- the very chunk it names, as long as that waits and its job is in no trouble; after that it is leave like any other of
 -- its job's class, since one of those was used up for its chunk.
--- KEYS  1 turns of the class; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
+-- KEYS  1 round_robin of the class; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
 -- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker
 -- gives {job, chunk} | {class} where nothing waits but what this worker leaves alone | {}
 local t = now()
@@ -19,7 +19,7 @@ local function taken(job, chunk)
   redis.call('ZADD', 'gradcam:job:' .. job .. ':waiting', 'XX', stamp(t), chunk)
   return {job, tonumber(chunk)}
 end
-local turns = KEYS[1]
+local round_robin = KEYS[1]
 if ARGV[3] == '1' then
   local meant = 'gradcam:job:' .. ARGV[1]
   local f = redis.call('HMGET', meant, 'state', 'not_before', 'queue')
@@ -27,10 +27,10 @@ if ARGV[3] == '1' then
       and not left_alone(ARGV[1]) then
     return taken(ARGV[1], ARGV[2])
   end
-  turns = 'gradcam:turns:' .. (f[3] or '')
+  round_robin = 'gradcam:round-robin:' .. (f[3] or '')
 end
 local later, left
-for _, job in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
+for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
   local f = redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
   local first = f[1] == 'running' and redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, 0)[1]
   if first and left_alone(job) then
@@ -38,13 +38,13 @@ for _, job in ipairs(redis.call('ZRANGE', turns, 0, -1)) do
   elseif first and put_off(f[2]) then
     later = later or {job, first}
   elseif first then
-    to_the_end(turns, job)
+    to_the_end(round_robin, job)
     return taken(job, first)
   end
-  if f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', turns, job) end
+  if f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', round_robin, job) end
 end
 if later then
-  to_the_end(turns, later[1])
+  to_the_end(round_robin, later[1])
   return taken(later[1], later[2])
 end
-return left and {string.match(turns, '[^:]*$')} or {}
+return left and {string.match(round_robin, '[^:]*$')} or {}

@@ -30,8 +30,8 @@ def test_it_leads_to_the_buckets_region(
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GRADCAM_S3_ENDPOINT_URL", raising=False)
-    direct = Storage.from_settings(Connections()).direct
-    assert direct is not None
-    way = direct._way_to(bucket)
+    fast_path = Storage.from_settings(Connections()).fast_path
+    assert fast_path is not None
+    way = fast_path._way_to(bucket)
     assert way is not None
     assert (way.host, way.path) == (address[0].format(region=region), address[1])

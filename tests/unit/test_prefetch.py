@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from producer.jobs.model.prefetch import ahead
+from producer.jobs.model.prefetch import prefetch_map
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_results_come_in_order_however_long_each_takes(pool: ThreadPoolExecutor)
         time.sleep(0.02 * (n % 2 == 0))
         return n
 
-    assert list(ahead(pool, slow_when_even, range(20), depth=8)) == list(range(20))
+    assert list(prefetch_map(pool, slow_when_even, range(20), depth=8)) == list(range(20))
 
 
 def test_no_more_is_read_than_the_depth_allows(pool: ThreadPoolExecutor) -> None:
@@ -34,7 +34,7 @@ def test_no_more_is_read_than_the_depth_allows(pool: ThreadPoolExecutor) -> None
             yield n
             n += 1
 
-    stream = ahead(pool, lambda n: n, endless(), depth=5)
+    stream = prefetch_map(pool, lambda n: n, endless(), depth=5)
     assert next(stream) == 0
     assert len(read) == 5
     stream.close()  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def test_an_error_comes_where_its_result_would_have_come_and_cancels_the_rest(po
             raise ValueError("two")
         return n
 
-    stream = ahead(pool, fails_at_two, range(100), depth=4)
+    stream = prefetch_map(pool, fails_at_two, range(100), depth=4)
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(stream)

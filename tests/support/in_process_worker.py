@@ -18,7 +18,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, JobError, StoreError, WorkerError
 from producer.jobs.model.spec import Failure, Item, Result
 from producer.jobs.model.states import JobState
-from producer.jobs.store.finalize import finalise
+from producer.jobs.store.finalize import finalize
 from worker.chunks.lease import Lease, LeaseLost
 from worker.chunks.recorder import Ended, Ledger
 from worker.chunks.shard import Shard
@@ -45,7 +45,7 @@ class Chunk:
     ended: list[Ended] = field(default_factory=list)
 
 
-class HandWorker:
+class InProcessWorker:
     """Takes chunks through their steps, one step a call.
 
     Args:
@@ -139,14 +139,14 @@ class HandWorker:
             self.write(made, offset)
         self.record(made)
         self.release(made)
-        finalise(self.table, self.storage, job, self.name)
+        finalize(self.table, self.storage, job, self.name)
         return True
 
     def explain_all(self, job: str) -> None:
         """Every chunk of a job, and its end."""
         for chunk in self.table.chunks(job):
             self.explain(job, chunk)
-        finalise(self.table, self.storage, job, self.name)
+        finalize(self.table, self.storage, job, self.name)
 
 
 def _done(index: int, item: Item, address: str) -> Result:
@@ -158,7 +158,7 @@ class BackgroundWorker(threading.Thread):
 
     def __init__(self, client: Client, name: str, dice: random.Random, *, lease_s: float, pause_s: float) -> None:
         super().__init__(name=name, daemon=True)
-        self.hands = HandWorker(client, name, lease_s=lease_s)
+        self.hands = InProcessWorker(client, name, lease_s=lease_s)
         self._table, self._storage = client.table, client.storage
         self._dice, self._pause_s = dice, pause_s
         self._over = threading.Event()
@@ -205,11 +205,11 @@ class BackgroundWorker(threading.Thread):
     _messages: list[tuple[str, int]] = []  # noqa: RUF012 - the thread's own
 
     def _next(self) -> bool:
-        message = celery_app.take(self._table, ("default",))
+        message = celery_app.pop_message(self._table, ("default",))
         pointer = (message[1].job, message[1].chunk) if message else self._messages.pop() if self._messages else None
         if pointer is None:
             return False
-        turn = self._table.turn("default", *pointer, exact=False)
+        turn = self._table.next_chunk("default", *pointer, exact=False)
         if turn is None:
             return True
         chunk = self.hands.claim(*turn)
@@ -232,7 +232,7 @@ class BackgroundWorker(threading.Thread):
             chunk.open.close()
         with suppress(GradcamError):
             self.hands.table.release(chunk.claim)
-        finalise(self._table, self._storage, turn[0], self.name)
+        finalize(self._table, self._storage, turn[0], self.name)
         return True
 
     def _nap(self) -> None:

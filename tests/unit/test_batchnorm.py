@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.explain import explain
-from worker.models.batchnorm import fold_batch_norms, prepare
+from worker.models.batchnorm import fold_batch_norms, make_fast
 from worker.models.networks import load
 
 
@@ -141,7 +141,7 @@ def test_real_networks_keep_what_they_say(name: str, left: int) -> None:
     network = load(name, "random")
     reference = copy.deepcopy(network.model)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in reference.modules())
-    prepared = prepare(network.model, [network.layer], (96, 96))
+    prepared = make_fast(network.model, [network.layer], (96, 96))
     assert prepared.folded == norms - left
     assert network.layer in list(prepared.model.modules())
     _explains_alike(
@@ -151,7 +151,7 @@ def test_real_networks_keep_what_they_say(name: str, left: int) -> None:
 
 def test_a_prepared_model_has_its_channels_last_and_its_own_dtype() -> None:
     network = load("resnet18", "random")
-    prepared = prepare(network.model, [network.layer], (64, 64), "cpu")
+    prepared = make_fast(network.model, [network.layer], (64, 64), "cpu")
     weight = prepared.model.get_submodule("layer1.0.conv1").weight
     assert isinstance(weight, Tensor)
     assert weight.is_contiguous(memory_format=torch.channels_last)

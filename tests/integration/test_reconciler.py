@@ -35,7 +35,7 @@ class Bench:
 
     def add(self, job: str, *, send: bool = True, chunk: int = 0) -> None:
         self.table.create(job, JobSpec(chunk_size=1), lifetime_s=60)
-        published_at = self.table.add_chunk(job, Chunk.pack(chunk, [uri_line("s3://b/a.jpg")]))
+        published_at = self.table.add_chunk(job, Chunk.compress(chunk, [uri_line("s3://b/a.jpg")]))
         assert published_at is not None
         if send:
             celery_app.publish(self.app, job, chunk, queue="default", published_at=published_at)
@@ -83,8 +83,8 @@ def test_a_small_jobs_chunk_has_its_turn_without_its_message_while_a_big_job_kee
     for chunk in range(5):
         bench.add("big", chunk=chunk)
     bench.add("small", send=False)  # the producer died between the table and the queue
-    turns = [bench.table.turn("default", "big", chunk, exact=False) for chunk in range(2)]
-    assert ("small", 0) in turns
+    chunks = [bench.table.next_chunk("default", "big", chunk, exact=False) for chunk in range(2)]
+    assert ("small", 0) in chunks
 
 
 def test_a_chunk_whose_lease_ran_out_is_published_again_and_one_at_work_is_not(bench: Bench) -> None:
@@ -96,7 +96,7 @@ def test_a_chunk_whose_lease_ran_out_is_published_again_and_one_at_work_is_not(b
     time.sleep(2 * GRACE_S)
     assert bench.reconcile_twice() == 1
     assert bench.length("recovery") == 1
-    assert bench.table.turn("recovery", "dead", 0, exact=True) == ("dead", 0)
+    assert bench.table.next_chunk("recovery", "dead", 0, exact=True) == ("dead", 0)
 
 
 def test_a_key_of_another_kind_in_a_queues_place_stops_no_repair(bench: Bench) -> None:
@@ -105,7 +105,7 @@ def test_a_key_of_another_kind_in_a_queues_place_stops_no_repair(bench: Bench) -
     assert bench.reconcile_twice() == 1
 
 
-def test_a_job_whose_finaliser_died_gets_its_end(bench: Bench) -> None:
+def test_a_job_whose_finalizer_died_gets_its_end(bench: Bench) -> None:
     bench.add("job")
     bench.table.close("job", chunks=1, items=1)
     claim = bench.table.claim("job", 0, JobSpec(chunk_size=1), claim_id="a", lease_s=30)
@@ -118,5 +118,5 @@ def test_a_job_whose_finaliser_died_gets_its_end(bench: Bench) -> None:
 
 
 def test_one_worker_reconciles_at_a_time(bench: Bench) -> None:
-    assert bench.table.roster.lead("a", 10)
-    assert not bench.table.roster.lead("b", 10)
+    assert bench.table.registry.try_lead("a", 10)
+    assert not bench.table.registry.try_lead("b", 10)

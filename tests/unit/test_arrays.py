@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from producer.jobs.model.errors import ModelError
-from worker.pictures.arrays import pack, unpack
+from worker.pictures.arrays import from_npz, to_npz
 
 
 def _arrays() -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +17,7 @@ def _arrays() -> tuple[np.ndarray, np.ndarray]:
 
 def test_one_map_is_called_map() -> None:
     map, guided = _arrays()
-    with np.load(io.BytesIO(pack([map], guided)), allow_pickle=False) as file:
+    with np.load(io.BytesIO(to_npz([map], guided)), allow_pickle=False) as file:
         assert sorted(file.files) == ["guided", "guided_scale", "map"]
         assert np.array_equal(file["map"], map)
         assert {name: file[name].dtype.name for name in file.files} == {
@@ -32,7 +32,7 @@ def test_one_map_is_called_map() -> None:
 def test_several_maps_are_numbered_and_keep_their_sizes() -> None:
     _, guided = _arrays()
     maps = [np.full((i + 1, i + 2), float(i)) for i in range(11)]
-    arrays = unpack(pack(maps, guided))
+    arrays = from_npz(to_npz(maps, guided))
     assert set(arrays) == {"guided", *(f"map_{i}" for i in range(11))}
     assert all(np.array_equal(arrays[f"map_{i}"], map) for i, map in enumerate(maps))
 
@@ -42,7 +42,7 @@ def test_gradients_of_any_magnitude_come_back(magnitude: float) -> None:
     """float16 alone would make zeros of 1e-9 and infinities of 1e6."""
     map, guided = _arrays()
     guided = guided * np.float32(magnitude)
-    arrays = unpack(pack([map], guided))
+    arrays = from_npz(to_npz([map], guided))
     assert np.array_equal(arrays["map"], map)
     assert arrays["guided"].dtype == np.float32
     np.testing.assert_allclose(arrays["guided"], guided, rtol=2**-11, atol=3e-8 * float(np.abs(guided).max()))
@@ -50,15 +50,15 @@ def test_gradients_of_any_magnitude_come_back(magnitude: float) -> None:
 
 def test_a_gradient_of_zeros_stays_zeros() -> None:
     guided = np.zeros((4, 4, 3), np.float32)
-    assert np.array_equal(unpack(pack([np.ones((2, 2))], guided))["guided"], guided)
+    assert np.array_equal(from_npz(to_npz([np.ones((2, 2))], guided))["guided"], guided)
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     """However they lie in memory, whatever the time."""
     map, guided = _arrays()
     planes = np.ascontiguousarray(guided.transpose(2, 0, 1)).transpose(1, 2, 0)
-    data = pack([map], guided)
-    assert data == pack([np.asfortranarray(map)], planes)
+    data = to_npz([map], guided)
+    assert data == to_npz([np.asfortranarray(map)], planes)
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         assert {info.date_time for info in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.compress_type for info in file.infolist()} == {zipfile.ZIP_DEFLATED}
@@ -67,18 +67,18 @@ def test_the_same_numbers_give_the_same_bytes() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
 def test_what_is_not_finite_in_float32_is_refused(bad: float) -> None:
     with pytest.raises(ModelError):
-        pack([np.ones((2, 2))], np.full((2, 2, 3), bad))
+        to_npz([np.ones((2, 2))], np.full((2, 2, 3), bad))
     with pytest.raises(ModelError):
-        pack([np.full((2, 2), bad)], np.ones((2, 2, 3)))
+        to_npz([np.full((2, 2), bad)], np.ones((2, 2, 3)))
 
 
 def test_no_map_is_refused() -> None:
     with pytest.raises(ValueError, match="no map"):
-        pack([], np.ones((2, 2, 3)))
+        to_npz([], np.ones((2, 2, 3)))
 
 
 def test_pickles_are_never_loaded() -> None:
     file = io.BytesIO()
     np.savez(file, guided=np.array([{}], dtype=object), guided_scale=np.float32(1))
     with pytest.raises(ValueError, match="allow_pickle"):
-        unpack(file.getvalue())
+        from_npz(file.getvalue())

@@ -1,5 +1,5 @@
 -- Become the one who writes a job's summary, for `lease` seconds.
--- KEYS  1 job  2 finaliser
+-- KEYS  1 job  2 finalizer
 -- ARGV  1 who  2 lease (s)
 -- gives {'yours', end it will enter, time, generation, life} | {'busy'} | {'gone'} | {state}
 local f = redis.call('HMGET', KEYS[1], 'state', 'outcome', 'failed', 'generation', 'life')
