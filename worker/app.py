@@ -1,4 +1,8 @@
-"""The worker's wiring, in one place: settings, connections, task, reconciler. `celery -A worker.app` runs it."""
+"""The wiring of a worker's main process: settings, the Celery application, its task, reconciler and watchdog.
+
+`worker/main.py` calls `start`; nothing happens when this module is imported. A child process, which owns the device, is
+put together in `worker/child.py`: it alone imports torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from billiard.exceptions import WorkerLostError
@@ -31,7 +35,9 @@ from worker.supervise.grace import PARENT_SHARE, Grace
 from worker.supervise.health import PRELOADED_WITHIN_S, READY_WITHIN_S, Health
 
 if TYPE_CHECKING:
-    from worker.chunks.consumer import Work
+    from celery import Celery
+
+    from worker.chunks.consumer import ChunkConsumer
 
 log = logging.getLogger(__name__)
 
@@ -40,183 +46,186 @@ STARTUP_FAILED = 78
 #: A main process whose children crash so often in a row while they start ends: Celery would start them for ever.
 _STARTS = 3
 
-connections, settings = read_both(Connections, WorkerSettings)
-# OpenCV reads it once, when the child imports it.
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
-#: What is preloaded may have to be downloaded.
-_READY_WITHIN_S = PRELOADED_WITHIN_S if settings.preload else READY_WITHIN_S
-health = Health(settings.health_stem)
-transport.hooks.polled, transport.hooks.connecting = health.polled, health.away
-app = celery_app.make_app(connections.redis_url.get_secret_value())
-# A spawned child starts from a pickled application without tasks; importing this module gives it ours.
-app.conf.include = ["worker.app"]
-# We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
-app.conf.worker_proc_alive_timeout = 2 * _READY_WITHIN_S
-_parent = os.getppid()
-_redis_is_fit = threading.Event()
-# The main process's, once it is ready; no watchdog where no launcher says where the child's file is.
-_at_work: list[tuple[Reconciler, Watchdog | None]] = []
+
+def start() -> Celery:
+    """Read the settings and make this worker's Celery application, with its task and with what follows its signals.
+
+    Raises:
+        SettingsError: Names every missing, wrong and misspelt setting at once.
+    """
+    connections, settings = read_both(Connections, WorkerSettings)
+    # OpenCV reads it once, when the child imports it.
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
+    process = WorkerProcess(connections, settings)
+    process.connect_signals()
+    return process.app
 
 
-def _publish(name: str, job: str, chunk: int, published_at: float) -> None:
-    celery_app.publish(app, job, chunk, queue=name, published_at=published_at, within_s=5)
+class WorkerProcess:
+    """One worker process, the main one or its child: Celery tells by its signals which of them it is.
 
+    Args:
+        connections: Where Redis and the store are.
+        settings: The worker's.
+    """
 
-def _republish(job: str, chunk: int, published_at: float) -> None:
-    _publish("recovery", job, chunk, published_at)
+    def __init__(self, connections: Connections, settings: WorkerSettings) -> None:
+        self._connections, self._settings = connections, settings
+        #: What is preloaded may have to be downloaded.
+        self._ready_within_s = PRELOADED_WITHIN_S if settings.preload else READY_WITHIN_S
+        self._health = Health(settings.health_stem)
+        self._parent = os.getppid()
+        self._redis_is_fit = threading.Event()
+        self._consumer: ChunkConsumer | None = None
+        # The main process's, once it is ready; no watchdog where no launcher says where the child's files are.
+        self._reconciler: Reconciler | None = None
+        self._watchdog: Watchdog | None = None
+        transport.hooks.polled, transport.hooks.connecting = self._health.polled, self._health.away
+        self.app = celery_app.make_app(connections.redis_url.get_secret_value())
+        # A spawned child starts from a pickled application without tasks; importing that module gives it ours.
+        self.app.conf.include = ["worker.main"]
+        # We wait for the first child ourselves; Celery's own watch, which begins after that, must not find it late.
+        self.app.conf.worker_proc_alive_timeout = 2 * self._ready_within_s
+        tasks.register(self.app, settings.name, self._consumer_of_process)
 
+    def connect_signals(self) -> None:
+        """From now on, what Celery tells of is answered."""
+        signals.setup_logging.connect(self._set_up_logging, weak=False)
+        signals.worker_process_init.connect(self._child_starts, weak=False)
+        signals.worker_ready.connect(self._main_starts, weak=False)
+        signals.task_failure.connect(self._child_died, weak=False)
+        signals.worker_shutdown.connect(self._main_stops, weak=False)
 
-@cache
-def _work_of_process() -> Work:
-    from worker.chunks.consumer import Work  # the child only: it imports torch
+    def _set_up_logging(self, **_: Any) -> None:
+        """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
+        logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {self._settings.name} %(levelname)s %(message)s")
+        # What it says of a dead child, with a traceback of its own pool, `_child_died` says in a sentence.
+        logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
+        # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
+        for name in ("celery.worker.strategy", "celery.app.trace", "botocore.credentials", "multiprocessing"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # Its warnings show whole addresses, and an address may hold a secret.
+        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
-    storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
-    # A Redis that is away just now is no fault of this process: its first chunk waits for it.
-    table = JobTable(make_redis_client(connections))
-    return Work(table, storage, settings, health, _publish, partial(celery_app.pop_message, table, settings.queues))
+    def _publish(self, queue: str, job: str, chunk: int, published_at: float) -> None:
+        celery_app.publish(self.app, job, chunk, queue=queue, published_at=published_at, within_s=5)
 
+    # -- the child -------------------------------------------------------------------------------------------------
 
-tasks.register(app, settings.name, _work_of_process)
+    def _child_starts(self, **_: Any) -> None:
+        """Import torch and open the device before the first message comes; the main process stays free of both."""
+        self._health.begins()
+        try:
+            consumer = self._consumer_of_process()
+            if self._settings.preload:
+                self._health.preloads()
+                consumer.preload(self._settings.preload)
+        except Exception as error:  # whatever it is, this process can do nothing without what it needs
+            self._cannot_start(error)
+        self._health.ready()
 
+    def _consumer_of_process(self) -> ChunkConsumer:
+        if self._consumer is None:
+            from worker.child import make_consumer  # the child only: it imports torch
 
-@signals.setup_logging.connect
-def _log(**_: Any) -> None:
-    """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {settings.name} %(levelname)s %(message)s")
-    # What it says of a dead child, with a traceback of its own pool, `_child_died` says in a sentence.
-    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
-    # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
-    for name in ("celery.worker.strategy", "celery.app.trace", "botocore.credentials", "multiprocessing"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Its warnings show whole addresses, and an address may hold a secret.
-    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+            self._consumer = make_consumer(
+                self._connections,
+                self._settings,
+                self._health,
+                publish=self._publish,
+                pop=lambda table: partial(celery_app.pop_message, table, self._settings.queues),
+            )
+        return self._consumer
 
+    def _cannot_start(self, error: Exception) -> NoReturn:
+        first = (str(error).splitlines() or [""])[0]
+        sentence = str(error) if isinstance(error, GradcamError) else f"{type(error).__name__}: {first}"
+        log.error("action=cannot_start This process cannot get what it needs: %s", sentence)
+        self._health.startup_failed(f"it cannot get what it needs: {sentence}")
+        with suppress(GradcamError):
+            # Who looks at a job sees it, too.
+            scripts = Scripts(make_redis_client(self._connections), patience_s=1)
+            WorkerRegistry(scripts).report_problem(self._settings.name, sentence)
+        os._exit(STARTUP_FAILED)
 
-def _end_when_useless() -> None:
-    """A worker whose launcher is gone is one that nobody can stop; one whose children cannot start can do nothing."""
-    if os.getppid() != _parent:
-        log.warning("action=orphaned The launcher is gone; this worker ends as well.")
+    # -- the main process ------------------------------------------------------------------------------------------
+
+    def _main_starts(self, **_: Any) -> None:
+        # Celery reads its first message after this.
+        self._wait_until_ready()
+        settings = self._settings
+        # A Redis that is away just now must not leave this worker without its reconciler: it waits.
+        table = JobTable(make_redis_client(self._connections))
+        if settings.busy_files:
+            self._watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
+            self._watchdog.start()
+        self._reconciler = Reconciler(
+            table,
+            Storage.from_settings(self._connections),
+            partial(self._publish, "recovery"),
+            publish=self._publish,
+            who=settings.name,
+            queues=settings.queues,
+            interval_s=settings.interval_s,
+            # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
+            grace_s=settings.lease_s,
+            on_orphaned=partial(self._end_when_useless, table),
+        )
+        self._reconciler.start()
         if settings.drain_file is not None:
-            with suppress(OSError, GradcamError):  # the child then ends with us, its chunk in hand
-                run_dirs.restore(settings.drain_file.parent)
-                settings.drain_file.touch()
-        os.kill(os.getpid(), signal.SIGTERM)
-    if health.has("startup_failed") or health.starts() > _STARTS:
-        _end("no new child can get what it needs")
+            Grace(settings.drain_file, settings.grace_s, PARENT_SHARE, _end_without_redis).start()
+        log.info("action=ready The worker is ready.")
 
+    def _wait_until_ready(self) -> None:
+        """Read no message before somebody can work at it: one that lies here for long counts as lost."""
+        until = time.monotonic() + self._ready_within_s
+        drain_file = self._settings.drain_file
+        while drain_file is not None and not self._health.has("ready"):
+            if drain_file.exists():
+                log.info("action=stopped This worker was stopped before it was ready.")
+                os._exit(0)  # Celery would let the child import to its end first
+            if self._health.has("startup_failed") or not active_children():
+                _end("its child could not get what it needs")
+            if time.monotonic() > until:
+                self._health.fault(f"its child has not got ready within {self._ready_within_s:g} s")
+                _end(f"its child has not got ready within {self._ready_within_s:g} s")
+            time.sleep(0.05)
 
-def _end_where_redis_is_unfit(table: JobTable) -> None:
-    """A Redis that was away when the launcher looked may be one that cannot be worked with."""
-    if _redis_is_fit.is_set():
-        return
-    try:
-        table.server.check(reads_queues=True, allow_eviction=connections.allow_eviction)
-    except Unfit as error:
-        health.fault(str(error))
-        _end(str(error).rstrip("."))
-    _redis_is_fit.set()
+    def _end_when_useless(self, table: JobTable) -> None:
+        """End a worker that nobody can stop, as its launcher is gone, or that can do nothing."""
+        drain_file = self._settings.drain_file
+        if os.getppid() != self._parent:
+            log.warning("action=orphaned The launcher is gone; this worker ends as well.")
+            if drain_file is not None:
+                with suppress(OSError, GradcamError):  # the child then ends with us, its chunks in flight
+                    run_dirs.restore(drain_file.parent)
+                    drain_file.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self._health.has("startup_failed") or self._health.starts() > _STARTS:
+            _end("no new child can get what it needs")
+        self._end_where_redis_is_unfit(table)
 
+    def _end_where_redis_is_unfit(self, table: JobTable) -> None:
+        """A Redis that was away when the launcher looked may be one that cannot be worked with."""
+        if self._redis_is_fit.is_set():
+            return
+        try:
+            table.server.check(reads_queues=True, allow_eviction=self._connections.allow_eviction)
+        except Unfit as error:
+            self._health.fault(str(error))
+            _end(str(error).rstrip("."))
+        self._redis_is_fit.set()
 
-def _end(why: str) -> NoReturn:
-    # Celery would start children for ever, and wait for them before it ends. Nothing is in hand; a child that hangs is
-    # ended by the kernel, with us.
-    log.error("action=startup_failed This worker ends: %s.", why)
-    os._exit(STARTUP_FAILED)
-
-
-@signals.worker_process_init.connect
-def _get_ready(**_: Any) -> None:
-    """Import torch and look for the device before the first message comes; the main process stays free of both."""
-    health.begins()
-    try:
-        work = _work_of_process()
-        from worker.device.batches import open_device
-
-        open_device(settings.device)
-        if settings.preload:
-            health.preloads()
-            work.preload()
-    except Exception as error:  # whatever it is, this process can do nothing without what it needs
-        _cannot_start(error)
-    health.ready()
-
-
-def _cannot_start(error: Exception) -> NoReturn:
-    first = (str(error).splitlines() or [""])[0]
-    sentence = str(error) if isinstance(error, GradcamError) else f"{type(error).__name__}: {first}"
-    log.error("action=cannot_start This process cannot get what it needs: %s", sentence)
-    health.startup_failed(f"it cannot get what it needs: {sentence}")
-    with suppress(GradcamError):
-        # Who looks at a job sees it, too.
-        WorkerRegistry(Scripts(make_redis_client(connections), patience_s=1)).report_problem(settings.name, sentence)
-    os._exit(STARTUP_FAILED)
-
-
-def _wait_until_ready() -> None:
-    """Read no message before somebody can work at it: one that lies here for long counts as lost."""
-    until = time.monotonic() + _READY_WITHIN_S
-    while settings.drain_file is not None and not health.has("ready"):
-        if settings.drain_file.exists():
-            log.info("action=stopped This worker was stopped before it was ready.")
-            os._exit(0)  # Celery would let the child import to its end first
-        if health.has("startup_failed") or not active_children():
-            _end("its child could not get what it needs")
-        if time.monotonic() > until:
-            health.fault(f"its child has not got ready within {_READY_WITHIN_S:g} s")
-            _end(f"its child has not got ready within {_READY_WITHIN_S:g} s")
-        time.sleep(0.05)
-
-
-@signals.worker_ready.connect
-def _start(**_: Any) -> None:
-    # Celery reads its first message after this.
-    _wait_until_ready()
-    # A Redis that is away just now must not leave this worker without its reconciler: it waits.
-    table = JobTable(make_redis_client(connections))
-
-    def look() -> None:
-        _end_when_useless()
-        _end_where_redis_is_unfit(table)
-
-    reconciler = Reconciler(
-        table,
-        Storage.from_settings(connections),
-        _republish,
-        publish=_publish,
-        who=settings.name,
-        queues=settings.queues,
-        interval_s=settings.interval_s,
-        # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
-        grace_s=settings.lease_s,
-        on_orphaned=look,
-    )
-    reconciler.start()
-    watchdog = None
-    if settings.busy_files:
-        watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
-        watchdog.start()
-    if settings.drain_file is not None:
-        Grace(settings.drain_file, settings.grace_s, PARENT_SHARE, _end_at_last).start()
-    _at_work.append((reconciler, watchdog))
-    log.info("action=ready The worker is ready.")
-
-
-def _end_at_last(_within_s: float) -> None:
-    # Nothing is in hand any more; Celery may wait for a Redis that does not answer.
-    log.warning("action=stop_forced The time to stop is over, and Redis has not answered.")
-    os._exit(0)
-
-
-@signals.task_failure.connect
-def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
-    """Give a dead child's chunk to others now; nobody needs to wait for its lease to run out."""
-    if not isinstance(exception, WorkerLostError):
-        return
-    log.warning("action=child_died The child's end: %s", exception)
-    delivery = tasks.delivery_of(settings.name, task_id)
-    for reconciler, watchdog in _at_work:
-        for busy, weight in watchdog.diagnosis(delivery, str(exception)) if watchdog else ():
-            reconciler.report(
+    def _child_died(self, task_id: str, exception: BaseException, **_: Any) -> None:
+        """Give a dead child's chunks to others now; nobody needs to wait for their leases to run out."""
+        if not isinstance(exception, WorkerLostError):
+            return
+        log.warning("action=child_died The child's end: %s", exception)
+        if self._watchdog is None or self._reconciler is None:
+            return
+        delivery = tasks.delivery_of(self._settings.name, task_id)
+        for busy, weight in self._watchdog.diagnose(delivery, str(exception)):
+            self._reconciler.report(
                 Death(
                     busy.job,
                     busy.chunk,
@@ -228,8 +237,19 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
                 )
             )
 
+    def _main_stops(self, **_: Any) -> None:
+        if self._reconciler is not None:
+            self._reconciler.stop()
 
-@signals.worker_shutdown.connect
-def _stop(**_: Any) -> None:
-    for reconciler, _watchdog in _at_work:
-        reconciler.stop()
+
+def _end(why: str) -> NoReturn:
+    # Celery would start children for ever, and wait for them before it ends. Nothing is in flight; a child that hangs
+    # is ended by the kernel, with us.
+    log.error("action=startup_failed This worker ends: %s.", why)
+    os._exit(STARTUP_FAILED)
+
+
+def _end_without_redis(_within_s: float) -> None:
+    # Nothing is in flight any more; Celery may wait for a Redis that does not answer.
+    log.warning("action=stop_forced The time to stop is over, and Redis has not answered.")
+    os._exit(0)

@@ -129,8 +129,13 @@ class WorkerSettings(BaseSettings):
         return self.batch_size or (256 if self.device == "cuda" else 32)
 
     @property
+    def slots(self) -> int:
+        """The most chunks that one process has in flight."""
+        return len(BUSY)
+
+    @property
     def busy_files(self) -> tuple[Path, ...]:
-        """Each exists while this process has a chunk in that hand; none where no launcher says where."""
+        """Each exists while this process has a chunk in that slot; none where no launcher says where."""
         if self.drain_file is None:
             return ()
         return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY)

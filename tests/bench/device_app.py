@@ -6,10 +6,10 @@ from typing import Any
 
 from celery import signals
 
-from worker.app import app
+from worker.main import app
 
 # A spawned child imports what is named here.
-app.conf.include = ["worker.app", "device_app"]
+app.conf.include = ["worker.main", "device_app"]
 
 
 @signals.worker_process_init.connect

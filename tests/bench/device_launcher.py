@@ -10,7 +10,7 @@ _command = launcher.command
 
 def command(slot: launcher.Slot, queues: tuple[str, ...]) -> list[str]:
     """The Celery worker of a slot, of the benchmark's application."""
-    return ["device_app" if word == "worker.app" else word for word in _command(slot, queues)]
+    return ["device_app" if word == "worker.main" else word for word in _command(slot, queues)]
 
 
 if __name__ == "__main__":

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from producer.jobs.broker import celery_app
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.table.redis_scripts import connect
 from producer.jobs.table.table import JobTable
 from worker import tasks
-from worker.chunks.consumer import Work
+from worker.chunks.messages import Message
 
 LEASE_S = 30.0
 
 
 class Noop:
-    """In place of `worker.chunks.consumer.Work`: the same calls of the job table, and nothing between them."""
+    """In place of `worker.chunks.consumer.ChunkConsumer`: the same calls of the job table, and nothing between them."""
 
     def __init__(self, table: JobTable) -> None:
         self._table = table
 
-    def work(self, name: str, job: str, chunk: int, claim_id: str) -> int:
-        """Work at the chunk whose turn it is; how many images."""
-        turn = self._table.next_chunk(name, job, chunk, exact=name == "recovery")
-        if turn is None:
+    def consume(self, message: Message, claim_id: str) -> int:
+        """Work at the chunk that a message lets us take; how many images."""
+        exact = message.queue == "recovery"
+        turn = self._table.next_chunk(message.queue, message.job, message.chunk, exact=exact)
+        if not isinstance(turn, tuple):
             return 0
         found = self._table.spec(turn[0])
         assert found is not None
@@ -40,4 +39,4 @@ _connections = read(Connections)
 app = celery_app.make_app(_connections.redis_url.get_secret_value())
 app.conf.include = ["noop_app"]
 _noop = Noop(JobTable(connect(_connections)))
-tasks.register(app, "noop", lambda: cast("Work", _noop))
+tasks.register(app, "noop", lambda: _noop)

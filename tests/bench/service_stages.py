@@ -58,7 +58,9 @@ def print_stages(rig: Rig, network: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict[str, dict[str, float]]:
+def measure(  # noqa: PLR0915
+    network_name: str, servers: dict[str, int], uris: list[str]
+) -> dict[str, dict[str, float]]:
     import numpy as np
 
     from producer.client.client import Client
@@ -68,7 +70,9 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     from producer.jobs.model.settings import Connections, read
     from producer.jobs.model.spec import Chunk, Item, JobSpec, uri_line
     from producer.jobs.store.bucket import Storage
-    from worker.chunks.item import Image, done
+    from worker.chunks.chunk import ChunkContext
+    from worker.chunks.item import ImageTask, done
+    from worker.chunks.lease import Lease
     from worker.device import batches
     from worker.models import networks
     from worker.pictures import decode, geometry, render
@@ -114,9 +118,11 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     claim = table.claim(job, 0, spec, claim_id="stages", lease_s=30)
     assert claim is not None
 
+    chunk = ChunkContext(claim, network, Lease(table, claim, claim_id="stages", lease_s=30), order=0, since=0.0)
+
     def line(number: int) -> str:
-        image = Image(number, Item(uri=uris[number]), explained=answers[number])
-        return done(image, claim, network, [False], objects[number], {}).result.model_dump_json(exclude_none=True)
+        task = ImageTask(chunk, number, Item(uri=uris[number]), explained=answers[number])
+        return done(task, [False], objects[number], {}).result.model_dump_json(exclude_none=True)
 
     manifest = "\n".join(clock.each("result", line, range(images))).encode()
 

@@ -11,7 +11,7 @@ import torch
 from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.spec import JobSpec
-from worker.device.batches import Explained, explain_arrays, open_device
+from worker.device.batches import explain_classes, open_device
 from worker.models import networks
 from worker.models.loader import Models
 from worker.settings import WorkerSettings
@@ -24,20 +24,21 @@ pytestmark = [
 
 def test_a_gpu_gives_the_cpus_explanations() -> None:
     batch = list(np.random.default_rng(0).standard_normal((4, 3, 224, 224)).astype(np.float32))
-    on_gpu = explain_arrays(
+    on_gpu = explain_classes(
         networks.load("resnet50", weights="random", device=open_device("cuda")), batch, [0, 1, 2, 3]
     )
-    on_cpu = explain_arrays(networks.load("resnet50", weights="random"), batch, [0, 1, 2, 3])
+    on_cpu = explain_classes(networks.load("resnet50", weights="random"), batch, [0, 1, 2, 3])
     for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
-        assert isinstance(gpu, Explained)
-        assert isinstance(cpu, Explained)
-        assert np.corrcoef(gpu.guided.ravel(), cpu.guided.ravel())[0, 1] > 0.999
+        assert isinstance(gpu, list)
+        assert isinstance(cpu, list)
+        assert np.corrcoef(gpu[0].guided.ravel(), cpu[0].guided.ravel())[0, 1] > 0.999
 
 
 def test_models_in_turn_leave_no_memory_behind(tmp_path: Path) -> None:
     models = Models(
         Fetcher(FetchPolicy(), None),
         WorkerSettings(device="cuda", model_cache_bytes=120 * 2**20, weights_cache_dir=tmp_path),
+        open_device("cuda"),
     )
     allocated = []
     torch.cuda.reset_peak_memory_stats()

@@ -52,7 +52,8 @@ OURS: dict[str, Any] = {
     "content-encoding": "utf-8",
     "content-type": "application/json",
     "headers": {
-        "lang": "py", "task": "gradcam.work", "id": "44f1d99f-1284-4aab-a7fb-3acf6115dd44", "shadow": None, "eta": None,
+        "lang": "py", "task": "gradcam.explain_chunk", "id": "44f1d99f-1284-4aab-a7fb-3acf6115dd44",
+        "shadow": None, "eta": None,
         "expires": None, "group": None, "group_index": None, "retries": 0, "timelimit": [None, None],
         "root_id": "44f1d99f-1284-4aab-a7fb-3acf6115dd44", "parent_id": None, "argsrepr": "", "kwargsrepr": "{}",
         "origin": "gen3184@vm", "ignore_result": True, "replaced_task_nesting": 0, "stamped_headers": None,
@@ -261,7 +262,7 @@ def test_no_message_ends_the_worker_and_each_is_told_in_a_sentence(own: Stack, r
         ({"time_limit": 1}, "headers.timelimit.0"),
         ({"group_id": SECRET}, "headers.group"),
         ({"chord": {"task": SECRET}}, "body.2.chord"),
-        ({"link": app.signature("gradcam.work")}, "body.2.callbacks"),
+        ({"link": app.signature("gradcam.explain_chunk")}, "body.2.callbacks"),
         ({"compression": "zlib"}, "headers.compression"),
         ({"serializer": "pickle"}, "content-type"),
         ({"name": SECRET}, "headers.task"),

@@ -20,7 +20,7 @@ from producer.jobs.model.spec import Failure, Item, Result
 from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
 from worker.chunks.lease import Lease, LeaseLost
-from worker.chunks.recorder import Ended, Ledger
+from worker.chunks.recorder import Ended, ResultRecorder
 from worker.chunks.shard import Shard
 from worker.chunks.stages import shard_of
 from worker.recover.reconciler import reconcile
@@ -38,7 +38,7 @@ class Chunk:
 
     claim: Claim
     lease: Lease
-    ledger: Ledger
+    recorder: ResultRecorder
     shard: Shard | None
     open: ExitStack = field(default_factory=ExitStack)
     #: Everything of it that was written, not recorded yet.
@@ -76,14 +76,13 @@ class InProcessWorker:
         made.open.enter_context(lease)
         if claim.spec.pack == "tar":
             made.shard = made.open.enter_context(Shard(self.storage, shard_of(self.storage, claim), hold=lease.hold))
-        made.ledger = Ledger(
+        made.recorder = ResultRecorder(
             self.table,
             self.storage,
             claim,
             lease,
             lease_s=self._lease_s,
             commit_every_s=60,
-            wait=lambda _image, future: future.result(),
             shard=made.shard,
         )
         return made
@@ -107,8 +106,7 @@ class InProcessWorker:
             return
         member = keys.member(index, f"cam.{claim.spec.format}")
         result = _done(index, item, keys.in_shard(chunk.shard.key, member))
-        chunk.shard.add(result, {member: content})
-        chunk.ended.append(Ended(offset, result, None))
+        chunk.ended.append(Ended(offset, result, None, {member: content}))
 
     def record(self, chunk: Chunk) -> bool:
         """Write the manifest and commit; whether the chunk is complete.
@@ -116,10 +114,11 @@ class InProcessWorker:
         Raises:
             LeaseLost: The job takes no more.
         """
-        chunk.ledger.end(chunk.ended)
+        for ended in chunk.ended:
+            chunk.recorder.record(ended)
         chunk.ended = []
-        chunk.ledger.commit()
-        return chunk.ledger.complete
+        chunk.recorder.commit()
+        return chunk.recorder.complete
 
     def release(self, chunk: Chunk) -> None:
         """Give the chunk back, as far as it is not complete."""

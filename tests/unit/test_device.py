@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from producer.jobs.model.errors import JobError, ModelError, WorkerError
-from worker.device.batches import Explained, explain_arrays, explain_classes, oom_halvings, open_device
+from worker.device.batches import Explained, explain_classes, open_device
 from worker.engine.explain import View, as_they_are
 from worker.models.networks import Network
 
@@ -38,12 +38,20 @@ def small() -> Network:
     return network_of(model, model[0])
 
 
+def explain_each(
+    network: Network, inputs: list[np.ndarray], class_ids: list[int | None], **options: str
+) -> list[Explained | ModelError]:
+    """One class of each image."""
+    answers = explain_classes(network, inputs, class_ids, **options)
+    return [answer if isinstance(answer, ModelError) else answer[0] for answer in answers]
+
+
 def images(count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32))
 
 
 def test_a_batch_gives_an_explanation_an_image(small: Network) -> None:
-    answers = explain_arrays(small, images(3), [None, 2, 0])
+    answers = explain_each(small, images(3), [None, 2, 0])
     assert all(isinstance(answer, Explained) for answer in answers)
     explained = [answer for answer in answers if isinstance(answer, Explained)]
     assert [answer.class_id for answer in explained[1:]] == [2, 0]
@@ -53,9 +61,9 @@ def test_a_batch_gives_an_explanation_an_image(small: Network) -> None:
 def test_an_image_whose_logits_are_not_finite_fails_alone(small: Network) -> None:
     batch = images(3)
     batch[1][:] = np.nan
-    first, second, third = explain_arrays(small, batch, [0, 0, 0])
+    first, second, third = explain_each(small, batch, [0, 0, 0])
     assert isinstance(second, ModelError)
-    alone = explain_arrays(small, [batch[2]], [0])[0]
+    alone = explain_each(small, [batch[2]], [0])[0]
     assert isinstance(first, Explained)
     assert isinstance(third, Explained)
     assert isinstance(alone, Explained)
@@ -81,7 +89,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     narrow = Narrow()
     halved = network_of(nn.Sequential(narrow, conv, nn.ReLU(), nn.Flatten(), head), conv)
     batch, classes = images(7), [0, 1, 2, 3, 0, 1, 2]
-    for ours, theirs in zip(explain_arrays(halved, batch, classes), explain_arrays(wide, batch, classes), strict=True):
+    for ours, theirs in zip(explain_each(halved, batch, classes), explain_each(wide, batch, classes), strict=True):
         assert isinstance(ours, Explained)
         assert isinstance(theirs, Explained)
         assert ours.class_id == theirs.class_id
@@ -96,13 +104,13 @@ def test_one_image_that_does_not_fit_is_the_workers_fault() -> None:
 
     model = nn.Sequential(Full(), nn.Conv2d(3, 5, 3))
     with pytest.raises(WorkerError, match="not even one image"):
-        explain_arrays(network_of(model, model[1]), images(2), [0, 0])
+        explain_each(network_of(model, model[1]), images(2), [0, 0])
 
 
 def test_a_layer_that_cannot_be_explained_is_the_jobs_fault(small: Network) -> None:
     broken = network_of(small.model, small.model.get_submodule("3"))
     with pytest.raises(JobError, match="cannot be explained at"):
-        explain_arrays(broken, images(1), [0])
+        explain_each(broken, images(1), [0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -129,7 +137,7 @@ def test_each_image_gets_as_many_classes_as_it_asked_for(small: Network) -> None
     assert classes[0] == np.argsort(-answers[0][0].logits)[:2].tolist()
     for array, answer in zip(batch, answers, strict=True):
         for one in answer:
-            alone = explain_arrays(small, [array], [one.class_id])[0]
+            alone = explain_each(small, [array], [one.class_id])[0]
             assert isinstance(alone, Explained)
             np.testing.assert_allclose(one.map, alone.map, rtol=1e-4, atol=1e-7)
             np.testing.assert_allclose(one.guided, alone.guided, rtol=1e-4, atol=1e-7)
@@ -164,30 +172,30 @@ def test_each_layer_looked_at_gives_a_map(small: Network) -> None:
 
 
 def test_a_method_changes_the_map_alone(small: Network) -> None:
-    one, other = (explain_arrays(small, images(1), [1], method=method)[0] for method in ("gradcam", "layercam"))
+    one, other = (explain_each(small, images(1), [1], method=method)[0] for method in ("gradcam", "layercam"))
     assert isinstance(one, Explained)
     assert isinstance(other, Explained)
     assert not np.array_equal(one.map, other.map)
     assert np.array_equal(one.guided, other.guided)
     with pytest.raises(JobError, match="unknown method"):
-        explain_arrays(small, images(1), [1], method="cam")
+        explain_each(small, images(1), [1], method="cam")
 
 
 def test_precision_is_of_the_pass_not_of_the_answer(small: Network) -> None:
-    full, half = (explain_arrays(small, images(1), [1], precision=name)[0] for name in ("fp32", "bf16"))
+    full, half = (explain_each(small, images(1), [1], precision=name)[0] for name in ("fp32", "bf16"))
     assert isinstance(full, Explained)
     assert isinstance(half, Explained)
     assert {half.logits.dtype, half.map.dtype, half.guided.dtype} == {np.dtype(np.float32)}
     assert 0 < np.abs(half.logits - full.logits).max() < 0.05
     with pytest.raises(JobError, match="fp16 needs a CUDA device"):
-        explain_arrays(small, images(1), [1], precision="fp16")
+        explain_each(small, images(1), [1], precision="fp16")
     with pytest.raises(JobError, match="unknown precision 'fp8'; known are fp32, bf16, fp16"):
-        explain_arrays(small, images(1), [1], precision="fp8")
+        explain_each(small, images(1), [1], precision="fp8")
 
 
 def test_halvings_are_counted() -> None:
     conv = nn.Conv2d(3, 5, 3)
     network = network_of(nn.Sequential(Narrow(), conv, nn.Flatten(), nn.Linear(5 * 36, 4)), conv)
-    before = oom_halvings.value
-    assert len(of(explain_classes(network, images(7), [None] * 7, top_k=2))) == 7
-    assert oom_halvings.value - before == 3  # 7 -> 3 + 4 -> 1 + 2 + 2 + 2
+    halved: list[int] = []
+    assert len(of(explain_classes(network, images(7), [None] * 7, top_k=2, halved=halved.append))) == 7
+    assert len(halved) == 3  # 7 -> 3 + 4 -> 1 + 2 + 2 + 2

@@ -2,85 +2,77 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
-from typing import Any
+from queue import SimpleQueue
 
-import pytest
-
-from worker.device.thread import DeviceThread, Ran
+from worker.device.batch_queue import Batch, BatchQueue, Stream
+from worker.device.thread import DeviceThread
 
 
-@pytest.fixture
-def device() -> DeviceThread:
-    return DeviceThread()
+class Device:
+    """Takes note of what it computes."""
+
+    def __init__(self) -> None:
+        self.queue: BatchQueue[str] = BatchQueue(lambda _key: 1)
+        #: What was computed, in which thread, and how long there was nothing to do before.
+        self.computed: SimpleQueue[tuple[str, int, float]] = SimpleQueue()
+        self.takes_s = 0.0
+        DeviceThread(self.queue, self._compute)
+
+    def _compute(self, batch: Batch[str], idle_s: float) -> None:
+        self.computed.put((batch.items[0], threading.get_ident(), idle_s))
+        self.queue.finished()
+        time.sleep(self.takes_s)
+        if batch.items[0] == "broken":
+            raise ValueError("no")
+
+    def open(self, job: str, count: int, *, order: int = 0) -> Stream[str]:
+        return self.queue.open("key", order=order, count=count, job=job, since=time.monotonic())
+
+    def send(self, stream: Stream[str], *items: str) -> None:
+        for item in items:
+            self.queue.dispatch(stream)
+            self.queue.put(stream, item)
+
+    def next(self) -> tuple[str, int, float]:
+        return self.computed.get(timeout=10)
 
 
-def hold(device: DeviceThread) -> tuple[threading.Event, Future[Ran[Any]]]:
-    """Keep the device busy until the event is set."""
-    go_on, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        go_on.wait(10)
-
-    future = device.submit(wait, order=0, job="a", since=0.0)
-    assert begun.wait(10)
-    return go_on, future
+def test_all_batches_run_in_one_thread_that_is_not_the_callers() -> None:
+    device = Device()
+    device.send(device.open("a", 3), "1", "2", "3")
+    threads = {device.next()[1] for _ in range(3)}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
-def test_all_batches_run_in_one_thread(device: DeviceThread) -> None:
-    threads = [device.submit(threading.get_ident, order=n, job="a", since=0.0) for n in range(3)]
-    assert len({future.result(10).value for future in threads}) == 1
-    assert threads[0].result().value != threading.get_ident()
+def test_a_batch_that_breaks_the_rule_does_not_end_the_thread() -> None:
+    device = Device()
+    stream = device.open("a", 2)
+    device.send(stream, "broken", "next")
+    assert [device.next()[0], device.next()[0]] == ["broken", "next"]
 
 
-def test_batches_of_the_chunk_taken_first_go_first(device: DeviceThread) -> None:
-    go_on, _ = hold(device)
-    ran: list[str] = []
-    futures = [
-        device.submit(lambda name=name: ran.append(name), order=order, job="a", since=0.0)  # type: ignore[misc]
-        for order, name in [(2, "later"), (1, "first"), (2, "latest"), (1, "second")]
-    ]
-    go_on.set()
-    for future in futures:
-        future.result(10)
-    assert ran == ["first", "second", "later", "latest"]
-
-
-def test_what_a_batch_raises_is_its_own(device: DeviceThread) -> None:
-    def fail() -> None:
-        raise ValueError("no")
-
-    broken = device.submit(fail, order=0, job="a", since=0.0)
-    with pytest.raises(ValueError, match="no"):
-        broken.result(10)
-    assert device.submit(lambda: 7, order=0, job="a", since=0.0).result(10).value == 7
-
-
-def test_a_batch_that_waits_can_be_taken_back(device: DeviceThread) -> None:
-    go_on, _ = hold(device)
-    ran: list[int] = []
-    taken_back = device.submit(lambda: ran.append(1), order=0, job="a", since=0.0)
-    assert taken_back.cancel()
-    go_on.set()
-    device.submit(lambda: None, order=0, job="a", since=0.0).result(10)
-    assert ran == []
-
-
-def test_the_time_without_a_batch_is_told_within_a_job(device: DeviceThread) -> None:
-    device.submit(lambda: None, order=0, job="a", since=0.0).result(10)
+def test_the_time_without_a_batch_is_told_within_a_job() -> None:
+    device = Device()
+    stream = device.open("a", 2)
+    device.send(stream, "1")
+    device.next()
     time.sleep(0.2)
-    assert device.submit(lambda: None, order=0, job="a", since=time.monotonic()).result(10).idle_s >= 0.2
+    device.send(stream, "2")
+    assert device.next()[2] >= 0.2
 
 
-def test_before_another_job_only_the_time_since_its_chunk_came_counts(device: DeviceThread) -> None:
-    device.submit(lambda: None, order=0, job="a", since=0.0).result(10)
+def test_before_another_job_only_the_time_since_its_chunk_came_counts() -> None:
+    device = Device()
+    device.send(device.open("a", 1), "1")
+    device.next()
     time.sleep(0.2)
-    assert device.submit(lambda: None, order=0, job="b", since=time.monotonic()).result(10).idle_s < 0.1
+    device.send(device.open("b", 1, order=1), "2")
+    assert device.next()[2] < 0.1
 
 
-def test_a_device_that_always_has_a_batch_ready_is_never_idle(device: DeviceThread) -> None:
-    go_on, _ = hold(device)
-    futures = [device.submit(lambda: time.sleep(0.02), order=0, job="a", since=0.0) for _ in range(5)]
-    go_on.set()
-    assert sum(future.result(10).idle_s for future in futures) < 0.05
+def test_a_device_that_always_has_a_batch_ready_is_never_idle() -> None:
+    device = Device()
+    device.takes_s = 0.02
+    device.send(device.open("a", 5), *"12345")
+    assert sum([device.next()[2] for _ in range(5)][1:]) < 0.05

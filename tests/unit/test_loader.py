@@ -37,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def made(**settings: Any) -> Models:
         fetcher = Fetcher(FetchPolicy(file_roots=(tmp_path,)), None)
-        return Models(fetcher, WorkerSettings(weights_cache_dir=tmp_path / "kept", **settings))
+        return Models(fetcher, WorkerSettings(weights_cache_dir=tmp_path / "kept", **settings), torch.device("cpu"))
 
     return made
 
@@ -193,11 +193,12 @@ import psutil
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.fetch.addresses import FetchPolicy
+from worker.device.batches import open_device
 from worker.models.loader import Models
 from worker.settings import WorkerSettings
 
 settings = WorkerSettings(weights_cache_dir=Path(sys.argv[1]), model_cache_bytes=1)
-models = Models(Fetcher(FetchPolicy(), None), settings)
+models = Models(Fetcher(FetchPolicy(), None), settings, open_device(settings.device))
 last = None
 for network in sys.argv[2:]:
     model = models.get(JobSpec(network=network, weights="random")).model

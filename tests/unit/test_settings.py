@@ -92,7 +92,7 @@ def test_the_most_pixels_of_an_image_are_what_the_settings_say(
     """Phones take pictures of 108 and 200 million; OpenCV reads the limit once, when a process imports it."""
     set_all(monkeypatch, GOOD | {"GRADCAM_WORKER_MAX_PIXELS": most})
     program = (
-        "import worker.app, numpy as np\n"
+        "import worker.main, numpy as np\n"
         "from worker.pictures.decode import decode\n"
         "import cv2\n"
         "for side in (50, 8200):\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.chunks.chunk_run import blame
 from worker.chunks.lease import Busy
-from worker.chunks.pipeline import verdict
 from worker.recover.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, death_weight, oom_kills
 
 
@@ -58,12 +58,12 @@ def test_the_words_of_the_pool_are_those_we_read() -> None:
 
 
 def test_two_crashes_alone_convict_and_three_coincidences_do_not() -> None:
-    assert verdict(2 * CRASHED) is not None
-    assert verdict(CRASHED + UNKNOWN) is None
-    assert verdict(3 * UNKNOWN) is None
-    assert verdict(CONVICTING) is not None
-    assert getattr(verdict(CONVICTING), "reason", None) == "crashed_worker"
-    assert getattr(verdict(HUNG), "reason", None) == "timeout"
+    assert blame(2 * CRASHED) is not None
+    assert blame(CRASHED + UNKNOWN) is None
+    assert blame(3 * UNKNOWN) is None
+    assert blame(CONVICTING) is not None
+    assert getattr(blame(CONVICTING), "reason", None) == "crashed_worker"
+    assert getattr(blame(HUNG), "reason", None) == "timeout"
 
 
 def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
@@ -72,9 +72,7 @@ def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.
     assert child.poll() is None
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    assert watchdog.diagnosis("me/1", "signal 9 (SIGKILL)") == [
-        (Busy(child.pid, "job", 3, "me/1/0", "life", [7]), HUNG)
-    ]
+    assert watchdog.diagnose("me/1", "signal 9 (SIGKILL)") == [(Busy(child.pid, "job", 3, "me/1/0", "life", [7]), HUNG)]
     assert not (tmp_path / "busy").exists()
 
 
@@ -91,29 +89,29 @@ def test_a_watchdog_without_a_busy_child_looks_at_nothing(tmp_path: Path) -> Non
     (tmp_path / "busy").write_text("half a li")
     os.utime(tmp_path / "busy", (1, 1))
     watchdog.look()
-    assert watchdog.diagnosis("me/2", "signal 11 (SIGSEGV)") == []
+    assert watchdog.diagnose("me/2", "signal 11 (SIGSEGV)") == []
 
 
 def test_a_death_is_of_what_was_in_hand_and_of_nothing_else(tmp_path: Path) -> None:
     """A message is worth the chunk whose turn it is: it need not be the one it names."""
     path = busy(tmp_path / "busy", 1, late_s=0)
-    assert Watchdog([path], grace_s=5).diagnosis("another/1", "signal 11 (SIGSEGV)") == []
+    assert Watchdog([path], grace_s=5).diagnose("another/1", "signal 11 (SIGSEGV)") == []
     path = busy(tmp_path / "busy", 1, late_s=0)
-    found = Watchdog([path], grace_s=5).diagnosis("me/1", "signal 11 (SIGSEGV)")
+    found = Watchdog([path], grace_s=5).diagnose("me/1", "signal 11 (SIGSEGV)")
     assert found == [(Busy(1, "job", 3, "me/1/0", "life", [7]), CRASHED)]
 
 
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)"])
 def test_an_image_was_alone_only_if_no_other_chunk_was_in_hand(tmp_path: Path, how: str) -> None:
     files = [busy(tmp_path / name, 1, late_s=0) for name in ("busy0", "busy1")]
-    assert [weight for _, weight in Watchdog(files, grace_s=5).diagnosis("me/1", how)] == [0, 0]
+    assert [weight for _, weight in Watchdog(files, grace_s=5).diagnose("me/1", how)] == [0, 0]
 
 
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)", "exitcode 1"])
 def test_every_end_in_loading_a_model_weighs_the_same(tmp_path: Path, how: str) -> None:
     path = tmp_path / "busy0"
     path.write_text(json.dumps(asdict(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))))
-    assert [weight for _, weight in Watchdog([path], grace_s=5).diagnosis("me/1", how)] == [CRASHED]
+    assert [weight for _, weight in Watchdog([path], grace_s=5).diagnose("me/1", how)] == [CRASHED]
 
 
 def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
@@ -124,7 +122,7 @@ def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, 
     watchdog.look()
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    found = watchdog.diagnosis("me/1", "signal 9 (SIGKILL)")
+    found = watchdog.diagnose("me/1", "signal 9 (SIGKILL)")
     assert [(busy.claim_id, weight) for busy, weight in found] == [("me/1/0", 0), ("me/1/1", 0)]
 
 

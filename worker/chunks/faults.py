@@ -2,7 +2,7 @@
 
 | what is raised                   | what follows                                                                |
 |----------------------------------|-----------------------------------------------------------------------------|
-| `JobError`                       | the job fails (`work.py`)                                                   |
+| `JobError`                       | the job fails (`consumer.py`)                                               |
 | `NotHere`: this worker lacks it  | it leaves the job alone; the job fails when no worker that is alive can do it |
 | `DeviceError`, `NoRoom`, anything that nobody foresaw | the job is put off; it fails after three tries         |
 | `OtherVersion`                   | it leaves the job alone                                                     |
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -34,6 +33,7 @@ from producer.jobs.table.troubles import Kind
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import Claim, JobTable
+    from worker.chunks.slots import Slots
     from worker.supervise.health import Health
 
 log = logging.getLogger(__name__)
@@ -50,24 +50,16 @@ _LONGEST_SENTENCE = 300
 class FaultHandler:
     """What a worker process knows of its own faults and of jobs that it cannot do; safe to share between threads."""
 
-    def __init__(self, table: JobTable, storage: Storage, health: Health, worker: str) -> None:
-        self._table, self._storage, self._health, self._worker = table, storage, health, worker
+    def __init__(self, table: JobTable, storage: Storage, health: Health, slots: Slots, worker: str) -> None:
+        self._table, self._storage, self._health, self._slots, self._worker = table, storage, health, slots, worker
         self._host = socket.gethostname()
         self._lock = threading.Lock()
-        self._pause_s, self._paused_until = _FIRST_PAUSE_S, 0.0
+        self._pause_s = _FIRST_PAUSE_S
         self._faulty = False
         #: Whether our own bucket was closed to us when it was last used.
         self._bucket_closed = False
         #: Job → how often this very process met an error that nobody foresaw.
         self._tried: Counter[str] = Counter()
-        #: Why this process makes way for a new one: at once, or when it has done what is in hand.
-        self.retires: str | None = None
-        self.worn_out: str | None = None
-
-    @property
-    def paused(self) -> bool:
-        """Whether nothing is to be begun now."""
-        return time.monotonic() < self._paused_until
 
     # -- whose fault ---------------------------------------------------------------------------------------------
 
@@ -114,10 +106,11 @@ class FaultHandler:
             self._say(sentence)
         with self._lock:
             self._tried[claim.job] += 1
-            if isinstance(error, DeviceError):
-                self.retires = "The device failed"
-            elif self._tried[claim.job] >= _TRIES_OF_ONE_PROCESS:
-                self.worn_out = f"Job {claim.job} failed here {_TRIES_OF_ONE_PROCESS} times for no reason that we know"
+            tries = self._tried[claim.job]
+        if isinstance(error, DeviceError):
+            self._slots.retire("The device failed")
+        elif tries >= _TRIES_OF_ONE_PROCESS:
+            self._slots.wear_out(f"Job {claim.job} failed here {tries} times for no reason that we know")
 
     def own(self, job: str, chunk: int, error: Exception) -> None:
         """Say what is wrong with this worker, and leave the work to others for a while."""
@@ -128,13 +121,13 @@ class FaultHandler:
             # It may be everywhere: go on slowly.
             log.error("action=bug job=%s chunk=%d Something unexpected went wrong.", job, chunk, exc_info=error)
             self._say(f"a bug of gradcam-queue ({type(error).__name__}); its log has more")
-        self._pause(grows=True)
+        self._pause()
         if isinstance(error, DeviceError):
-            self.retires = "The device failed"
+            self._slots.retire("The device failed")
 
     def nothing_but_left_alone(self) -> None:
         """Read no messages for a moment: those there are are for others."""
-        self._pause(grows=False)
+        self._slots.pause(_LEFT_ALONE_PAUSE_S)
 
     def _say(self, sentence: str) -> None:
         self._faulty = True
@@ -142,15 +135,13 @@ class FaultHandler:
         with suppress(ServiceError):
             self._table.registry.report_problem(self._worker, sentence)
 
-    def _pause(self, *, grows: bool) -> None:
+    def _pause(self) -> None:
         with self._lock:
-            now = time.monotonic()
-            if not grows:
-                self._paused_until = max(self._paused_until, now + _LEFT_ALONE_PAUSE_S)
-            # Both chunks in hand may tell of one fault.
-            elif now >= self._paused_until:
-                self._paused_until = now + self._pause_s
-                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            # Chunks in flight at the same time may tell of one fault.
+            if self._slots.paused():
+                return
+            self._slots.pause(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     # -- nobody's any more ---------------------------------------------------------------------------------------
 

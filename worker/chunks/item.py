@@ -1,4 +1,4 @@
-"""One image on its way through the stages, and what is written down of it at its end."""
+"""One image on its way through the stages, and the record of its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
-from producer.jobs.model.errors import GradcamError, ItemError
+from producer.jobs.model.errors import GradcamError, ItemError, ModelError
 from producer.jobs.model.spec import ExplainedClass, Failure, Item, Result
 from producer.jobs.model.waits import waiting
 from worker.chunks.recorder import Ended
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from producer.jobs.table.table import Claim
+    from worker.chunks.chunk import ChunkContext
     from worker.device.batches import Explained
-    from worker.models.networks import Network
     from worker.pictures.decode import Picture
     from worker.pictures.geometry import Frame
 
@@ -35,10 +34,11 @@ _OF_SERVERS = frozenset({"fetch", "upload"})
 _WORK = {"decode": "an image to be decoded", "render": "pictures to be drawn", "encode": "pictures to be encoded"}
 
 
-@dataclass
-class Image:
-    """One item on its way through the stages."""
+@dataclass(eq=False)
+class ImageTask:
+    """One item on its way through the stages; one thread at a time works at it."""
 
+    chunk: ChunkContext
     offset: int
     item: Item
     #: stage → seconds of work
@@ -63,6 +63,8 @@ class Image:
     explained: list[Explained] = field(default_factory=list)
     #: Why it fails alone.
     error: ItemError | None = None
+    #: Whether it left for the device: what has not is dropped when the process stops.
+    left_for_device: bool = False
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -88,6 +90,23 @@ class Image:
             self.waits[stage] = self.waits.get(stage, 0.0) + max(at - self.waiting_since, 0.0)
             self.waiting_since = None
 
+    def computed(self, answer: list[Explained] | ModelError, began: float, seconds: float) -> None:
+        """Take the device's answer.
+
+        Args:
+            answer: One explanation a class, or why there is none.
+            began: When its batch began, in seconds of the monotonic clock.
+            seconds: Its share of the batch's time.
+        """
+        self.begun("explain", began)
+        self.seconds["explain"], self.input = round(seconds, 6), None
+        if isinstance(answer, ModelError):
+            self.error = answer
+        else:
+            # A label that was predicted is explained once.
+            self.explained = list({each.class_id: each for each in answer}.values())
+        self.waits_from_now()
+
     def overdue(self, limit_s: float) -> str | None:
         """The stage this image is in for longer than it may; None when it is not."""
         stage = self.stage
@@ -105,70 +124,70 @@ class _Unexpected(ItemError):
 
 
 @contextmanager
-def own_fault(image: Image) -> Iterator[None]:
+def own_fault(task: ImageTask) -> Iterator[None]:
     """What goes wrong with one image stays with it; other people's faults go on."""
     try:
         yield
     except ItemError as error:
-        image.error = error
+        task.error = error
     except GradcamError:
         raise
     except Exception as error:
         # The edge of an item: a bug that one picture brings out must not take its neighbors along.
-        log.exception("action=item_bug A stage failed on %s.", addresses.redact(image.item.uri))
-        image.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
+        log.exception("action=item_bug A stage failed on %s.", addresses.redact(task.item.uri))
+        task.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
 
 
-def failed(image: Image, claim: Claim) -> Ended:
+def failed(task: ImageTask) -> Ended:
     """What is written down of an image that fails."""
-    error = image.error or _Unexpected("nothing came of it, and nothing says why")
-    index, message = claim.index(image.offset), str(error)[:500]
-    failure = Failure(index=index, item=image.item, reason=error.reason, message=message, attempts=claim.attempt)
+    error = task.error or _Unexpected("nothing came of it, and nothing says why")
+    claim = task.chunk.claim
+    index, message = claim.index(task.offset), str(error)[:500]
+    failure = Failure(index=index, item=task.item, reason=error.reason, message=message, attempts=claim.attempt)
     result = Result(
         index=index,
-        uri=addresses.redact(image.item.uri),
-        id=image.item.id,
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
         state="failed",
-        label=image.item.label,
-        keep=image.item.keep,
+        label=task.item.label,
+        keep=task.item.keep,
         network=claim.spec.network,
-        seconds=image.seconds,
+        seconds=task.seconds,
         reason=error.reason,
         message=message,
     )
-    return Ended(image.offset, result, failure, waits=image.waits)
+    return Ended(task.offset, result, failure, waits=task.waits)
 
 
-def done(
-    image: Image,
-    claim: Claim,
-    network: Network,
-    flats: list[bool],
-    objects: dict[str, str],
-    files: dict[str, bytes],
-) -> Ended:
-    """What is written down of an image whose pictures are in the object store."""
-    first = image.explained[0]
+def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dict[str, bytes]) -> Ended:
+    """What is written down of an image whose pictures are in the object store.
+
+    Args:
+        task: What was explained.
+        flats: Of each class explained, whether its map is flat.
+        objects: kind → address.
+        files: Where pictures are packed: member name → content, until they are in the shard.
+    """
+    claim, network = task.chunk.claim, task.chunk.network
+    first = task.explained[0]
     chosen, top5 = top_predictions(first.logits, first.class_id, network.categories)
-    several = [top_predictions(each.logits, each.class_id, network.categories)[0] for each in image.explained]
+    several = [top_predictions(each.logits, each.class_id, network.categories)[0] for each in task.explained]
     result = Result(
-        index=claim.index(image.offset),
-        uri=addresses.redact(image.item.uri),
-        id=image.item.id,
+        index=claim.index(task.offset),
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
         state="done",
-        keep=image.item.keep,
+        keep=task.item.keep,
         class_id=chosen.class_id,
         class_name=chosen.class_name,
         probability=chosen.probability,
         top5=top5,
-        label=image.item.label,
+        label=task.item.label,
         predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,
         predicted_probability=top5[0].probability,
         # Of one class alone there is nothing to choose.
-        correct=None if image.label is None or network.classes == 1 else image.label == top5[0].class_id,
-        classes=tuple(
-            ExplainedClass(**guess.model_dump(), flat=flat) for guess, flat in zip(several, flats, strict=True)
-        )
+        correct=None if task.label is None or network.classes == 1 else task.label == top5[0].class_id,
+        classes=tuple(ExplainedClass(**each.model_dump(), flat=flat) for each, flat in zip(several, flats, strict=True))
         if len(several) > 1
         else (),
         network=claim.spec.network,
@@ -177,6 +196,6 @@ def done(
         guided_relus=first.guided_relus,
         random_weights=network.random,
         objects=objects,
-        seconds=image.seconds,
+        seconds=task.seconds,
     )
-    return Ended(image.offset, result, None, files, image.waits)
+    return Ended(task.offset, result, None, files, task.waits)

@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -72,6 +72,8 @@ class Lease:
         #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
         self._lost = False
+        #: Whether a batch with images of the chunk is on the device: its time runs, whatever else goes on.
+        self._in_batch = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -95,6 +97,27 @@ class Lease:
         """
         if self._lost:
             raise LeaseLost
+        if not self._in_batch:
+            self._begin(limit_s)
+
+    @contextmanager
+    def batch(self, limit_s: float) -> Iterator[None]:
+        """Take note that a batch with images of the chunk is on the device, for so long at most.
+
+        Other steps extend nothing meanwhile: a device that hangs must not be hidden by uploads that go on.
+
+        Raises:
+            LeaseLost: As `step`.
+        """
+        self.step(limit_s)
+        self._in_batch = True
+        try:
+            yield
+        finally:
+            self._in_batch = False
+            self._begin(limit_s)
+
+    def _begin(self, limit_s: float) -> None:
         self._until = time.monotonic() + limit_s
         self._set_time()
 

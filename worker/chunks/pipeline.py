@@ -1,353 +1,246 @@
-"""A chunk's path, a line a stage: fetch, decode, explain, render, encode, upload, manifest, commit.
+"""The one pipeline of a process: images of all chunks in flight go through it.
 
-Fetching and decoding go on ahead of the device and rendering and uploading behind it, in threads of their own; the
-device has a thread of its own, too, which two chunks in hand share. Objects come first, then the manifest, then the
-commit: what is called done is always there.
+    fetch + decode (threads) ─► batch ─► device (one thread) ─► render + encode + upload (threads)
+
+Queues between the stages are bounded: a chunk dispatches no more images than fill the next batches, and no batch leaves
+while too many results are under way. What has come out goes back to the image's chunk (`chunk_run.py`), which records
+and commits it.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from producer.jobs.fetch import addresses
-from producer.jobs.model.errors import CrashedWorker, ItemError, ItemTimeout, ModelError, WorkerError
-from producer.jobs.model.prefetch import prefetch_map
-from producer.jobs.model.stage_times import IDLE
+from producer.jobs.model.errors import ModelError
 from producer.jobs.model.waits import waiting
 from worker import metrics
 from worker.chunks import stages
-from worker.chunks.item import Image, failed
-from worker.chunks.recorder import Ended, Ledger
-from worker.chunks.shard import Shard
-from worker.device.batches import Explained, batch_key, explain_classes, oom_halvings
-from worker.device.thread import DeviceThread, Ran
-from worker.models.classes import checked_class
-from worker.recover.watchdog import CONVICTING, HUNG
+from worker.chunks.item import failed
+from worker.device.batch_queue import Batch, BatchQueue, Stream
+from worker.device.batches import Explained, explain_classes
+from worker.device.thread import DeviceThread
 
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
-    from worker.chunks.lease import Lease
+    from worker.chunks.chunk import ChunkContext
+    from worker.chunks.item import ImageTask
+    from worker.chunks.slots import Slots
     from worker.device.batch_size import BatchSizes
     from worker.models.networks import Network
-    from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-#: How often a future that is waited for is looked at.
-_LOOK_EVERY_S = 0.5
-#: Batches of one chunk in the device's row: one at work, one ready.
-_ROW = 2
-#: So many images are marked with one call of Redis.
-_MARKED = 16
 #: So many at most go through the network at once whose originals are kept to be drawn on: one may have 48 MB.
-_MOST_ORIGINALS = 16
-#: What came of a batch: of each image its explanations, or why there are none.
-_Answers = list[list[Explained] | ModelError]
-
-
-class _StoppedError(Exception):
-    """This process was told to stop: what has not begun does not begin."""
-
-
-@dataclass(frozen=True)
-class Hand:
-    """A chunk in hand, and what is needed to work at it."""
-
-    claim: Claim
-    network: Network
-    lease: Lease
-    #: The lower, the sooner the device works at it: the one taken first.
-    order: int
-    #: Since when, in seconds of the monotonic clock.
-    since: float
-    #: Called when its last image is on its way: another chunk's may be fetched now.
-    fed: Callable[[], None]
-    #: Returns as soon as no other chunk is in hand.
-    alone: Callable[[], None]
+_MOST_ORIGINALS: Final = 16
+#: Of each image its explanations, or why there are none.
+Answers = list[list[Explained] | ModelError]
 
 
 class Pipeline:
-    """Works off claimed chunks, up to two at a time; one per process, its pools live as long as it does."""
+    """Takes images of all chunks through their stages; one per process, its threads live as long as it does.
+
+    Args:
+        fetcher: Brings images.
+        storage: Where pictures go.
+        sizes: The batch size of each batch key.
+        slots: Whether this process is stopping, and what runs.
+        io_threads: Threads that fetch, and as many that upload.
+        item_timeout_s: How long a batch may take.
+        computed: Called after each batch.
+    """
 
     def __init__(
         self,
-        table: JobTable,
-        storage: Storage,
         fetcher: Fetcher,
+        storage: Storage,
         sizes: BatchSizes,
-        settings: WorkerSettings,
+        slots: Slots,
         *,
-        stop: Callable[[], bool],
-        at_work: Callable[[], None],
+        io_threads: int,
+        item_timeout_s: float,
+        computed: Callable[[], None],
     ) -> None:
-        self._table, self._storage, self._fetcher, self._settings, self._stop = table, storage, fetcher, settings, stop
-        self._sizes, self._at_work = sizes, at_work
+        self._fetcher, self._storage, self._sizes, self._slots = fetcher, storage, sizes, slots
+        self._io_threads, self._item_timeout_s, self._computed = io_threads, item_timeout_s, computed
+        self._before = ThreadPoolExecutor(io_threads, thread_name_prefix="fetch")
+        self._behind = ThreadPoolExecutor(io_threads, thread_name_prefix="upload")
+        self._queue: BatchQueue[ImageTask] = BatchQueue(self._size)
         #: The network whose lack of ReLUs was told of last.
         self._told = ""
-        self._before = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="fetch")
-        self._device = DeviceThread()
-        self._behind = ThreadPoolExecutor(settings.io_threads, thread_name_prefix="upload")
-        #: Threads that an image keeps from ever ending; a process with one should end after its chunk.
-        self.hanging = 0
-        self._lock = threading.Lock()
-        self._under_way = 0
+        DeviceThread(self._queue, self._compute)
 
-    def under_way(self) -> int:
-        """How many stages of images and batches are running, of all chunks, also of those that broke off."""
-        return self._under_way
+    def hungry(self) -> bool:
+        """Whether the device will soon have nothing to do: fewer images are on their way than one batch has."""
+        return self._queue.hungry()
 
-    @contextmanager
-    def _at(self) -> Iterator[None]:
-        with self._lock:
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way -= 1
+    # -- for a chunk -----------------------------------------------------------------------------------------------
 
-    def run(self, hand: Hand) -> bool:
-        """Work off a chunk.
+    def open(self, chunk: ChunkContext, count: int, *, alone: bool = False) -> Stream[ImageTask]:
+        """Announce images of a chunk; what they are dispatched with.
 
-        Returns:
-            Whether all of it is committed; False when told to stop before, the rest is then still pending.
-
-        Raises:
-            LeaseLost: The chunk is not ours any more, or the job goes no further.
-            JobError, WorkerError: Somebody else's fault than an image's; what was finished is committed.
+        Args:
+            chunk: Whose.
+            count: How many.
+            alone: Whether each goes through the network by itself.
         """
-        with self._shard(hand) as shard:
-            ledger = Ledger(
-                self._table,
-                self._storage,
-                hand.claim,
-                hand.lease,
-                lease_s=self._settings.lease_s,
-                commit_every_s=self._settings.commit_every_s,
-                wait=partial(self._finished, hand),
-                shard=shard,
-            )
-            try:
-                self._run(hand, ledger)
-            except BaseException:
-                # What is finished stays finished, also under an old token; the first error is the one to tell.
-                ledger.settle()
-                raise
-            return ledger.complete
-
-    def _shard(self, hand: Hand) -> AbstractContextManager[Shard | None]:
-        if hand.claim.spec.pack == "none":
-            return nullcontext()
-        return Shard(self._storage, stages.shard_of(self._storage, hand.claim), hold=hand.lease.hold)
-
-    def _run(self, hand: Hand, ledger: Ledger) -> None:
-        claim = hand.claim
-        hand.lease.step(self._settings.item_timeout_s)
-        images = [Image(offset, claim.items[offset]) for offset in claim.pending]
-        for image in images:
-            image.error = verdict(claim.suspects.get(image.offset, 0))
-        ledger.end(failed(image, claim) for image in images if image.error is not None)
-        left = [image for image in images if image.error is None]
-        kind = batch_key(hand.network, claim.spec)
-        most = sys.maxsize if claim.spec.output_size == "input" else _MOST_ORIGINALS
-        healthy = [image for image in left if image.offset not in claim.suspects]
-        self._stream(healthy, lambda: min(self._sizes.size(kind), most), hand, ledger)
-        # Each alone, so that the next death says whose fault it is; last, so that it takes nobody along.
-        suspects = [image for image in left if image.offset in claim.suspects]
-        if suspects:
-            hand.alone()
-        for image in suspects:
-            # A thread that hangs at another image would take part: the chunk goes back, and this process retires.
-            if not self._stop() and not self.hanging:
-                ledger.harvest(leave=0)
-                self._stream([image], lambda: 1, hand, ledger)
-        ledger.harvest(leave=0)
-        ledger.commit()
-
-    def _stream(self, images: Sequence[Image], size: Callable[[], int], hand: Hand, ledger: Ledger) -> None:
-        """Take images through all stages in batches, until they end or this process is told to stop."""
-        spec, fetchers = hand.claim.spec, self._settings.io_threads
+        key = chunk.batch_key()
+        self._size(key)  # here, as it may ask Redis
         # What is drawn on originals keeps all of them in memory: fewer wait for the device.
-        batches_ahead = 2 if spec.output_size == "input" else 1
-        loaded = prefetch_map(
-            self._before,
-            partial(self._load, hand),
-            self._fed(ledger.marked(images, at_once=_MARKED), hand),
-            depth=lambda: min(batches_ahead * size() + fetchers, len(images)),
-            wait=partial(self._loaded, hand.lease),
-        )
-        row: deque[tuple[list[Image], Future[Ran[_Answers]]]] = deque()
-        with closing(loaded):
-            try:
-                for batch in self._batches(loaded, size, hand, ledger):
-                    row.append((batch, self._submit(batch, hand)))
-                    while len(row) >= _ROW:
-                        self._explained(*row.popleft(), hand, ledger)
-                    # At most two batches wait behind the device: memory stays flat when the store is slow.
-                    ledger.harvest(leave=2 * size())
-                    if self._stop():
-                        break
-                while row:
-                    self._explained(*row.popleft(), hand, ledger)
-            except _StoppedError:
-                pass
-            finally:
-                for _, future in row:
-                    future.cancel()
-
-    # -- ahead of the device -------------------------------------------------------------------------------------
-
-    def _fed(self, images: Iterable[Image], hand: Hand) -> Iterator[Image]:
-        for image in images:
-            image.waits_from_now()
-            yield image
-        hand.fed()
-
-    def _batches(
-        self, loaded: Generator[Image, None, None], size: Callable[[], int], hand: Hand, ledger: Ledger
-    ) -> Iterator[list[Image]]:
-        """Full batches of those that came this far; one that did not leaves the batch, and its place to the next."""
-        batch: list[Image] = []
-        for image in loaded:
-            if image.error is not None or image.input is None:
-                ledger.leave(failed(image, hand.claim))
-                continue
-            batch.append(image)
-            if len(batch) >= size():
-                hand.lease.step(self._settings.item_timeout_s)
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _load(self, hand: Hand, image: Image) -> Image:
-        with self._at():
-            return stages.load(image, self._fetcher, hand.network, hand.claim.spec)
-
-    def _loaded(self, lease: Lease, image: Image, future: Future[Image]) -> Image:
-        stage = self._hangs(lease, image, future, stop=self._stop)
-        return future.result() if stage is None else self._given_up(image, stage)
-
-    # -- on the device -------------------------------------------------------------------------------------------
-
-    def _submit(self, batch: list[Image], hand: Hand) -> Future[Ran[_Answers]]:
-        return self._device.submit(
-            lambda: self._explain(batch, hand), order=hand.order, job=hand.claim.job, since=hand.since
+        most = sys.maxsize if chunk.claim.spec.output_size == "input" else _MOST_ORIGINALS
+        return self._queue.open(
+            key, order=chunk.order, count=count, job=chunk.claim.job, since=chunk.since, most=1 if alone else most
         )
 
-    def _explain(self, batch: list[Image], hand: Hand) -> _Answers:
+    def close(self, stream: Stream[ImageTask]) -> None:
+        """Nothing more of a stream goes to the device."""
+        self._queue.close(stream)
+
+    def has_room(self, stream: Stream[ImageTask]) -> bool:
+        """Whether one more image may be dispatched now: enough to fill the next batches is ahead of the device."""
+        batches = 2 if stream.most == sys.maxsize else 1
+        return self._queue.ahead(stream) < batches * min(self._size(stream.key), stream.most) + self._io_threads
+
+    def dispatch(self, task: ImageTask, stream: Stream[ImageTask]) -> None:
+        """Send an image on its way."""
+        task.chunk.enter(task)
+        task.waits_from_now()
+        self._queue.dispatch(stream)
+        self._before.submit(self._load, task, stream)
+
+    def give_up(self, task: ImageTask, stream: Stream[ImageTask]) -> bool:
+        """Do without an image that hangs; False when it has come out meanwhile."""
+        if not task.chunk.give_up(task):
+            return False
+        if not task.left_for_device:
+            self._queue.lose(stream)
+        return True
+
+    # -- the stages ------------------------------------------------------------------------------------------------
+
+    def _load(self, task: ImageTask, stream: Stream[ImageTask]) -> None:
+        chunk = task.chunk
+        if self._slots.stopping() or not chunk.goes_on(task):
+            return  # its chunk drops it
+        error: BaseException | None = None
+        try:
+            with self._slots.running():
+                stages.load(task, self._fetcher, chunk.network, chunk.claim.spec)
+        except BaseException as raised:  # told by the chunk's own thread
+            error = raised
+        if not chunk.goes_on(task):
+            return  # it was dropped, or given up
+        if error is None and task.error is None:
+            task.waits_from_now()
+            self._queue.put(stream, task)
+            return
+        self._queue.lose(stream)
+        chunk.complete(task, None if error else failed(task), error)
+
+    def _compute(self, batch: Batch[ImageTask], idle_s: float) -> None:
         """Runs in the device's thread."""
-        if self._stop():
-            raise _StoppedError
-        with self._at(), waiting("the device", server=False):
-            return self._explain_now(batch, hand)
+        tasks = self._leaving(batch)
+        for chunk in {task.chunk for task in batch.items}:
+            chunk.wake()  # it may dispatch more while these are computed
+        if tasks:
+            tasks[0].chunk.add_idle(idle_s)
+            # An image that is alone by intent says nothing of the size that pays.
+            telling = batch.telling and len(tasks) == len(batch.items) and batch.streams[0].most > 1
+            self._explain(tasks, batch.streams[0].key, telling=telling)
 
-    def _explain_now(self, batch: list[Image], hand: Hand) -> _Answers:
-        hand.lease.step(self._settings.item_timeout_s)
-        spec = hand.claim.spec
-        usual = checked_class(hand.network, spec.class_id, spec.class_name)
-        halvings = oom_halvings.value
-        answers = explain_classes(
-            hand.network,
-            [image.input for image in batch if image.input is not None],
-            [usual if image.asked is None else image.asked for image in batch],
-            top_k=spec.top_k,
-            method=spec.method,
-            precision=spec.precision,
-        )
-        if oom_halvings.value > halvings:
-            metrics.halved()
-            self._sizes.too_large(batch_key(hand.network, spec), len(batch))
+    def _leaving(self, batch: Batch[ImageTask]) -> list[ImageTask]:
+        """What of a batch is still wanted."""
+        if self._slots.stopping():
+            # Their chunks drop them; nothing is begun any more.
+            leaving: list[ImageTask] = []
+        else:
+            leaving = [task for task in batch.items if task.chunk.goes_on(task, computed=True)]
+        for _ in range(len(batch.items) - len(leaving)):
+            self._queue.finished()
+        return leaving
+
+    def _explain(self, tasks: Sequence[ImageTask], key: Hashable, *, telling: bool) -> None:
+        """Compute a batch. What fails in company is computed again by itself: each chunk answers for its own images."""
+        began, halved = time.monotonic(), list[int]()
+        try:
+            answers = self._answers(tasks, halved)
+        except BaseException as error:
+            chunks = dict.fromkeys(task.chunk for task in tasks)
+            if len(chunks) > 1:
+                for chunk in chunks:
+                    self._explain([task for task in tasks if task.chunk is chunk], key, telling=False)
+                return
+            for task in tasks:
+                self._queue.finished()
+                task.chunk.complete(task, error=error)
+            return
+        seconds = time.monotonic() - began
+        for task, answer in zip(tasks, answers, strict=True):
+            task.computed(answer, began, seconds / len(tasks))
+            self._behind.submit(self._finish, task)
+        self._computed()
+        self._note_size(key, len(tasks), seconds, halved, telling=telling)
+        self._warn_if_unguided(tasks[0].chunk.network, answers)
+
+    def _answers(self, tasks: Sequence[ImageTask], halved: list[int]) -> Answers:
+        spec, network = tasks[0].chunk.claim.spec, tasks[0].chunk.network
+        with ExitStack() as stack:
+            stack.enter_context(self._slots.running())
+            stack.enter_context(waiting("the device", server=False))
+            for chunk in dict.fromkeys(task.chunk for task in tasks):
+                stack.enter_context(chunk.lease.batch(self._item_timeout_s))
+            answers = explain_classes(
+                network,
+                [task.input for task in tasks if task.input is not None],
+                [task.asked for task in tasks],
+                top_k=spec.top_k,
+                method=spec.method,
+                precision=spec.precision,
+                halved=halved.append,
+            )
+        if len(answers) != len(tasks):
+            raise AssertionError("a batch came back with another length")
         return answers
 
-    def _explained(self, batch: list[Image], future: Future[Ran[_Answers]], hand: Hand, ledger: Ledger) -> None:
-        """Take a batch from the device; one whose answer cannot be used fails alone."""
-        while not wait([future], timeout=_LOOK_EVERY_S).done:
-            # In the row: the other chunk's batch has its own time. At work: its time runs.
-            if not future.running():
-                hand.lease.step(self._settings.item_timeout_s)
-        ran = future.result()
-        self._at_work()
-        hand.lease.step(self._settings.item_timeout_s)
-        if len(ran.value) != len(batch):
-            raise AssertionError("a batch came back with another length")
-        self._sizes.ran(batch_key(hand.network, hand.claim.spec), len(batch), ran.seconds)
-        ledger.note(IDLE, ran.idle_s)
-        self._tell_if_unguided(hand.network, ran.value)
-        for image, answer in zip(batch, ran.value, strict=True):
-            image.begun("explain", ran.began)
-            image.seconds["explain"], image.input = round(ran.seconds / len(batch), 6), None
-            if isinstance(answer, ModelError):
-                image.error = answer
-            else:
-                # A label that was predicted is explained once.
-                image.explained = list({each.class_id: each for each in answer}.values())
-            image.waits_from_now()
-            ledger.add(image, self._behind.submit(self._finish, hand, image))
+    def _finish(self, task: ImageTask) -> None:
+        chunk = task.chunk
+        try:
+            if not chunk.goes_on(task):
+                chunk.complete(task)
+                return
+            with self._slots.running():
+                ended = stages.finish(task, self._storage)
+        except BaseException as error:  # told by the chunk's own thread
+            chunk.complete(task, error=error)
+        else:
+            chunk.complete(task, ended)
+        finally:
+            self._queue.finished()
 
-    def _tell_if_unguided(self, network: Network, answers: _Answers) -> None:
+    # -- batch sizes -----------------------------------------------------------------------------------------------
+
+    def _size(self, key: Hashable) -> int:
+        return self._sizes.size(_size_key(key))
+
+    def _note_size(self, key: Hashable, count: int, seconds: float, halved: Sequence[int], *, telling: bool) -> None:
+        for size in halved:
+            metrics.halved()
+            self._sizes.too_large(_size_key(key), size)
+        if telling and not halved:
+            self._sizes.ran(_size_key(key), count, seconds)
+
+    def _warn_if_unguided(self, network: Network, answers: Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
         if explained is not None and explained.guided_relus == 0 and self._told != network.name:
             self._told = network.name
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
 
-    # -- behind the device ---------------------------------------------------------------------------------------
 
-    def _finish(self, hand: Hand, image: Image) -> Ended:
-        with self._at():
-            return stages.finish(image, self._storage, hand.claim, hand.network, hold=hand.lease.hold)
-
-    def _finished(self, hand: Hand, image: Image, future: Future[Ended]) -> Ended:
-        stage = self._hangs(hand.lease, image, future)
-        return future.result() if stage is None else failed(self._given_up(image, stage), hand.claim)
-
-    # -- what hangs ----------------------------------------------------------------------------------------------
-
-    def _hangs(
-        self, lease: Lease, image: Image, future: Future[Any], stop: Callable[[], bool] = lambda: False
-    ) -> str | None:
-        """Wait for a future; the stage in which its image takes longer than it may, None when the future is done.
-
-        Raises:
-            _StoppedError: It shall not be waited for.
-        """
-        limit_s = self._settings.item_timeout_s
-        while not wait([future], timeout=_LOOK_EVERY_S).done:
-            if stop():
-                raise _StoppedError
-            stage = image.overdue(limit_s)
-            if stage is not None:
-                return stage
-            if self.hanging >= self._settings.io_threads and future.cancel():
-                raise WorkerError("every thread hangs at an image; this process starts anew")
-            lease.step(limit_s)
-        return None
-
-    def _given_up(self, image: Image, stage: str) -> Image:
-        """The image in place of one that a thread still has in hand, and may have for ever."""
-        self.hanging += 1
-        limit_s = self._settings.item_timeout_s
-        log.warning("action=hanging An image hangs in %s: %s", stage, addresses.redact(image.item.uri))
-        error = ItemTimeout(f"{stage} takes longer than {limit_s:g} s")
-        return Image(image.offset, image.item, seconds=dict(image.seconds), error=error)
-
-
-def verdict(weight: int) -> ItemError | None:
-    """What the deaths that an image was alone in say of it."""
-    if weight >= HUNG:
-        return ItemTimeout("the process that worked at it hung and had to be killed")
-    if weight >= CONVICTING:
-        return CrashedWorker(
-            "the processes that worked at it alone died: it crashes a decoder, or needs too much memory"
-        )
-    return None
+def _size_key(key: Hashable) -> str:
+    """The part of `ChunkContext.batch_key` that the best size depends on."""
+    return cast("tuple[str, Any]", key)[0]

@@ -76,7 +76,11 @@ class BatchSizes:
             key: What the size depends on: network, layers, input size, method, precision, device.
         """
         with self._lock:
-            return self._search(key).size
+            search = self._searches.get(key)
+        # Outside of the lock: whoever is asked may be away.
+        known = self._recall(key) if search is None else None
+        with self._lock:
+            return self._search(key, known).size
 
     def ran(self, key: str, size: int, seconds: float) -> None:
         """Take note of a batch that fitted; one of another size than asked for (the last of a chunk) tells nothing."""
@@ -113,10 +117,9 @@ class BatchSizes:
             search.sizes = [each for each in search.sizes if each < search.size] or [search.ceiling]
             self._go_on(key, search)
 
-    def _search(self, key: str) -> _Search:
+    def _search(self, key: str, known: int | None = None) -> _Search:
         search = self._searches.get(key)
         if search is None:
-            known = self._recall(key)
             size = min(known or FIRST, self._limit)
             search = self._searches[key] = _Search(size, self._limit, [size], over=known is not None)
         return search

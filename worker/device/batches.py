@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,17 +53,6 @@ class Explained:
         return self.maps[0]
 
 
-@dataclass
-class Count:
-    """How often something happened in this process."""
-
-    value: int = 0
-
-
-#: Batches that did not fit into the device's memory and were halved.
-oom_halvings: Final = Count()
-
-
 def open_device(kind: str) -> torch.device:
     """Give the one device that the launcher left visible, and set this process up for it.
 
@@ -109,23 +98,6 @@ def memory_allows_twice() -> bool:
     return peak_bytes < available_bytes()
 
 
-def explain_arrays(
-    network: Network,
-    inputs: Sequence[Floats],
-    class_ids: Sequence[int | None],
-    *,
-    method: str = GRADCAM,
-    precision: str = FP32,
-) -> list[Explained | ModelError]:
-    """Explain one class of each image; `explain_classes` says the rest.
-
-    Returns:
-        N explanations, an error in place of one whose logits are not finite.
-    """
-    answers = explain_classes(network, inputs, class_ids, method=method, precision=precision)
-    return [answer if isinstance(answer, ModelError) else answer[0] for answer in answers]
-
-
 def explain_classes(
     network: Network,
     inputs: Sequence[Floats],
@@ -134,6 +106,7 @@ def explain_classes(
     top_k: int = 1,
     method: str = GRADCAM,
     precision: str = FP32,
+    halved: Callable[[int], object] = lambda _: None,
 ) -> list[list[Explained] | ModelError]:
     """Explain a batch; when it does not fit into the device's memory, its halves one after the other.
 
@@ -146,6 +119,7 @@ def explain_classes(
         top_k: At most as many as the network knows are taken.
         method: How maps are made, a name of `worker.engine.methods.METHODS`.
         precision: A name of `PRECISIONS`.
+        halved: Called with the size of each batch that did not fit.
 
     Returns:
         Of each image one explanation a class, most likely first where none was given; an error in place of an image
@@ -165,14 +139,14 @@ def explain_classes(
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
     except RuntimeError as error:
         raise DeviceError(f"{network.device} failed: {str(error).splitlines()[0]}") from error
-    oom_halvings.value += 1
+    halved(len(inputs))
     if network.device.type == "cuda":
         torch.cuda.empty_cache()
     answers: list[list[Explained] | ModelError] = []
     middle = len(inputs) // 2
     for half in (slice(middle), slice(middle, None)):
         answers += explain_classes(
-            network, inputs[half], class_ids[half], top_k=top_k, method=method, precision=precision
+            network, inputs[half], class_ids[half], top_k=top_k, method=method, precision=precision, halved=halved
         )
     return answers
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.spec import JobSpec
-from worker.device.batches import open_device
 from worker.models import memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class
 from worker.models.weights_cache import WeightsFiles, default_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from producer.jobs.fetch.fetcher import Fetcher
     from worker.models.networks import Network
     from worker.settings import WorkerSettings
@@ -40,11 +41,12 @@ class Models:
 
     Args:
         fetcher: Brings weights files.
-        settings: The device, how much memory models may take, and where weights files are kept.
+        settings: How much memory models may take, and where weights files are kept.
+        device: Where models lie.
     """
 
-    def __init__(self, fetcher: Fetcher, settings: WorkerSettings) -> None:
-        self._fetcher, self._settings = fetcher, settings
+    def __init__(self, fetcher: Fetcher, settings: WorkerSettings, device: torch.device) -> None:
+        self._fetcher, self._settings, self._device = fetcher, settings, device
         self._files = WeightsFiles(
             settings.weights_cache_dir or default_folder(),
             settings.weights_cache_bytes,
@@ -89,12 +91,11 @@ class Models:
         # Made at the first use, as a device that does not tell its memory is a fault to be told like any other.
         with self._making:
             if self._made is None:
-                device = self._settings.device
-                open_device(device)
+                kind = self._device.type
                 max_bytes = self._settings.model_cache_bytes or memory.models_bytes(
-                    device, self._settings.processes_on_device
+                    kind, self._settings.processes_on_device
                 )
-                self._made = ModelCache(max_bytes, self._load, partial(memory.give_back, device))
+                self._made = ModelCache(max_bytes, self._load, partial(memory.give_back, kind))
             return self._made
 
     def _load(self, key: JobSpec) -> Network:
@@ -124,7 +125,7 @@ class Models:
                         key.network,
                         weights,
                         key.layer,
-                        open_device(self._settings.device),
+                        self._device,
                         self._download,
                         size=key.input_size,
                         make_room=partial(self._kept().make_room, key),
@@ -133,7 +134,7 @@ class Models:
                 # The share of the device was a guess; next time there is more room.
                 self._kept().clear()
                 raise
-            memory.give_back(self._settings.device)
+            memory.give_back(self._device.type)
         if not network.random:
             log.info("action=weights_read network=%s Of the weights file: %s.", key.network, network.weights_read)
         log.info(

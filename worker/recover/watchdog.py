@@ -106,7 +106,7 @@ class Watchdog(threading.Thread):
         with suppress(ProcessLookupError):
             os.kill(busy.pid, signal.SIGKILL)
 
-    def diagnosis(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
+    def diagnose(self, delivery: str, how: str) -> list[tuple[Busy, int]]:
         """What a dead child had in hand, which need not be what its message named, and its death's weight for each.
 
         An image was alone only if no other chunk was in hand; where there were two, the next holder finds out.

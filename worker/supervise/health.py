@@ -32,8 +32,9 @@ from pathlib import Path
 from producer.jobs.model.keys import PROBLEM_LIFETIME_S
 from worker.supervise import run_dirs
 
-#: The kinds of files of the chunks that a process has in hand: one is at the device, and one comes or goes.
-BUSY = ("busy0", "busy1")
+#: The kinds of files of the chunks that a process has in flight: two large ones, or several small ones that share a
+#: batch.
+BUSY = tuple(f"busy{slot}" for slot in range(8))
 #: A process whose last sign of life is older is silent.
 SILENT_AFTER_S = 60.0
 #: Importing torch from a slow disk takes long; one that takes longer has failed.

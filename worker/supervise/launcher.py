@@ -319,7 +319,7 @@ def command(slot: Slot, queues: Sequence[str]) -> list[str]:
         f"worker --pool prefork --concurrency 1 --queues {','.join(('recovery', *queues))} --hostname {slot.name}@%h"
     )
     quiet = "--without-gossip --without-mingle --without-heartbeat --loglevel INFO"
-    return [sys.executable, "-m", "celery", "--app", "worker.app", "--quiet", *options.split(), *quiet.split()]
+    return [sys.executable, "-m", "celery", "--app", "worker.main", "--quiet", *options.split(), *quiet.split()]
 
 
 def environment(slot: Slot, queues: Sequence[str], drain_file: Path, outer: Mapping[str, str]) -> dict[str, str]:

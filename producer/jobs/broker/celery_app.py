@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TASK = "gradcam.work"
+TASK = "gradcam.explain_chunk"
 #: Read in this order; `recovery` holds what a dead process left.
 QUEUES = ("recovery", *PRIORITIES)
 #: Ours have about 1000; nothing larger is looked into.
@@ -185,7 +185,7 @@ class _Part(BaseModel):
 
 
 class _Headers(_Part):
-    task: Literal["gradcam.work"]  # TASK
+    task: Literal["gradcam.explain_chunk"]  # TASK
     gradcam_published_at: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     # Whoever set these wants what we do not do: wait, expire, limit, group, unpack.
     eta: None = None

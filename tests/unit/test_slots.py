@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from worker.chunks.slots import Slot, Slots
+
+if TYPE_CHECKING:
+    from producer.jobs.table.table import Claim
+
+
+@dataclass
+class World:
+    """What slots are told from outside."""
+
+    drained: bool = False
+    hungry: bool = True
+    count: int = 3
+    slots: Slots = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.count, drained=lambda: self.drained, hungry=lambda: self.hungry)
+
+    @property
+    def room(self) -> bool:
+        return self.slots.wait_for_room(0)
+
+    def take(self, *, dispatched: bool = True) -> Slot:
+        slot = self.slots.take("me/1")
+        if dispatched:
+            self.slots.all_dispatched(slot)
+        return slot
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def claim(suspects: dict[int, int] | None = None) -> Claim:
+    @dataclass
+    class _Claim:
+        suspects: dict[int, int]
+
+    return cast("Claim", _Claim(suspects or {}))
+
+
+def test_a_second_chunk_is_taken_when_the_first_is_all_on_its_way(world: World) -> None:
+    slot = world.take(dispatched=False)
+    assert not world.room
+    world.slots.all_dispatched(slot)
+    assert world.room
+
+
+def test_a_third_chunk_is_taken_only_when_the_device_is_hungry(world: World) -> None:
+    world.take()
+    world.take()
+    assert world.room
+    world.hungry = False
+    assert not world.room
+
+
+def test_no_more_chunks_are_taken_than_there_are_places(world: World) -> None:
+    slots = [world.take() for _ in range(3)]
+    assert not world.room
+    world.slots.free(slots[1])
+    assert world.room
+    assert world.slots.take("me/1").number == slots[1].number
+
+
+def test_places_are_ordered_by_the_time_they_are_taken_and_claim_ids_never_repeat(world: World) -> None:
+    first = world.take()
+    world.slots.free(first)
+    second = world.take()
+    assert first.number == second.number
+    assert first.order < second.order
+    assert first.claim_id != second.claim_id
+
+
+def test_nothing_is_begun_beside_a_chunk_with_suspects(world: World) -> None:
+    slot = world.take()
+    world.slots.claimed(slot, claim({3: 1}))
+    assert not world.room
+    world.slots.free(slot)
+    assert world.room
+
+
+@pytest.mark.parametrize("why", ["drained", "retired", "worn out", "paused"])
+def test_a_process_that_ends_or_pauses_takes_nothing(world: World, why: str) -> None:
+    assert world.room
+    if why == "drained":
+        world.drained = True
+    elif why == "retired":
+        world.slots.retire("It hangs")
+    elif why == "worn out":
+        world.slots.wear_out("It has tried")
+    else:
+        world.slots.pause(60)
+    assert not world.room
+    assert world.slots.stopping() == (why in {"drained", "retired"})
+    assert world.slots.paused() == (why == "paused")
+
+
+def test_the_first_reason_to_end_is_the_one_that_is_told(world: World) -> None:
+    assert world.slots.why_it_ends() is None
+    world.slots.wear_out("worn out")
+    world.slots.retire("first")
+    world.slots.retire("second")
+    assert world.slots.why_it_ends() == "first"
+
+
+def test_a_short_pause_does_not_shorten_a_long_one(world: World) -> None:
+    world.slots.pause(60)
+    world.slots.pause(0)
+    assert world.slots.paused()
+
+
+def test_who_wants_to_be_alone_waits_for_chunks_and_for_what_broken_off_ones_left_running(world: World) -> None:
+    other, mine = world.take(), world.take()
+    alone = threading.Event()
+    thread = threading.Thread(
+        target=lambda: (world.slots.wait_until_exclusive(mine, lambda: None), alone.set()), daemon=True
+    )
+    with world.slots.running():
+        thread.start()
+        world.slots.free(other)
+        assert not alone.wait(0.4)
+    assert alone.wait(5)
+
+
+def test_a_thread_that_hangs_is_not_waited_for(world: World) -> None:
+    mine = world.take()
+    world.slots.hangs()
+    with world.slots.running():
+        world.slots.wait_until_exclusive(mine, lambda: pytest.fail("it waited"))
+    assert world.slots.hanging() == 1
+
+
+def test_who_waits_to_be_alone_is_asked_whether_its_chunk_is_still_its_own(world: World) -> None:
+    world.take()
+    mine = world.take()
+
+    def lost() -> None:
+        raise RuntimeError("not ours any more")
+
+    with pytest.raises(RuntimeError, match="not ours"):
+        world.slots.wait_until_exclusive(mine, lost)
+
+
+def test_room_that_comes_ends_the_waiting_for_it(world: World) -> None:
+    slot = world.take(dispatched=False)
+    threading.Timer(0.1, world.slots.all_dispatched, [slot]).start()
+    began = time.monotonic()
+    assert world.slots.wait_for_room(30)
+    assert time.monotonic() - began < 10
+
+
+def test_claims_in_flight_are_known_for_the_last_moment(world: World) -> None:
+    slot, found = world.take(), claim()
+    world.take()
+    world.slots.claimed(slot, found)
+    assert world.slots.claims() == [found]
+    assert not world.slots.empty()

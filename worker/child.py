@@ -1,0 +1,107 @@
+"""The wiring of a child process, the one that owns a device. It imports torch; the main process never does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.model.errors import ServiceError
+from producer.jobs.store.bucket import Storage
+from producer.jobs.table.redis_scripts import make_redis_client
+from producer.jobs.table.table import JobTable
+from worker.chunks.consumer import ChunkConsumer
+from worker.chunks.faults import FaultHandler
+from worker.chunks.messages import Messages
+from worker.chunks.pipeline import Pipeline
+from worker.chunks.slots import Slots
+from worker.chunks.wait_reporter import WaitReporter
+from worker.device.batch_size import BatchSizes
+from worker.device.batches import memory_allows_twice, open_device
+from worker.models.loader import Models
+from worker.supervise.grace import CHILD_SHARE, Grace
+
+if TYPE_CHECKING:
+    from producer.jobs.model.settings import Connections
+    from worker.chunks.messages import Pop, Publish
+    from worker.settings import WorkerSettings
+    from worker.supervise.health import Health
+
+
+def make_consumer(
+    connections: Connections,
+    settings: WorkerSettings,
+    health: Health,
+    *,
+    publish: Publish,
+    pop: Callable[[JobTable], Pop],
+) -> ChunkConsumer:
+    """Open the device, connect, and put together what consumes messages; its threads run from now on.
+
+    Args:
+        connections: Where Redis and the store are.
+        settings: The worker's.
+        health: Where this process says how it is.
+        publish: Sends a message.
+        pop: Gives what reads the next message of a job table's Redis.
+
+    Raises:
+        WorkerError: The device cannot be used.
+    """
+    device = open_device(settings.device)
+    storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
+    # A Redis that is away just now is no fault of this process: its first chunk waits for it.
+    table = JobTable(make_redis_client(connections))
+    fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers, fast_path=storage.fast_path)
+
+    def hungry() -> bool:
+        return pipeline.hungry()
+
+    slots = Slots(settings.slots, drained=_drained(settings), hungry=hungry)
+    pipeline = Pipeline(
+        fetcher,
+        storage,
+        _batch_sizes(table, settings),
+        slots,
+        io_threads=settings.io_threads,
+        item_timeout_s=settings.item_timeout_s,
+        computed=health.at_work,
+    )
+    consumer = ChunkConsumer(
+        table,
+        storage,
+        settings,
+        slots=slots,
+        messages=Messages(table, publish, pop(table), queues=settings.queues, worker=settings.name),
+        models=Models(fetcher, settings, device),
+        pipeline=pipeline,
+        faults=FaultHandler(table, storage, health, slots, settings.name),
+    )
+    WaitReporter(table.registry, settings.name, health).start()
+    if settings.drain_file is not None:
+        Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, consumer.give_up).start()
+    return consumer
+
+
+def _drained(settings: WorkerSettings) -> Callable[[], bool]:
+    """Whether this process was told to stop, or its parent is gone: then nobody watches it or can stop it any more."""
+    parent, drain = os.getppid(), settings.drain_file
+
+    # That the launcher's folder is gone says nothing: it may have been tidied away, and is made again.
+    return lambda: os.getppid() != parent or (drain is not None and drain.exists())
+
+
+def _batch_sizes(table: JobTable, settings: WorkerSettings) -> BatchSizes:
+    def recall(batch_key: str) -> int | None:
+        with suppress(ServiceError):
+            return table.registry.batch_size(batch_key)
+        return None
+
+    return BatchSizes(
+        settings.largest_batch,
+        recall=recall,
+        remember=table.registry.note_batch_size,
+        allows=memory_allows_twice,
+    )
