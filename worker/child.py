@@ -18,6 +18,7 @@ from worker.chunks.messages import Messages
 from worker.chunks.pipeline import Pipeline
 from worker.chunks.slots import Slots
 from worker.chunks.wait_reporter import WaitReporter
+from worker.device.batch_queue import BatchQueue
 from worker.device.batch_size import BatchSizes
 from worker.device.batches import memory_allows_twice, open_device
 from worker.models.loader import Models
@@ -25,6 +26,7 @@ from worker.supervise.grace import CHILD_SHARE, Grace
 
 if TYPE_CHECKING:
     from producer.jobs.model.settings import Connections
+    from worker.chunks.item import ImageTask
     from worker.chunks.messages import Pop, Publish
     from worker.settings import WorkerSettings
     from worker.supervise.health import Health
@@ -56,14 +58,14 @@ def make_consumer(
     table = JobTable(make_redis_client(connections))
     fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers, fast_path=storage.fast_path)
 
-    def hungry() -> bool:
-        return pipeline.hungry()
-
-    slots = Slots(settings.slots, drained=_drained(settings), hungry=hungry)
+    sizes = _batch_sizes(table, settings)
+    queue: BatchQueue[ImageTask] = BatchQueue(lambda key: sizes.size(key.size))
+    slots = Slots(settings.slots, drained=_drained(settings), hungry=queue.hungry)
     pipeline = Pipeline(
         fetcher,
         storage,
-        _batch_sizes(table, settings),
+        queue,
+        sizes,
         slots,
         io_threads=settings.io_threads,
         item_timeout_s=settings.item_timeout_s,

@@ -4,7 +4,7 @@ import threading
 import time
 from queue import SimpleQueue
 
-from worker.device.batch_queue import Batch, BatchQueue, Stream
+from worker.device.batch_queue import Batch, BatchKey, BatchQueue, Stream
 from worker.device.thread import DeviceThread
 
 
@@ -26,7 +26,7 @@ class Device:
             raise ValueError("no")
 
     def open(self, job: str, count: int, *, order: int = 0) -> Stream[str]:
-        return self.queue.open("key", order=order, count=count, job=job, since=time.monotonic())
+        return self.queue.open(BatchKey("key", 0, "input"), order=order, count=count, job=job, since=time.monotonic())
 
     def send(self, stream: Stream[str], *items: str) -> None:
         for item in items:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from worker.device.batches import batch_key
+from worker.device.batch_queue import BatchKey
+from worker.device.batches import size_key
 
 if TYPE_CHECKING:
     from producer.jobs.table.table import Claim
@@ -45,9 +45,10 @@ class ChunkContext:
     _out: SimpleQueue[Completed | float | None] = field(default_factory=SimpleQueue)
     _closed: bool = False
 
-    def batch_key(self) -> Hashable:
-        """What images must have in common to share a batch: the model itself, and how it is asked."""
-        return (batch_key(self.network, self.claim.spec), id(self.network.model), self.claim.spec.output_size)
+    def batch_key(self) -> BatchKey:
+        """What its images have in common: the model itself, and how it is asked."""
+        spec = self.claim.spec
+        return BatchKey(size_key(self.network, spec), id(self.network.model), spec.output_size)
 
     def enter(self, task: ImageTask) -> None:
         """Take note of an image that begins its way."""
@@ -77,7 +78,7 @@ class ChunkContext:
             if self._in_flight.get(task.offset) is not task:
                 return
             del self._in_flight[task.offset]
-        self._out.put(Completed(task, ended, error))
+            self._out.put(Completed(task, ended, error))
 
     def give_up(self, task: ImageTask) -> bool:
         """Take an image out that a thread still has, and may have for ever; False when it has just come out."""
@@ -102,9 +103,10 @@ class ChunkContext:
         """Take note of time that the device had nothing to do."""
         self._out.put(seconds)
 
-    def has_completed(self) -> bool:
-        """Whether something has come out that nobody has taken yet."""
-        return not self._out.empty()
+    def unfinished(self) -> bool:
+        """Whether images are on their way, or have come out and wait to be recorded."""
+        with self._lock:  # what comes out is put there before this lock is free again
+            return bool(self._in_flight) or not self._out.empty()
 
     def next_completed(self, timeout_s: float) -> Completed | float | None:
         """What has come out next; None when nothing has, or when an image has left for the device."""

@@ -118,7 +118,7 @@ class ChunkRun:
                     self._collect(stream, _LOOK_EVERY_S)
             if not alone:
                 self._slots.all_dispatched(self._slot)
-            while self._chunk.in_flight():
+            while self._chunk.unfinished():
                 if self._slots.stopping():
                     self._close(stream)
                 self._collect(stream, _LOOK_EVERY_S)
@@ -166,14 +166,11 @@ class ChunkRun:
         self._chunk.break_off()
         self._chunk.drop_early()
         until = time.monotonic() + _SETTLE_S
-        while self._finishing() and (left_s := until - time.monotonic()) > 0:
+        while self._chunk.unfinished() and (left_s := until - time.monotonic()) > 0:
             completed = self._chunk.next_completed(min(left_s, _LOOK_EVERY_S))
             if completed is not None and not isinstance(completed, float) and completed.ended is not None:
                 self._recorder.record(completed.ended)
         self._recorder.flush_after_error()
-
-    def _finishing(self) -> bool:
-        return bool(self._chunk.in_flight()) or self._chunk.has_completed()
 
     # -- images that hang ------------------------------------------------------------------------------------------
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import ModelError
 from producer.jobs.model.waits import waiting
 from worker import metrics
 from worker.chunks import stages
 from worker.chunks.item import failed
-from worker.device.batch_queue import Batch, BatchQueue, Stream
+from worker.device.batch_queue import Batch, BatchKey, BatchQueue, Stream
 from worker.device.batches import Explained, explain_classes
 from worker.device.thread import DeviceThread
 
@@ -48,7 +48,8 @@ class Pipeline:
     Args:
         fetcher: Brings images.
         storage: Where pictures go.
-        sizes: The batch size of each batch key.
+        queue: Where images wait for the device.
+        sizes: Learns how fast batches were, and which did not fit.
         slots: Whether this process is stopping, and what runs.
         io_threads: Threads that fetch, and as many that upload.
         item_timeout_s: How long a batch may take.
@@ -59,6 +60,7 @@ class Pipeline:
         self,
         fetcher: Fetcher,
         storage: Storage,
+        queue: BatchQueue[ImageTask],
         sizes: BatchSizes,
         slots: Slots,
         *,
@@ -66,18 +68,13 @@ class Pipeline:
         item_timeout_s: float,
         computed: Callable[[], None],
     ) -> None:
-        self._fetcher, self._storage, self._sizes, self._slots = fetcher, storage, sizes, slots
+        self._fetcher, self._storage, self._queue, self._sizes, self._slots = fetcher, storage, queue, sizes, slots
         self._io_threads, self._item_timeout_s, self._computed = io_threads, item_timeout_s, computed
         self._before = ThreadPoolExecutor(io_threads, thread_name_prefix="fetch")
         self._behind = ThreadPoolExecutor(io_threads, thread_name_prefix="upload")
-        self._queue: BatchQueue[ImageTask] = BatchQueue(self._size)
         #: The network whose lack of ReLUs was told of last.
         self._told = ""
         DeviceThread(self._queue, self._compute)
-
-    def hungry(self) -> bool:
-        """Whether the device will soon have nothing to do: fewer images are on their way than one batch has."""
-        return self._queue.hungry()
 
     # -- for a chunk -----------------------------------------------------------------------------------------------
 
@@ -90,7 +87,7 @@ class Pipeline:
             alone: Whether each goes through the network by itself.
         """
         key = chunk.batch_key()
-        self._size(key)  # here, as it may ask Redis
+        self._sizes.size(key.size)  # here, as it may ask Redis
         # What is drawn on originals keeps all of them in memory: fewer wait for the device.
         most = sys.maxsize if chunk.claim.spec.output_size == "input" else _MOST_ORIGINALS
         return self._queue.open(
@@ -104,7 +101,9 @@ class Pipeline:
     def has_room(self, stream: Stream[ImageTask]) -> bool:
         """Whether one more image may be dispatched now: enough to fill the next batches is ahead of the device."""
         batches = 2 if stream.most == sys.maxsize else 1
-        return self._queue.ahead(stream) < batches * min(self._size(stream.key), stream.most) + self._io_threads
+        return (
+            self._queue.ahead(stream) < batches * min(self._sizes.size(stream.key.size), stream.most) + self._io_threads
+        )
 
     def dispatch(self, task: ImageTask, stream: Stream[ImageTask]) -> None:
         """Send an image on its way."""
@@ -164,7 +163,7 @@ class Pipeline:
             self._queue.finished()
         return leaving
 
-    def _explain(self, tasks: Sequence[ImageTask], key: Hashable, *, telling: bool) -> None:
+    def _explain(self, tasks: Sequence[ImageTask], key: BatchKey, *, telling: bool) -> None:
         """Compute a batch. What fails in company is computed again by itself: each chunk answers for its own images."""
         began, halved = time.monotonic(), list[int]()
         try:
@@ -224,23 +223,15 @@ class Pipeline:
 
     # -- batch sizes -----------------------------------------------------------------------------------------------
 
-    def _size(self, key: Hashable) -> int:
-        return self._sizes.size(_size_key(key))
-
-    def _note_size(self, key: Hashable, count: int, seconds: float, halved: Sequence[int], *, telling: bool) -> None:
+    def _note_size(self, key: BatchKey, count: int, seconds: float, halved: Sequence[int], *, telling: bool) -> None:
         for size in halved:
             metrics.halved()
-            self._sizes.too_large(_size_key(key), size)
+            self._sizes.too_large(key.size, size)
         if telling and not halved:
-            self._sizes.ran(_size_key(key), count, seconds)
+            self._sizes.ran(key.size, count, seconds)
 
     def _warn_if_unguided(self, network: Network, answers: Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
         if explained is not None and explained.guided_relus == 0 and self._told != network.name:
             self._told = network.name
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)
-
-
-def _size_key(key: Hashable) -> str:
-    """The part of `ChunkContext.batch_key` that the best size depends on."""
-    return cast("tuple[str, Any]", key)[0]

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 #: How long an image waits for its batch to fill up.
@@ -22,11 +22,22 @@ LINGER_S: Final = 1.0
 _BEHIND: Final = 2
 
 
+class BatchKey(NamedTuple):
+    """What images must have in common to share a batch."""
+
+    #: What the best batch size depends on, in words: `batches.size_key`.
+    size: str
+    #: The identity of the model.
+    model: int
+    #: What is drawn on: the network's input or the original.
+    output_size: str
+
+
 @dataclass(eq=False)
 class Stream(Generic[T]):
     """The images of one chunk on their way to the device. Only `BatchQueue` changes it."""
 
-    key: Hashable
+    key: BatchKey
     #: The lower, the sooner.
     order: int
     job: str
@@ -62,7 +73,7 @@ class BatchQueue(Generic[T]):
         linger_s: How long an image waits for others.
     """
 
-    def __init__(self, size: Callable[[Hashable], int], *, linger_s: float = LINGER_S) -> None:
+    def __init__(self, size: Callable[[BatchKey], int], *, linger_s: float = LINGER_S) -> None:
         self._size, self._linger_s = size, linger_s
         self._changed = threading.Condition()
         self._streams: list[Stream[T]] = []
@@ -70,7 +81,7 @@ class BatchQueue(Generic[T]):
         self._behind = 0
 
     def open(
-        self, key: Hashable, *, order: int, count: int, job: str = "", since: float = 0.0, most: int = sys.maxsize
+        self, key: BatchKey, *, order: int, count: int, job: str = "", since: float = 0.0, most: int = sys.maxsize
     ) -> Stream[T]:
         """Announce the images of a chunk.
 

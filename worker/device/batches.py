@@ -77,7 +77,7 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
-def batch_key(network: Network, spec: JobSpec) -> str:
+def size_key(network: Network, spec: JobSpec) -> str:
     """What the best batch size depends on, in words: network, layers, input, method, precision, classes, device."""
     height, width = network.size
     cuda = network.device.type == "cuda"

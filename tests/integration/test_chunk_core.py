@@ -1,0 +1,220 @@
+"""The core of a worker: a chunk from its claim to its commit, with a small network and everything else real."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+from chunk_core import BAD, BATCH, Core
+
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.states import JobState
+from producer.jobs.table.table import JobTable
+from producer.output.results import read_chunks
+from worker.chunks.lease import Lease, LeaseLost
+
+
+@pytest.fixture
+def core(client: Client, redis_client: redis.Redis) -> Core:
+    return Core(JobTable(redis_client), client.storage)
+
+
+def counts(core: Core, job: str) -> tuple[int, int]:
+    status = core.table.status(job)
+    return status.done, status.failed
+
+
+def objects(core: Core, job: str) -> list[str]:
+    return list(core.storage.keys(keys.images_prefix(core.storage.prefix, job)))
+
+
+def test_a_chunk_goes_from_claim_to_commit(core: Core) -> None:
+    core.job("whole", [core.image(color) for color in range(10)])
+    assert core.run(core.claim("whole"))
+    assert counts(core, "whole") == (10, 0)
+    assert core.table.status("whole").state is JobState.FINALIZING
+    assert len(objects(core, "whole")) == 40
+    timings = core.table.status("whole").stages
+    assert {"fetch", "decode", "explain", "render", "encode", "upload", "record"} <= set(timings)
+
+
+def test_what_is_recorded_names_the_pictures_that_are_there(core: Core) -> None:
+    core.job("named", [core.image(1), core.image(2)], outputs=("cam",))
+    core.run(core.claim("named"))
+    key = next(iter(core.storage.keys(keys.manifest_prefix(core.storage.prefix, "named"))))
+    lines = core.storage.get(key).decode().splitlines()
+    assert len(lines) == 2
+    assert all(found in "".join(lines) for found in objects(core, "named"))
+
+
+def test_a_broken_image_fails_alone(core: Core) -> None:
+    core.job("broken", [core.image(1), core.image(broken=True), core.image(2)])
+    assert core.run(core.claim("broken"))
+    assert counts(core, "broken") == (2, 1)
+    (failure,) = core.table.failures("broken")
+    assert (failure.index, failure.reason) == (1, "image")
+
+
+def test_full_batches_leave_and_the_rest_follows(core: Core) -> None:
+    core.job("batches", [core.image(color) for color in range(BATCH * 2 + 1)])
+    core.run(core.claim("batches"))
+    assert core.model.batches == [BATCH, BATCH, 1]
+
+
+def test_chunks_of_one_model_share_batches_also_of_several_jobs(core: Core) -> None:
+    names = ["large", "small1", "small2"]
+    core.job("large", [core.image(1)])
+    core.job("small1", [core.image(2), core.image(3)])
+    core.job("small2", [core.image(4), core.image(5)])
+    core.model.gate.clear()
+    runs = [core.begin(core.claim("large"))]
+    core.wait_until(core.model.reached.is_set)
+    runs += [core.begin(core.claim(name)) for name in names[1:]]
+    core.wait_until(lambda: sum(len(stream.waiting) for stream in core.queue._streams) == 4)
+    core.model.gate.set()
+    assert all(run.result(60) for run in runs)
+    assert core.model.batches == [1, 4]
+    assert [counts(core, name) for name in names] == [(1, 0), (2, 0), (2, 0)]
+
+
+def test_jobs_that_ask_otherwise_do_not_share_a_batch(core: Core) -> None:
+    core.job("first", [core.image(1)])
+    core.job("plain", [core.image(2)])
+    core.job("other", [core.image(3)], method="layercam")
+    core.model.gate.clear()
+    runs = [core.begin(core.claim("first"))]
+    core.wait_until(core.model.reached.is_set)
+    runs += [core.begin(core.claim(name)) for name in ("plain", "other")]
+    core.wait_until(lambda: sum(len(stream.waiting) for stream in core.queue._streams) == 2)
+    core.model.gate.set()
+    assert all(run.result(60) for run in runs)
+    assert core.model.batches == [1, 1, 1]
+
+
+def test_an_image_that_breaks_a_shared_batch_is_its_own_jobs_trouble(core: Core) -> None:
+    """Three errors that nobody foresaw convict a job: it must not be the one that happened to share the batch."""
+    core.job("first", [core.image(1)])
+    core.job("good", [core.image(2)])
+    core.job("bad", [core.image(BAD)])
+    core.model.gate.clear()
+    first = core.begin(core.claim("first"))
+    core.wait_until(core.model.reached.is_set)
+    good, bad = (core.begin(core.claim(name)) for name in ("good", "bad"))
+    core.wait_until(lambda: sum(len(stream.waiting) for stream in core.queue._streams) == 2)
+    core.model.gate.set()
+    assert first.result(60)
+    assert good.result(60)
+    with pytest.raises(GradcamError, match="a white picture"):
+        bad.result(60)
+    assert (counts(core, "good"), counts(core, "bad")) == ((1, 0), (0, 0))
+
+
+def test_what_was_finished_before_a_fault_is_committed(core: Core) -> None:
+    core.job("fault", [*(core.image(color) for color in range(BATCH)), core.image(BAD)])
+    core.model.bad_gate.clear()
+    run = core.begin(core.claim("fault"), commit_every_s=0.0)
+    core.wait_until(lambda: counts(core, "fault") == (BATCH, 0))
+    core.model.bad_gate.set()
+    with pytest.raises(GradcamError, match="a white picture"):
+        run.result(60)
+    assert counts(core, "fault") == (BATCH, 0)
+    assert core.table.claim("fault", 0, core.table.spec("fault")[0], claim_id="me", lease_s=9) is None  # type: ignore[index]
+
+
+def test_a_stopping_process_finishes_the_batch_on_the_device_and_nothing_more(core: Core) -> None:
+    core.job("stop", [core.image(color) for color in range(BATCH * 3)])
+    core.model.gate.clear()
+    run = core.begin(core.claim("stop"))
+    core.wait_until(core.model.reached.is_set)
+    core.drained = True
+    core.model.gate.set()
+    assert run.result(60) is False
+    assert core.model.batches == [BATCH]
+    assert counts(core, "stop") == (BATCH, 0)
+
+
+def test_a_cancelled_job_stops_and_writes_nothing_more(core: Core) -> None:
+    core.job("cancelled", [core.image(color) for color in range(40)])
+    core.model.gate.clear()
+    run = core.begin(core.claim("cancelled"))
+    core.wait_until(core.model.reached.is_set)
+    core.table.control.cancel("cancelled")
+    core.model.gate.set()
+    with pytest.raises(LeaseLost):
+        run.result(60)
+    assert len(core.model.batches) < 10
+    before = objects(core, "cancelled")
+    assert len(before) < 160
+    assert objects(core, "cancelled") == before
+
+
+def test_suspects_run_alone_and_last(core: Core) -> None:
+    core.job("suspects", [core.image(color) for color in range(6)])
+    claim = core.claim("suspects")
+    assert core.run(replace(claim, suspects={0: 0, 3: 1}))
+    assert core.model.batches == [4, 1, 1]
+    assert counts(core, "suspects") == (6, 0)
+
+
+@pytest.mark.parametrize(("weight", "reason"), [(4, "crashed_worker"), (100, "timeout")])
+def test_an_image_whose_deaths_weigh_enough_fails_without_being_tried(core: Core, weight: int, reason: str) -> None:
+    name = f"convicted{weight}"
+    core.job(name, [core.image(color) for color in range(3)])
+    assert core.run(replace(core.claim(name), suspects={1: weight}))
+    assert (counts(core, name), core.model.batches) == ((2, 1), [2])
+    assert [failure.reason for failure in core.table.failures(name)] == [reason]
+
+
+def test_images_are_marked_before_anything_is_done_with_them(core: Core) -> None:
+    core.job("marks", [core.image(color) for color in range(20)])
+    core.model.gate.clear()
+    claim = core.claim("marks")
+    run = core.begin(claim)
+    core.wait_until(core.model.reached.is_set)
+    marked = core.table._scripts.do(lambda client: client.hget("gradcam:job:marks:marks", "0"))
+    assert {int(offset) for offset in marked.decode().split(",")} >= set(range(BATCH))
+    core.model.gate.set()
+    assert run.result(60)
+
+
+def test_parts_are_committed_while_the_rest_is_under_way(core: Core) -> None:
+    core.job("parts", [core.image(color) for color in range(BATCH * 4)])
+    core.model.gate.clear()
+    run = core.begin(core.claim("parts"), commit_every_s=0.0)
+    core.wait_until(core.model.reached.is_set)
+    assert counts(core, "parts") == (0, 0)
+    core.model.gate.set()
+    assert run.result(60)
+    parts = list(core.storage.keys(keys.manifest_prefix(core.storage.prefix, "parts")))
+    assert len(parts) > 1
+    chunks = read_chunks(core.storage, "parts", chunk_size=BATCH * 4)
+    records = [result for chunk in chunks for result in chunk.results()]
+    assert len(records) == BATCH * 4
+
+
+def test_a_packed_chunk_is_one_shard_or_nothing(core: Core) -> None:
+    core.job("packed", [core.image(color) for color in range(5)], pack="tar")
+    assert core.run(core.claim("packed"))
+    shards = list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "packed")))
+    assert len(shards) == 1
+    core.job("unpacked", [core.image(1), core.image(BAD)], pack="tar")
+    with pytest.raises(GradcamError):
+        core.run(core.claim("unpacked"))
+    assert not list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "unpacked")))
+    assert counts(core, "unpacked") == (0, 0)
+
+
+def test_uploads_that_go_on_do_not_hide_a_device_that_hangs(core: Core, tmp_path: Path) -> None:
+    core.job("lease", [core.image(1)])
+    claim, busy = core.claim("lease"), tmp_path / "busy"
+    with Lease(core.table, claim, claim_id="core/lease", lease_s=30, busy_file=busy) as lease:
+        with lease.batch(5):
+            until = busy.stat().st_mtime
+            lease.step(1000)
+            assert busy.stat().st_mtime == until
+        lease.step(1000)
+        assert busy.stat().st_mtime > until + 500
