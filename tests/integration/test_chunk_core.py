@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +203,10 @@ def test_a_packed_chunk_is_one_shard_or_nothing(core: Core) -> None:
     assert core.run(core.claim("packed"))
     shards = list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "packed")))
     assert len(shards) == 1
+    with tarfile.open(fileobj=io.BytesIO(core.storage.get(shards[0]))) as tar:
+        names = tar.getnames()
+    assert len(names) == 25
+    assert names == sorted(names, key=lambda name: name.split(".")[0])
     core.job("unpacked", [core.image(1), core.image(BAD)], pack="tar")
     with pytest.raises(GradcamError):
         core.run(core.claim("unpacked"))

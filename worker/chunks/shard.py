@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Self
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, WorkerError
@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
 
 
-class Shard:
-    """A tar that grows on this disk, image by image, and goes to the store whole; used in a `with`.
+@dataclass(frozen=True)
+class _Member:
+    """Where a member's content lies in the spool."""
 
-    Members have no times and no owners: a chunk that is worked at again gives the same tar, under a name of its own.
+    name: str
+    start: int
+    size: int
+
+
+class Shard:
+    """A tar of a chunk's pictures, made on this disk and sent to the store whole; used in a `with`.
+
+    Images come in any order and leave in the chunk's; members have no times and no owners. So a chunk that is worked at
+    again gives the same tar, under a name of its own.
 
     Args:
         storage: Our bucket.
@@ -30,21 +40,18 @@ class Shard:
 
     def __init__(self, storage: Storage, key: str, *, hold: Callable[[], None]) -> None:
         self._storage, self.key, self._hold = storage, key, hold
-        self._count = 0
+        #: Index → its members, in their order.
+        self._members: dict[int, list[_Member]] = {}
 
     def __enter__(self) -> Self:
-        try:
-            # Without a name: whatever dies, nothing of it stays on the disk.
-            self._file = tempfile.TemporaryFile(prefix="gradcam-shard-")
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        except OSError as error:
-            raise WorkerError(f"no shard can be written to {tempfile.gettempdir()} ({error.strerror})") from None
+        with _disk():
+            # Without names: whatever dies, nothing of it stays on the disk.
+            self._spool = tempfile.TemporaryFile(prefix="gradcam-shard-")
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # the disk is full: what is written last is of no use any more
-            self._tar.close()
-        self._file.close()
+            self._spool.close()
 
     def add(self, result: Result, files: Mapping[str, bytes]) -> None:
         """Write an image's pictures, and what is known of it.
@@ -57,14 +64,11 @@ class Shard:
             WorkerError: The disk is full.
         """
         described = {keys.member(result.index, "json"): result.line.encode()}
-        try:
+        members = self._members[result.index] = []
+        with _disk():
             for name, content in (*files.items(), *described.items()):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                self._tar.addfile(entry, io.BytesIO(content))
-        except OSError as error:
-            raise WorkerError(f"a shard cannot be written to {tempfile.gettempdir()} ({error.strerror})") from None
-        self._count += 1
+                members.append(_Member(name, self._spool.tell(), len(content)))
+                self._spool.write(content)
 
     def upload(self) -> None:
         """Write the tar to the store, unless there is nothing in it.
@@ -74,13 +78,30 @@ class Shard:
             JobError: See `Storage.check`.
             LeaseLost, ServiceError: The chunk is not ours any more, or nobody knows.
         """
-        if not self._count:
+        if not self._members:
             return
         self._hold()
         try:
-            self._tar.close()
-            self._storage.put_open_file(self.key, self._file)
-        except OSError as error:
-            raise WorkerError(f"a shard cannot be written to {tempfile.gettempdir()} ({error.strerror})") from None
+            with _disk(), tempfile.TemporaryFile(prefix="gradcam-shard-") as file:
+                self._write_tar(file)
+                self._storage.put_open_file(self.key, file)
         except StoreError as error:
             raise WorkerError(str(error)) from None
+
+    def _write_tar(self, file: IO[bytes]) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for _, members in sorted(self._members.items()):
+                for member in members:
+                    entry = tarfile.TarInfo(member.name)
+                    entry.size = member.size
+                    self._spool.seek(member.start)
+                    tar.addfile(entry, self._spool)
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """What this disk refuses is said in a sentence. Raises WorkerError."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(f"a shard cannot be written to {tempfile.gettempdir()} ({error.strerror})") from None
