@@ -132,7 +132,7 @@ class ChunkConsumer:
         try:
             return self._messages.next()
         except Exception as error:
-            self._faults.own("", -1, error)
+            self._faults.own_fault("", -1, error)
             return None
 
     def _start(self, message: Message, delivery: str) -> None:
@@ -149,13 +149,13 @@ class ChunkConsumer:
             for _ in range(_CHUNKS_TRIED):
                 found = self._messages.chunk_for(message)
                 if isinstance(found, LeftAlone):
-                    self._faults.nothing_but_left_alone()
+                    self._faults.only_for_others()
                     return
                 if found is None or self._process_chunk(slot, *found):
                     return
             self._messages.give_back(message)
         except Exception as error:
-            self._faults.own(message.job, message.chunk, error)
+            self._faults.own_fault(message.job, message.chunk, error)
         finally:
             self._slots.free(slot)
 
@@ -168,12 +168,12 @@ class ChunkConsumer:
             self._run_claimed(slot, claim)
             finalize(self._table, self._storage, job, self._settings.name)
         except OtherVersion as error:
-            self._faults.job(job, error)
+            self._faults.leave_to_others(job, error)
             return False
         except LeaseLost:
             log.info("action=lease_lost job=%s chunk=%d Not ours any more.", job, chunk)
         except (WorkerError, ServiceError) as error:
-            self._faults.own(job, chunk, error)
+            self._faults.own_fault(job, chunk, error)
         if hanging := self._slots.hanging():
             self._slots.retire(f"{hanging} threads hang at images")
         return True
@@ -214,7 +214,7 @@ class ChunkConsumer:
             self._table.fail(claim.job, str(error), claim=claim)
             return
         try:
-            self._faults.chunk(claim, error)
+            self._faults.chunk_broke_off(claim, error)
         finally:
             # To its priority, where it is read in its turn: what fails must not be what is tried first.
             self._messages.release(claim, claim.spec.queue)
@@ -280,7 +280,7 @@ class ChunkConsumer:
             lease.load(limit_s)
         with waiting("a model to be loaded", server=False):
             network = self._models.get(claim.spec)
-        self._faults.loaded(claim)
+        self._faults.model_loaded(claim)
         return network
 
     def _annotate(self, claim: Claim, network: Network) -> None:
@@ -303,6 +303,6 @@ class ChunkConsumer:
         seconds = now - max(since, last)
         # One that waited for its last upload while another ended tells nothing of the speed.
         telling = last <= since or seconds >= (now - since) / 2
-        self._faults.well(claim)
+        self._faults.went_well(claim)
         if telling and not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
             self._table.registry.note_speed(claim.spec.network, len(claim.pending) / seconds)

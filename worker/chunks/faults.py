@@ -1,12 +1,12 @@
-"""Whose fault it was that a chunk broke off, and what this worker does about it.
+"""When a chunk breaks off: whose fault it was, and what follows.
 
-| what is raised                   | what follows                                                                |
-|----------------------------------|-----------------------------------------------------------------------------|
-| `JobError`                       | the job fails (`consumer.py`)                                               |
-| `NotHere`: this worker lacks it  | it leaves the job alone; the job fails when no worker that is alive can do it |
-| `DeviceError`, `NoRoom`, anything that nobody foresaw | the job is put off; it fails after three tries         |
-| `OtherVersion`                   | it leaves the job alone                                                     |
-| any other `WorkerError`, Redis   | its own fault: it pauses, 1 s to 30 s                                       |
+| raised                            | whose fault     | what follows                                             |
+|-----------------------------------|-----------------|----------------------------------------------------------|
+| `JobError`                        | the job's       | the job fails (`consumer.py`)                            |
+| `NotHere`                         | this worker's, or the job's | this worker leaves the job to others; without others it fails |
+| `OtherVersion`                    | nobody's        | this worker leaves the job to others                     |
+| `DeviceError`, `NoRoom`, any error that nobody foresaw | probably the job's | the job is delayed; it fails after three tries |
+| any other `WorkerError`, Redis    | this worker's   | the worker pauses, 1 s to 30 s                           |
 """
 
 from __future__ import annotations
@@ -38,17 +38,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A worker with a fault of its own waits this long before it tries again, twice as long each time.
+#: How long a worker with a fault of its own waits before it tries again; twice as long each time.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-#: How long a worker reads no messages when all that waits are jobs that it leaves alone.
-_LEFT_ALONE_PAUSE_S = 1.0
+#: How long a worker reads no messages when everything that waits is left to other workers.
+_OTHERS_PAUSE_S = 1.0
 #: A process that has tried a job so often makes way for a new one: what is wrong may be the process.
 _TRIES_OF_ONE_PROCESS = 2
 _LONGEST_SENTENCE = 300
 
 
 class FaultHandler:
-    """What a worker process knows of its own faults and of jobs that it cannot do; safe to share between threads."""
+    """Decides what follows from an error; safe to share between threads.
+
+    Args:
+        table: The job table, where everybody sees what is wrong.
+        storage: Our bucket.
+        health: Where `gradcam-worker check` sees it.
+        slots: What this process has in flight; a fault may pause or end it.
+        worker: This worker's name.
+    """
 
     def __init__(self, table: JobTable, storage: Storage, health: Health, slots: Slots, worker: str) -> None:
         self._table, self._storage, self._health, self._slots, self._worker = table, storage, health, slots, worker
@@ -64,7 +72,7 @@ class FaultHandler:
     # -- whose fault ---------------------------------------------------------------------------------------------
 
     def check_bucket(self) -> None:
-        """Before anything is computed in vain: look whether a bucket that was closed to us still is.
+        """Look whether a bucket that was closed to us still is, before anything is computed in vain.
 
         Raises:
             BucketClosed: It is.
@@ -73,37 +81,37 @@ class FaultHandler:
             self._storage.takes()
             self._bucket_closed = False
 
-    def chunk(self, claim: Claim, error: Exception) -> None:
-        """Take note of what broke off a chunk in hand, before it is given back.
+    def chunk_broke_off(self, claim: Claim, error: Exception) -> None:
+        """Take note of what broke off a chunk, before the chunk is given back.
 
         Args:
             claim: The chunk.
             error: Neither a lost lease nor what every worker would say of the job.
         """
         if isinstance(error, NotHere):
-            self.job(claim.job, error, claim)
+            self.leave_to_others(claim.job, error, claim)
         elif isinstance(error, DeviceError | NoRoom) or not isinstance(error, GradcamError):
             self._unforeseen(claim, error)
         else:
-            self.own(claim.job, claim.chunk, error)
+            self.own_fault(claim.job, claim.chunk, error)
 
-    def job(self, job: str, error: NotHere, claim: Claim | None = None) -> None:
-        """Leave a job alone that this worker cannot do; where no worker can, it fails."""
+    def leave_to_others(self, job: str, error: NotHere, claim: Claim | None = None) -> None:
+        """Leave a job to others that this worker cannot do. Where no worker can, the job fails."""
         log.warning("action=left_alone job=%s This worker cannot do it: %s", job, error)
         kind = Kind.VERSION if isinstance(error, OtherVersion) else Kind.REFUSED
         self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
         # No other job can be done here either: each is looked at once, and nothing is computed for it.
         self._bucket_closed = self._bucket_closed or isinstance(error, BucketClosed)
         if kind is Kind.REFUSED:
-            self._say(str(error))
+            self._report(str(error))
 
     def _unforeseen(self, claim: Claim, error: Exception) -> None:
-        """Blame the job for it after a few tries, on different processes; meanwhile it is put off."""
+        """Blame the job after a few tries on different processes. Until then it is delayed."""
         sentence = _sentence(error)
         log.error("action=job_error job=%s chunk=%d %s", claim.job, claim.chunk, sentence, exc_info=error)
         self._table.troubles.tell(self._worker, self._host, claim.job, Kind.ERROR, sentence, claim)
         if isinstance(error, DeviceError):
-            self._say(sentence)
+            self._report(sentence)
         with self._lock:
             self._tried[claim.job] += 1
             tries = self._tried[claim.job]
@@ -112,24 +120,24 @@ class FaultHandler:
         elif tries >= _TRIES_OF_ONE_PROCESS:
             self._slots.wear_out(f"Job {claim.job} failed here {tries} times for no reason that we know")
 
-    def own(self, job: str, chunk: int, error: Exception) -> None:
+    def own_fault(self, job: str, chunk: int, error: Exception) -> None:
         """Say what is wrong with this worker, and leave the work to others for a while."""
         if isinstance(error, GradcamError):
             log.error("action=worker_fault job=%s chunk=%d This worker cannot work: %s", job, chunk, error)
-            self._say(str(error))
+            self._report(str(error))
         else:
             # It may be everywhere: go on slowly.
             log.error("action=bug job=%s chunk=%d Something unexpected went wrong.", job, chunk, exc_info=error)
-            self._say(f"a bug of gradcam-queue ({type(error).__name__}); its log has more")
+            self._report(f"a bug of gradcam-queue ({type(error).__name__}); its log has more")
         self._pause()
         if isinstance(error, DeviceError):
             self._slots.retire("The device failed")
 
-    def nothing_but_left_alone(self) -> None:
-        """Read no messages for a moment: those there are are for others."""
-        self._slots.pause(_LEFT_ALONE_PAUSE_S)
+    def only_for_others(self) -> None:
+        """Read no messages for a moment: all that wait are for other workers."""
+        self._slots.pause(_OTHERS_PAUSE_S)
 
-    def _say(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         self._faulty = True
         self._health.fault(sentence)
         with suppress(ServiceError):
@@ -145,12 +153,12 @@ class FaultHandler:
 
     # -- nobody's any more ---------------------------------------------------------------------------------------
 
-    def loaded(self, claim: Claim) -> None:
+    def model_loaded(self, claim: Claim) -> None:
         """Take note that a claim's model can be loaded."""
         if claim.load_suspect:
             self._table.troubles.loaded(claim.job)
 
-    def well(self, claim: Claim) -> None:
+    def went_well(self, claim: Claim) -> None:
         """Take note of a chunk that came to its end."""
         with self._lock:
             had_fault, self._faulty, self._pause_s = self._faulty, False, _FIRST_PAUSE_S

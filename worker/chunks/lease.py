@@ -1,4 +1,4 @@
-"""A chunk in hand: its lease, and how long the step in hand may take before the process counts as hanging."""
+"""The lease of a claimed chunk, and how long its present step may take before the process counts as hanging."""
 
 from __future__ import annotations
 

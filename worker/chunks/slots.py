@@ -106,7 +106,7 @@ class Slots:
             return self._has_room()
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """Wait until a chunk ends, or another one fills the room that there is."""
+        """Wait for a change while there is room for another chunk, but no message for it."""
         with self._changed:
             if self._open and self._has_room():
                 self._changed.wait(timeout_s)

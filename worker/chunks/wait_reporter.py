@@ -1,4 +1,4 @@
-"""What a process waits for, told while it waits: a server that stands still makes no error that could be told."""
+"""Report what a process waits for: a server that stands still raises no error that could be told."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _LOOK_EVERY_S: Final = 5.0
 
 
 class WaitReporter(threading.Thread):
-    """Tells status and check what this process has waited for longer than usual; nothing is said while all goes well.
+    """Tells `status` and `check` what this process has waited for longer than usual; says nothing while all goes well.
 
     Args:
-        roster: Where `gradcam status` finds it.
+        registry: Where `gradcam status` finds it.
         name: The worker's.
         health: Where `gradcam-worker check` finds it, servers only: a step of one's own may take its time.
     """
 
     def __init__(self, registry: WorkerRegistry, name: str, health: Health) -> None:
-        super().__init__(name="teller", daemon=True)
-        self._roster, self._worker, self._health = registry, name, health
+        super().__init__(name="wait-reporter", daemon=True)
+        self._registry, self._worker, self._health = registry, name, health
         self._told = False
         self._over = threading.Event()
 
@@ -52,8 +52,8 @@ class WaitReporter(threading.Thread):
             self._health.waits_no_more()
         with suppress(ServiceError):
             if found is not None and long:
-                self._roster.waits_for(self._worker, found.what, found.age_s)
+                self._registry.waits_for(self._worker, found.what, found.age_s)
                 self._told = True
             elif self._told:
-                self._roster.waits_no_more(self._worker)
+                self._registry.waits_no_more(self._worker)
                 self._told = False
