@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from billiard.exceptions import WorkerLostError
 from billiard.process import active_children
 from celery import signals
+from celery.exceptions import SecurityWarning
 
 from producer.jobs.broker import celery_app, transport
 from producer.jobs.model.errors import GradcamError, Unfit
@@ -26,7 +28,7 @@ from producer.jobs.store.bucket import Storage
 from producer.jobs.table.redis_scripts import Scripts, make_redis_client
 from producer.jobs.table.table import JobTable
 from producer.jobs.table.workers import WorkerRegistry
-from worker import tasks
+from worker import logs, tasks
 from worker.recover.reconciler import Death, Reconciler
 from worker.recover.watchdog import Watchdog
 from worker.settings import WorkerSettings
@@ -90,6 +92,11 @@ class WorkerProcess:
 
     def connect_signals(self) -> None:
         """From now on, what Celery tells of is answered."""
+        if self._settings.drain_file is not None:
+            # A launcher's process, from its first moment: Celery warns before it sets up logging, and so does a child.
+            self._set_up_logging()
+        signals.celeryd_init.connect(_say_nothing_raw, weak=False)
+        signals.celeryd_after_setup.connect(_start_children_silently, weak=False)
         signals.setup_logging.connect(self._set_up_logging, weak=False)
         signals.worker_process_init.connect(self._child_starts, weak=False)
         signals.worker_ready.connect(self._main_starts, weak=False)
@@ -98,7 +105,7 @@ class WorkerProcess:
 
     def _set_up_logging(self, **_: Any) -> None:
         """Log sentences with a stable action name to stderr; Celery's own chatter only where it matters."""
-        logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {self._settings.name} %(levelname)s %(message)s")
+        logs.set_up(self._settings.name, self._connections.log)
         # What it says of a dead child, with a traceback of its own pool, `_child_died` says in a sentence.
         logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
         # `Task … received` and `… succeeded` a chunk say nothing that our own lines do not.
@@ -106,6 +113,8 @@ class WorkerProcess:
             logging.getLogger(name).setLevel(logging.WARNING)
         # Its warnings show whole addresses, and an address may hold a secret.
         logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+        # Containers run as root, and no message of ours is a pickle, which is what it warns of.
+        warnings.filterwarnings("ignore", category=SecurityWarning)
 
     def _publish(self, queue: str, job: str, chunk: int, published_at: float) -> None:
         celery_app.publish(self.app, job, chunk, queue=queue, published_at=published_at, within_s=5)
@@ -122,6 +131,7 @@ class WorkerProcess:
                 consumer.preload(self._settings.preload)
         except Exception as error:  # whatever it is, this process can do nothing without what it needs
             self._cannot_start(error)
+        self._set_up_logging()  # torch has brought handlers of its own
         self._health.ready()
 
     def _consumer_of_process(self) -> ChunkConsumer:
@@ -240,6 +250,18 @@ class WorkerProcess:
     def _main_stops(self, **_: Any) -> None:
         if self._reconciler is not None:
             self._reconciler.stop()
+
+
+def _say_nothing_raw(**_: Any) -> None:
+    """What Celery writes to the descriptor of stdout when it is told to stop, the launcher has said."""
+    from celery.apps import worker  # no child needs it
+
+    worker.safe_say = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def _start_children_silently(**_: Any) -> None:
+    """A child writes lines of billiard's format where it finds this, before our format is set up in it."""
+    os.environ.pop("_MP_FORK_LOGLEVEL_", None)
 
 
 def _end(why: str) -> NoReturn:

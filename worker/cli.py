@@ -19,6 +19,9 @@ from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unf
 if TYPE_CHECKING:
     from producer.jobs.model.settings import Connections
 
+#: `python -m worker.cli` runs it under another name.
+log = logging.getLogger("worker.cli")
+
 
 @click.group(
     invoke_without_command=True,
@@ -217,29 +220,35 @@ def _run(
     metrics: tuple[str, int | None],
 ) -> int:
     from producer.jobs.model.settings import Connections, read_both
+    from worker import logs
     from worker.settings import WorkerSettings
     from worker.supervise.health import stack_of
-    from worker.supervise.launcher import Launcher, plan
+    from worker.supervise.launcher import NAME, Launcher, plan
 
     _need_worker_packages()
     if preload:
         # Worker processes read it there.
         os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher %(levelname)s %(message)s")
     connections, settings = read_both(Connections, WorkerSettings)
-    _check_redis(connections)
     _check_preloaded(settings.preload)
     classes = settings.queues if queues is None else _classes(queues)
     slots = plan(devices, processes_per_device)
-    launcher = Launcher(
-        slots,
-        grace_s=settings.grace_s,
-        queues=classes,
-        run_dir=settings.run_dir,
-        metrics=metrics,
-        stack=stack_of(connections.redis_url.get_secret_value()),
-    )
-    return launcher.run()
+    # What is wrong with what was typed has been told, as every command tells it; from here on all lines are the log's.
+    logs.set_up(NAME, connections.log)
+    try:
+        _check_redis(connections)
+        return Launcher(
+            slots,
+            grace_s=settings.grace_s,
+            queues=classes,
+            run_dir=settings.run_dir,
+            metrics=metrics,
+            stack=stack_of(connections.redis_url.get_secret_value()),
+            weights_dir=settings.weights_cache_dir,
+        ).run()
+    except GradcamError as error:
+        log.error("action=ended The launcher ends: %s", error)  # noqa: TRY400 - a sentence says it all
+        return _code(error)
 
 
 def _check_redis(connections: Connections) -> None:
@@ -257,7 +266,7 @@ def _check_redis(connections: Connections) -> None:
     except Unfit:
         raise
     except ServiceError as error:
-        logging.getLogger(__name__).warning("action=redis_away %s", error)
+        log.warning("action=redis_away %s", error)
 
 
 def _classes(text: str) -> tuple[str, ...]:
@@ -293,6 +302,10 @@ def _need_worker_packages() -> None:
         )
 
 
+def _code(error: GradcamError) -> int:
+    return 2 if isinstance(error, UsageError) else 4
+
+
 def main() -> NoReturn:
     """Run the command; the one place where errors become sentences and exit codes."""
     try:
@@ -304,7 +317,7 @@ def main() -> NoReturn:
         sys.exit(2)
     except GradcamError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 4)
+        sys.exit(_code(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
 

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
-from producer.jobs.model import keys
+from producer.jobs.model import keys, names
 from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 RAW = "raw"
 #: Where several classes were explained, an object's kind begins with its class.
 _OF_A_CLASS = re.compile(r"class\d+-")
-#: File systems take 255 bytes; what is longer keeps its end, which says the kind.
-_NAME_CHARS = 200
 _DIGEST_BYTES = 7
 
 
@@ -73,10 +71,10 @@ def pictures(results: Iterable[Result], objects: Objects, *, kinds: Iterable[str
         kinds: Which ones.
         where: Of which images.
     """
-    wanted, names = set(kinds), LocalNames()
+    wanted, local = set(kinds), LocalNames()
     for result in results:
-        named = {kind: names.of(result, kind, address) for kind, address in result.objects.items()}
-        names.next_image()
+        named = {kind: local.of(result, kind, address) for kind, address in result.objects.items()}
+        local.next_image()
         if not where(result):
             continue
         for kind, address in result.objects.items():
@@ -90,7 +88,8 @@ def file_name(result: Result, kind: str, address: str) -> str:
     if in_shard:
         # There names are `<index>.<kind>.<format>`, as webdataset has them.
         name = keys.picture_name(addresses.stem(result.uri), result.network or "", kind, member.rpartition(".")[2])
-    return keys.safe(name[-_NAME_CHARS:])
+    # What is too long keeps its end, which says the kind.
+    return names.safe(names.end(name, names.MAX_BYTES))
 
 
 class LocalNames:

@@ -196,6 +196,6 @@ def test_processes_that_can_never_work_are_given_up_and_the_launcher_ends(doomed
     assert doomed.returncode == 4
     assert log.count("action=starting") == GIVEN_UP_AFTER
     last = log.splitlines()[-1]
-    assert last.startswith("Error: no process is left; ")
+    assert " launcher ERROR action=ended The launcher ends: no process is left; " in last
     assert "ImportError: libcudart.so.12: cannot open shared object file" in last
     assert "Traceback" not in log

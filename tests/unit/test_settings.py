@@ -66,12 +66,19 @@ def test_no_message_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GRADCAM_S3_BUCKET", "UPPER"),
         ("GRADCAM_S3_PREFIX", "a b"),
         ("GRADCAM_JOB_LIFETIME_DAYS", "-1"),
+        ("GRADCAM_LOG", "xml"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     set_all(monkeypatch, {**GOOD, name: value})
     with pytest.raises(SettingsError, match=name):
         read(Connections)
+
+
+@pytest.mark.parametrize(("value", "format"), [("json", "json"), ("text", "text"), ("", "text")])
+def test_a_log_is_text_or_json(monkeypatch: pytest.MonkeyPatch, value: str, format: str) -> None:
+    set_all(monkeypatch, {**GOOD, "GRADCAM_LOG": value})
+    assert read(Connections).log == format
 
 
 def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

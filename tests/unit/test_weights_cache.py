@@ -21,7 +21,8 @@ from typing import BinaryIO
 import pytest
 
 from producer.jobs.model.errors import FetchError, FetchTimeout, JobError, WorkerError
-from worker.models.weights_cache import Fetch, WeightsFiles, default_folder
+from worker.models.weights_cache import Fetch, WeightsFiles
+from worker.supervise.weights_folder import complaint, default_folder
 
 DATA = b"weights" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -180,6 +181,14 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, caplog: py
     assert not path.exists()
     (warning,) = _warnings(caplog)
     assert warning.startswith("action=weights_not_kept Weights files cannot be kept in ")
+
+
+def test_why_weights_cannot_be_kept_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = complaint(tmp_path / "file" / "weights")
+    assert said.startswith(f"Weights files cannot be kept in {tmp_path}/file/weights (Not a directory), so ")
+    assert complaint(tmp_path / "new" / "weights") == ""
+    assert list((tmp_path / "new" / "weights").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")

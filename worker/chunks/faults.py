@@ -1,12 +1,12 @@
 """When a chunk breaks off: whose fault it was, and what follows.
 
-| raised                            | whose fault     | what follows                                             |
-|-----------------------------------|-----------------|----------------------------------------------------------|
-| `JobError`                        | the job's       | the job fails (`consumer.py`)                            |
-| `NotHere`                         | this worker's, or the job's | this worker leaves the job to others; without others it fails |
-| `OtherVersion`                    | nobody's        | this worker leaves the job to others                     |
-| `DeviceError`, `NoRoom`, any error that nobody foresaw | probably the job's | the job is delayed; it fails after three tries |
-| any other `WorkerError`, Redis    | this worker's   | the worker pauses, 1 s to 30 s                           |
+| raised                          | whose fault      | what follows                                               |
+|---------------------------------|------------------|------------------------------------------------------------|
+| `JobError`                      | the job's        | the job fails (`consumer.py`)                              |
+| `NotHere`                       | ours or the job's | we leave the job to others; it fails when no worker can do it |
+| `OtherVersion`                  | nobody's         | we leave the job to others                                 |
+| `DeviceError`, `NoRoom`, others | the job's, perhaps | the job is delayed; it fails after three tries           |
+| any other `WorkerError`, Redis  | ours             | we pause, 1 s to 30 s                                      |
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from producer.jobs.model.spec import JobSpec
 from worker.models import memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class
-from worker.models.weights_cache import WeightsFiles, default_folder
+from worker.models.weights_cache import WeightsFiles
+from worker.supervise.weights_folder import default_folder
 
 if TYPE_CHECKING:
     import torch

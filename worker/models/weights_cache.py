@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
 from producer.jobs.store.bucket import sha256_of
+from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,6 @@ Fetch = Callable[[str, BinaryIO, float], object]
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _CHANGES: Final = "changes"
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
-
-
-def default_folder() -> Path:
-    """Where weights files are kept: `$XDG_CACHE_HOME/gradcam-worker/weights`, or under `~/.cache`."""
-    # The second is relative for a user without a home.
-    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return (base if base.is_absolute() else Path(tempfile.gettempdir())) / "gradcam-worker" / "weights"
 
 
 class WeightsFiles:
@@ -109,7 +103,7 @@ class WeightsFiles:
 
     @contextmanager
     def _kept(self, uri: str, sha256: str | None) -> Iterator[Path]:
-        self._make_private()
+        make_private(self._folder)
         file = None if sha256 is None else self._opened(sha256)
         fetched = file is None
         if file is None:
@@ -122,12 +116,6 @@ class WeightsFiles:
                 # A moment ago it may itself have been too large to be kept.
                 with suppress(OSError, WorkerError):
                     self._tidy()
-
-    def _make_private(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._folder.stat().st_uid != os.geteuid():
-            raise PermissionError(None, "it belongs to somebody else")
-        self._folder.chmod(0o700)
 
     def _opened(self, sha256: str) -> BinaryIO | None:
         """Open a file that has the content that its name says; no process removes it before it is closed."""

@@ -217,6 +217,8 @@ class ListedProcess:
     problem: str | None = None
     #: Whose jobs it works off, as `stack_of` says it; empty where that is not known.
     stack: str = ""
+    #: What makes its work slower, a sentence without its dot; empty where nothing does.
+    note: str = ""
 
 
 def stack_of(redis_url: str) -> str:
@@ -284,6 +286,8 @@ class Found:
     problem: str | None
     #: Whose jobs it works off: `host:port/database` of its Redis; empty where that is not known.
     stack: str = ""
+    #: What makes its work slower; it is well all the same.
+    note: str = ""
 
 
 def of_stack(found: Sequence[Found], stack: str) -> list[Found]:
@@ -317,7 +321,7 @@ def _judge(health: Health, process: ListedProcess, within_s: float) -> Found:
     silent_s = round(max(now - last, 0.0), 1) if last else None
 
     def found(state: State, problem: str | None = None) -> Found:
-        return Found(process.name, process.device, state, silent_s, problem, process.stack)
+        return Found(process.name, process.device, state, silent_s, problem, process.stack, process.note)
 
     if process.pid is None:
         return found(State.DEAD, process.problem)
@@ -363,5 +367,7 @@ def sentence(found: Sequence[Found], others: Sequence[str] = (), stack: str = ""
         return "no launcher of this user runs on this machine: start `gradcam-worker`"
     wrong = [f"{one.name} is {one.state}: {one.problem}" for one in found if one.state not in ALIVE]
     if wrong:
-        return f"{len(wrong)} of {len(found)} processes cannot work: {'; '.join(wrong)}"
-    return ", ".join(f"{one.name} is {one.state}" + (f": {one.problem}" if one.problem else "") for one in found)
+        text = f"{len(wrong)} of {len(found)} processes cannot work: {'; '.join(wrong)}"
+    else:
+        text = ", ".join(f"{one.name} is {one.state}" + (f": {one.problem}" if one.problem else "") for one in found)
+    return ". ".join((text, *sorted({one.note for one in found if one.note})))

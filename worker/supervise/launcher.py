@@ -21,9 +21,13 @@ from producer.jobs.model.spec import PRIORITIES
 from worker.supervise import cores, gpus, run_dirs
 from worker.supervise.grace import LAUNCHER_SHARE
 from worker.supervise.health import Health, ListedProcess, publish, published
+from worker.supervise.weights_folder import complaint, default_folder
 
 log = logging.getLogger(__name__)
 
+_NOT_TOLD = ("ignore:semaphore_tracker", "ignore:resource_tracker")
+#: Its own name in the log.
+NAME = "launcher"
 _LOOK_EVERY_S = 0.2
 #: How often the folder is looked for, and how often it is made to look used: tidiers wait for days.
 _KEEP_EVERY_S, _TOUCH_EVERY_S = 1.0, 600.0
@@ -127,12 +131,16 @@ class Launcher:
     metrics: tuple[str, int | None] = ("", None)
     #: Whose jobs are worked off, as `worker.supervise.health.stack_of` says it.
     stack: str = ""
+    #: Where weights files are kept; a folder in the user's cache when empty.
+    weights_dir: Path | None = None
     _own: run_dirs.Folder = field(init=False)
     _processes: list[_Process] = field(default_factory=list)
     _keep_at: float = 0.0
     _touch_at: float = 0.0
     #: Why there is no folder now, as it was told last.
     _homeless: str = ""
+    #: Why weights files cannot be kept, as it was told last.
+    _weights_note: str = ""
     _signals: int = 0
 
     def run(self) -> int:
@@ -144,6 +152,7 @@ class Launcher:
         with run_dirs.folder(self.run_dir) as self._own:
             self._processes = [_Process(slot) for slot in self.slots]
             self._serve_metrics()
+            self._look_at_weights()
             previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
                 while not self._signals:
@@ -183,8 +192,16 @@ class Launcher:
             self._tell()
         if now >= self._touch_at:
             self._touch_at = now + _TOUCH_EVERY_S
+            self._look_at_weights()
             self._tell()
             self._own.touch()
+
+    def _look_at_weights(self) -> None:
+        """Tell at the start, not with the first job, that weights will be fetched again and again."""
+        note = complaint(self.weights_dir or default_folder())
+        if note and note != self._weights_note:
+            log.warning("action=weights_not_kept %s.", note)
+        self._weights_note = note
 
     def _make_folders(self) -> None:
         """Make sure that there is where processes say what they do; they work also without."""
@@ -276,6 +293,7 @@ class Launcher:
                     started_at=process.started_at,
                     problem=process.problem,
                     stack=self.stack,
+                    note=self._weights_note,
                 )
                 for process in self._processes
                 if process.name
@@ -338,4 +356,6 @@ def environment(slot: Slot, queues: Sequence[str], drain_file: Path, outer: Mapp
         "PROMETHEUS_MULTIPROC_DIR": str(drain_file.with_name(METRICS)),
         "GRADCAM_WORKER_DRAIN_FILE": str(drain_file),
         "GRADCAM_WORKER_QUEUES": ",".join(queues),
+        # Programs of Python's own warn there, in a format of their own, of what a killed process left, and remove it.
+        "PYTHONWARNINGS": ",".join(filter(None, (outer.get("PYTHONWARNINGS"), *_NOT_TOLD))),
     }

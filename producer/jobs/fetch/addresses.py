@@ -40,6 +40,7 @@ from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from producer.jobs.model import names
 from producer.jobs.model.errors import FetchError
 
 MAX_URI_CHARS: Final = 8192
@@ -60,6 +61,8 @@ _MAX_KEY_BYTES: Final = 1024
 _MAX_PORT: Final = 65535
 _MAX_HOST_CHARS: Final = 253
 _MAX_STEM_CHARS: Final = 100
+#: Network and kind come beside it in a file's name.
+_MAX_STEM_BYTES: Final = 120
 #: The zero-width joiners, which stand only where their neighbors' script needs them.
 _JOINERS: Final = "\u200c\u200d"
 
@@ -316,17 +319,18 @@ def _shown(uri: str) -> str:
 def stem(uri: str) -> str:
     """Return the file-name stem of an address, safe in any file or object name.
 
-    The last part of the path is percent-decoded, loses its extension, and keeps `A-Z a-z 0-9 . _ -`; every other
-    character becomes `_`. It has 1 to 100 characters, does not begin with a dot, and is `image` where nothing is left.
+    The last part of the path is percent-decoded, loses its extension, and is made safe (`jobs/model/names.py`). It has 1 to 100 characters, or 120 bytes of UTF-8, and is `image` where nothing is left.
     """
     match = _SCHEME.fullmatch(uri)
     path = match[2].partition("/")[2] if match else uri
     if match and match[1].lower() in ("http", "https"):
         path = re.split(r"[?#]", match[2], maxsplit=1)[0].partition("/")[2]
     name = unquote(path.rstrip("/").rpartition("/")[2]).lstrip(".")
-    name = _EXTENSION.sub("", name)
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_MAX_STEM_CHARS].strip(".")
-    return safe or "image"
+    name = _EXTENSION.sub("", name).strip(".")
+    if not name:
+        return "image"
+    safe = names.safe(name)
+    return names.beginning(safe, _MAX_STEM_CHARS if safe.isascii() else _MAX_STEM_BYTES).rstrip(".")
 
 
 # --- what a worker may reach -----------------------------------------------------------------------------------------

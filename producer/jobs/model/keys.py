@@ -56,6 +56,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from producer.jobs.model.names import safe
+
 JOBS = "gradcam:jobs"
 ACTIVE = "gradcam:active"
 WORKERS = "gradcam:workers"
@@ -106,11 +108,6 @@ def round_robin(queue: str) -> str:
 def missing_messages(queue: str) -> str:
     """How many messages of a priority are missing."""
     return f"gradcam:missing:{queue}"
-
-
-def safe(text: str) -> str:
-    """Make a text safe as a part of an object key and of a local file name."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "_"
 
 
 def _join(prefix: str, *parts: str) -> str:

@@ -8,6 +8,7 @@
 | `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
 | `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
 | `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
+| `GRADCAM_LOG`              | `text` or `json`: how workers write their log        | text            |
 | `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
 
 `GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
@@ -18,14 +19,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.model.errors import SettingsError
 from producer.jobs.model.redis_url import RedisUrl
+
+LogFormat = Literal["text", "json"]
 
 _Model = TypeVar("_Model", bound=BaseSettings)
 _Other = TypeVar("_Other", bound=BaseSettings)
@@ -57,6 +60,12 @@ def _http_url(value: str | None) -> str | None:
     return value
 
 
+def _log_format(value: str) -> str:
+    if value not in {"", "text", "json"}:
+        raise ValueError("must be text or json")
+    return value or "text"
+
+
 class Connections(BaseSettings):
     """What producer and worker both need to reach each other."""
 
@@ -74,6 +83,8 @@ class Connections(BaseSettings):
     allow_eviction: bool = False
     #: How long a finished job stays in Redis.
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    #: How workers write their log; the producer only knows the name.
+    log: Annotated[LogFormat, BeforeValidator(_log_format)] = "text"
 
     @property
     def redis_address(self) -> str:

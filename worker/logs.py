@@ -1,0 +1,241 @@
+"""One format for every line that a worker's processes write: launcher, Celery's main process, child, and all threads.
+
+    2026-03-01T12:00:00.000Z host-cpu-1f3a INFO action=buried job=cats chunk=3 Its process died; given to others.
+    2026-03-01T12:00:00.000Z host-cpu-1f3a ERROR action=library from=celery.worker.consumer.consumer Connection lost.
+      Traceback (most recent call last):
+      ...
+
+Time (UTC), worker, level, `action=` with a name that stays, what it is about, a sentence. What a library logs, warns of
+or prints is shown as `action=library` with its source. A record is one line, whatever strangers put into it; only its
+traceback has lines of its own, which are indented. With GRADCAM_LOG=json a record is one JSON object.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TextIO
+
+from producer.jobs.model.settings import LogFormat
+
+#: Loggers of ours; all others are a library's.
+_OURS = frozenset({"producer", "worker"})
+#: What a record begins with: `action=buried job=%s chunk=%d `.
+_WORDS = re.compile(r"(?:[a-z_]+=\S+ )+")
+#: What would begin a line, move a cursor, or reorder text; lone surrogates cannot be written.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE_IN_TRACEBACK = re.compile(_UNSAFE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
+#: A stranger's text may be long; lines of several processes stay whole in a pipe only while they are short.
+_MAX_MESSAGE_CHARS = 2000
+#: Keys of a JSON record that no message may set.
+_RESERVED = frozenset({"time", "worker", "level", "action", "message", "traceback"})
+
+log = logging.getLogger(__name__)
+
+
+def set_up(worker: str, log_format: LogFormat = "text") -> None:
+    """Let this process write all its lines in the one format; may be called again when libraries brought handlers.
+
+    What is printed to stdout and stderr becomes records as well.
+
+    Args:
+        worker: Whose lines they are.
+        log_format: `text` or `json`.
+    """
+    # What was there when the process started: sys.stderr may be one of ours already.
+    stream = sys.__stderr__ or sys.stderr
+    handler = _Handler(stream)
+    handler.setFormatter(_Json(worker) if log_format == "json" else _Text(worker))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    # Some libraries give their loggers handlers, or keep them from the root's (multiprocessing, torch).
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers[:] = []
+            logger.propagate = True
+    logging.lastResort = handler
+    warnings.formatwarning = _warning
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+    sys.stdout = _Prints("stdout", logging.INFO, stream)
+    sys.stderr = _Prints("stderr", logging.WARNING, stream)
+
+
+def escaped(text: str) -> str:
+    """Write a text so that it stays on its line and moves no cursor."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Whoever read the lines is gone, or the disk is full: work goes on, and a complaint could go nowhere."""
+
+
+class _Text(logging.Formatter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def format(self, record: logging.LogRecord) -> str:
+        words, message = _read(record)
+        said = " ".join(f"{key}={value}" for key, value in words.items())
+        text = f"{_time(record)} {self._worker} {record.levelname} {said} {message}".rstrip()
+        # Indented, so that no line of a stranger's exception looks like a record.
+        return "\n  ".join([text, *_traceback(record)])
+
+
+class _Json(logging.Formatter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def format(self, record: logging.LogRecord) -> str:
+        words, message = _read(record)
+        said: dict[str, object] = {
+            "time": _time(record),
+            "worker": self._worker,
+            "level": record.levelname,
+            "action": words["action"],
+        }
+        said |= {key: _typed(key, value) for key, value in words.items() if key not in _RESERVED}
+        said["message"] = message
+        if lines := _traceback(record):
+            said["traceback"] = "\n".join(lines)
+        return json.dumps(said)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _typed(key: str, value: str) -> object:
+    return int(value) if key == "chunk" and value.isdecimal() else value
+
+
+def _read(record: logging.LogRecord) -> tuple[Mapping[str, str], str]:
+    """The leading `key=value` words of a record, `action` first, and its sentence."""
+    try:
+        message = record.getMessage()
+    except Exception:  # a library's template and its arguments do not fit: what there is, is shown
+        message = f"{record.msg} {record.args!r}"
+    message = escaped(message.strip())
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = message[:_MAX_MESSAGE_CHARS] + "…"
+    if record.name.partition(".")[0] not in _OURS:
+        return {"action": "library", "from": re.sub(r"\s", "_", escaped(record.name))}, message
+    # How many words there are says our template, not what was put into it.
+    found = _WORDS.match(f"{record.msg} ")
+    count = found[0].count(" ") if found else 0
+    *leading, sentence = (message + " ").split(" ", count)
+    words = {key: value for key, _, value in (word.partition("=") for word in leading)}
+    return {"action": words.pop("action", "note"), **words}, sentence.strip()
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    said = []
+    if record.exc_info and record.exc_info[0] is not None:
+        said.append(logging.Formatter().formatException(record.exc_info))
+    elif record.exc_text:
+        said.append(record.exc_text)
+    if record.stack_info:
+        said.append(record.stack_info)
+    text = _UNSAFE_IN_TRACEBACK.sub(lambda found: found[0].encode("unicode_escape").decode(), "\n".join(said))
+    return text.split("\n") if text else []
+
+
+# -- what is not logged by itself --------------------------------------------------------------------------------------
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__}: {' '.join(str(message).split())} ({filename}:{lineno})"
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    log.critical("action=bug Something unexpected ends this process.", exc_info=(kind, error, traceback))
+
+
+def _uncaught_in_thread(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_type is SystemExit or raised.exc_value is None:
+        return
+    name = raised.thread.name if raised.thread else "?"
+    log.error(
+        "action=bug Something unexpected ended the thread %s.",
+        name,
+        exc_info=(raised.exc_type, raised.exc_value, raised.exc_traceback),
+    )
+
+
+def _unraisable(raised: sys.UnraisableHookArgs) -> None:
+    error = raised.exc_value
+    logging.getLogger("python").warning(
+        "%s %r",
+        raised.err_msg or "Exception ignored in",
+        raised.object,
+        exc_info=(raised.exc_type, error, raised.exc_traceback) if error is not None else None,
+    )
+
+
+class _Prints(io.TextIOBase):
+    """Makes records of what is printed, line by line.
+
+    Args:
+        name: Of the stream that it stands for.
+        level: Of the records.
+        stream: The real stderr, for those who write to its descriptor.
+    """
+
+    def __init__(self, name: str, level: int, stream: TextIO | Any) -> None:
+        self._logger, self._level, self._stream = logging.getLogger(name), level, stream
+        # Lines of several threads must not mix.
+        self._of_thread = threading.local()
+
+    def write(self, text: str) -> int:
+        """Keep the text until its line ends."""
+        mine = self._of_thread
+        if getattr(mine, "busy", False):
+            return len(text)  # the log's own trouble must not be logged
+        *lines, mine.rest = (getattr(mine, "rest", "") + text).split("\n")
+        # A bar of progress draws itself anew behind each return: what it showed last is enough.
+        mine.rest = mine.rest.rpartition("\r")[2][-_MAX_MESSAGE_CHARS:]
+        mine.busy = True
+        try:
+            for line in lines:
+                if shown := line.rstrip().rpartition("\r")[2]:
+                    self._logger.log(self._level, "%s", shown)
+        finally:
+            mine.busy = False
+        return len(text)
+
+    def writable(self) -> bool:
+        """Whether it can be written to: always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor of stderr, which started programs inherit."""
+        return int(self._stream.fileno())
+
+    @property
+    def buffer(self) -> Any:
+        """The bytes behind it, for who insists on them."""
+        return self._stream.buffer
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What callers may print."""
+        return "utf-8"
