@@ -319,7 +319,8 @@ def _shown(uri: str) -> str:
 def stem(uri: str) -> str:
     """Return the file-name stem of an address, safe in any file or object name.
 
-    The last part of the path is percent-decoded, loses its extension, and is made safe (`jobs/model/names.py`). It has 1 to 100 characters, or 120 bytes of UTF-8, and is `image` where nothing is left.
+    The last part of the path is percent-decoded, loses its extension, and is made safe (`jobs/model/names.py`).
+    It has 1 to 100 characters, or 120 bytes of UTF-8, and is `image` where nothing is left.
     """
     match = _SCHEME.fullmatch(uri)
     path = match[2].partition("/")[2] if match else uri
