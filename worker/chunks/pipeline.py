@@ -146,6 +146,7 @@ class Pipeline:
         tasks = self._leaving(batch)
         for chunk in {task.chunk for task in batch.items}:
             chunk.wake()  # it may dispatch more while these are computed
+        self._slots.wake()
         if tasks:
             tasks[0].chunk.add_idle(idle_s)
             # An image that is alone by intent says nothing of the size that pays.

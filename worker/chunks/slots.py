@@ -111,6 +111,11 @@ class Slots:
             if self._open and self._has_room():
                 self._changed.wait(timeout_s)
 
+    def wake(self) -> None:
+        """Look again whether there is room: images have left for the device."""
+        with self._changed:
+            self._changed.notify_all()
+
     def _has_room(self) -> bool:
         slots = self._open.values()
         return (
