@@ -3,6 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 1
 OUTPUT ?= results
+# What `make coverage` runs, and how many mutants `make mutants` makes.
+TESTS ?= tests
+SAMPLE ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -17,7 +20,9 @@ ON_MINIO := control data_sets direct fault_proxy main_job minio pack results sou
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ set-up and use
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## explain ten photos with everything on this machine; pictures in OUTPUT=results
@@ -31,6 +36,8 @@ up: $(VENV)/demo.stamp ## start the local stack in the background, with WORKERS=
 down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gradcam
 	@$(BIN)/python -m deploy.local down
 
+##@ test
+
 .PHONY: test
 test: $(VENV)/test.stamp ## run all tests, against real servers
 	$(BIN)/pytest tests
@@ -40,19 +47,11 @@ test-minio: $(VENV)/test.stamp ## run what the object store has a part in, again
 	GRADCAM_TEST_S3=minio $(BIN)/pytest $(addprefix tests/integration/test_,$(addsuffix .py,$(ON_MINIO)))
 
 .PHONY: check
-check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of imports
+check: $(VENV)/test.stamp ## lint, formatting, types (of the tests too), and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-.PHONY: bench
-bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and how millions go in; needs a quiet machine
-	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
-	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
-	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
-	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
-	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min
@@ -66,9 +65,38 @@ races: $(VENV)/test.stamp ## let every pair of verbs race on small jobs; seeds a
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/sweep/sweep.py --timm
 
+##@ measure
+
+.PHONY: bench
+bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and how millions go in; needs a quiet machine
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
+
+.PHONY: coverage
+coverage: $(VENV)/test.stamp ## run all tests and print which lines and branches they reach, those in workers too
+	@rm -f .coverage .coverage.*
+	COVERAGE_FILE="$(CURDIR)/.coverage" $(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+.PHONY: mutants
+mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and of the chunk core; which breaks no test sees
+	$(BIN)/python tests/mutants/mutants.py lua --sample "$(SAMPLE)"
+	$(BIN)/python tests/mutants/mutants.py python --sample "$(SAMPLE)"
+
+##@ tidy
+
+.PHONY: dist
+dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation
+
 .PHONY: clean
 clean: ## remove the environment, caches and results; the stack's data in .gradcam stays
-	rm -rf $(VENV) results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

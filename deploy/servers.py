@@ -157,7 +157,7 @@ class Valkey(Server):
 class SeaweedFS(Server):
     """The object store: master, volume server, filer and S3 gateway in one process."""
 
-    port_names = (
+    port_names: tuple[str, ...] = (
         "master.port",
         "master.port.grpc",
         "volume.port",

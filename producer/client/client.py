@@ -1,6 +1,6 @@
 """The Python client: the same verbs as the `gradcam` command.
 
-from producer.client.client import Client
+from gradcam_queue import Client
 
 client = Client.from_env()
 job = client.submit(["photos/", "s3://bucket/cat.jpg"], network="resnet50")

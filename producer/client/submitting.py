@@ -72,7 +72,7 @@ class Submitting(Connected):
 
         Args:
             images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders, which are uploaded, lists
-                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `Source`
+                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `gradcam_queue.Source`
                 gives one image a class or an id of its own.
             network: `resnet50`, `vgg16`, … or `timm/NAME`.
             weight_path: Weights: a local file (uploaded once by content), an address, a torchvision weights name, or

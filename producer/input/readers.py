@@ -198,7 +198,7 @@ def rows_of(
 def parquet_rows(stored: Stored, maker: Maker, reading: ReadOptions, unseen: set[str]) -> Generator[Rows, None, None]:
     """Read the rows of a Parquet file, only the columns that are needed."""
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UsageError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from worker import cli
 from worker.supervise import launcher
 
 _command = launcher.command
 
 
-def command(slot: launcher.Slot, queues: tuple[str, ...]) -> list[str]:
+def command(slot: launcher.Slot, queues: Sequence[str]) -> list[str]:
     """The Celery worker of a slot, of the benchmark's application."""
     return ["device_app" if word == "worker.main" else word for word in _command(slot, queues)]
 

@@ -114,10 +114,14 @@ def torchcam(name: str) -> Explain:
 def two_passes(name: str) -> Explain:
     model, layer = built(name)
     guided_model = copy.deepcopy(model)
+
+    def only_positive(_module: nn.Module, gradients: Any, _outputs: Any) -> tuple[Tensor]:
+        return (gradients[0].clamp(min=0),)
+
     for module in guided_model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-            module.register_full_backward_hook(lambda _module, gradients, _outputs: (gradients[0].clamp(min=0),))
+            module.register_full_backward_hook(only_positive)
 
     def one(image: Tensor, class_id: int) -> Answer:
         kept: list[Tensor] = []

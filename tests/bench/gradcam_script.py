@@ -40,6 +40,7 @@ class Script:
         network = self.network
         data = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert bgr is not None
         rgb = cv2.cvtColor(cv2.resize(bgr, network.size[::-1]), cv2.COLOR_BGR2RGB)
         base = np.float32(rgb) / 255
         inputs = preprocess_image(base, mean=network.mean, std=network.std)
@@ -47,7 +48,7 @@ class Script:
             mask = cam(input_tensor=inputs, targets=None)[0]
         guided = GuidedBackpropReLUModel(model=network.model, device="cpu")(inputs, target_category=None)
         pictures = {
-            "heatmap": cv2.applyColorMap(np.uint8(255 * mask), cv2.COLORMAP_JET),
+            "heatmap": cv2.applyColorMap((255 * mask).astype(np.uint8), cv2.COLORMAP_JET),
             "cam": cv2.cvtColor(show_cam_on_image(base, mask, use_rgb=True), cv2.COLOR_RGB2BGR),
             "gb": cv2.cvtColor(deprocess_image(guided), cv2.COLOR_RGB2BGR),
             "cam_gb": cv2.cvtColor(deprocess_image(cv2.merge([mask] * 3) * guided), cv2.COLOR_RGB2BGR),

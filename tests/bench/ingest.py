@@ -63,9 +63,11 @@ def work_off_and_say(job: str) -> None:
     sys.path.insert(0, str(_HERE))
     from noop_app import Noop
 
+    from worker.chunks.messages import Message
+
     noop, images, count = Noop(Client.from_env().table), 0, 0
     started = time.perf_counter()
-    while worked := noop.work("default", job, 0, f"bench-{count}"):
+    while worked := noop.consume(Message("default", job, 0), f"bench-{count}"):
         images, count = images + worked, count + 1
     click.echo(json.dumps({"images": images, "seconds": time.perf_counter() - started}))
 

@@ -50,7 +50,7 @@ def _sources() -> list[np.ndarray]:
     pictures = [cv2.imread(str(place), cv2.IMREAD_COLOR) for place in places]
     missing = [place.name for place, picture in zip(places, pictures, strict=True) if picture is None]
     assert not missing, f"not in the installed versions of scikit-image and scikit-learn: {', '.join(missing)}"
-    return pictures
+    return [picture for picture in pictures if picture is not None]
 
 
 def _crop(picture: np.ndarray, chance: random.Random) -> bytes:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def gpu_shape(
                 rig.warm([worker], network, processes)
                 contest: Contest = {
                     f"{ms} ms: ours, {processes} process(es), chunk {chunk}": (
-                        lambda images, chunk=chunk: rig.timed([worker], network, images, chunk),  # noqa: B023
+                        partial(rig.timed, [worker], network, chunk=chunk),
                         4 * len(rig.photos),  # else a second of beginning and end is a third of it
                     )
                     for chunk in (64, 128)
@@ -265,7 +266,8 @@ def main(
 ) -> None:
     """Print the tables, and at the end which numbers are reached."""
     rounds = rounds or (1 if quick else 3)
-    targets, found = Targets(), {}
+    targets = Targets()
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gradcam-bench-") as name, Stack(Path(name) / "stack", workers=0) as stack:
         os.environ.update(stack.environment())
         # As the launcher has it for ours: threads that wait spinning take ten times as long on a busy machine.

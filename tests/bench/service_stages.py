@@ -15,7 +15,8 @@ from service_rig import ROOT, WEIGHTS, cpu_s
 if TYPE_CHECKING:
     from service_rig import Rig
 
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 #: So many images go through each stage before the next begins.
 _IMAGES, _BATCH = 96, 16
 
@@ -73,11 +74,11 @@ def measure(  # noqa: PLR0915
     from worker.chunks.chunk import ChunkContext
     from worker.chunks.item import ImageTask, done
     from worker.chunks.lease import Lease
-    from worker.device import batches
+    from worker.device.batches import explain_classes, open_device
     from worker.models import networks
     from worker.pictures import decode, geometry, render
 
-    batches.open_device("cpu")
+    open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
     fetcher, clock = Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path), _Clock(servers)
@@ -88,7 +89,7 @@ def measure(  # noqa: PLR0915
         return fitted, decode.normalize(fitted, network.mean, network.std)
 
     def explained(batch: list[Any]) -> list[Any]:
-        return batches.explain_classes(network, batch, [None] * len(batch))
+        return explain_classes(network, batch, [None] * len(batch))
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
         (fitted, _), (answer,) = pair

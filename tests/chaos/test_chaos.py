@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from chaos_faults import FAULTS
@@ -40,15 +41,15 @@ def test_recovery_takes_a_lease_and_an_interval_even_behind_a_long_queue(rig: Ri
     small = rig.submit(rig.uris()[:8], name="small")
     eventually(lambda: rig.in_hand(small), every_s=0.005)
     (holder,) = rig.database.hvals("gradcam:job:small:holders")
-    name = holder.decode().split(":", 1)[1].split("/")[0]
+    name = cast(bytes, holder).decode().split(":", 1)[1].split("/")[0]
     big = rig.submit(rig.uris() * 4, name="big")
     (worker,) = [one for one in rig.workers if rig.runs(one, name)]
     worker.kill_all()
     killed = time.monotonic()
     # The lease is 2 s, the interval 0.5 s, and the survivor has a chunk of 8 in hand; the rest is the machine's noise.
-    eventually(lambda: rig.fast_path.status(small).republished, within_s=20)
+    eventually(lambda: rig.direct.status(small).republished, within_s=20)
     assert time.monotonic() - killed < 8
-    assert rig.fast_path.wait(small, timeout_s=30).done == 8
-    assert not rig.fast_path.status(big).ended
+    assert rig.direct.wait(small, timeout_s=30).done == 8
+    assert not rig.direct.status(big).ended
     worker.restart()
     rig.client.cancel(big)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 NETWORK, OTHER = "efficientnet_lite0", "squeezenet1_1"
-PHOTO = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 
 
 @pytest.fixture(scope="module")

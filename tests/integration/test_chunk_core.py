@@ -178,6 +178,7 @@ def test_images_are_marked_before_anything_is_done_with_them(core: Core) -> None
     run = core.begin(claim)
     core.wait_until(core.model.reached.is_set)
     marked = core.table._scripts.do(lambda client: client.hget("gradcam:job:marks:marks", "0"))
+    assert isinstance(marked, bytes)
     assert {int(offset) for offset in marked.decode().split(",")} >= set(range(BATCH))
     core.model.gate.set()
     assert run.result(60)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
 
 

@@ -18,7 +18,7 @@ from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import JobState
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
 
 pytestmark = pytest.mark.usefixtures("worker")

@@ -29,6 +29,7 @@ def table(redis_client: redis.Redis) -> JobTable:
 def every_key_of_an_ended_job_has_a_lifetime(redis_client: redis.Redis) -> Iterator[None]:
     yield
     for name in redis_client.zrange(keys.JOBS, 0, -1):
+        assert isinstance(name, bytes)
         job = name.decode()
         if JobTable(redis_client).status(job).ended:
             for key in redis_client.scan_iter(f"gradcam:job:{job}*"):
@@ -271,7 +272,7 @@ def test_jobs_of_one_class_have_their_turns_in_a_circle(table: JobTable) -> None
     taken = []
     for _ in range(9):
         turn = table.next_chunk("default", "big", 0, exact=False)
-        assert turn is not None
+        assert isinstance(turn, tuple)
         taken.append(turn[0])
         claim = table.claim(*turn, JobSpec(chunk_size=4), claim_id=f"{turn}", lease_s=LEASE_S)
         assert claim is not None

@@ -161,7 +161,7 @@ class Table(RuleBasedStateMachine):
         self.objects, self.vanished = set(), set()
 
     def _see_generation(self, number: int) -> None:
-        epoch = int(self.client.hget("gradcam:job:job", "epoch") or 0)  # type: ignore[arg-type]
+        epoch = int(self.client.hget("gradcam:job:job", "epoch") or 0)
         assert epoch > self.model.epoch
         self.model.epoch, self.model.generation = epoch, number
         self.generations.append(Generation(number, self.model.life))
@@ -290,7 +290,7 @@ class Table(RuleBasedStateMachine):
             model.waiting.discard(claim.chunk)
             model.leases.pop(claim.chunk, None)
             model.suspects.pop(claim.chunk, None)
-            model.buried.pop(claim.chunk, None)
+            model.reclaimed.pop(claim.chunk, None)
         elif mine:
             model.leases[claim.chunk].dead = False
         model.finish_if_complete()
@@ -329,11 +329,11 @@ class Table(RuleBasedStateMachine):
         late = model.open and weight > 1 and claim.chunk in model.payload and claim.life == model.life
         if right:
             model.reclaim_from_dead(claim.chunk, weight)
-            model.buried[claim.chunk] = claim_id
+            model.reclaimed[claim.chunk] = claim_id
         # What a parent saw counts also when the lease is another's by now; said twice, it counts once.
-        elif late and model.buried.get(claim.chunk) != claim_id:
+        elif late and model.reclaimed.get(claim.chunk) != claim_id:
             model.suspect(claim.chunk, set(marks), weight)
-            model.buried[claim.chunk] = claim_id
+            model.reclaimed[claim.chunk] = claim_id
 
     # -- repair and control ---------------------------------------------------------------------------------------
 
@@ -365,7 +365,7 @@ class Table(RuleBasedStateMachine):
         waiting = self.model.waiting if self.model.state == "running" else set()
         found = self.table.next_chunk("default", "job", chunk, exact=exact)
         assert (found is not None) == bool(waiting)
-        assert found is None or found[1] in waiting
+        assert found is None or (isinstance(found, tuple) and found[1] in waiting)
         in_trouble = self.client.hexists("gradcam:job:job", "not_before")
         if exact and chunk in waiting and not in_trouble:
             assert found == ("job", chunk)
@@ -525,7 +525,7 @@ class Table(RuleBasedStateMachine):
         if expected == "failed":
             model.waiting |= set(model.leases)
         else:
-            model.waiting, model.payload, model.suspects, model.buried = set(), set(), {}, {}
+            model.waiting, model.payload, model.suspects, model.reclaimed = set(), set(), {}, {}
         model.leases = {}
 
     @precondition(lambda self: self.model.state in ENDS | MAINTAINED)
@@ -695,7 +695,7 @@ class Table(RuleBasedStateMachine):
         model.items.update({chunk * SIZE + n: "pending" for n in again})
         model.payload.add(chunk)
         model.suspects.pop(chunk, None)
-        model.buried.pop(chunk, None)
+        model.reclaimed.pop(chunk, None)
         if chunk not in model.leases:
             model.waiting.add(chunk)
 
@@ -736,7 +736,7 @@ class Table(RuleBasedStateMachine):
         if model.state not in MAINTAINED:
             assert (self.table.active() == []) == (model.state in ENDS)
         fields = client.hmget("gradcam:job:job", "n_chunks", "n_open")
-        assert [int(number or 0) for number in fields] == [len(model.added), len(model.payload)]  # type: ignore[union-attr]
+        assert [int(number or 0) for number in fields] == [len(model.added), len(model.payload)]
         assert client.hget("gradcam:job:job", "damaged") is None
 
     def _members(self, part: str) -> set[int]:

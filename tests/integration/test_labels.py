@@ -17,7 +17,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.spec import Result
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT, ROCKET = (str(PHOTOS / name) for name in ("coffee.png", "chelsea.png", "rocket.jpg"))
 TRUTH = [(COFFEE, "espresso", True), (CAT, "282", False), (ROCKET, "no such thing", None), (COFFEE, "", None)]
 
@@ -115,7 +115,7 @@ def test_folders_name_what_their_images_show(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.png").write_bytes(Path(COFFEE).read_bytes())
     reading = ReadOptions(label_from="folder")
-    images = [
+    images: list[str | Path | Source] = [
         tmp_path, "s3://bucket/train/tiger cat/1.jpg", "https://a.example/Egyptian%20cat/1.jpg?x=/y", "s3://bucket/1.jpg",
         Source(uri="s3://bucket/train/tabby/1.jpg", label="mine"),
     ]  # fmt: skip

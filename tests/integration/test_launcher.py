@@ -30,7 +30,7 @@ from worker.supervise.launcher import GIVEN_UP_AFTER
 if TYPE_CHECKING:
     from deploy.stack import Stack
 
-PHOTO = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 NETWORK = "efficientnet_lite0"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import gradcam
@@ -13,7 +14,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 
 
 @pytest.fixture
@@ -90,7 +91,8 @@ def test_the_python_client_refuses_the_same(client: Client) -> None:
         client.submit([image], network=NETWORK, class_name="tabby", reading=ReadOptions(class_column="label"))
     with pytest.raises(UsageError, match="--limit must be 9,223,372,036,854,775,807 or less"):
         client.submit([image], network=NETWORK, reading=ReadOptions(limit=10**23))
-    for parameters in ({"limit": 10**23}, {"offset": 10**22}, {"offset": -1}):
+    refused: tuple[dict[str, Any], ...] = ({"limit": 10**23}, {"offset": 10**22}, {"offset": -1})
+    for parameters in refused:
         with pytest.raises(UsageError, match="must be 0 to 9,223,372,036,854,775,807"):
             client.list(**parameters)
     assert client.list(offset=2**63 - 1, limit=2**63 - 1) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from in_process_worker import InProcessWorker
@@ -22,7 +21,7 @@ PLAIN = {"chunk_size": 2, "outputs": ["cam"], "network": "resnet18"}
 
 
 @pytest.fixture
-def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of a database that no worker process looks at."""
     url = client._settings.redis_url.get_secret_value()
     monkeypatch.setenv("GRADCAM_REDIS_URL", url.removesuffix("/0") + "/1")
@@ -369,6 +368,7 @@ def test_a_deleted_job_that_redis_brings_back_says_that_its_objects_are_gone_and
     copy = {name: redis.dump(name) for name in names}
     own.delete(job, objects=True)
     for name, content in copy.items():
+        assert content is not None
         redis.restore(name, 0, content, replace=True)
     status = own.status(job)
     assert (status.state, status.objects_gone) == (JobState.SUCCEEDED, True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 KINDS = ("heatmap", "cam", "gb", "cam_gb")
 
 
@@ -281,7 +281,7 @@ def test_the_command_line_says_in_a_sentence_what_is_wrong(stack: Stack, tmp_pat
 def test_unknown_jobs_are_told_apart_by_the_client(client: Client) -> None:
     for call in (client.status, client.failures, client.results):
         with pytest.raises(UnknownJob):
-            list(call("no-such-job"))  # type: ignore[arg-type]
+            list(call("no-such-job"))
 
 
 def test_a_submission_that_is_killed_ends_its_job(client: Client, stack: Stack, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from producer.jobs.model.states import JobState
 from worker.pictures.decode import decode, prepare
 
 NETWORK = "shufflenet_v2_x0_5"
-CAT = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 MEAN, STD, SIZE = (0.5, 0.4, 0.3), (0.25, 0.5, 1.0), (96, 128)
 
 pytestmark = pytest.mark.usefixtures("worker")

@@ -21,7 +21,7 @@ from producer.jobs.broker import celery_app
 from producer.jobs.model.states import JobState
 from worker.supervise import run_dirs
 
-PHOTO = str(Path(__import__("skimage").__file__).parent / "data" / "chelsea.png")
+PHOTO = str(Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png")
 NETWORK = "efficientnet_lite0"
 #: Commands a second, those inside scripts counted, too: about 30 of an idle worker with the settings below, 90 of one
 #: with a job that it cannot do. A busy loop has thousands.

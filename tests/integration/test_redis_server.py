@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -26,7 +26,7 @@ from producer.jobs.table.redis_server import DIRECT, READING, Server, scripted
 if TYPE_CHECKING:
     from deploy.stack import Stack
 
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE = str(PHOTOS / "coffee.png")
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 (LINE,) = re.findall(r"^(ACL SETUSER gradcam .*)$", OPERATIONS, re.MULTILINE)
@@ -94,7 +94,8 @@ def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_th
         finally:
             own.stop()
     assert "no permissions" not in (tmp_path / "log").read_text()
-    denied = {entry[b"object"] if b"object" in entry else entry["object"] for entry in admin.acl_log()}
+    entries: list[dict[Any, Any]] = admin.acl_log()
+    denied = {entry[b"object"] if b"object" in entry else entry["object"] for entry in entries}
     assert denied <= {b"info", b"config|get", "info", "config|get"}
 
 

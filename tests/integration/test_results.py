@@ -30,7 +30,7 @@ from producer.jobs.model.states import JobState
 from producer.output.objects import Objects
 
 NETWORK = "efficientnet_lite0"
-PHOTOS = Path(__import__("skimage").__file__).parent / "data"
+PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT, ROCKET = (str(PHOTOS / name) for name in ("coffee.png", "chelsea.png", "rocket.jpg"))
 LINES, SMALL, CHUNK = 20_000, 2_000, 200
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -75,7 +75,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         eventually(lambda: all("action=committed" in worker.log.read_text() for worker in workers), within_s=120)
         store.freeze()
         proxy.freeze()
-        yield Rig(stack, store, proxy, *workers, job)
+        one, other = workers
+        yield Rig(stack, store, proxy, one, other, job)
         store.passing()
         proxy.passing()
 
@@ -150,7 +151,7 @@ def test_a_worker_that_is_stopped_ends_in_time_and_gives_back_what_it_can(rig: R
         assert "Traceback" not in worker.log.read_text()
     # That behind the frozen store could still say what it had in hand: its lease had two minutes to go.
     holders = client.table.redis.hvals(f"gradcam:job:{rig.job}:holders")
-    assert len({holder.decode().split(":")[1].split("/")[0] for holder in holders}) == 1
+    assert len({cast(bytes, holder).decode().split(":")[1].split("/")[0] for holder in holders}) == 1
 
 
 def test_a_worker_of_another_release_is_told_by_status_and_doctor(rig: Rig) -> None:

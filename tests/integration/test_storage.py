@@ -118,6 +118,7 @@ def test_a_delete_carries_the_sum_that_every_server_takes(storage: Storage) -> N
     (request,) = sent
     headers = {name: value if isinstance(value, str) else value.decode() for name, value in request.headers.items()}
     assert sums_of(headers) == ["content-md5"]
+    assert isinstance(request.body, bytes)
     assert base64.b64decode(headers["Content-MD5"]) == hashlib.md5(request.body).digest()
     assert "content-md5;" in headers["Authorization"]
 

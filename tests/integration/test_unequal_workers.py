@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import s3_servers
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 NETWORK = "efficientnet_lite0"
-PHOTO = Path(__import__("skimage").__file__).parent / "data" / "chelsea.png"
+PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def start(stack: ExitStack, own: Stack, name: str, **settings: str) -> Worker:
 
 
 def names(client: Client) -> set[str]:
-    return {name.decode() for name in client.table.redis.zrange("gradcam:workers", 0, -1)}
+    return {cast(bytes, name).decode() for name in client.table.redis.zrange("gradcam:workers", 0, -1)}
 
 
 def test_jobs_go_on_beside_badly_provisioned_workers_and_fail_when_none_else_is_alive(

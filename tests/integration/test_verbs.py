@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ DOES, REFUSED, NOTHING = "does it", "refused", "no change"
 
 
 @pytest.fixture
-def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of a database that no worker process looks at."""
     monkeypatch.setenv("GRADCAM_REDIS_URL", client._settings.redis_url.get_secret_value().removesuffix("/0") + "/1")
     return Client.from_env()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ MEAN_LEVELS, MOST_LEVELS = 1.0, 48
 
 def make_images(count: int, seed: int = 0) -> list[bytes]:
     """Distinct JPEGs: seeded crops of photos that scikit-image ships."""
-    folder = Path(__import__("skimage").__file__).parent / "data"
+    folder = Path(str(__import__("skimage").__file__)).parent / "data"
     photos = [cv2.imread(str(folder / name)) for name in PHOTOS]
     dice = random.Random(seed)
     images = []
@@ -128,9 +128,9 @@ class Rig:
             stack.enter_context(settings_of(self.stack, **through))
             #: As a user's: through the proxies. The other one sees what is really there.
             self.client = Client.from_env()
-            self.fast_path = Client(
+            self.direct = Client(
                 Connections(
-                    redis_url=self.stack.redis.url,  # type: ignore[arg-type]
+                    redis_url=self.stack.redis.url,
                     s3_bucket=self.stack.s3.bucket,
                     s3_endpoint_url=self.stack.s3.endpoint_url,
                     s3_prefix=self.stack.env["GRADCAM_S3_PREFIX"],
@@ -140,7 +140,7 @@ class Rig:
             for core in sorted(os.sched_getaffinity(0))[:2]:
                 self.workers.append(self.new_worker(core))
             for number, image in enumerate(self._images):
-                self.fast_path.storage.put(f"inputs/{number:04d}.jpg", image)
+                self.direct.storage.put(f"inputs/{number:04d}.jpg", image)
             self._open = stack.pop_all()
         return self
 
@@ -153,7 +153,7 @@ class Rig:
     @property
     def database(self) -> redis.Redis:
         """The job table's Redis, not through the proxy."""
-        return self.fast_path.table.redis
+        return self.direct.table.redis
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -194,14 +194,14 @@ class Rig:
 
     def in_hand(self, job: str) -> set[str]:
         """Chunks under a lease."""
-        return {name.decode() for name in self.database.zrange(f"gradcam:job:{job}:leases", 0, -1)}
+        return {cast(bytes, name).decode() for name in self.database.zrange(f"gradcam:job:{job}:leases", 0, -1)}
 
     def until(self, job: str, share: float) -> JobStatus:
         """Wait until so much of a job is done, then for a moment between two of anything."""
         wanted = share * len(self._images)
-        eventually(lambda: self.fast_path.status(job).done >= wanted or self.fast_path.status(job).ended, within_s=120)
+        eventually(lambda: self.direct.status(job).done >= wanted or self.direct.status(job).ended, within_s=120)
         time.sleep(self.dice.uniform(0, 0.3))
-        return self.fast_path.status(job)
+        return self.direct.status(job)
 
     @contextmanager
     def timed(self, row: Row, job: str) -> Iterator[None]:
@@ -222,7 +222,7 @@ class Rig:
     def take_reference(self) -> None:
         """An undisturbed run: what the pictures of all others must equal."""
         job = self.submit()
-        status = self.fast_path.wait(job, timeout_s=_END_WITHIN_S)
+        status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
         assert status.state is JobState.SUCCEEDED, status
         self._reference = dict(self._pictures(job))
 
@@ -236,35 +236,35 @@ class Rig:
         """
         expected = dict(failed or {})
         try:
-            status = self.fast_path.wait(job, timeout_s=_END_WITHIN_S)
+            status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
         except TimeoutError:
             row.problems.append(f"{job} does not end: {self.direct.status(job)}")
             return
         row.images += status.total
         row.republished += status.republished
-        states = b"".join(piece for _, piece in self.fast_path.table.control.states(job)).ljust(status.total, b"\0")
+        states = b"".join(piece for _, piece in self.direct.table.control.states(job)).ljust(status.total, b"\0")
         states = states[: status.total]
         bits = {state: states.count(state) for state in ItemState}
         if (bits[ItemState.DONE], bits[ItemState.FAILED]) != (status.done, status.failed):
             row.problems.append(f"counters {status.done}, {status.failed} are not the bits {bits}")
         row.doubled += max(0, status.done - bits[ItemState.DONE]) + max(0, status.failed - bits[ItemState.FAILED])
         row.lost += bits[ItemState.PENDING] + max(0, len(self._images) - status.total)
-        reasons = {failure.index: failure.reason for failure in self.fast_path.failures(job)}
+        reasons = {failure.index: failure.reason for failure in self.direct.failures(job)}
         row.lost += len(reasons.keys() - expected.keys())
         if reasons != expected:
             row.problems.append(f"failed: {reasons}, and should have: {expected}")
-        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.fast_path.audit(job)]
+        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.direct.audit(job)]
         row.problems += self._differences(job, expected.keys())
-        ends = int(self.database.hget(f"gradcam:job:{job}", "ends") or 0)  # type: ignore[arg-type]
+        ends = int(self.database.hget(f"gradcam:job:{job}", "ends") or 0)
         if ends != status.generation:
             row.doubled += abs(ends - status.generation)
             row.problems.append(f"the end was entered {ends} times in {status.generation} generations")
         row.problems += self._left_over(job)
 
     def _pictures(self, job: str) -> Iterator[tuple[tuple[int, str], NDArray[np.uint8]]]:
-        for result in self.fast_path.results(job):
+        for result in self.direct.results(job):
             for kind, key in result.objects.items():
-                decoded = cv2.imdecode(np.frombuffer(self.fast_path.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
+                decoded = cv2.imdecode(np.frombuffer(self.direct.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
                 assert decoded is not None, key
                 yield (result.index, kind), np.asarray(decoded, np.uint8)
 

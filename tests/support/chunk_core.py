@@ -67,7 +67,8 @@ class Model(nn.Module):
         if (x.amin(dim=(1, 2, 3)) >= 1).any():
             assert self.bad_gate.wait(60)
             raise ValueError("a white picture")
-        return self.head(self.conv(x).relu().flatten(1))
+        logits: torch.Tensor = self.head(self.conv(x).relu().flatten(1))
+        return logits
 
 
 def network_of(model: Model) -> Network:

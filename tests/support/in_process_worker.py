@@ -209,7 +209,7 @@ class BackgroundWorker(threading.Thread):
         if pointer is None:
             return False
         turn = self._table.next_chunk("default", *pointer, exact=False)
-        if turn is None:
+        if not isinstance(turn, tuple):
             return True
         chunk = self.hands.claim(*turn)
         if chunk is None:

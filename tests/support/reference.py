@@ -20,13 +20,13 @@ class _GuidedReLU(torch.autograd.Function):
         return x.clamp(0, high)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (passes,) = ctx.saved_tensors
         return gradient * passes * (gradient > 0), None
 
 
 def _relu(x: Tensor, inplace: bool = False) -> Tensor:
-    out = _GuidedReLU.apply(x, float("inf"))  # type: ignore[no-untyped-call]
+    out = _GuidedReLU.apply(x, float("inf"))
     return x.copy_(out) if inplace else out
 
 
@@ -35,7 +35,7 @@ def _relu_(x: Tensor) -> Tensor:
 
 
 def _relu6(x: Tensor, inplace: bool = False) -> Tensor:
-    out = _GuidedReLU.apply(x, 6.0)  # type: ignore[no-untyped-call]
+    out = _GuidedReLU.apply(x, 6.0)
     return x.copy_(out) if inplace else out
 
 

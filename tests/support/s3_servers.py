@@ -29,7 +29,7 @@ _METADATA = "sqlite3://metadata.db"
 class Minio(SeaweedFS):
     """A `minio` program on the path, with the stack's keys and bucket."""
 
-    port_names = ("s3.port",)
+    port_names: tuple[str, ...] = ("s3.port",)
 
     def configure(self) -> None:
         """MinIO reads everything from its environment and its command."""
@@ -46,7 +46,7 @@ class Minio(SeaweedFS):
 class MinioFrontEnd(Minio):
     """MinIO's S3 front end over a folder, as `juicefs gateway` has it: what it answers is MinIO's own code."""
 
-    port_names = ("s3.port", "metrics")
+    port_names: tuple[str, ...] = ("s3.port", "metrics")
 
     def configure(self) -> None:
         super().configure()
@@ -67,7 +67,7 @@ class MinioFrontEnd(Minio):
 class Given(SeaweedFS):
     """A server that runs already: `GRADCAM_TEST_S3_ENDPOINT_URL` and `AWS_*` say where and who."""
 
-    port_names = ()
+    port_names: tuple[str, ...] = ()
     _made = False
 
     @property

@@ -34,7 +34,12 @@ def taken(queue: BatchQueue[str]) -> Batch[str]:
 def nothing_leaves(queue: BatchQueue[str]) -> bool:
     """Whether `take` waits."""
     left = threading.Event()
-    threading.Thread(target=lambda: (queue.take(), left.set()), daemon=True).start()
+
+    def take() -> None:
+        queue.take()
+        left.set()
+
+    threading.Thread(target=take, daemon=True).start()
     return not left.wait(0.2)
 
 

@@ -94,7 +94,7 @@ def test_words_before_a_part_of_the_names_are_taken_out(state: dict[str, Tensor]
 
 
 def test_a_backbone_and_a_head_in_two_mappings_are_one_network() -> None:
-    parts = {True: {}, False: {}}
+    parts: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     for key, value in STATE.items():
         parts[key.startswith("fc.")][key] = value
     assert holds(choose({"backbone": parts[False], "fc": {key[3:]: value for key, value in parts[True].items()}}))

@@ -137,7 +137,7 @@ def test_one_pixel_is_a_picture(format: str) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "progressive JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_the_images_error(format: str, share: float) -> None:
     """And never a picture that is half gray."""
-    options = {"progressive": True} if format.startswith("progressive") else {}
+    options: dict[str, Any] = {"progressive": True} if format.startswith("progressive") else {}
     noise = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)  # so that all bytes are of pixels
     data = _encoded(noise, format.removeprefix("progressive "), **options)
     with pytest.raises(ImageError):

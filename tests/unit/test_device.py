@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def small() -> Network:
 
 
 def explain_each(
-    network: Network, inputs: list[np.ndarray], class_ids: list[int | None], **options: str
+    network: Network, inputs: list[np.ndarray], class_ids: Sequence[int | None], **options: Any
 ) -> list[Explained | ModelError]:
     """One class of each image."""
     answers = explain_classes(network, inputs, class_ids, **options)

@@ -76,7 +76,8 @@ def test_what_is_not_asked_for_is_the_next_most_likely() -> None:
     net = _net()
     view = View(net.second, as_they_are)
     likely = explain_many(net, [view], _inputs(), top_k=4).class_ids
-    answer = explain_many(net, [view], _inputs(), [[2, None], [-1, -1]])
+    asked: list[list[int | None]] = [[2, None], [-1, -1]]
+    answer = explain_many(net, [view], _inputs(), asked)
     assert answer.class_ids.tolist() == [[2, likely[0, 1]], [likely[1, 0], likely[1, 1]]]
 
 

@@ -23,6 +23,10 @@ def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -
     assert not loaded_by("import producer.client.client") & {"torch", "cv2", "numpy", "celery"}
 
 
+def test_the_public_module_is_as_light_as_the_client() -> None:
+    assert loaded_by("import gradcam_queue") == loaded_by("import producer.client.client")
+
+
 def test_a_probe_loads_nothing_heavy() -> None:
     """It runs every few seconds, beside work that needs the processor."""
     code = "from worker.cli import cli\ntry:\n    cli(['check'])\nexcept SystemExit:\n    pass"

@@ -162,8 +162,8 @@ def record(state: str, *, index: int = 0, mark: str = "") -> bytes:
 def test_the_latest_record_counts_and_the_bits_where_they_are_known(
     records: list[tuple[int, int, str]], alone: str | None, of_bits: dict[int, str | None]
 ) -> None:
-    expected = {None: alone, 0: None, **of_bits}
-    for bit, mark in expected.items():
+    expected: list[tuple[int | None, str | None]] = [(None, alone), (0, None), *of_bits.items()]
+    for bit, mark in expected:
         chunk = ChunkRecords(0, 0, None if bit is None else bytes([bit]))
         parts = [(*part(token, generation), state) for generation, token, state in records]
         for key, named, state in sorted(parts, key=lambda entry: entry[1]):

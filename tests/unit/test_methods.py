@@ -36,7 +36,7 @@ def _model() -> tuple[nn.Sequential, Tensor]:
             nn.Flatten(), nn.Linear(16 * 64, 5),
         )  # fmt: skip
         # Logits in the hundreds: what pytorch-grad-cam adds to denominators, 1e-6, is little beside such gradients.
-        model[6].weight.data *= 300
+        model.get_parameter("6.weight").data *= 300
         return model.double().eval(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
 
 

@@ -332,8 +332,8 @@ def test_inception_is_the_same_with_and_without_its_auxiliary_head(tmp_path: Pat
     _assert_holds(network, state)
     assert network.classes == 7
     # As torchvision builds it for its own weights.
-    assert network.model.transform_input is True
-    assert load("inception_v3", "random").model.transform_input is True
+    for model in (network.model, load("inception_v3", "random").model):
+        assert vars(model)["transform_input"] is True
 
 
 @pytest.mark.parametrize("shallow", ["resnet18", "densenet121"])
@@ -396,6 +396,7 @@ def test_networks_of_timm_have_classes_where_they_were_trained_with_labels() -> 
     labelled, towers = 0, 0
     for name in timm.list_pretrained():
         config = timm.get_pretrained_cfg(name)
+        assert config is not None
         is_labelled = re.search(r"in1k|in12k|in21k|in22k|inat|imagenet", str(config.tag)) and config.num_classes
         is_tower = re.search(r"_clip|openai$|laion2b$|datacomp\w*$|mclip|siglip|dino|mae$", name) and not is_labelled
         # timm says that those of this one have a head.

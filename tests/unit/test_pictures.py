@@ -41,7 +41,7 @@ def _turned(orientation: int) -> Image.Exif:
 
 
 def _by_pillow(data: bytes) -> Array:
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info:
@@ -69,7 +69,8 @@ def _corpus() -> dict[str, bytes]:
     images |= {mode: transparent.convert(mode) for mode in ("RGBA", "LA", "PA")}
     images["I;16"] = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     compressions = (None, "tiff_lzw", "tiff_deflate", "packbits", "tiff_lzma", "zstd", "jpeg", "group4")
-    found = {}
+    found: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {}
+    options: dict[str, Any]
     for format, modes in _WRITTEN.items():
         for mode in modes.split():
             found[f"{format} {mode}"] = (images[mode], format, {"lossless": True} if format == "WEBP" else {})

@@ -37,7 +37,7 @@ def test_no_more_is_read_than_the_depth_allows(pool: ThreadPoolExecutor) -> None
     stream = prefetch_map(pool, lambda n: n, endless(), depth=5)
     assert next(stream) == 0
     assert len(read) == 5
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def test_an_error_comes_where_its_result_would_have_come_and_cancels_the_rest(pool: ThreadPoolExecutor) -> None:

@@ -516,7 +516,7 @@ def test_memory_stays_flat_however_long_a_list_is(tmp_path: Path) -> None:
         paths.append(written(tmp_path / f"{count}.csv", "uri\n" + "\n".join(lines)))
         paths.append(written(tmp_path / f"{count}.jsonl", "\n".join(f'{{"uri":"{line}"}}' for line in lines)))
     run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, timeout=120)
-    lines = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
-    assert [count for count, _ in lines] == [20_000] * 3 + [400_000] * 3
+    found = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    assert [count for count, _ in found] == [20_000] * 3 + [400_000] * 3
     # The long lists are 60 MB of addresses.
-    assert lines[-1][1] - lines[2][1] < 8
+    assert found[-1][1] - found[2][1] < 8

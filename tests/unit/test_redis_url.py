@@ -20,7 +20,7 @@ LEFT, RIGHT = "hunter", "7rabbit"
 
 
 def connections(url: str) -> Connections:
-    return Connections(redis_url=url, s3_bucket="pictures")  # type: ignore[arg-type]
+    return Connections(redis_url=url, s3_bucket="pictures")
 
 
 @pytest.mark.parametrize("sign", ["@", "#", "/", "?", "@/", "/@", "#@", "?@", " ", "\t"])
@@ -68,6 +68,7 @@ def test_parameters_of_an_address_reach_both_clients() -> None:
     assert (kwargs["client_name"], kwargs["db"], kwargs["socket_connect_timeout"]) == ("team", 4, 5)
     broker = celery_app.make_app(text).connection_for_read()
     assert broker.as_uri() == "redis://:**@redis.internal:6379/4"
+    assert broker.transport_options is not None
     assert broker.transport_options["socket_timeout"] == 7.5
     assert broker.transport_options["client_name"] == "team"
     assert broker.transport_options["socket_connect_timeout"] == 5

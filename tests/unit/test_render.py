@@ -160,7 +160,9 @@ def test_gradients_that_are_not_finite_are_the_images_error(bad: float) -> None:
 
 
 def _decoded(data: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded[..., ::-1]
 
 
 def test_png_keeps_every_value() -> None:

@@ -356,7 +356,14 @@ def test_a_source_is_checked_as_if_it_had_been_typed(source: Source) -> None:
 
 def test_arguments_keep_their_order(photos: Path) -> None:
     (photos / "list.txt").write_text(f"{B}\n{C}\n")
-    arguments = [A, str(photos / "list.txt"), B, photos / "a.png", photos / "deep", Source(uri=C)]
+    arguments: list[str | Path | Source] = [
+        A,
+        str(photos / "list.txt"),
+        B,
+        photos / "a.png",
+        photos / "deep",
+        Source(uri=C),
+    ]
     with open_sources(arguments) as sources:
         found = [source.uri or source.path for source in sources]
     assert found == [A, B, C, B, photos / "a.png", photos / "deep/c.webp", C]

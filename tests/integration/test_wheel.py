@@ -1,0 +1,206 @@
+"""The wheel, installed alone: all that is needed is in it, its commands and its client work, and its types are read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from stacks import own_stack
+
+from deploy.programs import Program
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("deploy", "gradcam_queue", "producer", "worker")
+NETWORK = "efficientnet_lite0"
+PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
+#: What a user's program says; `mypy --strict` has to agree with each of the types.
+CONSUMER = """
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradcam_queue import (
+    TERMINAL,
+    Client,
+    Downloaded,
+    Failure,
+    GradcamError,
+    JobState,
+    JobStatus,
+    ReadOptions,
+    Result,
+    Source,
+    UsageError,
+)
+
+
+def main(photo: str, network: str, folder: str) -> int:
+    client: Client = Client.from_env()
+    sources = [Source(path=Path(photo), id="a cat", class_id=281), Source(path=Path(photo))]
+    try:
+        job: str = client.submit(sources, network=network, reading=ReadOptions(limit=2), outputs=["cam"], name="typed")
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except GradcamError:
+        return 4
+    status: JobStatus = client.wait(job, timeout_s=240)
+    state: JobState = status.state
+    results: Iterator[Result] = client.results(job, where=["class=281"])
+    failures: Iterator[Failure] = client.failures(job)
+    files: Downloaded = client.download(job, folder, only=["cam"])
+    names: list[str] = [path.name for path in files]
+    probabilities: list[float | None] = [result.probability for result in results]
+    print(state, state in TERMINAL, status.done, len(names), len(probabilities), len(list(failures)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing an earlier build left can come into it."""
+    copy = tmp_path_factory.mktemp("source")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, copy)
+    (made,) = out.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheel, what it needs, and nothing of this folder."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    (own,) = folder.glob("lib/python*/site-packages")
+    # A path in a .pth file is looked into, but the .pth files there are not read: an editable installation stays out.
+    (own / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+def run(*command: str | Path, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd or Path("/"), env=without_source(env or dict(os.environ)),
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def without_source(env: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not name.startswith("PYTHON")}
+
+
+def test_all_that_the_source_has_is_in_the_wheel_and_no_tests(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        inside = {name for name in file.namelist() if ".dist-info/" not in name}
+    source = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert inside == source
+    assert {f"{package}/py.typed" for package in PACKAGES} <= inside
+    assert {path.suffix for path in map(Path, inside)} == {".py", ".lua", ".txt", ".typed"}
+
+
+def test_nothing_is_imported_from_the_source(installed: Path) -> None:
+    code = f"import {', '.join(PACKAGES)}; print(*(m.__file__ for m in ({', '.join(PACKAGES)})), sep='\\n')"
+    files = run(installed / "python", "-c", code).splitlines()
+    assert len(files) == len(PACKAGES)
+    assert all(file.startswith(str(installed.parent)) for file in files)
+
+
+def test_the_commands_of_the_wheel_help(installed: Path, wheel: Path) -> None:
+    assert "submit" in run(installed / "gradcam", "--help")
+    assert "--processes-per-device" in run(installed / "gradcam-worker", "--help")
+    built = wheel.name.split("-")[1]
+    assert run(installed / "gradcam", "--version") == f"gradcam, version {built}\n"
+    assert run(installed / "gradcam", "submit", "--help")  # a verb that reads more than the group
+    listed = run(installed / "gradcam-worker", "networks")
+    assert "resnet50" in listed
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with own_stack(tmp_path_factory.mktemp("wheel")) as running:
+        yield running
+
+
+def test_a_worker_and_a_client_of_the_wheel_do_a_job(installed: Path, stack: Stack, tmp_path: Path) -> None:
+    environment = without_source(stack.environment() | {"GRADCAM_WORKER_RUN_DIR": str(tmp_path)})
+    worker = Program("gradcam-worker", tmp_path / "log")
+    worker.launch([str(installed / "gradcam-worker"), "--devices", "cpu"], environment, tmp_path)
+    try:
+        (tmp_path / "consumer.py").write_text(CONSUMER)
+        arguments = (PHOTO, NETWORK, tmp_path / "out")
+        said = run(installed / "python", tmp_path / "consumer.py", *arguments, env=environment, cwd=tmp_path)
+        # The cat is of another class where none was asked for.
+        assert said == "succeeded True 2 2 1 0\n", worker.log_tail()
+    finally:
+        worker.stop(30)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert "Traceback" not in worker.log.read_text()
+
+
+def strictly(installed: Path, program: Path) -> str:
+    """What `mypy --strict` says of a program of somebody who has the wheel."""
+    cache = ROOT / ".mypy_cache" / "consumer"
+    options = ("--strict", "--python-executable", installed / "python", "--cache-dir", cache)
+    done = subprocess.run(
+        [str(word) for word in (sys.executable, "-m", "mypy", *options, program)], cwd=program.parent,
+        env=without_source(dict(os.environ)), capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_a_strictly_typed_program_reads_the_types_of_the_client(installed: Path, tmp_path: Path) -> None:
+    program = tmp_path / "consumer.py"
+    program.write_text(CONSUMER)
+    assert strictly(installed, program) == "Success: no issues found in 1 source file\n"
+    program.write_text(CONSUMER.replace("job: str = client.submit", "job: int = client.submit"))
+    assert 'variable has type "int"' in strictly(installed, program)
+
+
+def test_the_programs_of_the_documentation_are_typed_as_it_says(installed: Path, tmp_path: Path) -> None:
+    """All of them in one file: a later one goes on with the names of an earlier one."""
+    text = (ROOT / "docs" / "python-client.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(programs) > 3
+    imported = {name for program in programs for name in re.findall(r"^from (\S+) import", program, re.MULTILINE)}
+    assert {name for name in imported if name.partition(".")[0] in PACKAGES} == {"gradcam_queue"}
+    program = tmp_path / "documented.py"
+    program.write_text("\n".join(programs))
+    assert strictly(installed, program) == "Success: no issues found in 1 source file\n"
+
+
+def test_the_public_names_are_those_that_are_listed() -> None:
+    import gradcam_queue
+
+    there = {name for name, value in vars(gradcam_queue).items() if not name.startswith("_") and name != "annotations"}
+    modules = {name for name in there if isinstance(getattr(gradcam_queue, name), type(sys))}
+    assert there - modules == set(gradcam_queue.__all__)

@@ -1,0 +1,151 @@
+"""What the documentation tells users to type exists, and what exists is in the documentation."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import command_docs
+import pytest
+from pydantic_settings import BaseSettings
+
+from producer.jobs.model.settings import Connections
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+#: What was true of an earlier release may be told of it.
+CURRENT = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}
+COMMANDS = dict(command_docs.commands())
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+#: Options in the docs that are those of other programs.
+OTHERS = {"--strict", "--hook-type"}
+#: What ends a command of ours in a shell, or in a row of alternatives.
+_END = {"|", "||", "&&", ";", "#", ">", ">>", "2>", "…"}
+
+
+def code_of(text: str) -> Iterator[str]:
+    """The lines of blocks of code, and what stands between backticks."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from block.replace("\\\n", " ").splitlines()
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"`([^`]+)`", prose):
+        yield span.replace("\\|", "|").replace("\n", " ")
+
+
+def words_of(line: str) -> list[str]:
+    words = shlex.shlex(line, posix=True, punctuation_chars="|&;>")
+    words.whitespace_split, words.commenters = True, "#"
+    try:
+        return list(words)
+    except ValueError:  # an apostrophe: prose
+        return line.split()
+
+
+def typed(line: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands of ours in a line, and what stands behind each."""
+    words = words_of(line)
+    for at, word in enumerate(words):
+        if word not in command_docs.ROOTS or (at and "=" not in words[at - 1] and words[at - 1] not in {"$", *_END}):
+            continue
+        end = next((n for n in range(at, len(words)) if words[n] in _END), len(words))
+        yield word, words[at + 1 : end]
+
+
+def problems_of(line: str) -> Iterator[str]:
+    for name, words in typed(line):
+        root = COMMANDS[name]
+        found = f"{name} {words[0]}" if words and words[0][0] not in "-[" else name
+        if found != name and isinstance(root, click.Group) and found not in COMMANDS:
+            yield f"{line!r}: there is no `{found}`"
+            continue
+        known = command_docs.options_of(COMMANDS[found])
+        for word in words:
+            option = word.split("=", 1)[0]
+            if option.startswith("--") and option not in known:
+                yield f"{line!r}: `{found}` has no {option}"
+
+
+@pytest.mark.parametrize("page", sorted(CURRENT))
+def test_commands_of_the_documentation_exist(page: str) -> None:
+    assert [problem for line in code_of(CURRENT[page]) for problem in problems_of(line)] == []
+
+
+def test_commands_that_do_not_exist_are_found() -> None:
+    """The test above can fail: on verbs, on options, behind variables and pipes."""
+    wrong = ["gradcam explain x", "gradcam status JOB --wacht", "A=b gradcam submit --outptus cam", "x | gradcam lost"]
+    assert all(list(problems_of(line)) for line in wrong)
+    right = [
+        "gradcam submit - --name x",
+        "gradcam-worker --devices cpu",
+        "gradcam status JOB | jq --raw",
+        "the gradcam x",
+    ]
+    assert not any(list(problems_of(line)) for line in right)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_examples_of_the_help_exist(name: str) -> None:
+    command = COMMANDS[name]
+    lines = command.get_help(click.Context(command, info_name=name)).splitlines()
+    assert [problem for line in lines for problem in problems_of(line.strip())] == []
+
+
+def test_options_that_stand_alone_exist() -> None:
+    known = {option for command in COMMANDS.values() for option in command_docs.options_of(command)} | OTHERS
+    alone = {
+        (page, span.split()[0].split("=")[0].rstrip(","))
+        for page, text in CURRENT.items()
+        for span in code_of(text)
+        if span.startswith("--")
+    }
+    assert {(page, option) for page, option in alone if option not in known} == set()
+
+
+def test_every_command_and_option_is_on_the_page_that_help_makes() -> None:
+    """`python tests/support/command_docs.py > docs/commands.md` brings it up to date."""
+    page = PAGES["docs/commands.md"]
+    assert page == command_docs.page()
+    sections = dict(re.findall(r"^## `([^`]+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    assert set(sections) == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        told = set(re.findall(r"`(--[a-z-]+)`", "\n".join(re.findall(r"^\| (.*?) \|", sections[name], re.MULTILINE))))
+        assert told == {option for option in command_docs.options_of(command) if option.startswith("--")} - {"--help"}
+
+
+def settings() -> set[str]:
+    models: tuple[type[BaseSettings], ...] = (Connections, WorkerSettings)
+    return {f"{model.model_config['env_prefix']}{name}".upper() for model in models for name in model.model_fields}
+
+
+def test_every_setting_is_in_the_tables_of_the_documentation() -> None:
+    rows = re.findall(r"^\| (`GRADCAM_.*?) \|", PAGES["docs/operations.md"], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(GRADCAM_\w+)`", row)} == settings()
+
+
+@pytest.mark.parametrize("page", sorted(CURRENT))
+def test_settings_of_the_documentation_exist(page: str) -> None:
+    tests = {name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"GRADCAM_TEST_\w+", path.read_text())}
+    told = set(re.findall(r"\bGRADCAM_[A-Z0-9_]*[A-Z0-9](?![A-Z0-9_]*\*)", CURRENT[page]))
+    assert told <= settings() | tests | {"GRADCAM_WORKER", "GRADCAM_S3"}
+
+
+def test_every_target_is_in_the_documentation_and_those_there_exist() -> None:
+    explained = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    assert explained == TARGETS
+    told = {
+        target
+        for text in CURRENT.values()
+        for line in code_of(text)
+        for words in re.findall(r"^(?:\$ )?make((?: [a-z-]+)+)", line)
+        for target in words.split()
+    }
+    assert told - {"help"} == TARGETS - {"help"}
+
+
+def test_many_commands_are_looked_at() -> None:
+    assert sum(len(list(typed(line))) for text in CURRENT.values() for line in code_of(text)) > 100
