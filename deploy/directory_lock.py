@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
+from producer.output.atomic_file import atomic_file
 
 
 def make_private(directory: Path) -> Path:
@@ -18,11 +19,8 @@ def make_private(directory: Path) -> Path:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read; a reader sees the old text or the new, never half of it."""
-    half = path.with_name(path.name + ".new")
-    half.unlink(missing_ok=True)
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    half.replace(path)
+    with atomic_file(path, private=True) as file:
+        file.write(text.encode())
 
 
 class InUse(UsageError):

@@ -16,40 +16,38 @@ from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
 from producer.jobs.model.errors import GradcamError
+from worker.supervise.backoff import Backoff
 
 _LOOK_EVERY_S = 0.5
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
-#: What has run for so long has recovered: its next death is met without a pause again.
-_HEALTHY_AFTER_S = 60.0
 
 
 @dataclass
 class Restarted:
-    """One program that is started again when it dies, ever more slowly while it keeps dying."""
+    """One program that is started again when it dies, after longer delays while it keeps dying."""
 
     program: Server | Worker
-    pause_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
     started_at: float = field(default_factory=time.monotonic)
-    not_before: float = 0.0
+    #: When the dead program is started again; None while it runs.
+    start_at: float | None = None
 
     def look(self) -> None:
-        """Start the program again if it has died and its pause is over."""
-        now = time.monotonic()
+        """Start the program again if it has died and its delay is over."""
         if self.program.alive:
-            if now - self.started_at > _HEALTHY_AFTER_S:
-                self.pause_s = 0.0
             return
-        if now < self.not_before:
+        now = time.monotonic()
+        if self.start_at is None:
+            delay_s = self.backoff.after(now - self.started_at)
+            self.start_at = now + delay_s
+            say(f"{self.program.name} has died and is started again in {delay_s:g} s")
+        if now < self.start_at:
             return
-        self.pause_s = min(max(_FIRST_PAUSE_S, self.pause_s * 2), _LONGEST_PAUSE_S)
-        say(f"{self.program.name} has died and is started again")
+        self.start_at = None
         try:
             self.program.restart()
         except GradcamError as error:
-            say(f"{error}\nthe next try is in {self.pause_s:g} s")
+            say(str(error))
         self.started_at = time.monotonic()
-        self.not_before = self.started_at + self.pause_s
 
 
 def supervise(directory: Path, workers: int) -> None:

@@ -215,7 +215,7 @@ def _child_died(task_id: str, exception: BaseException, **_: Any) -> None:
     log.warning("action=child_died The child's end: %s", exception)
     delivery = tasks.delivery_of(settings.name, task_id)
     for reconciler, watchdog in _at_work:
-        for busy, weight in watchdog.diagnosis(delivery, str(exception)) if watchdog else ():
+        for busy, weight in watchdog.diagnose(delivery, str(exception)) if watchdog else ():
             reconciler.report(
                 Death(
                     busy.job,

@@ -38,7 +38,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.fetch.addresses import FetchPolicy, checked_user_agent
 from producer.jobs.model.spec import PRIORITIES
-from worker.supervise.health import BUSY
+from worker.supervise.busy_file import BUSY_KINDS
 
 
 def _by_commas(value: Any) -> Any:
@@ -133,7 +133,7 @@ class WorkerSettings(BaseSettings):
         """Each exists while this process has a chunk in that hand; none where no launcher says where."""
         if self.drain_file is None:
             return ()
-        return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY)
+        return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY_KINDS)
 
     @property
     def health_stem(self) -> Path | None:

@@ -182,7 +182,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_unopened() -> None:
     side = int(MAX_PIXELS**0.5) + 100
     program = """if True:
         import resource, sys
-        from worker import decode, render  # in this order, as the pipeline imports them
+        from worker.pictures import decode, render  # in this order, as the pipeline imports them
         from producer.jobs.model.errors import ImageError
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:

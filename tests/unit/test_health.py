@@ -184,8 +184,8 @@ def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: 
 _LAUNCHER = """
 import sys, time
 from pathlib import Path
-from worker import rundir
-with rundir.folder(Path(sys.argv[1])) as folder:
+from worker.supervise import run_dirs
+with run_dirs.folder(Path(sys.argv[1])) as folder:
     print(folder.path, flush=True)
     time.sleep(600)
 """

@@ -63,10 +63,10 @@ import psutil
 import torch
 from torch import nn
 from worker.models.cache import ModelCache
-from worker.device.batches import choose
+from worker.device.batches import open_device
 from worker.models.memory import give_back
 
-choose("cpu")  # as a worker does, whose C library keeps what is freed
+open_device("cpu")  # as a worker does, whose C library keeps what is freed
 SIZE = 64 * 2**20
 
 

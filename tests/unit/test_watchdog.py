@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from worker.chunks.lease import Busy
 from worker.chunks.pipeline import verdict
-from worker.recover.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, death_weight, oom_kills
+from worker.recover.watchdog import Watchdog, death_weight
+from worker.supervise.busy_file import Busy, BusyFile
+from worker.supervise.deaths import CONVICTING, CRASHED, HUNG, UNKNOWN
 
 
 @pytest.fixture
@@ -27,9 +26,9 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def busy(path: Path, pid: int, *, late_s: float, claim_id: str = "me/1/0") -> Path:
-    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, claim_id, "life", [7]))))
-    at = time.time() - late_s
-    os.utime(path, (at, at))
+    file = BusyFile(path)
+    file.write(Busy(pid, "job", 3, claim_id, "life", [7]))
+    file.set_deadline(-late_s)
     return path
 
 
@@ -72,9 +71,7 @@ def test_a_child_whose_time_is_over_is_killed(tmp_path: Path, child: subprocess.
     assert child.poll() is None
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    assert watchdog.diagnosis("me/1", "signal 9 (SIGKILL)") == [
-        (Busy(child.pid, "job", 3, "me/1/0", "life", [7]), HUNG)
-    ]
+    assert watchdog.diagnose("me/1", "signal 9 (SIGKILL)") == [(Busy(child.pid, "job", 3, "me/1/0", "life", [7]), HUNG)]
     assert not (tmp_path / "busy").exists()
 
 
@@ -91,29 +88,29 @@ def test_a_watchdog_without_a_busy_child_looks_at_nothing(tmp_path: Path) -> Non
     (tmp_path / "busy").write_text("half a li")
     os.utime(tmp_path / "busy", (1, 1))
     watchdog.look()
-    assert watchdog.diagnosis("me/2", "signal 11 (SIGSEGV)") == []
+    assert watchdog.diagnose("me/2", "signal 11 (SIGSEGV)") == []
 
 
 def test_a_death_is_of_what_was_in_hand_and_of_nothing_else(tmp_path: Path) -> None:
     """A message is worth the chunk whose turn it is: it need not be the one it names."""
     path = busy(tmp_path / "busy", 1, late_s=0)
-    assert Watchdog([path], grace_s=5).diagnosis("another/1", "signal 11 (SIGSEGV)") == []
+    assert Watchdog([path], grace_s=5).diagnose("another/1", "signal 11 (SIGSEGV)") == []
     path = busy(tmp_path / "busy", 1, late_s=0)
-    found = Watchdog([path], grace_s=5).diagnosis("me/1", "signal 11 (SIGSEGV)")
+    found = Watchdog([path], grace_s=5).diagnose("me/1", "signal 11 (SIGSEGV)")
     assert found == [(Busy(1, "job", 3, "me/1/0", "life", [7]), CRASHED)]
 
 
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)"])
 def test_an_image_was_alone_only_if_no_other_chunk_was_in_hand(tmp_path: Path, how: str) -> None:
     files = [busy(tmp_path / name, 1, late_s=0) for name in ("busy0", "busy1")]
-    assert [weight for _, weight in Watchdog(files, grace_s=5).diagnosis("me/1", how)] == [0, 0]
+    assert [weight for _, weight in Watchdog(files, grace_s=5).diagnose("me/1", how)] == [0, 0]
 
 
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)", "exitcode 1"])
 def test_every_end_in_loading_a_model_weighs_the_same(tmp_path: Path, how: str) -> None:
     path = tmp_path / "busy0"
-    path.write_text(json.dumps(asdict(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))))
-    assert [weight for _, weight in Watchdog([path], grace_s=5).diagnosis("me/1", how)] == [CRASHED]
+    BusyFile(path).write(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))
+    assert [weight for _, weight in Watchdog([path], grace_s=5).diagnose("me/1", how)] == [CRASHED]
 
 
 def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
@@ -124,9 +121,5 @@ def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, 
     watchdog.look()
     watchdog.look()
     assert child.wait(5) == -signal.SIGKILL
-    found = watchdog.diagnosis("me/1", "signal 9 (SIGKILL)")
+    found = watchdog.diagnose("me/1", "signal 9 (SIGKILL)")
     assert [(busy.claim_id, weight) for busy, weight in found] == [("me/1/0", 0), ("me/1/1", 0)]
-
-
-def test_kills_for_want_of_memory_are_counted_by_the_kernel() -> None:
-    assert oom_kills() >= 0

@@ -31,8 +31,8 @@ from worker.chunks.wait_reporter import WaitReporter
 from worker.device.batch_size import BatchSizes
 from worker.device.batches import memory_allows_twice
 from worker.models.loader import WEIGHTS_TIMEOUT_S, Models
+from worker.supervise.busy_file import BUSY_KINDS
 from worker.supervise.grace import CHILD_SHARE, Grace
-from worker.supervise.health import BUSY
 
 if TYPE_CHECKING:
     from producer.jobs.broker.celery_app import Pointer
@@ -108,7 +108,7 @@ class Work:
         WaitReporter(table.registry, settings.name, health).start()
         if settings.drain_file is not None:
             Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, self._give_up).start()
-        self._threads = ThreadPoolExecutor(len(BUSY), thread_name_prefix="chunk")
+        self._threads = ThreadPoolExecutor(len(BUSY_KINDS), thread_name_prefix="chunk")
         self._orders = itertools.count()
         self._parent = os.getppid()
         #: Guards all that follows, and tells of its changes.
@@ -168,7 +168,7 @@ class Work:
         """Whether another chunk may be begun."""
         taken = list(self._in_hand.values())
         return (
-            len(taken) < len(BUSY)
+            len(taken) < len(BUSY_KINDS)
             and all(each.fed and not each.suspicious for each in taken)
             and not self._blame.paused
             and not self.stopping()
@@ -192,7 +192,7 @@ class Work:
 
     def _begin(self, queue: str, job: str, chunk: int, delivery: str) -> None:
         with self._changed:
-            slot = next(slot for slot in range(len(BUSY)) if slot not in self._in_hand)
+            slot = next(slot for slot in range(len(BUSY_KINDS)) if slot not in self._in_hand)
             order = next(self._orders)
             taken = self._in_hand[slot] = _Taken(slot, order, f"{delivery}/{order}")
         self._threads.submit(self._handle, taken, queue, job, chunk)

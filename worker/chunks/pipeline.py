@@ -31,7 +31,7 @@ from worker.chunks.shard import Shard
 from worker.device.batches import Explained, batch_key, explain_classes, oom_halvings
 from worker.device.thread import DeviceThread, Ran
 from worker.models.classes import checked_class
-from worker.recover.watchdog import CONVICTING, HUNG
+from worker.supervise.deaths import CONVICTING, HUNG
 
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher

@@ -9,7 +9,7 @@
 | `<name>.polled`  | when a read of the queues last came back, with a message or none | main process   |
 | `<name>.away`    | since when Redis cannot be reached                               | main process   |
 | `<name>.at-work` | when the chunk in hand last went on                              | child          |
-| `<name>.busy0`, … | when the step in hand must be over, of each chunk in hand (`worker/chunks/lease.py`) | child |
+| `<name>.busy0`, … | when the step in hand must be over, of each chunk in hand (`busy_file.py`) | child |
 | `<name>.preloads` | until when models may be loaded before the first message is read | child         |
 | `<name>.waits`   | since when a server has been waited for, and which one           | child          |
 | `<name>.fault`   | what keeps the process from working                              | child          |
@@ -31,9 +31,9 @@ from pathlib import Path
 
 from producer.jobs.model.keys import PROBLEM_LIFETIME_S
 from worker.supervise import run_dirs
+from worker.supervise.busy_file import BUSY_KINDS
+from worker.supervise.small_file import replace_text
 
-#: The kinds of files of the chunks that a process has in hand: one is at the device, and one comes or goes.
-BUSY = ("busy0", "busy1")
 #: A process whose last sign of life is older is silent.
 SILENT_AFTER_S = 60.0
 #: Importing torch from a slow disk takes long; one that takes longer has failed.
@@ -173,7 +173,7 @@ class Health:
                 "polled",
                 "away",
                 "at-work",
-                *BUSY,
+                *BUSY_KINDS,
                 "waits",
                 "fault",
             ):
@@ -192,7 +192,7 @@ class Health:
     def _write(self, kind: str, text: str) -> None:
         if self._stem is not None:
             with suppress(OSError):
-                _replace(self.file(kind), text)
+                replace_text(self.file(kind), text)
 
     def _take_back(self, kind: str) -> None:
         with suppress(OSError, ValueError):
@@ -230,19 +230,12 @@ def stack_of(redis_url: str) -> str:
 def publish(folder: Path, processes: Sequence[ListedProcess]) -> None:
     """Write down which processes a launcher has; a full disk keeps nobody from working."""
     with suppress(OSError):
-        _replace(folder / _LIST, json.dumps([asdict(process) for process in processes]))
+        replace_text(folder / _LIST, json.dumps([asdict(process) for process in processes]))
 
 
 def published(folder: Path) -> bool:
     """Whether the list is there."""
     return (folder / _LIST).exists()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file of which a reader sees the old text or the new, never half of it."""
-    partial = path.with_name(f"{path.name}.new")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 # -- the check ---------------------------------------------------------------------------------------------------------
@@ -332,7 +325,7 @@ def _judge(health: Health, process: ListedProcess, within_s: float) -> Found:
 
 def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[State, str | None]:
     """What a process is in that has been ready once, and why it is silent or waits."""
-    until = max(map(health.at, BUSY))
+    until = max(map(health.at, BUSY_KINDS))
     busy = until > 0
     if busy and (server := health.server_waited_for()):
         what, waited_s = server

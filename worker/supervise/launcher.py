@@ -18,7 +18,8 @@ from types import FrameType
 
 from producer.jobs.model.errors import WorkerError
 from producer.jobs.model.spec import PRIORITIES
-from worker.supervise import cores, gpus, run_dirs
+from worker.supervise import cgroups, cores, gpus, run_dirs
+from worker.supervise.backoff import Backoff
 from worker.supervise.grace import LAUNCHER_SHARE
 from worker.supervise.health import Health, ListedProcess, publish, published
 
@@ -29,9 +30,6 @@ _LOOK_EVERY_S = 0.2
 _KEEP_EVERY_S, _TOUCH_EVERY_S = 1.0, 600.0
 #: The folder of the processes' metrics, in the launcher's.
 METRICS = "metrics"
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
-#: A process that lived this long had started well; its next death is a new story.
-_HEALTHY_AFTER_S = 60.0
 #: A process that has failed so often in a row before it was ready is given up: what it lacks does not come by itself.
 GIVEN_UP_AFTER = 5
 #: How many processes share a GPU where nobody says: fetching, decoding and encoding are bound by the interpreter's lock
@@ -74,7 +72,7 @@ def plan(devices: str, processes_per_device: int | None = None) -> list[Slot]:
     """
     places = gpus.find_gpus(devices)
     each = processes_per_device or (PROCESSES_PER_GPU if places else PROCESSES_PER_CPU)
-    there, granted = cores.usable(), cores.quota()
+    there, granted = cores.usable(), cgroups.cpu_cores()
     host = socket.gethostname().split(".")[0]
 
     def names(device: str) -> list[str]:
@@ -103,7 +101,7 @@ class _Process:
     #: In seconds since 1970, and by the clock that nobody sets.
     started_at: float = 0.0
     started: float = 0.0
-    backoff_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
     start_at: float = 0.0
     #: How often in a row it has failed before it was ready.
     failures: int = 0
@@ -251,16 +249,15 @@ class Launcher:
             process.problem = f"{process.slot.name} is given up, it failed {process.failures} times to get ready: {why}"
             log.error("action=given_up %s", process.problem)
         else:
-            again_s = min(2 * process.backoff_s or _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S)
-            process.backoff_s = _FIRST_BACKOFF_S if lived_s > _HEALTHY_AFTER_S else again_s
-            process.start_at = time.monotonic() + process.backoff_s
+            delay_s = process.backoff.after(lived_s)
+            process.start_at = time.monotonic() + delay_s
             process.problem = f"it is started again in a moment: {why}"
             log.warning(
                 "action=died %s ended with code %d after %.0f s; starting it again in %.0f s.",
                 process.name,
                 code,
                 lived_s,
-                process.backoff_s,
+                delay_s,
             )
         self._tell()
 
