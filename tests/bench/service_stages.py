@@ -71,7 +71,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     from worker.chunks.item import Image, done
     from worker.device import batches
     from worker.models import networks
-    from worker.pictures import decode, geometry, render
+    from worker.pictures import decode, geometry, min_max, render
 
     batches.open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
@@ -88,7 +88,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
         (fitted, _), (answer,) = pair
-        render.normalized(answer.map)
+        min_max.min_max_scaled(answer.map)
         heat = geometry.average_maps(answer.maps, answer.guided.shape[:2])
         return render.draw(fitted / np.float32(255), heat, answer.guided)
 

@@ -17,7 +17,8 @@ from worker.models.classes import PREDICTED, checked_class, label_of
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode, normalize
 from worker.pictures.geometry import average_maps, fit
-from worker.pictures.render import draw, encode, normalized
+from worker.pictures.min_max import min_max_scaled
+from worker.pictures.render import draw, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,10 +122,10 @@ def _draw(image: Image, explained: Explained, spec: JobSpec) -> tuple[Files, boo
     if image.picture is None or image.frame is None:
         raise AssertionError("an image was explained that was never decoded")
     with image.timed("render"):
-        flat = all([normalized(map_)[1] for map_ in explained.maps])
+        flat = all([min_max_scaled(map_)[1] for map_ in explained.maps])
         heat = average_maps(explained.maps, explained.guided.shape[:2])
         if len(explained.maps) > 1:
-            heat, _ = normalized(heat)  # as pytorch-grad-cam does with an average
+            heat, _ = min_max_scaled(heat)  # as pytorch-grad-cam does with an average
         guided = explained.guided
         if spec.output_size == "original":
             heat, guided = image.frame.to_original(heat), image.frame.to_original(guided)

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.errors import ModelError
-
-Floats = NDArray[np.floating[Any]]
+from worker.pictures.min_max import Floats, not_finite
 
 
 def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
@@ -46,18 +44,10 @@ def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
     return file.getvalue()
 
 
-def from_npz(data: bytes) -> dict[str, NDArray[np.float32]]:
-    """Read what `to_npz` wrote: `map` or `map_0`, …, and `guided`, multiplied by its scale again; all float32."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
-    arrays["guided"] = arrays["guided"] * arrays.pop("guided_scale")
-    return arrays
-
-
 def _finite(values: Floats) -> NDArray[np.float32]:
     """As float32 in C order: another order in memory would give other bytes."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(array).all():
-        raise ModelError("the network's gradients for this image are not finite")
+        raise not_finite()
     return array

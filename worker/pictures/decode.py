@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from producer.jobs.model.errors import ImageError
 from worker.pictures.formats import bmp, gif, jpeg, opencv, png, refused, tiff, webp
-from worker.pictures.formats.opencv import cv2
 
 Picture = NDArray[np.uint8]
 MAX_PIXELS: Final = opencv.MAX_PIXELS
@@ -76,25 +75,3 @@ def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> 
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return planes
-
-
-def prepare(
-    rgb: Picture, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Make of a picture the network's input and the base of the overlay.
-
-    Args:
-        rgb: (H', W', 3) uint8 RGB of any size.
-        size: (H, W), height and width that the network reads.
-        mean: three numbers, of RGB in [0, 1].
-        std: three numbers, of RGB in [0, 1].
-
-    Returns:
-        The picture, (H, W, 3) float32 in [0, 1], and the input, (3, H, W) float32, (picture - mean) / std.
-
-    Resized bilinearly on bytes, without antialiasing, keeping neither aspect ratio nor crop: as the original does.
-    """
-    height, width = size
-    resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W, 3)
-    fitted = np.asarray(resized, np.uint8)
-    return np.divide(fitted, 255, dtype=np.float32), normalize(fitted, mean, std)

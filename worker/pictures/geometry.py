@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from worker.pictures.min_max import Floats, min_max_scaled
+
 Picture = NDArray[np.uint8]
 
 #: How a picture is brought to the network's size.
@@ -126,22 +127,24 @@ def fit(
     return picture, frame
 
 
-def average_maps(maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int]) -> NDArray[np.float32]:
+def average_maps(maps: Sequence[Floats], size: tuple[int, int]) -> NDArray[np.float32]:
     """Average the maps of several layers, each brought to [0, 1] by its own range and to one size before.
 
     Args:
-        maps: one (h, w) a layer, finite, each of its own size; a constant one counts as 0.
+        maps: one (h, w) a layer, each of its own size; a constant one counts as 0.
         size: (H, W) of the answer; resized bilinearly with half-pixel centers.
 
     Returns:
         (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
+
+    Raises:
+        ModelError: a map is not finite.
     """
     height, width = size
     total = np.zeros(size, np.float32)
     for values in maps:
-        stretched = np.asarray(values, np.float32) - values.min()  # (h, w)
-        stretched /= stretched.max() or 1
-        total += cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
+        scaled, _flat = min_max_scaled(values)  # (h, w)
+        total += cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
     return total / np.float32(len(maps))
 
 

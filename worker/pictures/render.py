@@ -7,15 +7,14 @@ All in float32, as the network gives it, and exact where truncation could show: 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.errors import ModelError
+from worker.pictures.min_max import Floats, min_max_scaled
 
-Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
 
 #: The four pictures, in the order in which they are named everywhere.
@@ -51,7 +50,7 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         ValueError: an output is not known.
     """
     height, width = picture.shape[:2]
-    small, _flat = normalized(map)  # (h, w)
+    small, _flat = min_max_scaled(map)  # (h, w)
     resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return draw(picture, np.asarray(resized, np.float32), guided, outputs)
 
@@ -85,19 +84,6 @@ def draw(
         return {name: make[name]() for name in OUTPUTS if name in outputs}
 
 
-def normalized(map: Floats) -> tuple[NDArray[np.float32], bool]:
-    """Bring a (h, w) map to [0, 1] by its own minimum and maximum, float32; say whether it was flat, then it is all 0.
-
-    Raises:
-        ModelError: the map is not finite.
-    """
-    values = np.asarray(map, np.float32)
-    low, span = _range(values)
-    if span == 0:
-        return np.zeros_like(values), True
-    return (values - low) / span, False
-
-
 def encode(image_rgb: Picture, format: str = "jpg") -> bytes:
     """Write an (H, W, 3) uint8 RGB picture as `jpg` (quality 95, no chroma subsampling) or `png`.
 
@@ -120,23 +106,8 @@ def _jet(heat: NDArray[np.float32]) -> Picture:
 
 def _stretched(values: Floats) -> Picture:
     """Stretch from the minimum to the maximum over the whole (H, W, 3) to 0..255, truncated."""
-    values = np.asarray(values, np.float32)
-    low, span = _range(values)
-    if span == 0:
-        return np.zeros(values.shape, np.uint8)
-    scaled = values - low
-    scaled /= span
+    scaled, _flat = min_max_scaled(values)
     scaled *= 255
     # C order whatever that of the gradient was: OpenCV would copy the picture to write it.
     stretched: Picture = scaled.astype(np.uint8, order="C")
     return stretched
-
-
-def _range(values: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
-    """Minimum, and maximum minus minimum; both carry NaN and infinity along, so they tell of the whole array."""
-    low = values.min()
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = values.max() - low
-    if not np.isfinite(span):
-        raise ModelError("the network's gradients for this image are not finite")
-    return low, span
