@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import JobError
+from producer.jobs.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from worker.models.networks import Network
@@ -19,13 +20,28 @@ def checked_class(network: Network, class_id: int | None, class_name: str | None
     Raises:
         JobError: The network has no such class; where it was asked for one image alone, that is the image's error.
     """
-    from worker.models.networks import class_id_of
-
     if class_id is None:
         return None if class_name is None else class_id_of(network, class_name)
     if class_id >= network.classes:
         raise JobError(f"class {class_id} is out of range: {network.name} has classes 0 to {network.classes - 1}")
     return class_id
+
+
+def class_id_of(network: Network, name: str) -> int:
+    """Find a class by its name; where only its letters' case differs, it must be the only one.
+
+    Raises:
+        JobError: the classes have no names, none is called so, or several are.
+    """
+    if network.categories is None:
+        raise JobError(f"the classes of these weights of {network.name} have no names; give them, or a class id")
+    for spelling in (str, str.casefold):
+        ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
+        if len(ids) > 1:
+            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
+        if ids:
+            return ids[0]
+    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
 def label_of(network: Network, label: str | None) -> int | None:
