@@ -118,13 +118,14 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
       gradcam-worker check --within-s 600
       gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
     """  # noqa: D301 - click reads the backspace
-    from worker.supervise.health import ALIVE, look, of_stack, sentence, stack_of
+    from worker.supervise.check import ALIVE, check, of_stack, sentence
+    from worker.supervise.process_list import stack_of
 
     # Settings are not read: a probe has no need of them, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
     stack = "" if of_all else stack_of(os.environ.get("GRADCAM_REDIS_URL", ""))
     try:
-        there = look(Path(run_dir) if run_dir else None, within_s)
+        there = check(Path(run_dir) if run_dir else None, within_s)
     except WorkerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
@@ -218,8 +219,9 @@ def _run(
 ) -> int:
     from producer.jobs.model.settings import Connections, read_both
     from worker.settings import WorkerSettings
-    from worker.supervise.health import stack_of
-    from worker.supervise.launcher import Launcher, plan
+    from worker.supervise.launcher import Launcher
+    from worker.supervise.process_list import stack_of
+    from worker.supervise.process_plan import plan
 
     _need_worker_packages()
     if preload:
@@ -230,9 +232,8 @@ def _run(
     _check_redis(connections)
     _check_preloaded(settings.preload)
     classes = settings.queues if queues is None else _classes(queues)
-    slots = plan(devices, processes_per_device)
     launcher = Launcher(
-        slots,
+        plan(devices, processes_per_device),
         grace_s=settings.grace_s,
         queues=classes,
         run_dir=settings.run_dir,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from worker import cli
 from worker.supervise import launcher
+from worker.supervise.process_plan import PlannedProcess
 
 _command = launcher.command
 
 
-def command(slot: launcher.Slot, queues: tuple[str, ...]) -> list[str]:
-    """The Celery worker of a slot, of the benchmark's application."""
-    return ["device_app" if word == "worker.app" else word for word in _command(slot, queues)]
+def command(planned: PlannedProcess, queues: tuple[str, ...]) -> list[str]:
+    """The Celery worker of a process, of the benchmark's application."""
+    return ["device_app" if word == "worker.app" else word for word in _command(planned, queues)]
 
 
 if __name__ == "__main__":
