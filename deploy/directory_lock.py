@@ -1,4 +1,4 @@
-"""Where a stack keeps its data and secrets: a directory that only its owner can read, held by one process at a time."""
+"""The directory of a stack's data and secrets: only its owner can read it, and one process at a time holds it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_private(directory: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; a reader sees the old text or the new, never half of it."""
+    """Write a file that only its owner can read; a reader sees the old text or the new one, never a part of it."""
     with atomic_file(path, private=True) as file:
         file.write(text.encode())
 
@@ -28,13 +28,13 @@ class InUse(UsageError):
 
 
 class DirectoryLock:
-    """A directory held by this process; the kernel ends the hold with the process, so no stale file can lie."""
+    """The lock of a directory; the kernel ends it with the process, so no stale file can lie."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "lock"
         self._file: int | None = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Hold the directory.
 
         Raises:
@@ -51,14 +51,14 @@ class DirectoryLock:
         self._file = file
 
     def release(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def holder(directory: Path) -> int | None:
-    """The process that holds a directory, or None; 0 while it has not said yet which one it is."""
+    """Return the process that holds a directory, or None; 0 before that process has written its number."""
     try:
         file = os.open(directory / "lock", os.O_RDWR)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The process behind `make up`: it holds the stack, restarts what dies, and ends with everything when asked."""
+"""The process behind `make up`: it holds the stack, restarts what dies, and ends everything on request."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Restarted:
 
 def supervise(directory: Path, workers: int) -> None:
     """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
-    # As Ctrl-C: it breaks off whatever is being waited for, and the `with` ends everything.
+    # Like Ctrl-C: it interrupts any wait, and the `with` ends everything.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     env, state = directory / "env", directory / "state.json"
@@ -62,9 +62,9 @@ def supervise(directory: Path, workers: int) -> None:
                 write_private(env, env_file(stack.env))
                 write_private(state, json.dumps({"pid": os.getpid(), "workers": workers}))
                 say(f"up with {workers} worker(s)")
-                _keep(stack)
+                _keep_running(stack)
             finally:
-                # The end is orderly from here: another Ctrl-C or `down` has nothing to add.
+                # From here the end is orderly: another Ctrl-C or `down` adds nothing.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 state.unlink(missing_ok=True)
@@ -73,17 +73,17 @@ def supervise(directory: Path, workers: int) -> None:
         say("down")
 
 
-def _keep(stack: Stack) -> None:
+def _keep_running(stack: Stack) -> None:
     programs = [stack.redis, stack.s3, stack.worker]
-    kept = [Restarted(program) for program in programs if program is not None]
+    restarted = [Restarted(program) for program in programs if program is not None]
     while True:
-        for one in kept:
-            one.look()
+        for each in restarted:
+            each.look()
         time.sleep(_LOOK_EVERY_S)
 
 
 def env_file(settings: dict[str, str]) -> str:
-    """The settings as a file for `source`; the command `gradcam` itself comes along, wherever it is installed."""
+    """Return the settings as a file for `source`, with the command `gradcam` on its PATH, wherever it is installed."""
     exports = "".join(f"export {name}={_quoted(value)}\n" for name, value in settings.items())
     return (
         "# What `gradcam` needs to find the local stack: source this file.\n"

@@ -188,7 +188,7 @@ def _start(**_: Any) -> None:
         interval_s=settings.interval_s,
         # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
         grace_s=settings.lease_s,
-        on_orphaned=look,
+        before_each=look,
     )
     reconciler.start()
     watchdog = None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from producer.jobs.model.errors import GradcamError, JobError
 from producer.jobs.model.network_names import LITE0
-from worker.models import candidates, checkpoint, memory, weights
+from worker.engine.explain import is_out_of_memory
+from worker.models import candidates, checkpoint, weights
 from worker.models.architectures import Architecture, find, side_px
 
 #: How the names of an auxiliary head's weights begin; such a head never runs in eval mode.
@@ -105,7 +106,7 @@ def as_job_error(sentence: str) -> Iterator[None]:
         raise
     # What a network of somebody else's may raise, nobody can list; a lack of memory is this machine's fault.
     except Exception as error:
-        if memory.is_full(error):
+        if is_out_of_memory(error):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise JobError(f"{sentence}: {first or type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""The device's memory: how much of it models may take, and giving back what nothing uses any more."""
+"""The device's memory: how much of it models may take, and how to give back what nothing uses any more."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import Final
 import torch
 
 from producer.jobs.model.errors import NoRoom, WorkerError
+from worker.engine.explain import is_out_of_memory
 from worker.supervise import cgroups
 
-#: Models may take this share of a GPU's memory: what a batch leaves on its way is larger than most networks.
+#: The share of a GPU's memory for models: the activations of a batch are larger than most networks.
 _GPU_SHARE: Final = 0.3
-#: And this of a machine's: pictures and the C library need memory there too, and a network takes up to seven times its
-#: size while it is loaded.
+#: The share of a machine's memory for models. Pictures and the C library need memory there too, and a network takes
+#: up to seven times its size while it loads.
 _MACHINE_SHARE: Final = 0.2
 
 
 class DeviceFull(NoRoom):
-    """The model does not fit into the device's memory beside what else is there."""
+    """The model does not fit into the device's memory beside what is there already."""
 
 
 def models_bytes(device: str, processes: int, root: Path = cgroups.ROOT) -> int:
-    """Tell how many bytes the models of this process should take at most.
+    """Return how many bytes the models of this process should take at most.
 
     Args:
         device: `cpu` or `cuda`, the one GPU that is visible.
@@ -62,10 +63,10 @@ def available_bytes(root: Path = cgroups.ROOT) -> int:
 
 
 def give_back(device: str) -> None:
-    """Let others have the memory that nothing here uses: for after a model was loaded or let go; takes about 0.2 s.
+    """Give others the memory that nothing here uses, after a model was loaded or evicted; takes about 0.2 s.
 
-    PyTorch keeps what is freed on a GPU, and glibc, as `open_device` sets it up, what is freed on the host: good
-    for batches, one like the other, but a model leaves holes that a larger one cannot use.
+    PyTorch keeps freed memory of a GPU, and glibc, as `open_device` sets it up, freed memory of the host. That is good
+    for batches of one size, but a model leaves holes that a larger one cannot use.
     """
     gc.collect()  # errors and hooks make cycles
     if device == "cuda":
@@ -75,15 +76,9 @@ def give_back(device: str) -> None:
         trim(0)
 
 
-def is_full(error: Exception) -> bool:
-    """Whether an error says that there was no memory to be had."""
-    # The CPU's allocator has no error class of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 @contextmanager
-def told_when_full() -> Iterator[None]:
-    """Make a sentence of PyTorch's error when a model does not fit into memory.
+def say_when_full() -> Iterator[None]:
+    """Turn PyTorch's error into a sentence when a model does not fit into memory.
 
     Raises:
         DeviceFull: It does not fit.
@@ -91,7 +86,7 @@ def told_when_full() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_full(error):
+        if not is_out_of_memory(error):
             raise
     else:
         return

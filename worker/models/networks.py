@@ -1,4 +1,4 @@
-"""A network's name and its weights become a model ready to be explained, with all that its pictures need.
+"""Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
 Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
 """
@@ -29,21 +29,20 @@ RANDOM: Final = "random"
 
 @dataclass(frozen=True)
 class Network:
-    """A model in eval mode with frozen parameters, and what its inputs and answers mean."""
+    """A model in eval mode with frozen parameters, and the meaning of its inputs and answers."""
 
     #: The full name, aliases resolved.
     name: str
     model: nn.Module
-    #: The (first) module of `model` whose output the maps are made of, and its dotted name. For `last-conv` of a
-    #: transformer, whose one convolution is its entrance, that of `last-features`.
+    #: The (first) module of `model` whose output becomes maps, and its dotted name. `last-conv` of a transformer, whose
+    #: one convolution is its entrance, is `last-features`.
     layer: nn.Module
     layer_name: str
     #: (height, width) of the input in px; mean and standard deviation of RGB in [0, 1].
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What the network's own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody
-    #: says.
+    #: The size in px to which its own preprocessing brings the shorter side before it crops; None where nobody says.
     resize_px: int | None
     classes: int
     #: The name of each class; None where the weights have classes of their own.
@@ -52,7 +51,7 @@ class Network:
     #: SHA-256 of the weights file in hexadecimal, or "random".
     weights_digest: str
     random: bool
-    #: Each layer asked for with the way to its maps, and their dotted names.
+    #: Each layer that the job asks for with the way to its maps, and their dotted names.
     views: tuple[View, ...] = ()
     layer_names: tuple[str, ...] = ()
     #: What was taken of the weights file, what would have fitted as well, what was left; or "random".
@@ -60,7 +59,7 @@ class Network:
 
     @property
     def preprocessing(self) -> str:
-        """What the network reads, for people: height and width, mean and standard deviation."""
+        """Say for people what the network reads: height and width, mean and standard deviation."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
         return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}"
 
@@ -85,9 +84,9 @@ def load(
 
     Args:
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
-        weights: None or "DEFAULT"; a torchvision weights name; the path of a state dict, whose number of classes is
-            read from its head, with the preprocessing of the default weights; or "random", the same on each call.
-            Of a file those are taken that fit the network, as `worker.models.candidates` says.
+        weights: None or "DEFAULT"; a torchvision weights name; the path of a file; or "random", the same on each call.
+            The head of a file's weights gives the number of classes, and preprocessing is that of the default weights.
+            `worker.models.candidates` says which weights of a file are taken.
         layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
             "last-features", the last map with all its channels before global pooling; a module's dotted name; or
             several of them with commas between.
@@ -95,10 +94,9 @@ def load(
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
         size: (height, width) in px of what it reads, in place of that of the weights.
-        prepared: whether to make the model fast: BatchNorms folded into convolutions, channels last in memory. Its
+        prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
-        make_room: told how many bytes the model takes, before any of them are on another device than the CPU, and
-            before what makes it fast takes as many again.
+        make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
 
     Raises:
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
@@ -150,17 +148,17 @@ def full_name(name: str) -> str:
 
 
 def fetch_weights(name: str, weights: str, download: files.Download | None = None) -> None:
-    """Bring the weights of a network to this machine, if they are not here; raises what `load` raises for them."""
+    """Bring the weights of a network to this machine if they are not here; raises what `load` raises for them."""
     architecture = find(full_name(name), weights)
     if weights != RANDOM:
         _weights_file(architecture, weights, download or files.download)
 
 
 def check_names(name: str, weights: str | None = None) -> None:
-    """Make sure that a network is called so, and weights of it, an address, or a file; fetches nothing.
+    """Check the names of a network and its weights, which may be an address or a file; fetches nothing.
 
     Raises:
-        JobError: there is none; names the nearest.
+        JobError: there is no such name; the error names the nearest.
         NotHere: an optional package is missing here.
     """
     architecture = find(full_name(name), weights)
@@ -181,14 +179,14 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
 def preprocessed(
     network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Network:
-    """Return the network with other preprocessing, where it is given; the model is the same one."""
+    """Return the network with another mean or standard deviation, if given; the model is the same one."""
     if mean is None and std is None:
         return network
     return replace(network, mean=mean or network.mean, std=std or network.std)
 
 
 def survey_of(name: str) -> Survey:
-    """Tell what runs in a network of that name, with weights of no meaning.
+    """Return what runs in a network of that name, with weights of no meaning.
 
     Raises:
         JobError: no network is called so.
@@ -212,10 +210,10 @@ def _weights_file(architecture: Architecture, weights: str | Path | None, downlo
 
 
 def _check_classifier(architecture: Architecture, weights: str | Path | None) -> None:
-    """Refuse a network whose own weights give numbers that are no classes; a file may have a head of its own.
+    """Refuse a network whose own weights have no classes; those of a file may have some.
 
     Raises:
-        JobError: it is one.
+        JobError: it has none.
     """
     if architecture.classes or weights not in (None, RANDOM, *weights_names(architecture.name)):
         return

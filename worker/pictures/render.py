@@ -1,7 +1,7 @@
 """Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`.
 
-All in float32, as the network gives it, and exact where truncation could show: as it is divided first and multiplied by
-255 then, a quotient q/255 gives q for every level q. So numbers are those of paper and pencil, a maximum always 255.
+All is float32, as the network gives it, and exact where truncation could show. Values are divided first and then
+multiplied by 255: the quotient q/255 gives q for every level q, and a maximum is always 255.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Picture = NDArray[np.uint8]
 
 #: The four pictures, in the order in which they are named everywhere.
 OUTPUTS: Final = ("heatmap", "cam", "gb", "cam_gb")
-#: How file formats are called and written; JPEG without chroma subsampling, whose red and blue edges would bleed.
+#: File format → options; JPEG without chroma subsampling, which makes red and blue edges bleed.
 JPEG_QUALITY: Final = 95
 _ENCODINGS: Final[dict[str, list[int]]] = {
     "jpg": [
@@ -35,7 +35,7 @@ JET: Final = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLO
 
 
 def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str] = OUTPUTS) -> dict[str, Picture]:
-    """Draw the asked of the four pictures of one image, each (H, W, 3) uint8 RGB.
+    """Draw the pictures of one image that `outputs` names, each (H, W, 3) uint8 RGB.
 
     Args:
         picture: (H, W, 3) RGB in [0, 1], as resized for the network, before mean and standard deviation.
@@ -58,11 +58,11 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
 def draw(
     picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
 ) -> dict[str, Picture]:
-    """Draw pictures as `render` does, of a map that is normalized and has the picture's size already.
+    """Draw pictures as `render` does, from a map that is in [0, 1] and has the picture's size already.
 
     Args:
         picture: (H, W, 3) RGB in [0, 1].
-        heat: (H, W) float32 in [0, 1]; not normalized again.
+        heat: (H, W) float32 in [0, 1]; not scaled again.
         guided: (H, W, 3), signed guided gradient.
         outputs: which of `OUTPUTS` to draw.
 
@@ -80,7 +80,7 @@ def draw(
         "gb": lambda: _stretched(guided),
         "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
     }
-    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity is told as our own error
+    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity becomes our own error
         return {name: make[name]() for name in OUTPUTS if name in outputs}
 
 

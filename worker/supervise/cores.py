@@ -16,7 +16,7 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def usable() -> list[int]:
-    """The cores this process may run on; the threads of one physical core stand side by side."""
+    """Return the cores that this process may run on; the threads of one physical core stand side by side."""
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))
     return sorted(os.sched_getaffinity(0), key=lambda core: (_first_sibling(core), core))
@@ -29,7 +29,7 @@ def _first_sibling(core: int) -> int:
 
 
 def share_out(cores: Sequence[int], processes: int) -> list[tuple[int, ...]]:
-    """Give each process cores of its own; one core each, in turn, where there are more processes than cores."""
+    """Give each process cores of its own; with more processes than cores, each gets one, in turn."""
     if processes >= len(cores):
         return [(cores[n % len(cores)],) for n in range(processes)]
     ends = [round(n * len(cores) / processes) for n in range(processes + 1)]
@@ -37,18 +37,24 @@ def share_out(cores: Sequence[int], processes: int) -> list[tuple[int, ...]]:
 
 
 def threads(cores: int, processes: int, granted: float | None) -> int:
-    """How many threads of torch a process starts that has so many cores and shares what is granted; at least one."""
+    """Return how many threads of torch a process starts; at least one.
+
+    Args:
+        cores: How many cores it has.
+        processes: How many processes share what is granted.
+        granted: The processor time that the control groups grant, in cores; None for no limit.
+    """
     return max(1, cores if granted is None else min(cores, int(granted // processes)))
 
 
 @contextmanager
 def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """What is started within runs on these cores from its first instruction; on all of ours where none are named."""
+    """Pin what starts in the `with` to these cores, from its first instruction; to all of ours if there are none."""
     if not cores:
         yield
         return
     ours = os.sched_getaffinity(0)
-    # A core that was taken away meanwhile is no reason not to start.
+    # A core that went away meanwhile is no reason not to start.
     with suppress(OSError):
         os.sched_setaffinity(0, cores)
     try:
