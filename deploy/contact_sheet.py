@@ -19,13 +19,13 @@ _LARGE_PX, _SMALL_PX, _LINE_SPACING = 18, 15, 1.35
 
 @dataclass(frozen=True)
 class Row:
-    """One image: what it shows and what was made of it."""
+    """One image, and the pictures made of it."""
 
-    #: The photo itself; it is drawn squashed to a square, as the network sees it and as its pictures are.
+    #: The photo; the sheet shows it squashed to a square, as the network sees it.
     original: Path
     #: The row's heading.
     name: str
-    #: What is said below, a line each; long ones are wrapped.
+    #: The lines below; long ones are wrapped.
     lines: Sequence[str] = ()
     #: kind → picture; one that is missing leaves its cell empty.
     pictures: Mapping[str, Path] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def size_px(rows: int, kinds: int) -> tuple[int, int]:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """Break a text into lines of at most that width, between words, and within a word that is wider than a line."""
+    """Break a text into lines of at most that width: between words, or in a word that is wider than a line."""
     lines = [""]
     for word in text.split():
         if lines[-1] and font.getlength(f"{lines[-1]} {word}") <= width_px:

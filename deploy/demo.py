@@ -1,4 +1,4 @@
-"""`make demo`: real photos through the whole system, servers included, and what became of them on one sheet."""
+"""`make demo`: real photos go through the whole system, servers included, and one sheet shows all pictures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PHOTOS = (
     "hubble_deep_field.jpg",
 )
 _TEMPORARY = "gradcam-demo-"
-#: An older directory of ours that nobody holds belongs to a demo that was killed.
+#: An older directory of ours that nobody holds is of a killed demo.
 _LEFT_AFTER_S = 60.0
 
 
@@ -52,13 +52,13 @@ def run(output_dir: Path, console: Console) -> int:
     with _temporary() as directory, ExitStack() as held:
         with console.status("starting Valkey, SeaweedFS and a worker"):
             stack = held.enter_context(Stack(directory))
-        held.enter_context(_in_force(stack))
+        held.enter_context(_using(stack))
         client = Client.from_env()
         job = client.submit(_upload(stack, photos), network=NETWORK, chunk_size=CHUNK_SIZE)
         status = _follow(client, job, stack, console)
         results = list(client.results(job))
         client.download(job, output_dir)
-        # A demonstration has nothing to finish, so it needs no long goodbye.
+        # The job is done: the worker has nothing to finish.
         stack.stop_worker(grace_s=5.0)
     rows = [_row(photos[result.index], result, output_dir) for result in results]
     sheet = output_dir / "contact-sheet.png"
@@ -127,8 +127,8 @@ def _percent(result: Result) -> str:
 
 
 @contextmanager
-def _in_force(stack: Stack) -> Iterator[None]:
-    """Let this process see the stack's settings, and none for other services."""
+def _using(stack: Stack) -> Iterator[None]:
+    """Give this process the stack's settings, and none for other services."""
     before = dict(os.environ)
     for name in FOREIGN:
         os.environ.pop(name, None)
@@ -142,7 +142,7 @@ def _in_force(stack: Stack) -> Iterator[None]:
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    """A directory for the stack, removed afterwards, as are those of demos that were killed."""
+    """Make a directory for the stack; remove it afterwards, and those of killed demos now."""
     for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
             if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > _LEFT_AFTER_S:
@@ -151,7 +151,7 @@ def _temporary() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        # Everything has been told to end; another Ctrl-C must not leave the directory behind.
+        # Everything is ending; another Ctrl-C must not leave the directory behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         shutil.rmtree(directory, ignore_errors=True)
 

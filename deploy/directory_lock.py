@@ -1,4 +1,4 @@
-"""Where a stack keeps its data and secrets: a directory that only its owner can read, held by one process at a time."""
+"""The directory of a stack's data and secrets: only its owner can read it, and one process at a time holds it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
+from producer.output.atomic_file import atomic_file
 
 
 def make_private(directory: Path) -> Path:
@@ -17,12 +18,9 @@ def make_private(directory: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; a reader sees the old text or the new, never half of it."""
-    half = path.with_name(path.name + ".new")
-    half.unlink(missing_ok=True)
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    half.replace(path)
+    """Write a file that only its owner can read; a reader sees the old text or the new one, never a part of it."""
+    with atomic_file(path, private=True) as file:
+        file.write(text.encode())
 
 
 class InUse(UsageError):
@@ -30,13 +28,13 @@ class InUse(UsageError):
 
 
 class DirectoryLock:
-    """A directory held by this process; the kernel ends the hold with the process, so no stale file can lie."""
+    """The lock of a directory; the kernel ends it with the process, so no stale file can lie."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "lock"
         self._file: int | None = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Hold the directory.
 
         Raises:
@@ -53,14 +51,14 @@ class DirectoryLock:
         self._file = file
 
     def release(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 def holder(directory: Path) -> int | None:
-    """The process that holds a directory, or None; 0 while it has not said yet which one it is."""
+    """Return the process that holds a directory, or None; 0 before that process has written its number."""
     try:
         file = os.open(directory / "lock", os.O_RDWR)
     except FileNotFoundError:

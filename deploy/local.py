@@ -23,7 +23,7 @@ from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
 
 __all__ = ["Stack", "main"]
 
-#: A little more than the servers' own limits, which have the better messages.
+#: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
 _DOWN_WITHIN_S = WORKER_GRACE_S + 30.0
@@ -66,12 +66,12 @@ def up(directory: Path, workers: int) -> None:
     try:
         _wait_until_up(directory, supervisor)
     except BaseException:
-        # Ctrl-C here means: not after all.
+        # Ctrl-C here cancels the start.
         supervisor.terminate()
         supervisor.wait()
         raise
     _wait_for_workers(directory, workers)
-    supervisor.returncode = 0  # it lives on, and Python need not warn about that
+    supervisor.returncode = 0  # it lives on, and Python must not warn about that
     env = directory / "env"
     click.echo(
         f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
@@ -94,7 +94,7 @@ def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None
 
 
 def _wait_for_workers(directory: Path, workers: int) -> None:
-    """Wait for the first sign of life; a worker that gives none says why in its log, and is started again."""
+    """Wait for the first heartbeat; a worker that sends none says why in its log, and is started again."""
     deadline = time.monotonic() + _WORKERS_WITHIN_S
     with closing(redis.Redis.from_url(Stack(directory).redis.url)) as client:
         while client.zcount(keys.WORKERS, time.time() - _WORKERS_WITHIN_S, "+inf") < workers:
@@ -117,7 +117,7 @@ def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
 @cli.command()
 @_directory
 def down(directory: Path) -> None:
-    """Stop the stack: workers finish the batch in hand, then everything ends."""
+    """Stop the stack: workers finish their current batches, then everything ends."""
     supervisor = holder(directory)
     if supervisor is None:
         click.echo("The stack is not up; nothing to stop.")
@@ -146,7 +146,7 @@ def _state(directory: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text())
     except FileNotFoundError:
         return {}
-    # One that was killed could not take its file along.
+    # A killed supervisor leaves its file behind.
     return state if state["pid"] == holder(directory) else {}
 
 

@@ -1,4 +1,4 @@
-"""One program of the stack: started with its log, ended with us, and free ports for those that serve."""
+"""A program of the stack, which has a log and ends with us; and free ports for servers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LOG_TAIL_BYTES = 3000
-#: Below the ports that systems hand out to clients: a client that keeps calling a dead server of ours must not be
-#: given the server's own port, which would then be taken when the server comes back.
+#: Below the ports that systems give to clients. A client that keeps calling our dead server must not get the server's
+#: own port: the server could not come back.
 _PORTS = range(10_000, 30_000)
-#: Linux ends such a program with the *thread* that started it; this one lives as long as the process.
+#: Linux ends such a program with the *thread* that started it: this thread lives as long as the process.
 _STARTER = ThreadPoolExecutor(1, "deploy-starter")
 
 
 class Program:
-    """A program that runs beside us and never longer than us."""
+    """A program that runs beside us, and never longer."""
 
-    #: What the program gets when we are killed.
+    #: The signal that the program gets when we are killed.
     death_signal = signal.SIGKILL
 
     def __init__(self, name: str, log: Path) -> None:
@@ -35,11 +35,11 @@ class Program:
 
     @property
     def alive(self) -> bool:
-        """Whether the program runs."""
+        """Return whether the program runs."""
         return self.process is not None and self.process.poll() is None
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
-        """Start the program in its own session: Ctrl-C in a terminal is for us, and we end it in order."""
+        """Start the program in its own session: Ctrl-C in a terminal is for us, and we end the program in order."""
         die_with_parent = (
             sys.executable,
             "-I",
@@ -70,7 +70,7 @@ class Program:
             self.process.wait()
 
     def stop(self, grace_s: float = 10.0) -> None:
-        """Ask the program to end; end it when it has not after `grace_s`, and whatever it left behind."""
+        """Ask the program to end, and kill it after `grace_s`, with whatever it left behind."""
         if self.process is None:
             return
         process, self.process = self.process, None
@@ -83,7 +83,7 @@ class Program:
         process.wait()
 
     def log_tail(self) -> str:
-        """The end of the program's log."""
+        """Return the end of the program's log."""
         with suppress(FileNotFoundError), self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
@@ -92,7 +92,7 @@ class Program:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of the loopback address that nobody listens on now."""
+    """Return different loopback ports on which nobody listens now."""
     with ExitStack() as held:
         ports: list[int] = []
         while len(ports) < count:

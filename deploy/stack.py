@@ -1,4 +1,4 @@
-"""The embedded stack: Valkey, SeaweedFS and a worker, on this machine, for a demonstration, a first look or a test.
+"""The embedded stack: Valkey, SeaweedFS and a worker on this machine, for a demo, a first look or a test.
 
 with Stack(Path("somewhere"), workers=0) as stack:
     stack.env             # the settings that producer and worker read
@@ -22,16 +22,16 @@ from deploy.programs import Program
 from deploy.servers import REGION, SeaweedFS, Valkey
 from producer.jobs.model.errors import ServiceError
 
-#: What a user may have set for other services; with our keys it would break them or lead elsewhere.
+#: Variables that a user may have set for other services; with our keys they would break or lead elsewhere.
 FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-#: How long a worker may take to finish the batch in hand when the stack ends.
+#: How long a worker may finish its current batches when the stack ends.
 WORKER_GRACE_S = 30.0
 
 
 class Worker(Program):
     """The command `gradcam-worker`, which supervises the Celery workers."""
 
-    # It ends its own children when asked; killed it could not.
+    # On SIGTERM it ends its own children; a killed one could not.
     death_signal = signal.SIGTERM
 
     def __init__(
@@ -42,23 +42,23 @@ class Worker(Program):
         self._arguments = ("--devices", devices, "--processes-per-device", str(processes), *options)
 
     def start(self) -> None:
-        """Start the worker; it takes jobs some seconds later, when it has imported PyTorch."""
+        """Start the worker; it reads its first message some seconds later, after importing PyTorch."""
         command = (sys.executable, "-m", "worker.cli", *self._arguments)
-        # The project's own directory: it need not be installed to be tried.
+        # In the project's own directory: a trial needs no installation.
         self.launch(command, self._environment, Path(__file__).parent.parent)
 
     def restart(self) -> None:
-        """Start it again, after ending it and what it left behind."""
+        """End the worker and what it left behind, and start it again."""
         self.stop()
         self.start()
 
     def check(self) -> None:
-        """Raise ServiceError when the worker has ended by itself."""
+        """Raise ServiceError if the worker has ended by itself."""
         if not self.alive:
             raise ServiceError(f"the worker ended; its log ({self.log}) says:\n{self.log_tail()}")
 
     def stop(self, grace_s: float = WORKER_GRACE_S) -> None:
-        """Let it finish the batch in hand, then end it."""
+        """Let the worker finish its current batches, then end it."""
         super().stop(grace_s)
 
 
@@ -66,7 +66,7 @@ class Stack:
     """Servers and workers that live as long as a `with`, and never longer than this process.
 
     Args:
-        directory: Where data, secrets and logs go; made when missing, found again by the next stack in it.
+        directory: Where data, secrets and logs go; made if missing. The next stack there finds them again.
         workers: How many Celery workers to run; 0 for the servers alone.
         devices: What the workers compute on.
         bucket: The bucket to make.
@@ -77,7 +77,7 @@ class Stack:
         self.workers = workers
         self.devices = devices
         self.worker: Worker | None = None
-        self._hold = DirectoryLock(self.directory)
+        self._lock = DirectoryLock(self.directory)
         self._settings = self.directory / "settings.json"
         kept = json.loads(self._settings.read_text()) if self._settings.exists() else _new_settings()
         self._secrets: dict[str, str] = kept["secrets"]
@@ -88,7 +88,7 @@ class Stack:
         return make_private(self.directory / name)
 
     def __enter__(self) -> Self:
-        self._hold.take()
+        self._lock.acquire()
         try:
             self._save()
             self.redis.start()
@@ -105,7 +105,7 @@ class Stack:
         self.stop()
 
     def stop(self) -> None:
-        """End everything: the worker first, since it needs the servers for its last words."""
+        """End everything: the worker first, as it needs the servers to give its chunks back."""
         try:
             self.stop_worker()
         finally:
@@ -113,10 +113,10 @@ class Stack:
                 self.redis.stop()
             finally:
                 self.s3.stop()
-                self._hold.release()
+                self._lock.release()
 
     def start_worker(self, processes: int = 1) -> Worker:
-        """Start a launcher with so many Celery workers; returns at once, see its log for its progress."""
+        """Start a launcher with so many Celery workers; returns at once, and its log shows the progress."""
         self.stop_worker()
         log = self.directory / "worker.log"
         self.worker = Worker(log, self.environment(), processes=processes, devices=self.devices)
@@ -131,7 +131,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """The settings of this stack, as environment variables."""
+        """Return the settings of this stack as environment variables."""
         return {
             "GRADCAM_REDIS_URL": self.redis.url,
             "GRADCAM_S3_ENDPOINT_URL": self.s3.endpoint_url,
@@ -140,13 +140,13 @@ class Stack:
             "AWS_ACCESS_KEY_ID": self.s3.access_key,
             "AWS_SECRET_ACCESS_KEY": self.s3.secret_key,
             "AWS_DEFAULT_REGION": REGION,
-            # A proxy on the way out must not be asked for our own loopback address.
+            # An outgoing proxy must not get requests for our own loopback address.
             "NO_PROXY": _with_loopback(os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""),
             "no_proxy": _with_loopback(os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""),
         }
 
     def environment(self) -> dict[str, str]:
-        """A whole environment for a process that uses this stack: this process's, less what is for other services."""
+        """Return an environment for a process that uses this stack: ours, without what is for other services."""
         return {name: value for name, value in os.environ.items() if name not in FOREIGN} | self.env
 
     def _save(self) -> None:

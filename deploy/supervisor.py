@@ -1,4 +1,4 @@
-"""The process behind `make up`: it holds the stack, restarts what dies, and ends with everything when asked."""
+"""The process behind `make up`: it holds the stack, restarts what dies, and ends everything on request."""
 
 from __future__ import annotations
 
@@ -16,45 +16,43 @@ from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
 from producer.jobs.model.errors import GradcamError
+from worker.supervise.backoff import Backoff
 
 _LOOK_EVERY_S = 0.5
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
-#: What has run for so long has recovered: its next death is met without a pause again.
-_HEALTHY_AFTER_S = 60.0
 
 
 @dataclass
 class Restarted:
-    """One program that is started again when it dies, ever more slowly while it keeps dying."""
+    """One program that is started again when it dies, after longer delays while it keeps dying."""
 
     program: Server | Worker
-    pause_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
     started_at: float = field(default_factory=time.monotonic)
-    not_before: float = 0.0
+    #: When the dead program is started again; None while it runs.
+    start_at: float | None = None
 
     def look(self) -> None:
-        """Start the program again if it has died and its pause is over."""
-        now = time.monotonic()
+        """Start the program again if it has died and its delay is over."""
         if self.program.alive:
-            if now - self.started_at > _HEALTHY_AFTER_S:
-                self.pause_s = 0.0
             return
-        if now < self.not_before:
+        now = time.monotonic()
+        if self.start_at is None:
+            delay_s = self.backoff.after(now - self.started_at)
+            self.start_at = now + delay_s
+            say(f"{self.program.name} has died and is started again in {delay_s:g} s")
+        if now < self.start_at:
             return
-        self.pause_s = min(max(_FIRST_PAUSE_S, self.pause_s * 2), _LONGEST_PAUSE_S)
-        say(f"{self.program.name} has died and is started again")
+        self.start_at = None
         try:
             self.program.restart()
         except GradcamError as error:
-            say(f"{error}\nthe next try is in {self.pause_s:g} s")
+            say(str(error))
         self.started_at = time.monotonic()
-        self.not_before = self.started_at + self.pause_s
 
 
 def supervise(directory: Path, workers: int) -> None:
     """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
-    # As Ctrl-C: it breaks off whatever is being waited for, and the `with` ends everything.
+    # Like Ctrl-C: it interrupts any wait, and the `with` ends everything.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     env, state = directory / "env", directory / "state.json"
@@ -64,9 +62,9 @@ def supervise(directory: Path, workers: int) -> None:
                 write_private(env, env_file(stack.env))
                 write_private(state, json.dumps({"pid": os.getpid(), "workers": workers}))
                 say(f"up with {workers} worker(s)")
-                _keep(stack)
+                _keep_running(stack)
             finally:
-                # The end is orderly from here: another Ctrl-C or `down` has nothing to add.
+                # From here the end is orderly: another Ctrl-C or `down` adds nothing.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 state.unlink(missing_ok=True)
@@ -75,17 +73,17 @@ def supervise(directory: Path, workers: int) -> None:
         say("down")
 
 
-def _keep(stack: Stack) -> None:
+def _keep_running(stack: Stack) -> None:
     programs = [stack.redis, stack.s3, stack.worker]
-    kept = [Restarted(program) for program in programs if program is not None]
+    restarted = [Restarted(program) for program in programs if program is not None]
     while True:
-        for one in kept:
-            one.look()
+        for each in restarted:
+            each.look()
         time.sleep(_LOOK_EVERY_S)
 
 
 def env_file(settings: dict[str, str]) -> str:
-    """The settings as a file for `source`; the command `gradcam` itself comes along, wherever it is installed."""
+    """Return the settings as a file for `source`, with the command `gradcam` on its PATH, wherever it is installed."""
     exports = "".join(f"export {name}={_quoted(value)}\n" for name, value in settings.items())
     return (
         "# What `gradcam` needs to find the local stack: source this file.\n"

@@ -179,7 +179,7 @@ class WorkerProcess:
             interval_s=settings.interval_s,
             # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
             grace_s=settings.lease_s,
-            on_orphaned=partial(self._end_when_useless, table),
+            before_each=partial(self._end_when_useless, table),
         )
         self._reconciler.start()
         if settings.drain_file is not None:

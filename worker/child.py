@@ -26,7 +26,7 @@ from worker.supervise.grace import CHILD_SHARE, Grace
 
 if TYPE_CHECKING:
     from producer.jobs.model.settings import Connections
-    from worker.chunks.item import ImageTask
+    from worker.chunks.chunk import ImageTask
     from worker.chunks.messages import Pop, Publish
     from worker.settings import WorkerSettings
     from worker.supervise.health import Health

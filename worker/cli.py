@@ -26,7 +26,7 @@ log = logging.getLogger("worker.cli")
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Stop it with SIGTERM or Ctrl-C: the batch in hand is finished, the rest goes to other workers. Exit codes: "
+    epilog="Stop it with SIGTERM or Ctrl-C: the current batch is finished, the rest goes to other workers. Exit codes: "
     "0 stopped, 2 usage or settings, 4 a driver or device is missing, no process could get ready, or Redis lacks what "
     "it takes.",
 )
@@ -45,8 +45,8 @@ log = logging.getLogger("worker.cli")
 )
 @click.option(
     "--queues",
-    help="The priorities to work at, in the order in which they are read; before them every worker reads "
-    "`recovery`, which holds what dead processes left, whatever its class.  [default: high,default,low]",
+    help="The priorities to read, in this order; before them every worker reads `recovery`, which holds what dead "
+    "processes left, whatever its priority.  [default: high,default,low]",
 )
 @click.option(
     "--preload",
@@ -121,24 +121,25 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
       gradcam-worker check --within-s 600
       gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
     """  # noqa: D301 - click reads the backspace
-    from worker.supervise.health import ALIVE, look, of_stack, sentence, stack_of
+    from worker.supervise.check import ALIVE, check, of_stack, sentence
+    from worker.supervise.process_list import stack_of
 
-    # Settings are not read: a probe has no need of them, and has to be fast.
+    # A probe needs no settings, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
     stack = "" if of_all else stack_of(os.environ.get("GRADCAM_REDIS_URL", ""))
     try:
-        there = look(Path(run_dir) if run_dir else None, within_s)
+        there = check(Path(run_dir) if run_dir else None, within_s)
     except WorkerError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     found = of_stack(there, stack)
-    well = bool(found) and all(process.state in ALIVE for process in found)
+    healthy = bool(found) and all(process.state in ALIVE for process in found)
     if as_json:
         click.echo(json.dumps([asdict(process) for process in found], indent=1))
     else:
         others = sorted({one.stack for one in there} - {one.stack for one in found})
-        click.echo(sentence(found, others, stack), err=not well)
-    sys.exit(0 if well else 1)
+        click.echo(sentence(found, others, stack), err=not healthy)
+    sys.exit(0 if healthy else 1)
 
 
 @cli.command("networks", short_help="List the networks that can be explained.")
@@ -222,8 +223,9 @@ def _run(
     from producer.jobs.model.settings import Connections, read_both
     from worker import logs
     from worker.settings import WorkerSettings
-    from worker.supervise.health import stack_of
-    from worker.supervise.launcher import NAME, Launcher, plan
+    from worker.supervise.launcher import NAME, Launcher
+    from worker.supervise.process_list import stack_of
+    from worker.supervise.process_plan import plan
 
     _need_worker_packages()
     if preload:
@@ -231,16 +233,16 @@ def _run(
         os.environ["GRADCAM_WORKER_PRELOAD"] = ",".join(preload)
     connections, settings = read_both(Connections, WorkerSettings)
     _check_preloaded(settings.preload)
-    classes = settings.queues if queues is None else _classes(queues)
-    slots = plan(devices, processes_per_device)
+    read_queues = settings.queues if queues is None else _queues(queues)
+    planned = plan(devices, processes_per_device)
     # What is wrong with what was typed has been told, as every command tells it; from here on all lines are the log's.
     logs.set_up(NAME, connections.log)
     try:
         _check_redis(connections)
         return Launcher(
-            slots,
+            planned,
             grace_s=settings.grace_s,
-            queues=classes,
+            queues=read_queues,
             run_dir=settings.run_dir,
             metrics=metrics,
             stack=stack_of(connections.redis_url.get_secret_value()),
@@ -252,10 +254,10 @@ def _run(
 
 
 def _check_redis(connections: Connections) -> None:
-    """A Redis that cannot be worked with is told here, once; one that is away is waited for by each process.
+    """Refuse a Redis that the workers cannot use; each process waits for one that is only away.
 
     Raises:
-        Unfit: It lacks rights, drops jobs, or is of another kind.
+        Unfit: Redis lacks rights, drops jobs, or is of another kind.
     """
     from producer.jobs.table.redis_scripts import Scripts, make_redis_client
     from producer.jobs.table.redis_server import Server
@@ -269,7 +271,7 @@ def _check_redis(connections: Connections) -> None:
         log.warning("action=redis_away %s", error)
 
 
-def _classes(text: str) -> tuple[str, ...]:
+def _queues(text: str) -> tuple[str, ...]:
     from worker.settings import checked_queues
 
     try:
@@ -279,7 +281,7 @@ def _classes(text: str) -> tuple[str, ...]:
 
 
 def _check_preloaded(names: Sequence[str]) -> None:
-    """A name that is mistyped is told here, once, not by each process. Raises UsageError."""
+    """Refuse a mistyped name here, once, and not in each process. Raises UsageError."""
     if not names:
         return  # importing torch takes seconds
     from worker.models.networks import check_names

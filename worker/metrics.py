@@ -1,4 +1,4 @@
-"""What this machine's workers did, in Prometheus' format; sums over all processes since the launcher started.
+"""The metrics of this machine's workers, in Prometheus' format: sums over all processes since the launcher started.
 
 Each process writes its counters to files in the launcher's folder (prometheus_client's multiprocess mode, switched on
 by `PROMETHEUS_MULTIPROC_DIR`, which the launcher sets); the launcher serves their sums at `--metrics-port`.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 if not os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "/")):
-    # The launcher's folder is gone, or its disk is: a worker can do without metrics, and its launcher makes it anew.
+    # The launcher's folder or its disk is gone: a worker works without metrics until its launcher makes it again.
     del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 from prometheus_client import CollectorRegistry, Counter, start_http_server
@@ -20,10 +20,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.stage_times import IDLE, WAIT
 
-_IMAGES = Counter("gradcam_images", "Images that came to their end.", ["state"])
-_WORK = Counter("gradcam_stage_work_seconds", "Time at work at images, by stage.", ["stage"])
+_IMAGES = Counter("gradcam_images", "Images that are done or failed.", ["state"])
+_WORK = Counter("gradcam_stage_work_seconds", "Time of work on images, by stage.", ["stage"])
 _WAITED = Counter("gradcam_stage_wait_seconds", "Time that images waited for a stage.", ["stage"])
-_IDLE = Counter("gradcam_device_idle_seconds", "Time without a batch while a chunk was in hand.")
+_IDLE = Counter("gradcam_device_idle_seconds", "Time without a batch while a chunk was in flight.")
 _HALVED = Counter("gradcam_batches_halved", "Batches that did not fit into the device's memory.")
 
 

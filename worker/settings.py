@@ -1,14 +1,14 @@
-"""The worker's settings, read once from `GRADCAM_WORKER_*`; where Redis and S3 are: `producer/jobs/model/settings.py`.
+"""The worker's settings, read once from `GRADCAM_WORKER_*`; `producer/jobs/model/settings.py` has Redis and S3.
 
 | variable                          | meaning                                                        | default |
 |-----------------------------------|----------------------------------------------------------------|---------|
-| `GRADCAM_WORKER_QUEUES`           | priorities to work at, in this order, by commas        | all     |
-| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; the size is found          | 32, CUDA 256 |
+| `GRADCAM_WORKER_QUEUES`           | priorities to read, in this order, by commas                   | all     |
+| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; a search finds the size    | 32, CUDA 256 |
 | `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
-| `GRADCAM_WORKER_LEASE_S`          | how long the chunk of a dead process stays its own             | 30      |
-| `GRADCAM_WORKER_INTERVAL_S`       | how often lost work is looked for                              | 5       |
-| `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often progress is recorded within a chunk                  | 5       |
-| `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish the batch in hand        | 25      |
+| `GRADCAM_WORKER_LEASE_S`          | how long a dead process keeps its chunk                        | 30      |
+| `GRADCAM_WORKER_INTERVAL_S`       | how often the reconciler looks for lost work                   | 5       |
+| `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often a chunk commits its progress                         | 5       |
+| `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish its current batches      | 25      |
 | `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models, of each process                             | a share |
 | `GRADCAM_WORKER_PRELOAD`          | models to load first: `NETWORK` or `NETWORK=WEIGHTS`, by commas | none   |
 | `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
@@ -17,7 +17,7 @@
 | `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 3 bytes each in every thread          | 64 Mi   |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
-| `GRADCAM_WORKER_USER_AGENT`       | what web servers are told of who asks                          | gradcam-queue |
+| `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
@@ -38,7 +38,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.fetch.addresses import FetchPolicy, checked_user_agent
 from producer.jobs.model.spec import PRIORITIES
-from worker.supervise.health import BUSY
+from worker.supervise.busy_file import BUSY_KINDS
 
 
 def _by_commas(value: Any) -> Any:
@@ -68,51 +68,51 @@ def checked_queues(names: Sequence[str]) -> tuple[str, ...]:
 
 
 class WorkerSettings(BaseSettings):
-    """What a worker process needs beside the connections."""
+    """The settings of a worker process, beside those of the connections."""
 
     model_config = SettingsConfigDict(env_prefix="GRADCAM_WORKER_", frozen=True, extra="ignore")
 
-    #: This process's name in health and logs.
+    #: The name of this process in health and logs.
     name: str = "worker"
     #: `cpu` or `cuda`: the one device that this process can see.
     device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
     #: How many processes share that device, this one included.
     processes_on_device: Annotated[int, Field(ge=1)] = 1
-    #: Exists as soon as the process shall finish the batch in hand and give the rest back.
+    #: When this file exists, the process finishes its current batches and gives the rest back.
     drain_file: Path | None = None
-    #: The priorities it works at, in the order in which they are read; `recovery` comes before them.
+    #: The priorities that it reads, in this order; `recovery` comes before them.
     queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = (
         PRIORITIES
     )
-    #: Where launchers make their folders; the system's folder for temporary files when empty.
+    #: Where launchers make their folders; by default the system's folder for temporary files.
     run_dir: Path | None = None
-    #: Images in one forward pass at most; the size is found while working.
+    #: Images in one forward pass at most; a search finds the size.
     batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
     #: Threads that fetch and decode, and as many that encode and upload.
     io_threads: Annotated[int, Field(ge=1, le=128)] = 8
-    #: How long the chunk of a dead process stays its own.
+    #: How long a dead process keeps its chunk.
     lease_s: Annotated[float, Field(ge=1)] = 30.0
-    #: How often lost work is looked for.
+    #: How often the reconciler looks for lost work.
     interval_s: Annotated[float, Field(gt=0)] = 5.0
-    #: How often progress is recorded within a chunk.
+    #: How often a chunk commits its progress.
     commit_every_s: Annotated[float, Field(ge=0)] = 5.0
-    #: How long a stopping worker may finish the batch in hand.
+    #: How long a stopping worker may finish its current batches.
     grace_s: Annotated[float, Field(gt=0)] = 25.0
-    #: Memory for models, in bytes of their parameters; a share of the device's where it is not given.
+    #: Memory for models, in bytes of their parameters; by default a share of the device's.
     model_cache_bytes: Annotated[int, Field(gt=0)] | None = None
-    #: Where weights files are kept that came from an address; a folder in the user's cache where it is not given.
+    #: Where weights files from an address are kept; by default a folder in the user's cache.
     weights_cache_dir: Path | None = None
-    #: What those files may take.
+    #: The most bytes that those files may take.
     weights_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
-    #: Models that are loaded before the first message is read, each `NETWORK` or `NETWORK=WEIGHTS`.
+    #: Models to load before the first message, each `NETWORK` or `NETWORK=WEIGHTS`.
     preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas)] = ()
     #: Largest image file.
     max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     #: Most pixels of an image; a decoded one takes 3 bytes a pixel.
     max_pixels: Annotated[int, Field(gt=0, le=2**30)] = 64 * 2**20
-    #: Redirects of a web server that are followed.
+    #: How many redirects of a web server to follow.
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
-    #: What web servers are told of who asks.
+    #: The User-Agent that web servers get.
     user_agent: Annotated[str, AfterValidator(checked_user_agent)] = "gradcam-queue"
     #: Time an image may take to be fetched.
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
@@ -125,29 +125,29 @@ class WorkerSettings(BaseSettings):
 
     @property
     def largest_batch(self) -> int:
-        """Images in one forward pass at most; on a CPU more than this make nothing faster."""
+        """Return the most images in one forward pass; on a CPU larger batches are not faster."""
         return self.batch_size or (256 if self.device == "cuda" else 32)
 
     @property
     def slots(self) -> int:
         """The most chunks that one process has in flight."""
-        return len(BUSY)
+        return len(BUSY_KINDS)
 
     @property
     def busy_files(self) -> tuple[Path, ...]:
-        """Each exists while this process has a chunk in that slot; none where no launcher says where."""
+        """Return the busy file of each chunk that may be in flight; none without a launcher."""
         if self.drain_file is None:
             return ()
-        return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY)
+        return tuple(self.drain_file.with_name(f"{self.name}.{kind}") for kind in BUSY_KINDS)
 
     @property
     def health_stem(self) -> Path | None:
-        """What `worker/supervise/health.py` makes its files' names of; None where no launcher has a folder for them."""
+        """Return the stem of the names of health's files; None without a launcher."""
         return None if self.drain_file is None else self.drain_file.with_name(self.name)
 
     @property
     def fetch_policy(self) -> FetchPolicy:
-        """Which addresses may be fetched."""
+        """Return which addresses may be fetched."""
         return FetchPolicy(
             allow_hosts=self.allow_hosts,
             file_roots=self.file_roots,

@@ -21,18 +21,16 @@ from torch import Tensor
 from worker.engine.explain import Explanations, View, as_they_are, explain_many
 from worker.models import networks
 from worker.models.batchnorm import make_fast
-from worker.pictures import decode
-from worker.pictures.geometry import average_maps
+from worker.pictures.decode import normalize
+from worker.pictures.geometry import average_maps, fit
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 
 
 def photographs(network: networks.Network) -> Tensor:
     """(N, 3, H, W) as workers prepare them."""
-    pictures = [getattr(skimage.data, name)() for name in PHOTOS]
-    return torch.from_numpy(
-        np.stack([decode.prepare(picture, network.size, network.mean, network.std)[1] for picture in pictures])
-    )
+    pictures = [fit(getattr(skimage.data, name)(), network.size, "squash")[0] for name in PHOTOS]
+    return torch.from_numpy(np.stack([normalize(picture, network.mean, network.std) for picture in pictures]))
 
 
 def compare(half: Explanations, full: Explanations, size: tuple[int, int]) -> tuple[float, float, float]:

@@ -71,12 +71,12 @@ def measure(  # noqa: PLR0915
     from producer.jobs.model.settings import Connections, read
     from producer.jobs.model.spec import Chunk, Item, JobSpec, uri_line
     from producer.jobs.store.bucket import Storage
-    from worker.chunks.chunk import ChunkContext
-    from worker.chunks.item import ImageTask, done
+    from worker.chunks.chunk import ChunkContext, ImageTask
     from worker.chunks.lease import Lease
+    from worker.chunks.outcome import done
     from worker.device.batches import explain_classes, open_device
     from worker.models import networks
-    from worker.pictures import decode, geometry, render
+    from worker.pictures import decode, geometry, min_max, render
 
     open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
@@ -93,7 +93,7 @@ def measure(  # noqa: PLR0915
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
         (fitted, _), (answer,) = pair
-        render.normalized(answer.map)
+        min_max.min_max_scaled(answer.map)
         heat = geometry.average_maps(answer.maps, answer.guided.shape[:2])
         return render.draw(fitted / np.float32(255), heat, answer.guided)
 

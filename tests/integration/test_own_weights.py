@@ -17,7 +17,8 @@ from torchvision.models import shufflenet_v2_x0_5
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.states import JobState
-from worker.pictures.decode import decode, prepare
+from worker.pictures.decode import decode, normalize
+from worker.pictures.geometry import fit
 
 NETWORK = "shufflenet_v2_x0_5"
 CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
@@ -44,7 +45,8 @@ def test_a_network_with_one_logit_is_explained_from_a_checkpoint_with_its_own_pr
     status = json.loads(run.stdout)
     assert (status["state"], status["done"]) == ("succeeded", 1)
 
-    _picture, array = prepare(decode(CAT.read_bytes()), SIZE, MEAN, STD)
+    picture, _frame = fit(decode(CAT.read_bytes()), SIZE, "squash")
+    array = normalize(picture, MEAN, STD)
     with torch.no_grad():
         expected = float(net(torch.from_numpy(array)[None]).sigmoid())
     (result,) = client.results(status["job"])

@@ -101,7 +101,7 @@ def test_a_killed_process_gives_both_chunks_back(own: Stack, photos: list[Path])
     status = ended(client, job)
     assert (status.state, status.done, status.failed) == (JobState.SUCCEEDED, 96, 0)
     log = (own.directory / "worker.log").read_text()
-    assert log.count(f"action=buried job={job}") == 2
+    assert log.count(f"action=reclaimed job={job}") == 2
 
 
 def test_the_metrics_count_images_and_the_time_of_each_stage(own: Stack, photos: list[Path], port: int) -> None:

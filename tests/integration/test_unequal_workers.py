@@ -140,7 +140,7 @@ def reconciler(client: Client, storage: Storage, who: str) -> Reconciler:
         queues=(),
         interval_s=0.5,
         grace_s=10,
-        on_orphaned=nothing,
+        before_each=nothing,
     )
 
 

@@ -35,7 +35,7 @@ from worker.models.networks import Network
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import Claim, JobTable
-    from worker.chunks.item import ImageTask
+    from worker.chunks.chunk import ImageTask
 
 SIDE = 8
 LEASE_S = 30.0

@@ -19,8 +19,9 @@ from producer.jobs.model.errors import GradcamError, JobError, StoreError, Worke
 from producer.jobs.model.spec import Failure, Item, Result
 from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
+from worker.chunks.chunk import Ended
 from worker.chunks.lease import Lease, LeaseLost
-from worker.chunks.recorder import Ended, ResultRecorder
+from worker.chunks.recorder import ResultRecorder
 from worker.chunks.shard import Shard
 from worker.chunks.stages import shard_of
 from worker.recover.reconciler import reconcile

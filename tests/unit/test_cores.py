@@ -3,11 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from worker.supervise.cores import pinned, quota, share_out, threads, usable
+from worker.supervise.cores import pinned, share_out, threads, usable
 
 
 @pytest.mark.parametrize(("cores", "processes"), [(8, 1), (8, 2), (8, 3), (5, 2), (64, 7), (2, 2)])
@@ -31,34 +30,7 @@ def test_a_container_starts_as_many_threads_as_it_is_granted() -> None:
     assert threads(0, 4, None) == 1
 
 
-@pytest.mark.parametrize(
-    ("files", "granted"),
-    [
-        ({"cpu.max": "200000 100000"}, 2.0),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-        ({"a/b/cpu.max": "400000 100000", "a/cpu.max": "150000 100000", "cpu.max": "max 100000"}, 1.5),
-        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-    ],
-)
-def test_the_narrowest_control_group_around_us_counts(
-    tmp_path: Path, files: dict[str, str], granted: float | None
-) -> None:
-    for name, content in files.items():
-        path = tmp_path / "cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    own = tmp_path / "own"
-    own.write_text("1:cpu:/elsewhere\n0::/a/b\n")
-    assert quota(tmp_path / "cgroup", own) == granted
-
-
-def test_this_machines_own_files_are_understood() -> None:
-    granted = quota()
-    assert granted is None or granted > 0
+def test_the_cores_that_may_be_used_are_those_of_the_affinity() -> None:
     assert set(usable()) == os.sched_getaffinity(0)
 
 

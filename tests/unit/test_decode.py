@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from producer.jobs.model.errors import ImageError
-from worker.pictures.decode import MAX_PIXELS, decode, prepare
+from worker.pictures.decode import MAX_PIXELS, decode, normalize
 
 
 def _picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -206,26 +206,17 @@ def test_decoding_needs_no_torch() -> None:
     assert run.stdout.strip() == b"False"
 
 
-def test_a_prepared_picture_is_the_resized_bytes() -> None:
-    rgb = _picture()
-    picture, planes = prepare(rgb, (20, 30), (0.5, 0.25, 0), (0.5, 0.25, 1))
-    resized = cv2.resize(rgb, (30, 20), interpolation=cv2.INTER_LINEAR)
-    assert picture.dtype == planes.dtype == np.float32
-    assert np.array_equal(picture * np.float32(255), resized)
-    assert planes.shape == (3, 20, 30)
+def test_a_network_reads_planes_less_mean_over_deviation() -> None:
+    picture = _picture()
+    planes = normalize(picture, (0.5, 0.25, 0), (0.5, 0.25, 1))
+    assert planes.dtype == np.float32
+    assert planes.shape == (3, *picture.shape[:2])
     assert planes.flags.c_contiguous
-    expected = (resized / 255.0 - [0.5, 0.25, 0]) / [0.5, 0.25, 1]
+    expected = (picture / 255.0 - [0.5, 0.25, 0]) / [0.5, 0.25, 1]
     np.testing.assert_allclose(planes, expected.transpose(2, 0, 1), atol=1e-6)
 
 
-def test_a_picture_is_squashed_not_cropped() -> None:
-    rgb = np.zeros((2, 8, 3), np.uint8)
-    rgb[:, 4:] = 255
-    picture, _ = prepare(rgb, (4, 4), (0, 0, 0), (1, 1, 1))
-    assert picture[0, :, 0].tolist() == [0, 0, 1, 1]
-
-
-def test_resizing_has_half_pixel_centres_by_hand() -> None:
-    rgb = np.repeat(np.array([[[0], [100]]], np.uint8), 3, axis=2)
-    picture, _ = prepare(rgb, (1, 4), (0, 0, 0), (1, 1, 1))
-    assert (picture[0, :, 0] * np.float32(255)).tolist() == [0, 25, 75, 100]
+def test_255_times_what_a_network_reads_without_mean_is_the_bytes() -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    planes = normalize(picture, (0, 0, 0), (1, 1, 1))
+    assert np.array_equal(planes * np.float32(255), picture.transpose(2, 0, 1))

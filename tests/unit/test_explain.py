@@ -14,8 +14,9 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 from producer.jobs.model.errors import WorkerError
 from worker.engine.explain import Explanation, OutOfMemory, explain
 from worker.models.networks import Network, load
-from worker.pictures.decode import prepare
-from worker.pictures.render import normalized
+from worker.pictures.decode import normalize
+from worker.pictures.geometry import fit
+from worker.pictures.min_max import min_max_scaled
 
 NETWORKS = ["vgg16", "vgg19", "resnet50", "resnet101", "densenet121", "inception_v3", "efficientnet_lite0"]
 
@@ -79,7 +80,7 @@ def test_maps_equal_those_of_pytorch_grad_cam() -> None:
             inputs, [ClassifierOutputTarget(3), ClassifierOutputTarget(5)]
         )  # normalized and resized: (N, H, W)
     for ours, other in zip(answer.maps, theirs, strict=True):
-        small, flat = normalized(ours.numpy())
+        small, flat = min_max_scaled(ours.numpy())
         assert not flat
         resized = F.interpolate(torch.tensor(small)[None, None], (64, 64), mode="bilinear")[0, 0]
         _close(resized, torch.tensor(other), 1e-5)
@@ -432,7 +433,8 @@ def lite0() -> Network:
 
 
 def _explain_picture(network: Network, picture: Any) -> tuple[list[str], Explanation]:
-    _, planes = prepare(picture, network.size, network.mean, network.std)
+    fitted, _frame = fit(picture, network.size, "squash")
+    planes = normalize(fitted, network.mean, network.std)
     answer = explain(network.model, network.layer, torch.from_numpy(planes)[None])
     assert network.categories is not None
     return [network.categories[i] for i in answer.logits[0].topk(2).indices], answer
@@ -444,7 +446,9 @@ def test_a_real_network_looks_at_the_cat(lite0: Network) -> None:
 
     names, answer = _explain_picture(lite0, chelsea())
     assert set(names) == {"tiger cat", "Egyptian cat"}
-    heat = F.interpolate(torch.tensor(normalized(answer.maps[0].numpy())[0])[None, None], (224, 224), mode="bilinear")
+    heat = F.interpolate(
+        torch.tensor(min_max_scaled(answer.maps[0].numpy())[0])[None, None], (224, 224), mode="bilinear"
+    )
     face = torch.zeros(224, 224, dtype=torch.bool)
     face[35:190, 30:175] = True
     share, area = (heat[0, 0][face].sum() / heat.sum()).item(), face.float().mean().item()

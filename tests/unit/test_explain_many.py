@@ -19,7 +19,8 @@ from worker.engine.explain import View, as_they_are, explain, explain_many
 from worker.engine.methods import METHODS
 from worker.models.batchnorm import make_fast
 from worker.models.networks import load
-from worker.pictures.render import normalized, render
+from worker.pictures.min_max import min_max_scaled
+from worker.pictures.render import render
 
 
 def _inputs(n: int = 2, side: int = 16) -> Tensor:
@@ -156,7 +157,7 @@ def test_eight_images_of_eight_classes_are_eight_runs_of_one() -> None:
             if name == "heatmap":  # a color map: its colors are further apart than its levels
                 continue
             assert np.abs(drawn.astype(int) - alone[name].astype(int)).max() <= (5 if name == "cam" else 1), name
-        levels = [255 * normalized(answer.maps[at].numpy())[0] for answer, at in ((batch, i), (single, 0))]
+        levels = [255 * min_max_scaled(answer.maps[at].numpy())[0] for answer, at in ((batch, i), (single, 0))]
         assert np.abs(levels[0] - levels[1]).max() <= 1
 
 

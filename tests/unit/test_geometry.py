@@ -9,11 +9,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from worker.pictures.decode import prepare
 from worker.pictures.geometry import BORDER, FITS, Frame, fit
 
 SIZE = (224, 224)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = [(375, 500), (500, 375), (224, 224), (101, 640), (37, 21), (1, 1), (1, 5000), (5000, 1), (3, 2)]
 
 
@@ -32,14 +30,25 @@ def _centre(values: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_squash_is_what_prepare_does(shape: tuple[int, int]) -> None:
+def test_squash_resizes_bytes_bilinearly_and_changes_nothing_of_the_networks_size(shape: tuple[int, int]) -> None:
     rgb = _noise(*shape)
     squashed, _ = fit(rgb, (200, 260), "squash")
-    picture, planes = prepare(rgb, (200, 260), MEAN, STD)
-    assert np.array_equal(squashed.astype(np.float32) / 255, picture)
-    again, planes_again = prepare(squashed, (200, 260), MEAN, STD)
-    assert np.array_equal(again, picture)
-    assert np.array_equal(planes_again, planes)
+    assert np.array_equal(squashed, cv2.resize(rgb, (260, 200), interpolation=cv2.INTER_LINEAR))
+    again, _ = fit(squashed, (200, 260), "squash")
+    assert np.array_equal(again, squashed)
+
+
+def test_a_picture_is_squashed_not_cropped() -> None:
+    rgb = np.zeros((2, 8, 3), np.uint8)
+    rgb[:, 4:] = 255
+    squashed, _ = fit(rgb, (4, 4), "squash")
+    assert squashed[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_resizing_has_half_pixel_centers_by_hand() -> None:
+    rgb = np.repeat(np.array([[[0], [100]]], np.uint8), 3, axis=2)
+    squashed, _ = fit(rgb, (1, 4), "squash")
+    assert squashed[0, :, 0].tolist() == [0, 25, 75, 100]
 
 
 @pytest.mark.parametrize("how", FITS)

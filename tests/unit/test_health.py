@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from producer.jobs.model.errors import WorkerError
-from worker.supervise import health as module
 from worker.supervise import run_dirs
-from worker.supervise.health import Found, Health, ListedProcess, State, look, of_stack, publish, sentence, stack_of
+from worker.supervise.check import STARTING_WITHIN_S, CheckedProcess, State, check, of_stack, sentence
+from worker.supervise.health import READY_WITHIN_S, Health
+from worker.supervise.process_list import ListedProcess, publish, stack_of
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def listed(pid: int | None = 1, *, age_s: float = 0.0, problem: str | None = Non
     return ListedProcess("host-cpu", "cpu", pid, time.time() - age_s, problem)
 
 
-def found(folder: Path, process: ListedProcess | None = None, *, within_s: float = 60.0) -> Found:
+def found(folder: Path, process: ListedProcess | None = None, *, within_s: float = 60.0) -> CheckedProcess:
     publish(folder, [process or listed()])
-    (one,) = look(folder.parent.parent, within_s)
+    (one,) = check(folder.parent.parent, within_s)
     return one
 
 
@@ -60,8 +61,8 @@ def test_a_process_that_reads_is_idle_and_one_with_a_chunk_works(folder: Path) -
 
 
 def test_one_that_takes_too_long_to_get_ready_is_silent(folder: Path) -> None:
-    assert state(folder, listed(age_s=module.READY_WITHIN_S)) == State.STARTING
-    one = found(folder, listed(age_s=module.STARTING_WITHIN_S + 5))
+    assert state(folder, listed(age_s=READY_WITHIN_S)) == State.STARTING
+    one = found(folder, listed(age_s=STARTING_WITHIN_S + 5))
     assert (one.state, one.problem) == (State.SILENT, "it has not got ready for 155 s")
 
 
@@ -131,8 +132,8 @@ def test_signs_are_nobodys_trouble_when_there_is_no_launcher_or_its_folder_is_go
 
 
 def test_a_check_is_one_sentence() -> None:
-    well = Found("a", "cpu", State.IDLE, 0.5, None)
-    wrong = Found("b", "cuda", State.FAULTY, 0.5, "no driver")
+    well = CheckedProcess("a", "cpu", State.IDLE, 0.5, None)
+    wrong = CheckedProcess("b", "cuda", State.FAULTY, 0.5, "no driver")
     assert sentence([well]) == "a is idle"
     assert sentence([well, wrong]) == "1 of 2 processes cannot work: b is faulty: no driver"
     assert "no launcher" in sentence([])
@@ -172,7 +173,7 @@ def test_a_check_looks_at_its_own_stack_and_at_those_it_does_not_know(tmp_path: 
     names = {"a": "localhost:1/0", "b": "localhost:2/0", "c": ""}
     with run_dirs.folder(tmp_path) as made:
         publish(made.path, [ListedProcess(name, "cpu", 1, time.time(), stack=stack) for name, stack in names.items()])
-        there = look(tmp_path)
+        there = check(tmp_path)
     assert [(one.name, one.stack) for one in there] == [*names.items()]
     assert [one.name for one in of_stack(there, "localhost:1/0")] == ["a", "c"]
     assert [one.name for one in of_stack(there, "localhost:3/0")] == ["c"]
@@ -207,11 +208,11 @@ def test_what_a_killed_launcher_left_does_not_live_and_goes_at_the_next_start(tm
         assert launcher.stdout is not None
         left = Path(launcher.stdout.readline().strip())
         publish(left, [listed()])
-        assert len(look(tmp_path)) == 1
+        assert len(check(tmp_path)) == 1
         launcher.kill()
         launcher.wait()
     assert left.exists()
-    assert look(tmp_path) == []
+    assert check(tmp_path) == []
     with run_dirs.folder(tmp_path):
         assert not left.exists()
 
@@ -219,14 +220,14 @@ def test_what_a_killed_launcher_left_does_not_live_and_goes_at_the_next_start(tm
 def test_a_folder_that_somebody_else_may_have_made_is_refused(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run_dirs.place(tmp_path).symlink_to(elsewhere)
+    run_dirs.user_folder_in(tmp_path).symlink_to(elsewhere)
     for use in (lambda: run_dirs.folder(tmp_path).__enter__(), lambda: run_dirs.living(tmp_path)):
         with pytest.raises(WorkerError, match="is not a folder of this user's own"):
             use()
 
 
 def test_a_folder_that_others_could_enter_is_closed_to_them(tmp_path: Path) -> None:
-    run_dirs.place(tmp_path).mkdir(mode=0o755)
+    run_dirs.user_folder_in(tmp_path).mkdir(mode=0o755)
     with run_dirs.folder(tmp_path) as folder:
         assert folder.path.parent.stat().st_mode & 0o777 == 0o700
 

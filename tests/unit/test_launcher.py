@@ -8,7 +8,8 @@ import pytest
 
 from worker.settings import WorkerSettings
 from worker.supervise import cores
-from worker.supervise.launcher import command, environment, plan
+from worker.supervise.launcher import command, environment
+from worker.supervise.process_plan import plan
 
 HOST = socket.gethostname().split(".")[0]
 
@@ -37,7 +38,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_processes_are_named_for_host_and_device_and_pinned_by_uuid() -> None:
-    assert [(slot.device, slot.visible, slot.name) for slot in plan("auto", 1)] == [
+    assert [(process.device, process.visible, process.name) for process in plan("auto", 1)] == [
         ("cuda", "GPU-aaaa", f"{HOST}-gpu0"),
         ("cuda", "MIG-cccc", f"{HOST}-gpu1-mig0"),
         ("cuda", "MIG-dddd", f"{HOST}-gpu1-mig1"),
@@ -46,7 +47,7 @@ def test_processes_are_named_for_host_and_device_and_pinned_by_uuid() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_two_processes_share_a_gpu_where_nobody_says_how_many() -> None:
-    assert [(slot.visible, slot.name) for slot in plan("cuda:0")] == [
+    assert [(process.visible, process.name) for process in plan("cuda:0")] == [
         ("GPU-aaaa", f"{HOST}-gpu0-0"),
         ("GPU-aaaa", f"{HOST}-gpu0-1"),
     ]
@@ -54,16 +55,16 @@ def test_two_processes_share_a_gpu_where_nobody_says_how_many() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_processes_on_gpus_share_the_threads_and_may_run_on_all_cores() -> None:
-    slots = plan("cuda", 3)
-    assert [slot.cores for slot in slots] == [()] * 9
-    assert sum(slot.threads for slot in slots) <= max(len(cores.usable()), 9)
+    planned = plan("cuda", 3)
+    assert [process.cores for process in planned] == [()] * 9
+    assert sum(process.threads for process in planned) <= max(len(cores.usable()), 9)
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_one_process_has_the_cpu_where_nobody_says_how_many() -> None:
-    (slot,) = plan("auto")
-    assert (slot.device, slot.visible, slot.name, slot.cores) == ("cpu", "", f"{HOST}-cpu", ())
-    assert 1 <= slot.threads <= len(cores.usable())
+    (process,) = plan("auto")
+    assert (process.device, process.visible, process.name, process.cores) == ("cpu", "", f"{HOST}-cpu", ())
+    assert 1 <= process.threads <= len(cores.usable())
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -78,15 +79,15 @@ def test_several_processes_share_out_the_cores() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_process_sees_its_device_and_queues_and_no_secret_stands_in_its_command(tmp_path: Path) -> None:
-    slot = plan("cuda:1", 1)[0]
+    process = plan("cuda:1", 1)[0]
     outer = {"GRADCAM_REDIS_URL": "redis://:hunter2@localhost", "A": "b"}
-    made = environment(slot, ("high", "low"), tmp_path / "drain", outer)
+    made = environment(process, ("high", "low"), tmp_path / "drain", outer)
     assert made["CUDA_VISIBLE_DEVICES"] == "MIG-cccc"
     assert made["GRADCAM_WORKER_DEVICE"] == "cuda"
     assert made["GRADCAM_WORKER_QUEUES"] == "high,low"
-    assert made["OMP_NUM_THREADS"] == str(slot.threads)
+    assert made["OMP_NUM_THREADS"] == str(process.threads)
     assert made["A"] == "b"
-    assert "hunter2" not in " ".join(command(slot, ("high", "low")))
+    assert "hunter2" not in " ".join(command(process, ("high", "low")))
 
 
 @pytest.mark.usefixtures("no_gpu")

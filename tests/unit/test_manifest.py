@@ -42,7 +42,7 @@ kinds = st.sampled_from(["cam", "gb", "class3-cam", "raw"])
 
 @st.composite
 def done(draw: st.DrawFn, index: int) -> Result:
-    """A done image's record, as `worker.chunks.item.done` puts it together of what the network answered."""
+    """A done image's record, as `worker.chunks.outcome.done` puts it together of what the network answered."""
     logits = np.array(draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=7)), np.float32)
     names = draw(st.none() | st.lists(texts, min_size=len(logits), max_size=len(logits)))
     explained = draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=3, unique=True))

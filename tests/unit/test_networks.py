@@ -16,8 +16,9 @@ from torchvision import models
 from torchvision.models import ResNet18_Weights, get_model, list_models
 
 from producer.jobs.model.errors import JobError, NotHere
-from worker.models import architectures, candidates, networks, weights
-from worker.models.networks import Network, class_id_of, load
+from worker.models import architectures, candidates, construction, networks, weights
+from worker.models.classes import class_id_of
+from worker.models.networks import Network, load
 
 LAST_CONVS = {
     "vgg16": "features.28",
@@ -284,7 +285,7 @@ def test_every_network_of_torchvision_takes_its_own_state_dict(monkeypatch: pyte
             model = architectures.find(name, None, size).build(1000).to("meta")
         saved.seek(0)
         content = torch.load(saved, weights_only=True)
-        own, auxiliary = model.state_dict(), networks._AUXILIARY.get(name, ())
+        own, auxiliary = model.state_dict(), construction.AUXILIARY.get(name, ())
         choice = candidates.choose_state_dict({"net": content}, own, classes=1000, auxiliary=auxiliary)
         assert choice is not None
         assert choice.taken.fits, name

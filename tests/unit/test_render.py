@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from producer.jobs.model.errors import ModelError
-from worker.pictures.render import OUTPUTS, encode, normalized, render
+from worker.pictures.min_max import min_max_scaled
+from worker.pictures.render import OUTPUTS, encode, render
 
 DARK_BLUE, DARK_RED = (0, 0, 128), (128, 0, 0)
 
@@ -20,7 +21,7 @@ def _zeros(h: int, w: int) -> np.ndarray:
 
 
 def test_a_map_is_normalised_by_its_own_minimum_and_maximum() -> None:
-    values, flat = normalized(np.array([[2.0, 4.0], [6.0, 10.0]]))
+    values, flat = min_max_scaled(np.array([[2.0, 4.0], [6.0, 10.0]]))
     assert values.tolist() == [[0, 0.25], [0.5, 1]]
     assert values.dtype == np.float32
     assert not flat
@@ -28,7 +29,7 @@ def test_a_map_is_normalised_by_its_own_minimum_and_maximum() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 3.0])
 def test_a_flat_map_is_zero_and_flagged(level: float) -> None:
-    values, flat = normalized(np.full((2, 3), level))
+    values, flat = min_max_scaled(np.full((2, 3), level))
     assert values.tolist() == [[0] * 3] * 2
     assert flat
 
@@ -156,7 +157,7 @@ def test_gradients_that_are_not_finite_are_the_images_error(bad: float) -> None:
     with pytest.raises(ModelError, match="not finite"):
         render(_zeros(2, 2), np.array([[0.0, 1.0]]), guided)
     with pytest.raises(ModelError, match="not finite"):
-        normalized(np.array([[bad, 0]]))
+        min_max_scaled(np.array([[bad, 0]]))
 
 
 def _decoded(data: bytes) -> np.ndarray:

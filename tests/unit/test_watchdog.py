@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from worker.chunks.chunk_run import blame
-from worker.chunks.lease import Busy
-from worker.recover.watchdog import CONVICTING, CRASHED, HUNG, UNKNOWN, Watchdog, death_weight, oom_kills
+from worker.recover.watchdog import Watchdog, death_weight
+from worker.supervise.busy_file import Busy, BusyFile
+from worker.supervise.deaths import CONVICTING, CRASHED, HUNG, UNKNOWN
 
 
 @pytest.fixture
@@ -27,9 +26,9 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def busy(path: Path, pid: int, *, late_s: float, claim_id: str = "me/1/0") -> Path:
-    path.write_text(json.dumps(asdict(Busy(pid, "job", 3, claim_id, "life", [7]))))
-    at = time.time() - late_s
-    os.utime(path, (at, at))
+    file = BusyFile(path)
+    file.write(Busy(pid, "job", 3, claim_id, "life", [7]))
+    file.set_deadline(-late_s)
     return path
 
 
@@ -110,7 +109,7 @@ def test_an_image_was_alone_only_if_no_other_chunk_was_in_hand(tmp_path: Path, h
 @pytest.mark.parametrize("how", ["signal 11 (SIGSEGV)", "signal 9 (SIGKILL)", "exitcode 1"])
 def test_every_end_in_loading_a_model_weighs_the_same(tmp_path: Path, how: str) -> None:
     path = tmp_path / "busy0"
-    path.write_text(json.dumps(asdict(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))))
+    BusyFile(path).write(Busy(1, "job", 3, "me/1/0", "life", [], loading=True))
     assert [weight for _, weight in Watchdog([path], grace_s=5).diagnose("me/1", how)] == [CRASHED]
 
 
@@ -124,7 +123,3 @@ def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, 
     assert child.wait(5) == -signal.SIGKILL
     found = watchdog.diagnose("me/1", "signal 9 (SIGKILL)")
     assert [(busy.claim_id, weight) for busy, weight in found] == [("me/1/0", 0), ("me/1/1", 0)]
-
-
-def test_kills_for_want_of_memory_are_counted_by_the_kernel() -> None:
-    assert oom_kills() >= 0

@@ -15,7 +15,7 @@ from torchvision.models import ResNet18_Weights
 
 from worker.cli import cli, main
 from worker.supervise import run_dirs
-from worker.supervise.health import ListedProcess, publish
+from worker.supervise.process_list import ListedProcess, publish
 
 
 def _run(*arguments: str) -> Result:
@@ -209,7 +209,7 @@ def test_a_check_in_a_folder_of_somebody_else_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(tmp_path))
-    run_dirs.place(tmp_path).symlink_to(tmp_path)
+    run_dirs.user_folder_in(tmp_path).symlink_to(tmp_path)
     code, error = _fails(monkeypatch, capsys, "check")
     assert code == 1
     assert "is not a folder of this user's own" in error

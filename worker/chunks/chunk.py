@@ -1,21 +1,134 @@
-"""A chunk in flight is bookkeeping: which of its images are still on their way through the pipeline."""
+"""A chunk in flight is bookkeeping: which of its images are still on their way through the pipeline, and how far."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from producer.jobs.model.errors import ModelError
+from producer.jobs.model.waits import waiting
 from worker.device.batch_queue import BatchKey
 from worker.device.batches import size_key
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from producer.jobs.model.errors import ItemError
+    from producer.jobs.model.spec import Failure, Item, Result
     from producer.jobs.table.table import Claim
-    from worker.chunks.item import ImageTask
     from worker.chunks.lease import Lease
-    from worker.chunks.recorder import Ended
+    from worker.device.batches import Explained
     from worker.models.networks import Network
+    from worker.pictures.decode import Picture
+    from worker.pictures.geometry import Frame
+
+#: Stages that talk to servers have limits of their own, with all their retries; this much later they hang.
+_NETWORK_S = 600.0
+_OF_SERVERS = frozenset({"fetch", "upload"})
+#: What is said of stages that take long.
+_WORK = {"decode": "an image to be decoded", "render": "pictures to be drawn", "encode": "pictures to be encoded"}
+
+
+@dataclass(eq=False)
+class ImageTask:
+    """One item on its way through the stages; one thread at a time works at it."""
+
+    chunk: ChunkContext
+    offset: int
+    item: Item
+    #: stage → seconds of work
+    seconds: dict[str, float] = field(default_factory=dict)
+    #: stage → seconds that it waited for a thread, or for the device, to be free for it
+    waits: dict[str, float] = field(default_factory=dict)
+    #: Since when it waits for its next stage, in seconds of the monotonic clock.
+    waiting_since: float | None = None
+    #: The stage it is in and since when, in seconds of the monotonic clock.
+    stage: tuple[str, float] | None = None
+    #: The class asked for of this image alone, or several; -1 is the predicted one.
+    asked: int | tuple[int, ...] | None = None
+    #: The class that its label means.
+    label: int | None = None
+    #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
+    picture: Picture | None = None
+    #: The way back to the original's geometry.
+    frame: Frame | None = None
+    #: What the network reads, (3, H, W).
+    input: NDArray[np.float32] | None = None
+    #: One a class, once explained.
+    explained: list[Explained] = field(default_factory=list)
+    #: Why it fails alone.
+    error: ItemError | None = None
+    #: Whether it left for the device: what has not is dropped when the process stops.
+    left_for_device: bool = False
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Measure one stage's work on this image."""
+        started = time.monotonic()
+        self.begun(stage, started)
+        self.stage = (stage, started)
+        try:
+            # Where a server is waited for, it says so itself.
+            with nullcontext() if stage in _OF_SERVERS else waiting(_WORK.get(stage, stage), server=False):
+                yield
+        finally:
+            self.stage = None
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 6)
+
+    def waits_from_now(self) -> None:
+        """It has been put into the row of its next stage."""
+        self.waiting_since = time.monotonic()
+
+    def begun(self, stage: str, at: float) -> None:
+        """A stage took it out of its row, at a time of the monotonic clock."""
+        if self.waiting_since is not None:
+            self.waits[stage] = self.waits.get(stage, 0.0) + max(at - self.waiting_since, 0.0)
+            self.waiting_since = None
+
+    def computed(self, answer: list[Explained] | ModelError, began: float, seconds: float) -> None:
+        """Take the device's answer.
+
+        Args:
+            answer: One explanation a class, or why there is none.
+            began: When its batch began, in seconds of the monotonic clock.
+            seconds: Its share of the batch's time.
+        """
+        self.begun("explain", began)
+        self.seconds["explain"], self.input = round(seconds, 6), None
+        if isinstance(answer, ModelError):
+            self.error = answer
+        else:
+            # A label that was predicted is explained once.
+            self.explained = list({each.class_id: each for each in answer}.values())
+        self.waits_from_now()
+
+    def overdue(self, limit_s: float) -> str | None:
+        """The stage this image is in for longer than it may; None when it is not."""
+        stage = self.stage
+        if stage is None:
+            return None
+        name, since = stage
+        allowed_s = limit_s + (_NETWORK_S if name in _OF_SERVERS else 0)
+        return name if time.monotonic() - since > allowed_s else None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An item's end, to be recorded."""
+
+    offset: int
+    result: Result
+    failure: Failure | None
+    #: Where pictures are packed: member name → content, until they are in the shard.
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    #: stage → seconds it waited for that stage
+    waits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

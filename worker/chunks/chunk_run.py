@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import CrashedWorker, ItemError, ItemTimeout, WorkerError
 from producer.jobs.model.stage_times import IDLE
-from worker.chunks.item import ImageTask, failed
-from worker.recover.watchdog import CONVICTING, HUNG
+from worker.chunks.chunk import ImageTask
+from worker.chunks.outcome import failed
+from worker.supervise.deaths import CONVICTING, HUNG
 
 if TYPE_CHECKING:
     from worker.chunks.chunk import ChunkContext, Completed

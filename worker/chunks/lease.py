@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from producer.jobs.model.errors import GradcamError, ServiceError, WorkerError
+from producer.jobs.model.errors import GradcamError, ServiceError
+from worker.supervise.busy_file import Busy, BusyFile
 
 if TYPE_CHECKING:
     from producer.jobs.table.table import Claim, JobTable
@@ -23,30 +22,6 @@ log = logging.getLogger(__name__)
 
 class LeaseLost(GradcamError):
     """The chunk is not ours any more."""
-
-
-@dataclass(frozen=True)
-class Busy:
-    """What a child says of the chunk in its hand, in a file that its parent reads."""
-
-    pid: int
-    job: str
-    chunk: int
-    claim_id: str
-    #: The job's, as `Claim` has it.
-    life: str
-    #: Offsets of the items that it is about to decode or compute.
-    marked: list[int]
-    #: Whether it loads the job's model.
-    loading: bool = False
-
-    @classmethod
-    def read(cls, path: Path) -> Busy | None:
-        """What the file says; None when there is nothing in hand."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
 
 
 class Lease:
@@ -67,7 +42,8 @@ class Lease:
     def __init__(
         self, table: JobTable, claim: Claim, *, claim_id: str, lease_s: float, busy_file: Path | None = None
     ) -> None:
-        self._table, self._claim, self._claim_id, self._lease_s, self._file = table, claim, claim_id, lease_s, busy_file
+        self._table, self._claim, self._claim_id, self._lease_s = table, claim, claim_id, lease_s
+        self._file = None if busy_file is None else BusyFile(busy_file)
         self._until = time.monotonic() + lease_s
         #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
@@ -86,7 +62,7 @@ class Lease:
         self._over.set()
         # First: a renewal that waits for Redis is no hanging image.
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            self._file.remove()
         self._thread.join()
 
     def step(self, limit_s: float) -> None:
@@ -164,21 +140,12 @@ class Lease:
             return
         claim = self._claim
         busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading)
-        partial = self._file.with_name(f"{self._file.name}.new")
-        try:
-            partial.write_text(json.dumps(asdict(busy)))
-            partial.replace(self._file)
-        except FileNotFoundError:
-            pass  # the launcher's folder is gone: it is made again in a moment, and told with the next step
-        except OSError as error:
-            raise WorkerError(f"nothing can be written to {self._file.parent} ({error.strerror})") from None
+        self._file.write(busy)
         self._set_time()
 
     def _set_time(self) -> None:
         if self._file is not None:
-            until = time.time() + max(self._until - time.monotonic(), 0.0)
-            with suppress(OSError):
-                os.utime(self._file, (until, until))
+            self._file.set_deadline(max(self._until - time.monotonic(), 0.0))
 
     def _keep(self) -> None:
         while not self._over.wait(self._lease_s / 8):

@@ -21,7 +21,7 @@ from producer.jobs.model.errors import ModelError
 from producer.jobs.model.waits import waiting
 from worker import metrics
 from worker.chunks import stages
-from worker.chunks.item import failed
+from worker.chunks.outcome import failed
 from worker.device.batch_queue import Batch, BatchKey, BatchQueue, Stream
 from worker.device.batches import Explained, explain_classes
 from worker.device.thread import DeviceThread
@@ -29,8 +29,7 @@ from worker.device.thread import DeviceThread
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.store.bucket import Storage
-    from worker.chunks.chunk import ChunkContext
-    from worker.chunks.item import ImageTask
+    from worker.chunks.chunk import ChunkContext, ImageTask
     from worker.chunks.slots import Slots
     from worker.device.batch_size import BatchSizes
     from worker.models.networks import Network

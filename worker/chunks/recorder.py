@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, StoreError, WorkerError
-from producer.jobs.model.spec import Failure, Result, class_key
+from producer.jobs.model.spec import class_key
 from producer.jobs.model.stage_times import WAIT
 from worker import metrics
 from worker.chunks.lease import LeaseLost
@@ -20,6 +19,7 @@ from worker.chunks.lease import LeaseLost
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import Claim, JobTable
+    from worker.chunks.chunk import Ended
     from worker.chunks.lease import Lease
     from worker.chunks.shard import Shard
 
@@ -27,19 +27,6 @@ log = logging.getLogger(__name__)
 
 #: How long recording may take, with all retries while Redis or the store is away; also of a shard of gigabytes.
 _RECORD_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An item's end, to be recorded."""
-
-    offset: int
-    result: Result
-    failure: Failure | None
-    #: Where pictures are packed: member name → content, until they are in the shard.
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    #: stage → seconds it waited for that stage
-    waits: Mapping[str, float] = field(default_factory=dict)
 
 
 class ResultRecorder:

@@ -11,20 +11,21 @@ from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ImageError, JobError, ModelError
 from producer.jobs.model.waits import STORE, waiting
-from worker.chunks.item import ImageTask, done, failed, own_fault
+from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode, normalize
 from worker.pictures.geometry import average_maps, fit
-from worker.pictures.render import draw, encode, normalized
+from worker.pictures.min_max import min_max_scaled
+from worker.pictures.render import draw, encode
 
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import Claim
-    from worker.chunks.recorder import Ended
+    from worker.chunks.chunk import Ended, ImageTask
     from worker.device.batches import Explained
     from worker.models.networks import Network
 
@@ -117,10 +118,10 @@ def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, 
     if task.picture is None or task.frame is None:
         raise AssertionError("an image was explained that was never decoded")
     with task.timed("render"):
-        flat = all([normalized(map_)[1] for map_ in explained.maps])
+        flat = all([min_max_scaled(map_)[1] for map_ in explained.maps])
         heat = average_maps(explained.maps, explained.guided.shape[:2])
         if len(explained.maps) > 1:
-            heat, _ = normalized(heat)  # as pytorch-grad-cam does with an average
+            heat, _ = min_max_scaled(heat)  # as pytorch-grad-cam does with an average
         guided = explained.guided
         if spec.output_size == "original":
             heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)

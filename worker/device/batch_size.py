@@ -1,4 +1,4 @@
-"""How many images go through the network at once: found by trying, for each network, size and device."""
+"""How many images go through the network at once: a search by trial, for each network, size and device."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
-#: Where the search begins: small enough for any device, large enough to tell something.
+#: The first size of the search: it fits any device, and tells something.
 FIRST = 4
-#: How often a size is tried before a larger one is: its first batch is slow, as kernels are chosen and memory is got.
+#: How often a size is tried before a larger one: its first batch is slow, as it chooses kernels and gets memory.
 _FIRST_TRIES = 2
-#: How often all sizes are tried after that, by turns: what else the machine does must not be held against one of them.
+#: How often all sizes are tried after that, in turn: other work of the machine must not count against one of them.
 ROUNDS = 3
-#: Nothing larger is tried than a size at which an image takes twice as long as at the best.
+#: A size at which an image takes twice as long as at the best is the last one tried.
 _MUCH_SLOWER = 0.5
-#: The smallest size is taken that is nearly as fast as the fastest: a small batch is less memory and less to wait for.
+#: The smallest size that is nearly as fast as the fastest wins: it takes less memory and less time.
 _NEARLY = 0.97
 
 
-#: A batch that takes longer is not worth it: a process that is to stop finishes the one in hand.
+#: No batch should take longer: a stopping process finishes its current one.
 LONGEST_S = 4.0
-#: So many batches smaller than the size tried say that it is never reached.
+#: After so many smaller batches the size counts as never reached.
 _SHORT = 16
 
 
@@ -93,9 +93,9 @@ class BatchSizes:
             speeds.append(size / max(seconds, 1e-9))
             if len(speeds) < _FIRST_TRIES:
                 return
-            if search.round == 0 and self._grows(search):
+            if search.round == 0 and self._try_larger(search):
                 return
-            self._go_on(key, search)
+            self._next_size(key, search)
 
     def too_large(self, key: str, size: int) -> None:
         """Take note of a batch that did not fit into the memory of the device."""
@@ -107,7 +107,7 @@ class BatchSizes:
                 # Not for others: what else was on the device in this moment may be gone in the next.
                 search.size = min(search.size, search.ceiling)
             elif search.size > search.ceiling:
-                self._go_on(key, search)
+                self._next_size(key, search)
 
     def _fell_short(self, key: str, search: _Search, size: int) -> None:
         """Chunks that are smaller than the size that is tried never fill a batch: it is left out."""
@@ -115,7 +115,7 @@ class BatchSizes:
         if not search.over and search.short >= _SHORT:
             search.short, search.ceiling = 0, max(1, search.size // 2)
             search.sizes = [each for each in search.sizes if each < search.size] or [search.ceiling]
-            self._go_on(key, search)
+            self._next_size(key, search)
 
     def _search(self, key: str, known: int | None = None) -> _Search:
         search = self._searches.get(key)
@@ -124,7 +124,7 @@ class BatchSizes:
             search = self._searches[key] = _Search(size, self._limit, [size], over=known is not None)
         return search
 
-    def _grows(self, search: _Search) -> bool:
+    def _try_larger(self, search: _Search) -> bool:
         best = {size: max(speeds) for size, speeds in search.speeds.items()}
         if 2 * search.size / best[search.size] > LONGEST_S:
             return False
@@ -135,7 +135,7 @@ class BatchSizes:
         search.size = larger
         return True
 
-    def _go_on(self, key: str, search: _Search) -> None:
+    def _next_size(self, key: str, search: _Search) -> None:
         """The next size of the round, or the next round's first."""
         left = [size for size in search.sizes if size > search.size] if search.round else []
         if not left:

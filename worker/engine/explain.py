@@ -1,8 +1,8 @@
-"""Ask a network where it looked: one forward pass gives Grad-CAM maps and guided gradients for a batch.
+"""Ask a network where it looked: Grad-CAM maps and guided gradients of a batch from one forward pass.
 
 Grad-CAM is arXiv:1610.02391, guided backpropagation arXiv:1412.6806. `methods.py` makes the maps,
-`guided_relu.py` guides the gradient. Nothing of the model is touched: no module is changed, no `.grad` is written,
-every hook is gone afterwards.
+`guided_relu.py` guides the gradient. The model stays as it was: no module changes, nobody writes `.grad`, and every
+hook is gone afterwards.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class View:
 
     #: Runs once in a forward pass of the model.
     module: nn.Module
-    #: Turns the module's output, and the gradient of it, into (N, C, h, w) by moving values alone: tokens become a
-    #: grid, channels that come last come second; what is no place in the picture (a class token) is left out.
+    #: Turns the module's output, and its gradient, into (N, C, h, w) by moving values alone. Tokens become a grid, last
+    #: channels move to second place, and what is no place in the picture (a class token) is left out.
     to_maps: Callable[[Tensor], Tensor]
 
 
@@ -61,7 +61,7 @@ class Explanations:
 class Explanation:
     """What the network said about a batch of N images and why; all tensors are detached, on the model's device."""
 
-    #: (N, K), before softmax; may hold values that are not finite, which is the caller's to check row by row.
+    #: (N, K), before softmax; may hold values that are not finite; the caller checks row by row.
     logits: Tensor
     #: (N,) int64, the class that drives map and guided gradient of each image.
     class_ids: Tensor
@@ -135,10 +135,16 @@ def explain_many(
         with torch.inference_mode(False), torch.enable_grad():
             return _explain(model, views, inputs, class_ids, METHODS[method], autocast)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Raised outside the except block: the caught error's traceback would keep the tensors alive that did not fit.
     raise OutOfMemory(f"a batch of {len(inputs)} images does not fit into the memory of {inputs.device}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error of torch or Python says that memory is full."""
+    # The CPU's allocator has no error class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def as_they_are(output: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ def _explain(
     to_map: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
 ) -> Explanations:
-    # An inference tensor can never take part in autograd, only its copy can.
+    # An inference tensor never takes part in autograd; its copy does.
     x = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()  # (N, 3, H, W)
     with ExitStack() as hooks:
         kept = [hooks.enter_context(_output_of(view.module)) for view in views]
@@ -265,8 +271,3 @@ def _classes(class_ids: Sequence[Any] | Tensor, logits: Tensor) -> Tensor:
     likely = logits.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
     asked = asked.to(likely)
     return torch.where(asked < 0, likely, asked)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator has no error class of its own.
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,6 +1,6 @@
-"""Guided backpropagation's one change to a backward pass (arXiv:1412.6806), made at the nodes of the autograd graph.
+"""Guided backpropagation (arXiv:1412.6806): its one change to a backward pass, at the nodes of the autograd graph.
 
-Modules never see `F.relu` or a ReLU whose input has a second reader, the graph does.
+The graph also shows `F.relu` and a ReLU whose input has a second reader; modules do not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node
 
-#: Nodes behind which ReLUs cannot be seen, so that guidance would silently be the plain gradient.
+#: Nodes that hide ReLUs: behind them guidance would silently be the plain gradient.
 _OPAQUE_NODES = ("CompiledFunctionBackward", "CheckpointFunctionBackward", "DifferentiableGraphBackward")
 #: Nodes that are a ReLU if this attribute of theirs is 0: the bound below which nothing passes.
 _LOWER_BOUNDS = {
@@ -48,7 +48,7 @@ def guided(logits: Tensor) -> Iterator[int]:
 
 
 def readers(last: Node) -> dict[Node, list[Node]]:
-    """Each node of the graph that ends in `last`, with the nodes that read its result, once for each time they do.
+    """Return each node of the graph that ends in `last` with the nodes that read its result, once for each time.
 
     Walks without recursion: deep networks have deeper graphs than Python's stack.
     """
@@ -71,7 +71,7 @@ def _relu_nodes(logits: Tensor) -> list[Node]:
         raise ValueError("the logits do not depend on the inputs")
     graph = readers(logits.grad_fn)
     for node in graph:
-        # What is done to a view in place becomes a CopySlices, whatever it was: with one input it may be a ReLU.
+        # Any in-place change of a view becomes a CopySlices: with one input it may be a ReLU.
         in_a_view = node.name().endswith("CopySlices") and len(node.next_functions) == 1
         if in_a_view or node.name().startswith(_OPAQUE_NODES):
             raise ValueError(f"the model hides its ReLUs from guided backpropagation ({node.name()})")
@@ -88,12 +88,12 @@ def _is_gate(node: Node, read_by: Sequence[Node]) -> bool:
     if node.name() not in _CAPPED or not all(reader.name() in ("MulBackward0", "DivBackward0") for reader in read_by):
         return False
     (source, _), *_ = node.next_functions
-    # What is added has no node of its own where it is a constant.
+    # A constant that is added has no node of its own.
     return source is not None and source.name() == "AddBackward0" and any(n is None for n, _ in source.next_functions)
 
 
 def _only_positive(grad_inputs: Sequence[Tensor | None], _grad_outputs: object) -> None:
-    # In place: what a node gives is its own, and memory is what these passes wait for.
+    # In place: a node owns what it gives, and these passes wait for memory.
     for gradient in grad_inputs:
         if gradient is not None:
             gradient.clamp_(min=0)

@@ -1,4 +1,4 @@
-"""The networks there are: how each is built, what its inputs are, and where its own weights come from.
+"""The known networks: how each is built, what its inputs are, and where its own weights come from.
 
 Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
 """
@@ -23,8 +23,8 @@ from worker.models import weights as files
 
 DEFAULT: Final = "DEFAULT"
 _EMBEDDING_STEP: Final = 128
-#: So that the network is the same with and without torchvision's own weights: inputs are re-normalized inside, as those
-#: weights need; no auxiliary head, which never runs in eval mode; no slow initialization of what is loaded anyway.
+#: These make the network the same with and without torchvision's own weights. It re-normalizes its inputs, as those
+#: weights need. It has no auxiliary head, which never runs in eval mode, and no slow initialization before loading.
 _BUILD_OPTIONS: Final[dict[str, dict[str, bool]]] = {
     "inception_v3": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
@@ -40,14 +40,14 @@ class Architecture:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What its own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody says.
+    #: The size in px to which its own preprocessing brings the shorter side before it crops; None where nobody says.
     resize_px: int | None
     #: 0 where its own weights have no classifier.
     classes: int
     categories: list[str] | None
     #: Finds the file of its own weights; downloads it if need be, where that is allowed.
     own_file: Callable[[files.Download | None], Path]
-    #: How many numbers it puts out that are features of a picture, where they are not classes; 0 where it is not known.
+    #: How many numbers it puts out, where they are features of a picture and not classes; 0 where it is not known.
     features: int = 0
 
 
@@ -56,14 +56,14 @@ class NetworkLine:
     """A line of the catalog."""
 
     name: str
-    #: Networks of one family have the same layers; "" where the package is missing that has the network.
+    #: Networks of one family have the same layers; "" where the network's package is missing.
     family: str
     #: Short names for it.
     aliases: list[str]
     #: (height, width) in px, and the number of classes, with the default weights: 0 without classifier; None as above.
     size: tuple[int, int] | None
     classes: int | None
-    #: Names of the weights that come with it, and of those that need no download.
+    #: Names of the weights that come with it, and of those that need no download here.
     weights: list[str]
     at_hand: list[str]
 
@@ -74,7 +74,7 @@ def names() -> list[str]:
 
 
 def catalog(with_timm: bool = False) -> list[NetworkLine]:
-    """List every network by name; timm's, of which there are more than a thousand, where asked for."""
+    """List every network by name, and on request those of timm: more than a thousand."""
     known = sorted({*names()} - ALIASES.keys())
     if with_timm:
         known += [TIMM + name for name in _optional("timm").list_models()]
@@ -82,7 +82,7 @@ def catalog(with_timm: bool = False) -> list[NetworkLine]:
 
 
 def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = None) -> Architecture:
-    """Find a network by its full name, with what belongs to `weights`: to the default ones, where they are a file.
+    """Find a network by its full name, with the preprocessing of `weights`, or of the default ones for a file.
 
     Args:
         name: Its full name.
@@ -90,7 +90,7 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
         size: (height, width) of its inputs in px, where they are not those of the weights.
 
     Raises:
-        NotHere: no network is called so, or its package is missing; other versions of the packages may have it.
+        NotHere: no network has this name, or its package is missing; other versions of the packages may have it.
     """
     if name == LITE0:
         return _resized(_lite0(), size)
@@ -127,7 +127,7 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
 
 
 def _resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
-    """The same for inputs of another size; before a square is cropped, it stands in the same proportion as before."""
+    """Return the same for inputs of another size; the resize before a square crop keeps its proportion to the crop."""
     if size is None or size == found.size:
         return found
     resize_px = None
@@ -167,16 +167,16 @@ def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
 
 
 def _are_classes(outputs: int) -> bool:
-    """Whether so many numbers that a network of timm puts out are classes.
+    """Return whether a network of timm with so many outputs puts out classes.
 
-    None are those of a network trained without labels. Image towers of CLIP and its kin put out a point in a space
-    that they share with texts, of 384 to 1280 numbers: a multiple of 128, as no set of labels in timm has.
+    A network that was trained without labels has no output. The image towers of CLIP and its kin put out a point in a
+    space that they share with texts. It has 384 to 1280 numbers, a multiple of 128, as no set of labels in timm has.
     """
     return outputs % _EMBEDDING_STEP != 0
 
 
 def with_classes(name: str) -> list[str]:
-    """Name weights of the same network of timm that have a classifier."""
+    """Return names of the same network of timm with weights that have a classifier."""
     timm = _optional("timm")
     stem = name.removeprefix(TIMM).partition(".")[0]
     known = timm.list_pretrained(f"{stem}.*")
@@ -200,11 +200,11 @@ def _lite0() -> Architecture:
 
 
 def side_px(model: nn.Module, places: int) -> int | None:
-    """Tell the side of the square pictures for which a transformer has so many places, in px; None if it is not known.
+    """Return the side in px of the square pictures for which a transformer has so many places; None if unknown.
 
     Args:
-        model: It, built for pictures of another size.
-        places: How many they have, those of class tokens included.
+        model: The transformer, built for pictures of another size.
+        places: How many places, those of class tokens included.
     """
     patch_px = getattr(model, "patch_size", getattr(getattr(model, "patch_embed", None), "patch_size", 0))
     patch_px = patch_px[0] if isinstance(patch_px, tuple) else patch_px
@@ -215,7 +215,7 @@ def side_px(model: nn.Module, places: int) -> int | None:
 
 
 def weights_names(name: str) -> list[str]:
-    """Name the weights that come with a network."""
+    """Return the names of the weights that come with a network."""
     own = [] if name == LITE0 or name.startswith(TIMM) else list(get_model_weights(name))
     # Those of vgg16's features alone have no classes, so there is nothing to explain.
     return sorted({DEFAULT, *(weights.name for weights in own if weights.meta["categories"])})
@@ -241,7 +241,7 @@ def _is_at_hand(found: Architecture) -> bool:
 
 
 def _family(name: str) -> str:
-    """The module that the network is defined in: `resnet` for wide_resnet50_2."""
+    """Return the module that defines the network: `resnet` for wide_resnet50_2."""
     if name in names() and name != LITE0:
         return str(get_model_builder(name).__module__).rpartition(".")[2]
     timm_name = "tf_efficientnet_lite0" if name == LITE0 else name.removeprefix(TIMM)

@@ -1,7 +1,7 @@
-"""Make a model fast without changing what it says: BatchNorms folded into convolutions, and channels last in memory.
+"""Make a model faster with the same answers: fold BatchNorms into convolutions, lay out memory channels last.
 
-A BatchNorm in eval mode multiplies each channel and adds to it, which the convolution before it can do as well.
-Which pairs there are is read off the autograd graph of one forward pass: that works where tracing does not.
+A BatchNorm in eval mode multiplies each channel and adds to it; the convolution before it can do that as well. The
+autograd graph of one forward pass shows the pairs, also where tracing does not work.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _Change = tuple[nn.Module, str, Any]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model made fast, and how many of its BatchNorms were folded."""
+class FoldedModel:
+    """A faster model, and how many of its BatchNorms were folded."""
 
     model: nn.Module
     folded: int
@@ -47,23 +47,23 @@ class _Pair:
 class _Run:
     """What one forward pass did."""
 
-    #: What the layers looked at put out, in the order in which they ran, then the logits.
+    #: The outputs of the layers looked at, in the order of their runs, then the logits.
     answers: list[Tensor]
     #: How often each module ran.
     runs: Counter[nn.Module]
-    #: Of each module the node that made its output, and the one that made its first input.
+    #: Module → the node that made its output, and the node that made its first input.
     made: dict[nn.Module, Node | None]
     read: dict[nn.Module, Node | None]
 
 
 def make_fast(
     model: nn.Module, layer_modules: Sequence[nn.Module], size: tuple[int, int], device: str | torch.device = "cpu"
-) -> Prepared:
-    """Fold, put on the device and lay out channels last a freshly loaded model on the CPU, in place.
+) -> FoldedModel:
+    """Fold a freshly loaded model on the CPU, in place; then move it to the device in channels-last memory.
 
     Args:
         model: in eval mode, with frozen parameters.
-        layer_modules: modules of `model` that are looked at; they stay modules of it, and so does what they put out.
+        layer_modules: modules of `model` that are looked at; they stay in it, and their outputs stay the same.
         size: (height, width) of its input in px.
         device: where the model is put.
     """
@@ -71,7 +71,7 @@ def make_fast(
     _, folded = fold_batch_norms(model, layer_modules, example)
     # Both in one step: a model of channels first never lies on the device.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prepared(model, folded)
+    return FoldedModel(model, folded)
 
 
 def fold_batch_norms(
@@ -79,8 +79,8 @@ def fold_batch_norms(
 ) -> tuple[nn.Module, int]:
     """Fold each BatchNorm that alone reads a convolution's output, in place, and replace it by its activation.
 
-    A layer looked at is no part of a pair, nor the convolution that gives its output: its maps would change. All is
-    undone if logits or outputs of the layers differ afterwards, in float64.
+    A layer looked at is no part of a pair, nor the convolution that gives its output: its maps would change. If logits
+    or outputs of these layers differ afterwards, in float64, the model is put back as it was.
 
     Args:
         model: in eval mode, with frozen parameters, all of one floating point dtype; it is changed.
@@ -97,7 +97,7 @@ def fold_batch_norms(
         example = example_input.detach().double()
         try:
             before = _run(model, layer_modules, example)
-        except RuntimeError:  # it holds float32 tensors that are no buffers, so it cannot be checked
+        except RuntimeError:  # it holds float32 tensors that are no buffers: no check is possible
             return model, 0
         pairs = _pairs(before, layer_modules)
         undo = [change for pair in pairs for change in _fold(model, pair)]
@@ -129,7 +129,7 @@ def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor) 
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         found.runs[module] += 1
-        # Taken here, as what is done in place later gives the tensor another node.
+        # Taken now: a later in-place change gives the tensor another node.
         found.made[module] = getattr(output, "grad_fn", None)
         found.read[module] = getattr(inputs[0], "grad_fn", None) if inputs else None
         if module in layer_modules and isinstance(output, Tensor):
@@ -147,7 +147,7 @@ def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor) 
 
 
 def _pairs(run: _Run, layer_modules: Sequence[nn.Module]) -> list[_Pair]:
-    """Find the pairs: both run once, and the BatchNorm's node alone reads the convolution's."""
+    """Find the pairs: both run once, and only the BatchNorm's node reads the convolution's."""
     (*_, logits) = run.answers
     if logits.grad_fn is None:
         return []
@@ -168,12 +168,12 @@ def _pairs(run: _Run, layer_modules: Sequence[nn.Module]) -> list[_Pair]:
 
 
 def _uses_its_weight(node: Any, conv: nn.Conv2d) -> bool:
-    # Weight standardization, for one, changes the weight on its way, and would change a folded one differently.
+    # Weight standardization, for one, changes the weight before its use, and would change a folded one differently.
     return node.name() == "ConvolutionBackward0" and bool(node._saved_weight.data_ptr() == conv.weight.data_ptr())
 
 
 def _fold(model: nn.Module, pair: _Pair) -> list[_Change]:
-    """Fold one pair; say how each attribute was before."""
+    """Fold one pair; return each attribute as it was before."""
     conv, norm = pair.conv, pair.norm
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # both (C,)
     scale = torch.rsqrt(variance + norm.eps)  # (C,)
@@ -198,7 +198,7 @@ def _answers_alike(
 ) -> bool:
     try:
         got = _run(model, layer_modules, example).answers
-    except (AttributeError, RuntimeError, TypeError):  # it wants something of the BatchNorm that an Identity has not
+    except (AttributeError, RuntimeError, TypeError):  # the model reads an attribute that `nn.Identity` lacks
         return False
     # Not finite is not alike: there is nothing to compare then.
     return all(bool((a - b).abs().max() <= _TOLERANCE * b.abs().max()) for a, b in zip(got, expected, strict=True))

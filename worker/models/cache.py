@@ -1,4 +1,4 @@
-"""Keep the models used last in memory, up to a number of bytes."""
+"""The models used last stay in memory, up to a number of bytes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 
 
 class HasModel(Protocol):
-    """What can be kept: its size is that of its model's parameters and buffers."""
+    """What the cache can keep; its size is that of its model's parameters and buffers."""
 
     @property
     def model(self) -> nn.Module:
-        """The model that takes the memory."""
+        """Return the model that takes the memory."""
 
 
 K = TypeVar("K", bound=Hashable)
@@ -29,31 +29,31 @@ def _nothing_to_do() -> None:
 
 
 class ModelCache(Generic[K, V]):
-    """Models by key, the least recently used out first; safe to share between threads.
+    """Models by key; the least recently used goes first. Safe to share between threads.
 
-    What is kept never exceeds `max_bytes`, except that the last model loaded is kept whatever its size: it is at work.
-    One that was let go takes its memory until those who work with it are done.
+    The models kept never exceed `max_bytes`, except that the last one loaded stays whatever its size: it is in use.
+    An evicted model takes its memory until nobody uses it any more.
 
     Args:
-        max_bytes: What all models kept may take.
-        load: Makes the model of a key. It may call `make_room` as soon as it knows how much memory that will take, so
-            that old and new never lie on the device together where both do not fit.
-        let_go: Called after models were let go.
+        max_bytes: The most that all models kept may take.
+        load: Loads the model of a key. It may call `make_room` as soon as it knows how much memory the model will take:
+            old and new then never share a device that does not hold both.
+        evicted: Called after models were evicted.
     """
 
-    def __init__(self, max_bytes: int, load: Callable[[K], V], let_go: Callable[[], None] = _nothing_to_do) -> None:
+    def __init__(self, max_bytes: int, load: Callable[[K], V], evicted: Callable[[], None] = _nothing_to_do) -> None:
         self._max_bytes = max_bytes
-        self._load, self._let_go = load, let_go
+        self._load, self._evicted = load, evicted
         self._lock = threading.Lock()
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()  # the most recently used last
         self._loading: dict[K, Future[V]] = {}
-        #: What models that are being loaded will take.
+        #: Key → the bytes that a model which is loading will take.
         self._coming: dict[K, int] = {}
 
     def get(self, key: K) -> V:
-        """Return the model of `key`; load it if it is not kept, once however many threads ask at the same time.
+        """Return the model of `key`; load it if it is not kept, once for all threads that ask at the same time.
 
-        What `load` raises reaches all who wait for it, and is not remembered.
+        An error of `load` reaches all who wait for it; the next call tries again.
         """
         with self._lock:
             if key in self._kept:
@@ -74,41 +74,41 @@ class ModelCache(Generic[K, V]):
             raise
         size_bytes = model_bytes(value.model)
         with self._lock:
-            gone = self._make_room(key, size_bytes)
+            evicted = self._make_room(key, size_bytes)
             self._kept[key] = (value, self._coming.pop(key))
             del self._loading[key]
         mine.set_result(value)
-        if gone:
-            self._let_go()
+        if evicted:
+            self._evicted()
         return value
 
     def __contains__(self, key: K) -> bool:
-        """Whether the model of `key` is at hand now."""
+        """Return whether the model of `key` is kept now."""
         with self._lock:
             return key in self._kept
 
     def make_room(self, key: K, size_bytes: int) -> None:
-        """Let models go until that of `key`, which is being loaded, fits; from now on it counts as there."""
+        """Evict models until that of `key`, which is loading, fits; from now on it counts as kept."""
         with self._lock:
-            gone = self._make_room(key, size_bytes)
-        # After the lock, as it takes its time, and others want models that are kept.
-        if gone:
-            self._let_go()
+            evicted = self._make_room(key, size_bytes)
+        # After the lock: it takes time, and other threads want models that are kept.
+        if evicted:
+            self._evicted()
 
     def clear(self) -> None:
-        """Let all models go."""
+        """Evict all models."""
         with self._lock:
             self._kept.clear()
-        self._let_go()
+        self._evicted()
 
     @property
     def bytes(self) -> int:
-        """How many bytes the kept models take."""
+        """Return how many bytes the models kept take."""
         with self._lock:
             return self._taken()
 
     def _make_room(self, key: K, size_bytes: int) -> int:
-        """Return how many models were let go."""
+        """Return how many models were evicted."""
         self._coming[key] = size_bytes
         before = len(self._kept)
         while self._kept and self._taken() + sum(self._coming.values()) > self._max_bytes:

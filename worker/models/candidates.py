@@ -1,9 +1,9 @@
-"""Which weights of a checkpoint are the network's, and what they are called there.
+"""Find the network's weights in a checkpoint, whatever their names there.
 
-Programs that train wrap a state dict (`{"net": …, "epoch": 5}`), put words before all names of weights (`model.`) or
-into some of them (`features.module.`), and save averages, losses and counters beside. So no list of wrappings is
-needed: every name in the file is written out with dots, through all mappings, and whatever stands before the names of
-the network, all of them, is a candidate.
+Training programs wrap a state dict (`{"net": …, "epoch": 5}`). They put words before all names of weights (`model.`) or
+into some of them (`features.module.`), and save averages, losses and counters beside. No list of such wrappers is
+complete. So every name in the file is written out with dots, through all mappings. Each prefix that stands before the
+network's names is a candidate.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-#: What torch and its relatives put into the names of whatever they wrap: DataParallel, compile, Fabric, FSDP.
+#: What DataParallel, compile, Fabric and FSDP put into the names of what they wrap.
 _TRANSPARENT: Final = frozenset(
     {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
-#: What programs call the network, or a part of it, in a class of their own.
+#: What programs call the network, or a part of it, in their own classes.
 _WRAPPERS: Final = _TRANSPARENT | {"model", "net", "network", "backbone", "encoder"}
 #: Words in the name of a copy: an average, a teacher, an earlier state.
 _COPY: Final = re.compile(
     r"(?:^|[._])(?:\w*ema|swa|\w*average\w*|avg|averaged|teacher|shadow|momentum|target|best|old|prev|k)(?=[._\d]|$)"
 )
-#: Counters and tables that programs hang on every layer; none is a weight.
+#: Counters and tables that programs add to every layer; none is a weight.
 _NO_WEIGHTS: Final = frozenset(
     {"total_ops", "total_params", "n_averaged", "num_updates", "num_batches_tracked"}
     | {"relative_position_index", "relative_coords_table", "attn_mask"}
@@ -41,60 +41,60 @@ _NO_LAYERS: Final = frozenset(
     losses meter metric metrics mixup optim optimizer precision recall scaler scheduler top
     """.split()  # noqa: SIM905 - one a line would be a page
 )
-#: What transformers of torchvision and timm know of places: (1, tokens, C), longer for larger pictures.
+#: The position embeddings of torchvision's and timm's transformers: (1, tokens, C), longer for larger pictures.
 PLACES: Final = ("encoder.pos_embedding", "pos_embed")
-#: DenseNet's names from before dots in module names were forbidden; torchvision's own files still have them.
+#: DenseNet's names from before torch forbade dots in module names; torchvision's own files still have them.
 _OLD_DENSENET: Final = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
-#: torchvision's transformers called the layers of their blocks otherwise at first, and so do its own files.
+#: The first names of the layers in the blocks of torchvision's transformers; its own files still have them.
 _OLD_VIT: Final = re.compile(r"^(.*encoder_layer_\d+\.mlp)\.linear_([12])\.(\w+)$")
 #: Mappings within mappings, at most.
 _DEEPEST: Final = 8
-#: How many of the others that fit are told.
-_TOLD: Final = 3
+#: How many of the other candidates that fit are named.
+_NAMED: Final = 3
 
 
 @dataclass(frozen=True)
 class Candidate:
     """Weights of a checkpoint that may be the network's."""
 
-    #: What stands before their names in the file, through all mappings, as `state_dict.module.`.
+    #: The prefix of their names in the file, through all mappings, as `state_dict.module.`.
     prefix: str
-    #: By the network's names.
+    #: The weights by the network's names.
     state: State
     #: Names of the network that have no weights here.
     missing: list[str]
-    #: Names of the file that belong here and that the network has not.
+    #: Names of the file that belong here and that the network lacks.
     unexpected: list[str]
     #: Names of the file that are beside the network.
     beside: list[str]
-    #: Names of the network whose weights have another shape, as no other number of classes or places explains.
+    #: Names of the network whose weights have a shape that no other number of classes or places explains.
     misshapen: list[str]
-    #: How many of the weights were found elsewhere than behind the prefix.
+    #: How many of the weights stand elsewhere than behind the prefix.
     elsewhere: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether all is there, and nothing is too much."""
+        """Return whether nothing is missing and nothing is left over."""
         return not (self.missing or self.unexpected or self.misshapen)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen."""
+    """The candidate that was chosen, and the others."""
 
     taken: Candidate
     #: Others that fit as well.
     others: list[Candidate] = field(default_factory=list)
-    #: The largest mapping with tensors, as it is: where none of the network's names was found.
+    #: The largest mapping with tensors, unchanged: where the file has none of the network's names.
     largest: State = field(default_factory=dict)
 
     @property
     def words(self) -> str:
-        """What was taken, what fitted as well, and what was left, for people."""
+        """Say for people what was taken, what fitted as well, and what was left."""
         words = [f"taken: {_shown(self.taken)}"]
         if self.others:
-            more = ", …" if len(self.others) > _TOLD else ""
-            words.append(f"as well would fit: {', '.join(map(_shown, self.others[:_TOLD]))}{more}")
+            more = ", …" if len(self.others) > _NAMED else ""
+            words.append(f"as well would fit: {', '.join(map(_shown, self.others[:_NAMED]))}{more}")
         if beside := self.taken.beside:
             words.append(f"left: {beside[0]}" + (f" and {len(beside) - 1} more" if len(beside) > 1 else ""))
         return "; ".join(words)
@@ -105,18 +105,18 @@ def choose_state_dict(
 ) -> Choice | None:
     """Find the network's weights in what a file holds.
 
-    Of several that fit the plain ones are taken: those whose names do not say that they are a copy (an average, a
-    teacher), then those in fewer mappings, then those that come first. Where none fits, it is the nearest.
+    Of several that fit, the plain one is taken: no word in its names says that it is a copy (an average, a teacher).
+    Then the one in fewer mappings is taken, then the first. Where none fits, it is the nearest.
 
     Args:
-        content: What was read from the file.
+        content: The content of the file.
         own: The network's state dict, for names and shapes.
         classes: How many classes that network has; weights may have another number of them.
         head: The name of the weight that makes its logits.
-        auxiliary: What names begin with that the network needs not have.
+        auxiliary: Prefixes of names that the network need not have.
 
     Returns:
-        What was chosen; None where there is no mapping with tensors.
+        The choice; None where there is no mapping with tensors.
     """
     file = _File(content)
     if not file.entries:
@@ -136,7 +136,7 @@ def choose_state_dict(
 class _Entry:
     """A tensor of the file."""
 
-    #: Its name through all mappings, and what of it is its mapping's.
+    #: Its name through all mappings, and the part of it that names its mapping.
     name: str
     mapping: str
     tensor: Tensor
@@ -153,15 +153,15 @@ class _File:
         self.entries = [_Entry(*found) for found in _tensors(content)]
 
     def largest(self) -> State:
-        """The tensors of the mapping that has most, as they are called there."""
+        """Return the tensors of the mapping that has most of them, by their names there."""
         ((mapping, _),) = Counter(entry.mapping for entry in self.entries).most_common(1)
         return {e.name[len(mapping) :]: e.tensor for e in self.entries if e.mapping == mapping}
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, str, Tensor]]:
-    """The name of each tensor through all mappings, that of its mapping, and the tensor; what is flat comes first."""
+    """Yield each tensor's name through all mappings, the name of its mapping, and the tensor; flat ones come first."""
     row: deque[tuple[int, str, Any]] = deque([(0, "", content)])
-    # A hostile file may hold itself, or one mapping a million times.
+    # A hostile file may contain itself, or one mapping a million times.
     seen = {id(content)}
     while row:
         depth, path, value = row.popleft()
@@ -184,14 +184,14 @@ class _Names:
 
     def __init__(self, own: Mapping[str, Tensor], classes: int, head: str, auxiliary: tuple[str, ...]) -> None:
         self._own, self._classes, self._head, self._auxiliary = own, classes, head, auxiliary
-        # No network has `module` in its own names; were there one, its names would stay as they are.
+        # No network has `module` in its own names; the names of one that had would stay as they are.
         self._by_core = {_without(name.split("."), _TRANSPARENT): name for name in own}
         self._by_bare_core = Counter(_without(name.split("."), _WRAPPERS) for name in own)
-        #: The first of the names, by which candidates are told apart.
+        #: The first of the names: its tensor tells candidates apart.
         self.first = next(iter(own), "")
 
     def prefixes(self, file: _File) -> list[str]:
-        """What stands before at least half of the network's names; else what stands before most; else nothing."""
+        """Return the prefixes of at least half of the network's names; else the commonest one; else none."""
         votes: Counter[str] = Counter()
         for entry in file.entries:
             for start in range(len(entry.parts)):
@@ -201,12 +201,12 @@ class _Names:
         return half or [prefix for prefix, _ in votes.most_common(1)]
 
     def behind(self, prefix: str, file: _File) -> Candidate:
-        """What there is behind a prefix."""
+        """Return the candidate behind a prefix."""
         state: State = {}
         start = prefix.count(".")
         matched: list[_Entry] = []
         others: list[_Entry] = []
-        # Names that are the network's to the letter come first.
+        # Names that equal the network's to the letter come first.
         for entry in sorted(file.entries, key=lambda entry: entry.name.removeprefix(prefix) not in self._own):
             own = self._name(entry.parts[start:]) if entry.name.startswith(prefix) else None
             if own is None or own in state:
@@ -236,7 +236,7 @@ class _Names:
         return whole if whole in self._own else self._by_core.get(_without(parts, _TRANSPARENT))
 
     def _elsewhere(self, state: State, others: Sequence[_Entry]) -> dict[str, _Entry]:
-        """What is missing and found under other words, where no two have the name: `fc.` beside `backbone.`."""
+        """Find missing weights under another prefix, if only one has the name: `fc.` beside `backbone.`."""
         missing = [name for name in self._own if name not in state]
         if not missing or len(missing) == len(self._own):
             return {}
@@ -252,15 +252,15 @@ class _Names:
         return found
 
     def _belongs(self, entry: _Entry, prefix: str, state: State) -> bool:
-        """Whether a tensor that the network has not is of its layers all the same: the weights are another's then."""
+        """Return whether a tensor that the network lacks is part of its layers: the file is of another network then."""
         first, last = entry.parts[prefix.count(".") :][:1], entry.parts[-1]
         if not entry.name.startswith(prefix):
-            # A layer that reads the network's answers makes the real ones: all of it is a larger network.
+            # A layer that reads the network's answers gives the real ones: the file is of a larger network.
             head = state.get(self._head)
             return head is not None and last == "weight" and entry.tensor.shape[1:] == head.shape[:1] != (1,)
         if last in _NO_WEIGHTS or self._is_auxiliary(entry, prefix):
             return False
-        # What has found no place because another weight of that name has it is a copy.
+        # A weight whose place another weight of that name has is a copy.
         copied = self._name(entry.parts[prefix.count(".") :]) is not None
         return not copied and _NO_LAYERS.isdisjoint(_words(first[0]))
 
@@ -283,7 +283,7 @@ def _without(parts: Sequence[str], words: frozenset[str]) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The words in a name such as `val_acc1` or `trainLoss`, with their numbers and without."""
+    """Return the words in a name such as `val_acc1` or `trainLoss`, with their numbers and without."""
     words = [word.lower() for word in re.split(r"_|(?<=[a-z])(?=[A-Z])", name)]
     return [*words, *(word.rstrip("0123456789") for word in words)]
 
@@ -302,7 +302,7 @@ def _nearness(candidate: Candidate) -> tuple[int, int, int]:
 
 
 def _distinct(candidates: Sequence[Candidate], first: str) -> list[Candidate]:
-    """One for each set of tensors, in their order: that with the longest prefix, which has least beside it."""
+    """Return one candidate for each set of tensors, in order: that with the longest prefix, which leaves least."""
     kept: dict[int, Candidate] = {}
     for candidate in candidates:
         tensors = id(candidate.state[first])

@@ -1,7 +1,7 @@
-"""Read a file of weights that a stranger may have written: what kind it is, its bytes say, and no code in it is run.
+"""Read a weights file that a stranger may have written: its bytes tell its kind, and no code in it runs.
 
-Two kinds are read: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
-Everything else is told by its name, with what to do.
+It reads two kinds: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
+For every other kind the error names it and says what to do.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 import torch
 
 from producer.jobs.model.errors import JobError
-from worker.models.memory import is_full
+from worker.engine.explain import is_out_of_memory
 from worker.models.pickled import Pickled, look_into
 
-#: Enough of a file to know it by; a tar archive says what it is at byte 257.
+#: Enough bytes to know a file by; a tar archive has its mark at byte 257.
 _HEAD_BYTES: Final = 512
 _ZIP: Final = b"PK\x03\x04"
 #: A pickle of protocol 2 or later; torch.save's of before 1.6 begin with one of a number of ten bytes.
@@ -35,7 +35,7 @@ _LENGTH_BYTES: Final = 8
 _UNPACK: Final = "unpack it, and give the weights file in it"
 _EXPORT: Final = "save the network's state_dict() with torch.save where it was trained"
 _OTHERS: Final = "take weights of PyTorch"
-#: What files of other kinds begin with, what they are, and what to do.
+#: The first bytes of files of other kinds, what they are, and what to do.
 _OTHER_KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (rb"\x1f\x8b", "a gzip file", _UNPACK),
     (rb"BZh\d", "a bzip2 file", _UNPACK),
@@ -48,10 +48,10 @@ _OTHER_KINDS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (rb"\x93NUMPY", "an array of NumPy (.npy)", _EXPORT),
     (rb"GGUF", "GGUF", _OTHERS),
     (rb".{4}TFL3", "TensorFlow Lite", _OTHERS),
-    # Its version, then the name of what wrote it, or the graph.
+    # Its version, then the name of the program that wrote it, or the graph.
     (rb"\x08[\x01-\x20][\x12\x3a]", "ONNX", _EXPORT),
 )
-#: Texts that come where a file was asked for, and what to do.
+#: Texts that come in place of a file, and what to do.
 _TEXTS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "it is a pointer of Git LFS: run `git lfs pull`, and give the file that comes"),
     (b"<", "it is a web page: the address leads to a page, not to the file"),
@@ -60,10 +60,10 @@ _TEXTS: Final[tuple[tuple[bytes, str], ...]] = (
 
 
 def read(path: Path) -> Any:
-    """Read what a weights file holds, on the CPU: mostly mappings with tensors in them.
+    """Read the content of a weights file on the CPU: mostly mappings with tensors.
 
     Raises:
-        JobError: The file cannot be read, is of another kind, is truncated, or holds more than tensors: maybe code.
+        JobError: The file cannot be read, is of another kind, is truncated, or holds more than tensors, maybe code.
     """
     try:
         with path.open("rb") as file:
@@ -87,10 +87,10 @@ def _read_torch(path: Path) -> Any:
         # Given the path, torch would go by its ending.
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    # Whatever a broken or hostile pickle makes its reader trip over: the file is at fault.
+    # Whatever a broken or hostile pickle raises: the file is at fault.
     except Exception as error:
-        if is_full(error):
-            # It may as well be a small file that claims much.
+        if is_out_of_memory(error):
+            # It may also be a small file that claims much.
             raise JobError(
                 f"the weights file {path} does not fit into this machine's memory, or is broken or truncated"
             ) from None
@@ -122,7 +122,7 @@ def _unread(path: Path, kind: str, advice: str) -> JobError:
 
 
 def _refusal(path: Path, head: bytes) -> JobError:
-    """What to say of a file that is neither of torch.save nor safetensors."""
+    """Return the error for a file that is neither of torch.save nor safetensors."""
     for start, kind, advice in _OTHER_KINDS:
         if re.match(start, head, re.DOTALL):
             return _unread(path, kind, advice)
@@ -162,7 +162,7 @@ def _refuse_other_zips(path: Path) -> None:
 
 
 def _not_trusted(path: Path, found: Pickled, named: str = "", *, bare: bool = False) -> JobError:
-    """What to say of a pickle that is not read without running code, for all that can be told without running it."""
+    """Return the error for a pickle that only running code could read; it says what a look without running it tells."""
     named = found.dangerous or named or next(iter(found.foreign), "")
     if named:
         start = f"the weights file {path} is refused: it holds more than tensors ({named}), which might run code"

@@ -1,10 +1,11 @@
-"""Which class is meant: by its number, or by its name."""
+"""Find the class that a job or an image means, by its number or by its name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import JobError
+from producer.jobs.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from worker.models.networks import Network
@@ -14,13 +15,11 @@ PREDICTED: Final = -1
 
 
 def checked_class(network: Network, class_id: int | None, class_name: str | None) -> int | None:
-    """Give the class id that is meant; None where neither number nor name is given.
+    """Return the class id; None where there is neither a number nor a name.
 
     Raises:
-        JobError: The network has no such class; where it was asked for one image alone, that is the image's error.
+        JobError: The network has no such class. For one image alone the caller makes it the image's error.
     """
-    from worker.models.networks import class_id_of
-
     if class_id is None:
         return None if class_name is None else class_id_of(network, class_name)
     if class_id >= network.classes:
@@ -28,8 +27,25 @@ def checked_class(network: Network, class_id: int | None, class_name: str | None
     return class_id
 
 
+def class_id_of(network: Network, name: str) -> int:
+    """Find a class by its name; with another case of letters it must be the only one.
+
+    Raises:
+        JobError: the classes have no names, or none or several have this one.
+    """
+    if network.categories is None:
+        raise JobError(f"the classes of these weights of {network.name} have no names; give them, or a class id")
+    for spelling in (str, str.casefold):
+        ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
+        if len(ids) > 1:
+            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
+        if ids:
+            return ids[0]
+    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
+
+
 def label_of(network: Network, label: str | None) -> int | None:
-    """Give the class id that a label means, by number or name; None where there is none, or the network has no such."""
+    """Return the class id that a label means, by number or name; None where there is no label or no such class."""
     if label is None:
         return None
     number = int(label) if label.isdecimal() else None

@@ -1,8 +1,8 @@
-"""Choose the layers to look at, and say how maps (N, C, h, w) are made of what they put out.
+"""Choose the layers to look at, and how their outputs become maps (N, C, h, w).
 
-One forward pass on an empty picture tells what runs, how often, in which order and in which shape. A layer may put out
-maps as they are, maps with their channels last (Swin, blocks of ConvNeXt) or tokens of a transformer; an output whose
-axes cannot be told apart for certain is refused.
+One forward pass on an empty picture tells what runs, how often, in which order and in which shape. A layer puts out
+maps, maps with their channels last (Swin, blocks of ConvNeXt), or tokens of a transformer. An output is refused when
+its axes cannot be told apart for certain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worker.engine.explain import View
 
 LAST_CONV: Final = "last-conv"
 LAST_FEATURES: Final = "last-features"
-#: The last map with all its channels before global pooling, in torchvision's families. Transformers' are found.
+#: The last map with all its channels before global pooling, in torchvision's families; code finds transformers'.
 _LAST_FEATURES: Final[dict[type[nn.Module], str]] = {
     models.AlexNet: "features",
     models.ConvNeXt: "features",
@@ -56,9 +56,9 @@ class Run:
     module: nn.Module
     #: Of the output for one image; () where that is no tensor.
     shape: tuple[int, ...]
-    #: The last layer with weights that had run by its end; it tells how many channels there are.
+    #: The last layer with weights that ran before its end; it tells how many channels there are.
     source: Run | None
-    #: How many layers with weights had run by its end.
+    #: How many layers with weights ran before its end.
     depth: int
 
 
@@ -76,7 +76,7 @@ class Survey:
 
 
 def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
-    """Run the model, in eval mode and on the CPU, once on an empty picture of `size`; no hook stays."""
+    """Run the model once on an empty picture of `size`, in eval mode and on the CPU; no hook stays."""
     runs: list[Run] = []
     weighted: list[Run] = []
 
@@ -107,16 +107,16 @@ class LayerLine:
     kind: str
     #: Of its output, without the axis of images; () where that is no tensor.
     shape: tuple[int, ...]
-    #: How often it runs in one forward pass; only what runs once can be looked at.
+    #: How often it runs in one forward pass; only a module that runs once can be looked at.
     times: int
-    #: (C, h, w) of its maps; None if none are made of it.
+    #: (C, h, w) of its maps; None if it has none.
     maps: tuple[int, ...] | None
     last_conv: bool
     last_features: bool
 
 
 def listed(seen: Survey) -> list[LayerLine]:
-    """List the modules that run in the order in which they end, the two with names of their own marked."""
+    """List the modules that run, in the order in which they end; `last-conv` and `last-features` are marked."""
     times = Counter(run.module for run in seen.runs)
     marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
     lines = {}
@@ -135,22 +135,22 @@ def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
 
 
 def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
-    """Find the layers: their dotted names, in the order asked for, and how maps are made of them.
+    """Find the layers: their dotted names in the order of `wanted`, and how to make maps of them.
 
     Args:
         seen: the network.
         wanted: `last-conv`, `last-features` or a module's dotted name, or several with commas between them.
 
     Raises:
-        JobError: a layer does not exist, does not run once or gives no maps; or none of the kind is found.
+        JobError: a layer does not exist, does not run exactly once, or gives no maps; or there is none of the kind.
     """
     return dict(_choose(seen, name.strip()) for name in wanted.split(","))
 
 
 def last_conv(seen: Survey) -> str:
-    """Name the last convolution with a map; `last-features` where the network's convolutions are but its entrance.
+    """Return the name of the last convolution with a map; `last-features` where convolutions are only the entrance.
 
-    A transformer cuts the picture into patches by a convolution: its first layer, which has seen nothing yet.
+    A transformer cuts the picture into patches by a convolution: its first layer, which knows nothing yet.
     """
     runs = [run for run in _usable(seen) if isinstance(run.module, nn.Conv2d)]
     if runs and _is_entrance(seen, runs[-1]):
@@ -161,10 +161,10 @@ def last_conv(seen: Survey) -> str:
 
 
 def last_features(seen: Survey) -> str:
-    """Name the last map with all its channels before global pooling.
+    """Return the name of the last map with all its channels before global pooling.
 
-    That is: torchvision's families by a table; in transformers whose tokens keep their places, the input of the last
-    block's attention, for behind it the class token may go on alone; else what ends last and is larger than 1x1.
+    A table has torchvision's families. In transformers whose tokens keep their places it is the input of the last
+    block's attention: behind that the class token may go on alone. Else it is the last output larger than 1x1.
     """
     for family, layer in _LAST_FEATURES.items():
         if isinstance(seen.model, family):
@@ -178,7 +178,7 @@ def last_features(seen: Survey) -> str:
 
 
 def to_maps(seen: Survey, run: Run) -> ToMaps | None:
-    """Tell how (N, C, h, w) maps are made of a layer's output; None if they are not, or not for certain."""
+    """Return how a layer's output becomes (N, C, h, w) maps; None if it does not, or not for certain."""
     channels = _channels(run.source.module if run.source else run.module)
     match run.shape:
         case (1, first, second, third):
@@ -221,7 +221,7 @@ def _is_entrance(seen: Survey, run: Run) -> bool:
 
 
 def _is_attention(seen: Survey, run: Run) -> bool:
-    """Whether the output is (1, heads, tokens, tokens), which has a picture's proportions too and is no map."""
+    """Return whether the output is (1, heads, tokens, tokens): it has a picture's proportions too and is no map."""
     tokens = {math.prod(run.source.shape[1:-1])} if run.source else set()
     if grid := _grid(seen):
         tokens |= {math.prod(grid), math.prod(grid) + _prefix(seen.model)}
@@ -229,7 +229,7 @@ def _is_attention(seen: Survey, run: Run) -> bool:
 
 
 def _last_tokens(seen: Survey) -> str:
-    """The first layer that ends in the last block, if its tokens are those that the block puts out; "" if none is."""
+    """Return the first layer that ends in the last block, if the block puts out as many tokens; "" if there is none."""
     path = "encoder.layers" if isinstance(seen.model, models.VisionTransformer) else "blocks"
     blocks = dict(seen.model.named_modules()).get(path)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
@@ -237,14 +237,14 @@ def _last_tokens(seen: Survey) -> str:
     *_, before, last = ["", *(f"{path}.{name}" for name, _ in blocks.named_children())]
     tokens = {run.name: run.shape for run in _usable(seen) if len(run.shape) == 3}  # noqa: PLR2004 - N, tokens, C
     first = next((run.name for run in seen.runs if run.name.startswith(f"{last}.")), "")
-    # Where the norm stands behind the attention, what goes in is what the block before puts out.
+    # Where the norm stands behind the attention, its input is the output of the block before.
     if last in tokens and tokens.get(first) == tokens[last]:
         return first
     return before if before in tokens else ""
 
 
 def _grid(seen: Survey) -> tuple[int, int] | None:
-    """How many patches there are down and across, where the model says so; its tokens are in rows of them then."""
+    """Return how many patches there are down and across, where the model says so; its tokens are in rows of them."""
     if isinstance(seen.model, models.VisionTransformer):
         return seen.size[0] // seen.model.patch_size, seen.size[1] // seen.model.patch_size
     entrance = getattr(seen.model, "patch_embed", getattr(seen.model, "stem", None))
@@ -253,12 +253,12 @@ def _grid(seen: Survey) -> tuple[int, int] | None:
 
 
 def _prefix(model: nn.Module) -> int:
-    """How many tokens stand before those of the patches: class tokens, registers."""
+    """Return how many tokens stand before those of the patches: class tokens, registers."""
     return 1 if isinstance(model, models.VisionTransformer) else int(getattr(model, "num_prefix_tokens", 0))
 
 
 def _channels(module: nn.Module) -> int | None:
-    """How many channels a layer with weights puts out; None if the module is no such layer."""
+    """Return how many channels a layer with weights puts out; None if the module is no such layer."""
     normalized = getattr(module, "normalized_shape", None)
     if isinstance(normalized, tuple):
         return int(normalized[-1])

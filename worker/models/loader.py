@@ -1,4 +1,4 @@
-"""Models by what a job says of them: fetched, checked, loaded once, kept while there is room."""
+"""The models that jobs ask for: fetched, checked, loaded once, kept while there is room."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The largest weights file that is fetched: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
+#: The largest weights file to fetch: VGG19 has 0.55 GB, the largest of torchvision 2.4 GB.
 MAX_WEIGHTS_BYTES = 8 * 2**30
-#: What fetching them may take, waiting for another process that does included: 8 GiB at 4 MB/s.
+#: How long a fetch may take, with the wait for another process that fetches: 8 GiB at 4 MB/s.
 WEIGHTS_TIMEOUT_S = 1800.0
 #: How the address of uploaded weights ends.
 _UPLOADED: Final = re.compile(r"/weights/([0-9a-f]{64})$")
@@ -59,7 +59,7 @@ class Models:
         self._one_at_a_time = threading.Lock()
 
     def get(self, spec: JobSpec) -> Network:
-        """Give the model that a job asks for.
+        """Return the model that a job asks for.
 
         Raises:
             JobError: There is no such network, layer or class, or weights or labels do not fit.
@@ -73,11 +73,11 @@ class Models:
         return network
 
     def at_hand(self, spec: JobSpec) -> bool:
-        """Whether `get` gives the model at once, without loading it."""
+        """Return whether `get` returns the model without loading it."""
         return model_key(spec) in self._kept()
 
     def preload(self, names: Sequence[str]) -> None:
-        """Load models before a job asks for them; what cannot be loaded is only warned of, as a job may never ask.
+        """Load models before a job asks for them; a model that cannot be loaded is a warning, as a job may never ask.
 
         Args:
             names: Each `NETWORK` or `NETWORK=WEIGHTS`, as in a job; the layer is that of jobs that name none.
@@ -89,7 +89,7 @@ class Models:
                 log.warning("action=not_preloaded %s could not be loaded ahead: %s", addresses.redact(name), error)
 
     def _kept(self) -> ModelCache[JobSpec, Network]:
-        # Made at the first use, as a device that does not tell its memory is a fault to be told like any other.
+        # Made at the first use: a device that does not tell its memory is a fault like any other.
         with self._making:
             if self._made is None:
                 kind = self._device.type
@@ -112,7 +112,7 @@ class Models:
                     given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
                     raise type(error)(str(error).replace(str(path), given)) from None
         except FetchError as error:
-            # Where there is nothing, nobody finds anything; else another machine may be let in, or find the way.
+            # Nobody finds what is not there; for other errors another machine may have access, or a way.
             kind = JobError if isinstance(error, NothingThere) else NotHere
             raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
 
@@ -121,7 +121,7 @@ class Models:
         with self._one_at_a_time:
             started = time.monotonic()
             try:
-                with memory.told_when_full():
+                with memory.say_when_full():
                     network = networks.load(
                         key.network,
                         weights,
@@ -132,7 +132,7 @@ class Models:
                         make_room=partial(self._kept().make_room, key),
                     )
             except memory.DeviceFull:
-                # The share of the device was a guess; next time there is more room.
+                # The share of the device was an estimate; next time there is more room.
                 self._kept().clear()
                 raise
             memory.give_back(self._device.type)
@@ -159,10 +159,10 @@ class Models:
 
 
 def model_key(spec: JobSpec) -> JobSpec:
-    """Of a spec, what decides the model: jobs that differ elsewhere share it.
+    """Return the part of a spec that decides the model; jobs that differ elsewhere share it.
 
-    Layers do, as what is looked at is not folded, and so does the size of inputs, by which some networks are built and
-    layers are known; mean and standard deviation, classes and labels do not, as they are looked up at use.
+    Layers decide, as a layer looked at is not folded. So does the size of inputs: some networks are built for it, and
+    it tells layers. Mean and standard deviation, classes and labels do not decide: they are read at use.
     """
     kept = ("weights", "weights_sha256", "layer", "input_size")
     return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})

@@ -1,55 +1,48 @@
-"""A network's name and its weights become a model ready to be explained, with all that its pictures need.
+"""Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
 Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from producer.jobs.model.errors import GradcamError, JobError, NotHere
-from producer.jobs.model.network_names import ALIASES, LITE0
-from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.errors import JobError, NotHere
+from producer.jobs.model.network_names import ALIASES
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
-from worker.models import candidates, checkpoint, memory
 from worker.models import weights as files
-from worker.models.architectures import Architecture, find, side_px, weights_names, with_classes
+from worker.models.architectures import Architecture, find, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
+from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Survey, select_layers, survey
 
 RANDOM: Final = "random"
-#: What names of weights of auxiliary heads, which never run in eval mode, begin with.
-_AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
-#: So many classes a network gets whose own weights have none, until it is known how many those of a file have.
-_TRIAL_CLASSES: Final = 1000
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model in eval mode with frozen parameters, and what its inputs and answers mean."""
+    """A model in eval mode with frozen parameters, and the meaning of its inputs and answers."""
 
     #: The full name, aliases resolved.
     name: str
     model: nn.Module
-    #: The (first) module of `model` whose output the maps are made of, and its dotted name. For `last-conv` of a
-    #: transformer, whose one convolution is its entrance, that of `last-features`.
+    #: The (first) module of `model` whose output becomes maps, and its dotted name. `last-conv` of a transformer, whose
+    #: one convolution is its entrance, is `last-features`.
     layer: nn.Module
     layer_name: str
     #: (height, width) of the input in px; mean and standard deviation of RGB in [0, 1].
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: What the network's own preprocessing brings a picture's shorter side to before it crops, in px; None where nobody
-    #: says.
+    #: The size in px to which its own preprocessing brings the shorter side before it crops; None where nobody says.
     resize_px: int | None
     classes: int
     #: The name of each class; None where the weights have classes of their own.
@@ -58,7 +51,7 @@ class Network:
     #: SHA-256 of the weights file in hexadecimal, or "random".
     weights_digest: str
     random: bool
-    #: Each layer asked for with the way to its maps, and their dotted names.
+    #: Each layer that the job asks for with the way to its maps, and their dotted names.
     views: tuple[View, ...] = ()
     layer_names: tuple[str, ...] = ()
     #: What was taken of the weights file, what would have fitted as well, what was left; or "random".
@@ -66,7 +59,7 @@ class Network:
 
     @property
     def preprocessing(self) -> str:
-        """What the network reads, for people: height and width, mean and standard deviation."""
+        """Say for people what the network reads: height and width, mean and standard deviation."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
         return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}"
 
@@ -91,9 +84,9 @@ def load(
 
     Args:
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
-        weights: None or "DEFAULT"; a torchvision weights name; the path of a state dict, whose number of classes is
-            read from its head, with the preprocessing of the default weights; or "random", the same on each call.
-            Of a file those are taken that fit the network, as `worker.models.candidates` says.
+        weights: None or "DEFAULT"; a torchvision weights name; the path of a file; or "random", the same on each call.
+            The head of a file's weights gives the number of classes, and preprocessing is that of the default weights.
+            `worker.models.candidates` says which weights of a file are taken.
         layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
             "last-features", the last map with all its channels before global pooling; a module's dotted name; or
             several of them with commas between.
@@ -101,10 +94,9 @@ def load(
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
         size: (height, width) in px of what it reads, in place of that of the weights.
-        prepared: whether to make the model fast: BatchNorms folded into convolutions, channels last in memory. Its
+        prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
-        make_room: told how many bytes the model takes, before any of them are on another device than the CPU, and
-            before what makes it fast takes as many again.
+        make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
 
     Raises:
         JobError: the name, weights, layer or labels cannot be used, in one sentence that says what can.
@@ -116,11 +108,11 @@ def load(
         architecture = find(name, weights, size)
         _check_classifier(architecture, weights)
         if weights == RANDOM:
-            digest, read, model = RANDOM, RANDOM, _built(architecture, architecture.classes)
+            digest, read, model = RANDOM, RANDOM, build(architecture, architecture.classes)
             files.randomize(model)
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            architecture, model, read = _weighted(architecture, path, size)
+            architecture, model, read = build_with_weights(architecture, path, size)
             digest = sha256_of(path)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
@@ -156,17 +148,17 @@ def full_name(name: str) -> str:
 
 
 def fetch_weights(name: str, weights: str, download: files.Download | None = None) -> None:
-    """Bring the weights of a network to this machine, if they are not here; raises what `load` raises for them."""
+    """Bring the weights of a network to this machine if they are not here; raises what `load` raises for them."""
     architecture = find(full_name(name), weights)
     if weights != RANDOM:
         _weights_file(architecture, weights, download or files.download)
 
 
 def check_names(name: str, weights: str | None = None) -> None:
-    """Make sure that a network is called so, and weights of it, an address, or a file; fetches nothing.
+    """Check the names of a network and its weights, which may be an address or a file; fetches nothing.
 
     Raises:
-        JobError: there is none; names the nearest.
+        JobError: there is no such name; the error names the nearest.
         NotHere: an optional package is missing here.
     """
     architecture = find(full_name(name), weights)
@@ -187,14 +179,14 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
 def preprocessed(
     network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Network:
-    """Return the network with other preprocessing, where it is given; the model is the same one."""
+    """Return the network with another mean or standard deviation, if given; the model is the same one."""
     if mean is None and std is None:
         return network
     return replace(network, mean=mean or network.mean, std=std or network.std)
 
 
 def survey_of(name: str) -> Survey:
-    """Tell what runs in a network of that name, with weights of no meaning.
+    """Return what runs in a network of that name, with weights of no meaning.
 
     Raises:
         JobError: no network is called so.
@@ -202,25 +194,8 @@ def survey_of(name: str) -> Survey:
     """
     architecture = find(full_name(name), None)
     with torch.inference_mode(False):
-        model = _built(architecture, architecture.classes or architecture.features).eval().requires_grad_(False)
+        model = build(architecture, architecture.classes or architecture.features).eval().requires_grad_(False)
         return _surveyed(architecture, model)
-
-
-def class_id_of(network: Network, name: str) -> int:
-    """Find a class by its name; where only its letters' case differs, it must be the only one.
-
-    Raises:
-        JobError: the classes have no names, none is called so, or several are.
-    """
-    if network.categories is None:
-        raise JobError(f"the classes of these weights of {network.name} have no names; give them, or a class id")
-    for spelling in (str, str.casefold):
-        ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
-        if len(ids) > 1:
-            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
-        if ids:
-            return ids[0]
-    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
 def _weights_file(architecture: Architecture, weights: str | Path | None, download: files.Download) -> Path:
@@ -235,10 +210,10 @@ def _weights_file(architecture: Architecture, weights: str | Path | None, downlo
 
 
 def _check_classifier(architecture: Architecture, weights: str | Path | None) -> None:
-    """Refuse a network whose own weights give numbers that are no classes; a file may have a head of its own.
+    """Refuse a network whose own weights have no classes; those of a file may have some.
 
     Raises:
-        JobError: it is one.
+        JobError: it has none.
     """
     if architecture.classes or weights not in (None, RANDOM, *weights_names(architecture.name)):
         return
@@ -250,100 +225,9 @@ def _check_classifier(architecture: Architecture, weights: str | Path | None) ->
     )
 
 
-def _weighted(
-    architecture: Architecture, path: Path, size: tuple[int, int] | None
-) -> tuple[Architecture, nn.Module, str]:
-    """The model with the weights of a file, its architecture for the size that they are for, and what was taken.
-
-    Args:
-        architecture: The network with its usual size of inputs, or the one asked for.
-        path: The file.
-        size: What was asked for.
-    """
-    name, classes = architecture.name, architecture.classes or _TRIAL_CLASSES
-    model = _built(architecture, classes)
-    own, head = model.state_dict(), files.head_of(model, classes)
-    auxiliary = _AUXILIARY.get(name, ())
-    choice = candidates.choose_state_dict(checkpoint.read(path), own, classes=classes, head=head, auxiliary=auxiliary)
-    if choice is None:
-        raise JobError(f"the weights file {path} holds no state dict")
-    state, unexpected = choice.taken.state, choice.taken.unexpected
-    if name == LITE0 and not state:
-        # The packaged file has the names of another implementation, in the same order.
-        state, unexpected = files.renamed_by_position(choice.largest, list(own)), []
-    files.check_whole(state, name)
-    rows = _rows(state.get(head))
-    _check_head(architecture, state, own, head, rows)
-    side = _side(model, state, own) if size is None else None
-    if side is not None:
-        architecture = find(name, None, (side, side))
-    if side is not None or rows not in (None, classes):
-        model = _built(architecture, rows or classes)
-    with _fault_of_job(f"the weights do not fit {name}"):
-        files.fit(model, state, name, unexpected)
-    return architecture, model, choice.words
-
-
-def _side(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
-    """The side of the pictures that weights are for, in px, where they know other places than the model has."""
-    places = [name for name in candidates.PLACES if name in state and name in own and state[name].ndim > 1]
-    others = [state[name].shape[1] for name in places if state[name].shape != own[name].shape]
-    return side_px(model, others[0]) if others else None
-
-
-def _rows(head: Tensor | None) -> int | None:
-    return len(head) if head is not None and head.ndim else None
-
-
-def _check_head(
-    architecture: Architecture, state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str, rows: int | None
-) -> None:
-    """Refuse weights without a classifier.
-
-    Raises:
-        JobError: all the others are there, or the head has no classes.
-    """
-    bare = {name for name in own if name not in state and not name.endswith(".num_batches_tracked")}
-    advice = "give weights with a head of classes: fine-tuned ones, not those of a backbone alone"
-    if rows == 0 or (head in bare and bare <= {head, head.removesuffix("weight") + "bias"}):
-        what = f"{head} has no rows" if rows == 0 else f"{head} is missing"
-        raise JobError(f"these weights of {architecture.name} have no classifier ({what}); {advice}")
-    if rows is not None and rows == architecture.features:
-        raise JobError(
-            f"these weights of {architecture.name} have no classifier: its {rows} numbers are features of a picture; "
-            f"{advice}"
-        )
-
-
-@contextmanager
-def _fault_of_job(sentence: str) -> Iterator[None]:
-    """Make a sentence of whatever a network makes of the weights and sizes that it was given.
-
-    Raises:
-        JobError: it cannot work with them.
-    """
-    try:
-        yield
-    except GradcamError:
-        raise
-    # What a network of somebody else's may raise, nobody can list; a lack of memory is this machine's fault.
-    except Exception as error:
-        if memory.is_full(error):
-            raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise JobError(f"{sentence}: {first or type(error).__name__}") from error
-
-
-def _built(architecture: Architecture, classes: int) -> nn.Module:
-    # Building draws random numbers, which must not change what the process draws next; nor what is drawn here.
-    with _fault_of_job(f"{architecture.name} cannot be built"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return architecture.build(classes)
-
-
 def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
     height, width = architecture.size
-    with _fault_of_job(f"{architecture.name} cannot read pictures of {height} x {width} px"):
+    with as_job_error(f"{architecture.name} cannot read pictures of {height} x {width} px"):
         return survey(architecture.name, model, architecture.size)
 
 

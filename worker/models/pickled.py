@@ -1,6 +1,6 @@
-"""What is in a pickle, told without running it: its instructions are read, none is obeyed.
+"""What is in a pickle, without running it: this reads its instructions and obeys none.
 
-Only for the sentence about a file that is refused: which classes it names, and where its weights are.
+Only the error about a refused file needs it: which classes the file names, and where its weights are.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-#: Modules whose functions in a pickle are there to do something.
+#: Modules whose functions in a pickle do something to the machine.
 _DANGEROUS: Final = frozenset(
     """
     asyncio code codeop commands ctypes importlib marshal nt os pdb pickle pip posix pty runpy shutil socket subprocess
     sys timeit torch.hub urllib webbrowser
     """.split()  # noqa: SIM905 - one a line would be a page
 )
-#: What is harmless of Python's own, which has `eval` beside `set`.
+#: The harmless names of `builtins`, which has `eval` beside `set`.
 _BUILTINS: Final = frozenset(
     {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set"}
     | {"slice", "str", "tuple"}
 )
-#: What torch itself writes around tensors.
+#: Names that torch itself writes around tensors.
 _TORCHS_OWN: Final = ("torch._utils.", "torch._tensor.", "torch.storage.", "torch.serialization.")
 _STORAGES: Final = "Storage"
-#: Under what training programs put the state dict, the commonest first.
+#: Keys under which training programs put the state dict, the commonest first.
 _USUAL: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "model_state")
-#: The fewest tensors that are taken for a network's.
+#: Fewer tensors than this are no network.
 _FEW: Final = 2
 _FIRST_LATE_PROTOCOL: Final = 4
-#: In a file of before torch 1.6 three small pickles come before the one of the content.
+#: In a file from before torch 1.6 three small pickles come before the content.
 _PICKLES_AT_MOST: Final = 4
 _MOST_INSTRUCTIONS: Final = 5_000_000
 _STRINGS: Final = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINUNICODE8"})
@@ -44,24 +44,24 @@ _ENDS_OF_MARKS: Final = frozenset(
 
 @dataclass
 class Pickled:
-    """What a pickle names, as far as it could be read."""
+    """What a pickle names, as far as it is readable."""
 
     #: Classes and functions that torch does not write around tensors, as `module.name`, each once, in order.
     foreign: dict[str, None] = field(default_factory=dict)
-    #: The first of them that is there to do something.
+    #: The first of them that does something to the machine.
     dangerous: str = ""
-    #: How the state dict is had from the content, in Python: `["model"]`, `.state_dict()`, or nothing.
+    #: The Python code that gets the state dict out of the content: `["model"]`, `.state_dict()`, or nothing.
     state_dict: str = ""
     #: Whether the content itself is the state dict, with other things beside the tensors.
     flat: bool = False
-    #: Written with a protocol that torch reads only with trust.
+    #: Whether torch reads its protocol only with trust.
     late_protocol: bool = False
 
 
 def look_into(path: Path) -> Pickled:
-    """Read the instructions of a file of torch.save, or of a bare pickle; what cannot be read is left out."""
+    """Read the instructions of a file of torch.save, or of a bare pickle; unreadable parts are left out."""
     found = Pickled()
-    # Whatever a broken or hostile file makes a reader trip over: the caller has a sentence without this, too.
+    # Whatever a broken or hostile file raises: the caller has an error without this, too.
     with suppress(Exception), path.open("rb") as file:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(file) as archive:
@@ -118,7 +118,7 @@ def _place(tensors: Counter[str], found: Pickled) -> None:
     many = {key: count for key, count in tensors.items() if key and count >= _FEW and "optim" not in key}
     key = next((name for name in _USUAL if name in many), max(many, key=lambda name: many[name], default=""))
     if whole:
-        # Within a module everything is deeper; what a key of it has is its own.
+        # In a module everything is deeper, and its keys are its own.
         key = key if key in _USUAL else ""
         found.state_dict = (f'["{key}"]' if key else "") + ".state_dict()"
     elif key and key.isprintable() and '"' not in key and "'" not in key and "\\" not in key:

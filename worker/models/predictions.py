@@ -14,7 +14,7 @@ from producer.jobs.model.spec import Prediction
 def top_predictions(
     logits: NDArray[np.floating[Any]], class_id: int, categories: Sequence[str] | None
 ) -> tuple[Prediction, tuple[Prediction, ...]]:
-    """Softmax in float64; of one logit alone, whose softmax is always 1, the sigmoid.
+    """Turn logits into probabilities by softmax in float64; a single logit, whose softmax is always 1, by the sigmoid.
 
     Args:
         logits: (K,), finite.
@@ -26,17 +26,17 @@ def top_predictions(
     """
     probabilities = _probabilities(logits.astype(np.float64))  # (K,)
 
-    def guess(index: int) -> Prediction:
+    def prediction(index: int) -> Prediction:
         name = categories[index] if categories else None
         return Prediction(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
 
     top = np.argsort(-probabilities, kind="stable")[:5]
-    return guess(class_id), tuple(guess(int(index)) for index in top)
+    return prediction(class_id), tuple(prediction(int(index)) for index in top)
 
 
 def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(logits) == 1:
-        # As binary cross-entropy is trained; by tanh, which never overflows.
+        # As for training by binary cross-entropy; by tanh, which never overflows.
         return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
     shifted = np.exp(logits - logits.max())
     return np.asarray(shifted / shifted.sum())

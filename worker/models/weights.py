@@ -1,6 +1,6 @@
-"""Find and download the weights of a network, fit them in, or make random ones.
+"""Find and download the weights of a network, put them into its model, or make random ones.
 
-`worker.models.checkpoint` reads a file of them, `worker.models.candidates` finds in it those that are the network's.
+`worker.models.checkpoint` reads a weights file, and `worker.models.candidates` finds the network's weights in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from producer.jobs.model.errors import JobError, NotHere, NothingThere, WorkerEr
 from producer.jobs.store.bucket import sha256_of
 
 State = dict[str, Tensor]
-#: Fetches an address into a file, or raises what it likes.
+#: Fetches an address into a file; may raise any error.
 Download = Callable[[str, Path], None]
 
 _TIMEOUT_S: Final = 20.0
@@ -39,23 +39,23 @@ _COUNTER: Final = ".num_batches_tracked"
 
 
 def check_whole(state: Mapping[str, Tensor], name: str) -> None:
-    """Refuse weights that are larger than their file: they might take any amount of memory where they are copied.
+    """Refuse weights that claim more than their file has: a copy of them could take any amount of memory.
 
     Raises:
-        JobError: a tensor claims more numbers than the file has, or is of a kind that is not read.
+        JobError: a tensor claims more numbers than the file has, or is of an unknown kind.
     """
     if not all(map(_is_plain, state.values())):
         raise JobError(f"the weights of {name} are broken: a tensor claims more numbers than the file has")
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Sequence[str] = ()) -> None:
-    """Put all of `state` into the model called `name`; nothing may be left over on either side.
+    """Put all of `state` into a model; nothing may be missing or left over.
 
     Args:
         model: the model.
         state: by the model's own names.
-        name: what the model is called.
-        unexpected: what else its weights have, by the names there.
+        name: the network's name, for errors.
+        unexpected: names of the file that the model lacks.
 
     Raises:
         JobError: names the first weight missing, the first unexpected and the first of another shape or type.
@@ -65,7 +65,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Se
     extra = [*unexpected, *(key for key in state if key not in own)]
     shared = [key for key in own if key in state]
     misshapen = [key for key in shared if own[key].shape != state[key].shape]
-    # A mean of counters, as some averages of weights have, is taken; numbers that were quantized mean something else.
+    # A mean of counters, as in some averages of weights, is fine; quantized numbers mean something else.
     mistyped = [key for key in shared if own[key].is_floating_point() and not state[key].is_floating_point()]
     faults = []
     if missing:
@@ -82,13 +82,13 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Se
     if faults:
         raise JobError(f"the weights do not fit {name}: {'; '.join(faults)}")
     whole: OrderedDict[str, Tensor] = OrderedDict({key: state.get(key, own[key]) for key in own})
-    # The versions of the layers' formats: names and shapes are today's, whatever the file says or does not say.
+    # The versions of the layers' formats: names and shapes are those of today, whatever the file says.
     whole._metadata = own._metadata  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=True)
 
 
 def head_of(model: nn.Module, classes: int) -> str:
-    """Name of the weight that makes the logits: that of the last layer with a row for each class, "" if none has."""
+    """Return the name of the weight that makes the logits: of the last layer with a row for each class, or ""."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     return next((f"{name}.weight" for name in reversed(layers) if len(layers[name].weight) == classes), "")
 
@@ -111,11 +111,11 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
     """Return the file of `url` among torch.hub's checkpoints, which other programs share; download it where it is not.
 
     Raises:
-        JobError: it is not there and cannot be downloaded; names the network `name` and the remedy.
+        JobError: it is not there and cannot be downloaded; the error names the network and the remedy.
         WorkerError: it cannot be written to this machine's disk, or another process takes too long to download it.
     """
     parts = Path(unquote(urlsplit(url).path)).parts[1:]
-    # A hub of models calls every file alike; there the whole path tells them apart.
+    # A hub of models gives every file the same name; there the whole path tells them apart.
     file_name = parts[-1] if _DIGEST_IN_NAME.search(parts[-1]) else "-".join(parts)
     path = Path(torch.hub.get_dir(), "checkpoints", file_name)
     if path.is_file():
@@ -123,14 +123,14 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
     if download is None:
         raise JobError(f"the weights of {name} are not among {path.parent}")
     with _one_process(path):
-        if not path.is_file():  # nobody brought it meanwhile
+        if not path.is_file():  # no other process brought it meanwhile
             _download_to(path, name, url, download)
     return path
 
 
 @contextmanager
 def _one_process(path: Path) -> Iterator[None]:
-    """Let one process at a time download a checkpoint, beside torch.hub's folder of them: theirs is not ours to litter.
+    """Let one process at a time download a checkpoint; the lock is beside torch.hub's folder, which is not ours.
 
     Raises:
         WorkerError: the folder cannot be written, or another process takes too long.
@@ -151,7 +151,7 @@ def _one_process(path: Path) -> Iterator[None]:
 
 
 def _download_to(path: Path, name: str, url: str, download: Download) -> None:
-    # What processes left that were killed.
+    # What killed processes left.
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         left.unlink(missing_ok=True)
     # Written beside and renamed, so that no other process, which may be no program of ours, ever reads half a file.
@@ -162,7 +162,7 @@ def _download_to(path: Path, name: str, url: str, download: Download) -> None:
         os.replace(partial, path)
     except WorkerError:  # a full disk, say, is not the job's fault
         raise
-    # However else it failed, the job cannot go on and the remedy is the same.
+    # For any other failure the job cannot go on, and the remedy is the same.
     except Exception as error:
         raise (JobError if isinstance(error, NothingThere) else NotHere)(
             f"the weights of {name} could not be downloaded from {url} ({error or type(error).__name__}); "
@@ -173,7 +173,7 @@ def _download_to(path: Path, name: str, url: str, download: Download) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Download by HTTP; a server that is silent for 20 s is given up."""
+    """Download by HTTP; a server may be silent for 20 s."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)  # urllib, which torch.hub uses, takes no other
     try:
@@ -195,7 +195,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
                 bound = math.sqrt(6 / module.weight[0].numel())
                 module.weight.uniform_(-bound, bound, generator=generator)
             elif isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
-                # Some start with their residual branches shut, and every map inside of them would be zero.
+                # Some networks start with closed residual branches, and every map inside them would be zero.
                 module.weight.fill_(1)
 
 
@@ -205,7 +205,7 @@ def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    # A view that repeats one number takes a few bytes in the file, and any amount of memory where it is copied.
+    # A view that repeats one number takes a few bytes in the file, and its copy any amount of memory.
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return plain and tensor.untyped_storage().nbytes() >= tensor.nbytes
 

@@ -1,4 +1,4 @@
-"""Weights files on this machine's disk, by their content: fetched once, however many processes ask for them.
+"""Weights files on this machine's disk, by their content: one fetch for all processes that ask.
 
 | name in the folder | what it is                                                                             |
 |--------------------|----------------------------------------------------------------------------------------|
@@ -7,8 +7,8 @@
 | `<2 hex digits>.partial` | what that process has fetched so far                                             |
 | `changes.lock`     | held for a moment by the process that puts a file in its place or removes some         |
 
-A process that reads a file holds a shared lock on it, which the kernel takes back however the process ends; only what
-nobody reads is removed. Content is compared with the name before each use, so nothing here needs to be trusted.
+A process that reads a file holds a shared lock on it; the kernel ends the lock with the process. Only files that nobody
+reads are removed. Each use compares the content with the name, so nothing here needs trust.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
 
-#: Writes what is behind an address into a file, within seconds; its OSErrors are of the file.
+#: Fetches an address into a file within so many seconds; its OSErrors are of the file.
 Fetch = Callable[[str, BinaryIO, float], object]
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -60,16 +60,16 @@ class WeightsFiles:
 
     @contextmanager
     def file(self, uri: str, sha256: str | None = None) -> Iterator[Path]:
-        """Give a file with what is behind an address; it stays in place within the `with` block.
+        """Give a file with the content of an address; it stays in place within the `with`.
 
         Args:
             uri: An address that `fetch` understands.
-            sha256: Of the content, where it is known: what is kept is used then. Else it is fetched in any case, as
-                what is behind an address may change.
+            sha256: Of the content, where it is known: a file with it is then used. Else the address is fetched in any
+                case, as its content may change.
 
         Raises:
             FetchError: The address cannot be fetched.
-            JobError: There is something else behind it than `sha256` says.
+            JobError: The address has other content than `sha256` says.
             WorkerError: The disk is full, or another process takes too long to fetch the same.
         """
         with ExitStack() as held:
@@ -82,7 +82,7 @@ class WeightsFiles:
                     error.strerror or error,
                 )
                 if error.errno in _DISK_FULL:
-                    # What is kept for later must not be what leaves no room now.
+                    # Files kept for later must not be what fills the disk now.
                     with suppress(OSError), self._locked(_CHANGES, self._timeout_s):
                         self._make_room(self._max_bytes)
                 path = held.enter_context(self._temporary(uri, sha256))
@@ -113,12 +113,12 @@ class WeightsFiles:
         finally:
             file.close()
             if fetched:
-                # A moment ago it may itself have been too large to be kept.
+                # The file itself may be larger than the limit.
                 with suppress(OSError, WorkerError):
                     self._tidy()
 
     def _opened(self, sha256: str) -> BinaryIO | None:
-        """Open a file that has the content that its name says; no process removes it before it is closed."""
+        """Open a file whose content fits its name; no process removes it before it is closed."""
         path = self._folder / sha256
         try:
             file = path.open("rb")
@@ -133,9 +133,9 @@ class WeightsFiles:
         return None
 
     def _fetched(self, uri: str, sha256: str | None) -> tuple[BinaryIO, str]:
-        """Fetch a file, or wait for another process that does; give it open, as above, with its SHA-256."""
-        # 256 locks for all files there will ever be: two that share one wait for each other, and no lock is ever
-        # removed, which could not be done safely.
+        """Fetch a file, or wait for another process that fetches it; return it open, as above, with its SHA-256."""
+        # 256 locks for all files: two files that share a lock wait for each other. No lock is ever removed, as nobody
+        # could do that safely.
         name = (sha256 or hashlib.sha256(uri.encode()).hexdigest())[:2]
         partial = self._folder / f"{name}.partial"
         until = time.monotonic() + self._timeout_s
@@ -143,14 +143,14 @@ class WeightsFiles:
             if sha256 is not None and (file := self._opened(sha256)) is not None:
                 return file, sha256
             try:
-                # What a process left here that was killed is written over.
+                # This overwrites what a killed process left.
                 found = self._fetch_to(partial, uri, sha256, until - time.monotonic())
                 return self._put(partial, found), found
             finally:
                 partial.unlink(missing_ok=True)
 
     def _put(self, partial: Path, sha256: str) -> BinaryIO:
-        """Put what was fetched in its place and open it, unless it is there already: then somebody may be reading."""
+        """Move a fetched file to its place and open it, unless it is there already: then somebody may read it."""
         with self._locked(_CHANGES, self._timeout_s):
             if (there := self._opened(sha256)) is not None:
                 return there
@@ -178,7 +178,7 @@ class WeightsFiles:
         except FetchTimeout as error:
             if timeout_s > self._timeout_s / 2:
                 raise
-            # The time was spent waiting for another process, for which the job is not to blame.
+            # Waiting for another process took the time; the job is not to blame.
             raise WorkerError(f"another process was fetching weights for so long that {error}") from None
         found = sha256_of(path)
         if sha256 is not None and found != sha256:
@@ -190,7 +190,7 @@ class WeightsFiles:
     def _make_room(self, size_bytes: int) -> None:
         """Remove files, those used longest ago first, until so many bytes fit; never one that somebody reads.
 
-        Under the lock of changes: a name that was found unread must not become that of another file before it is gone.
+        The caller holds the lock of changes: a name found unread must not become another file's before it is removed.
         """
         files = []
         for path in self._folder.iterdir():
@@ -206,7 +206,7 @@ class WeightsFiles:
                 too_many_bytes -= size
 
     def _tidy(self) -> None:
-        """Hold the limit, and remove what killed processes were fetching."""
+        """Enforce the limit, and remove what killed processes were fetching."""
         with self._locked(_CHANGES, self._timeout_s):
             self._make_room(0)
         for partial in self._folder.glob("*.partial"):

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures as one `.npz` file: maps and guided gradient, for those who draw their own.
+"""The numbers behind the pictures as one `.npz` file: maps and guided gradient, for users who draw their own.
 
 Names in the file: `map` for one layer, `map_0`, `map_1`, … in the asked order for several, (h, w) float32 each, at its
 layer's own resolution and not normalized; `guided`, (H, W, 3) float16, signed, in [-1, 1]; `guided_scale`, () float32,
@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.errors import ModelError
-
-Floats = NDArray[np.floating[Any]]
+from worker.pictures.min_max import Floats, not_finite
 
 
 def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
@@ -26,15 +24,15 @@ def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
         maps: one (h, w) map a layer, after ReLU, not normalized; their sizes may differ.
         guided: (H, W, 3) signed guided gradient, of any magnitude that float32 holds.
 
-    float16 alone would lose gradients below 6e-8 and above 65504: so it is divided by its largest absolute value. What
-    remains is off by at most 1 in 2048 of a value, or 3e-8 of the largest one.
+    float16 alone would lose gradients below 6e-8 and above 65504, so it is divided by its largest absolute value.
+    The error is at most 1 in 2048 of a value, or 3e-8 of the largest one.
 
     Raises:
         ModelError: a map or the gradient is not finite.
         ValueError: there is no map.
     """
     if not maps:
-        raise ValueError("there is no map to pack")
+        raise ValueError("there is no map to write")
     names = ["map"] if len(maps) == 1 else [f"map_{i}" for i in range(len(maps))]
     arrays: dict[str, Any] = {name: _finite(map) for name, map in zip(names, maps, strict=True)}
     gradient = _finite(guided)
@@ -46,18 +44,10 @@ def to_npz(maps: Sequence[Floats], guided: Floats) -> bytes:
     return file.getvalue()
 
 
-def from_npz(data: bytes) -> dict[str, NDArray[np.float32]]:
-    """Read what `to_npz` wrote: `map` or `map_0`, …, and `guided`, multiplied by its scale again; all float32."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
-    arrays["guided"] = arrays["guided"] * arrays.pop("guided_scale")
-    return arrays
-
-
 def _finite(values: Floats) -> NDArray[np.float32]:
-    """As float32 in C order: another order in memory would give other bytes."""
+    """Return values as float32 in C order: another order in memory would give other bytes."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(array).all():
-        raise ModelError("the network's gradients for this image are not finite")
+        raise not_finite()
     return array

@@ -1,7 +1,7 @@
 """Bytes become a picture, and a picture becomes what the network reads.
 
-What is read and how, and what is refused, is in docs/pictures.md; `formats/` has a module for each format. A
-truncated file is an error, never a picture that is half gray.
+docs/pictures.md says what is read and how, and what is refused; `formats/` has a module for each format. A truncated
+file is an error, never a picture that is half gray.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from producer.jobs.model.errors import ImageError
 from worker.pictures.formats import bmp, gif, jpeg, opencv, png, refused, tiff, webp
-from worker.pictures.formats.opencv import cv2
 
 Picture = NDArray[np.uint8]
 MAX_PIXELS: Final = opencv.MAX_PIXELS
 
-#: What files of each format begin with, and what reads them; other decoders are not handed bytes of strangers.
+#: First bytes of a file → the reader of its format; no other decoder gets bytes of strangers.
 _READERS: Final[dict[bytes, Callable[[bytes], Picture]]] = {
     b"\xff\xd8\xff": jpeg.read,
     png.SIGNATURE: png.read,
@@ -31,7 +30,7 @@ _READERS: Final[dict[bytes, Callable[[bytes], Picture]]] = {
     b"II+\0": tiff.read,
     b"MM\0+": tiff.read,
 }
-#: What other pictures have in their first bytes: where, what, and the name to say.
+#: Marks in the first bytes of other kinds of pictures: position, mark, name.
 _OTHERS: Final = (
     (4, b"ftypheic", "HEIC"), (4, b"ftypheix", "HEIC"), (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"),
     (4, b"ftypavif", "AVIF"), (4, b"ftypavis", "AVIF"), (4, b"ftypcrx ", "CR3"), (4, b"JXL ", "JPEG XL"),
@@ -44,8 +43,8 @@ def decode(data: bytes) -> Picture:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file to upright (H, W, 3) uint8 RGB, transparent parts over white.
 
     Raises:
-        ImageError: the bytes are none of these, broken, truncated, of a kind that is not read, or of more than
-            `MAX_PIXELS` pixels.
+        ImageError: the bytes are of no such file, or of a kind that is not read; they are broken or truncated; or the
+            picture has more than `MAX_PIXELS` pixels.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -59,7 +58,7 @@ def decode(data: bytes) -> Picture:
 
 
 def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """Make of a picture of the network's size what the network reads: (picture / 255 - mean) / std.
+    """Turn a picture of the network's size into the network's input: (picture / 255 - mean) / std.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
@@ -76,25 +75,3 @@ def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> 
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return planes
-
-
-def prepare(
-    rgb: Picture, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Make of a picture the network's input and the base of the overlay.
-
-    Args:
-        rgb: (H', W', 3) uint8 RGB of any size.
-        size: (H, W), height and width that the network reads.
-        mean: three numbers, of RGB in [0, 1].
-        std: three numbers, of RGB in [0, 1].
-
-    Returns:
-        The picture, (H, W, 3) float32 in [0, 1], and the input, (3, H, W) float32, (picture - mean) / std.
-
-    Resized bilinearly on bytes, without antialiasing, keeping neither aspect ratio nor crop: as the original does.
-    """
-    height, width = size
-    resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W, 3)
-    fitted = np.asarray(resized, np.uint8)
-    return np.divide(fitted, 255, dtype=np.float32), normalize(fitted, mean, std)

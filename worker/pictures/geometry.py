@@ -1,4 +1,4 @@
-"""A picture becomes one of the network's size, squashed, cropped or padded; and what was computed there goes back.
+"""Bring a picture to the network's size by squash, crop or pad, and bring results back to the original's geometry.
 
 Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixel centers). Nothing is antialiased.
 """
@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from worker.pictures.min_max import Floats, min_max_scaled
+
 Picture = NDArray[np.uint8]
 
 #: How a picture is brought to the network's size.
 FITS: Final = ("squash", "crop", "pad")
-#: Of what is resized, the share of a side that a center crop keeps; 224 px come from 256, 299 from 342.
+#: The share of a resized side that a center crop keeps; 224 px come from 256, 299 from 342.
 CROP_SHARE: Final = 0.875
-#: What a padded picture's border is filled with, RGB: ImageNet's mean, which the network reads as about 0.
+#: RGB of a padded picture's border: ImageNet's mean, which the network reads as about 0.
 BORDER: Final = (124, 116, 104)
 
 
@@ -66,8 +67,8 @@ class Frame:
         whole = np.zeros((height, width, *values.shape[2:]), np.float32)  # (H0, W0[, 3])
         y = _covered(rows.start - self.top, rows.stop - self.top, self.height, height)
         x = _covered(columns.start - self.left, columns.stop - self.left, self.width, width)
-        ys = _centres(y, height, self.height) + (self.top - rows.start)
-        xs = _centres(x, width, self.width) + (self.left - columns.start)
+        ys = _centers(y, height, self.height) + (self.top - rows.start)
+        xs = _centers(x, width, self.width) + (self.left - columns.start)
         whole[y.start : y.stop, x.start : x.stop] = _along(_along(inner, ys, axis=0), xs, axis=1)
         return whole
 
@@ -126,34 +127,36 @@ def fit(
     return picture, frame
 
 
-def average_maps(maps: Sequence[NDArray[np.floating[Any]]], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Average the maps of several layers, each brought to [0, 1] by its own range and to one size before.
+def average_maps(maps: Sequence[Floats], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Average the maps of several layers, each first brought to [0, 1] by its own range, and to one size.
 
     Args:
-        maps: one (h, w) a layer, finite, each of its own size; a constant one counts as 0.
+        maps: one (h, w) a layer, each of its own size; a constant one counts as 0.
         size: (H, W) of the answer; resized bilinearly with half-pixel centers.
 
     Returns:
         (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
+
+    Raises:
+        ModelError: a map is not finite.
     """
     height, width = size
     total = np.zeros(size, np.float32)
     for values in maps:
-        stretched = np.asarray(values, np.float32) - values.min()  # (h, w)
-        stretched /= stretched.max() or 1
-        total += cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
+        scaled, _flat = min_max_scaled(values)  # (h, w)
+        total += cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
     return total / np.float32(len(maps))
 
 
 def _inside(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the original made as large as fits into `size`."""
+    """Return height and width of the original, as large as fits into `size`."""
     scale = min(size[0] / original[0], size[1] / original[1])
     height, width = (min(max(round(side * scale), 1), limit) for side, limit in zip(original, size, strict=True))
     return height, width
 
 
 def _resized(original: tuple[int, int], size: tuple[int, int], resize: tuple[int, int] | int | None) -> tuple[int, int]:
-    """Height and width before the crop; the longer side is truncated, as torchvision does."""
+    """Return height and width before the crop; the longer side is truncated, as torchvision does."""
     if isinstance(resize, tuple):
         return resize
     if resize is None:
@@ -172,23 +175,23 @@ def _offset(outer: int, inner: int) -> int:
 
 
 def _cut(rgb: Picture, frame: Frame) -> Picture:
-    """Resize only what the crop shows: all of a 1 x 5000 picture, resized to 256 rows, would take a gigabyte."""
+    """Resize only what the crop shows: a whole 1 x 5000 picture, resized to 256 rows, would take a gigabyte."""
     rows, columns = frame._seen()
     height, width = frame.original
-    ys = _centres(range(rows.start - frame.top, rows.stop - frame.top), frame.height, height)
-    xs = _centres(range(columns.start - frame.left, columns.stop - frame.left), frame.width, width)
+    ys = _centers(range(rows.start - frame.top, rows.stop - frame.top), frame.height, height)
+    xs = _centers(range(columns.start - frame.left, columns.stop - frame.left), frame.width, width)
     first, last = max(int(np.floor(xs[0])), 0), int(np.ceil(xs[-1])) + 1
     mixed = _along(_along(rgb[:, first:last], ys, axis=0), xs - first, axis=1)  # (h, w, 3) float32, of [0, 255]
     return np.rint(mixed).astype(np.uint8)
 
 
 def _covered(start: int, stop: int, inner: int, original: int) -> range:
-    """Pixels of the original's side with a part in [start, stop) of the resized side."""
+    """Return the pixels of the original's side with a part in [start, stop) of the resized side."""
     return range(start * original // inner, -(-stop * original // inner))
 
 
-def _centres(pixels: range, of: int, to: int) -> NDArray[np.float64]:
-    """Indices on a side of `to` pixels, fractional, where the centers of pixels of a side of `of` pixels lie."""
+def _centers(pixels: range, of: int, to: int) -> NDArray[np.float64]:
+    """Return where the centers of pixels of a side of `of` pixels lie: fractional indices on a side of `to` pixels."""
     return (np.asarray(pixels, np.float64) + 0.5) * (to / of) - 0.5
 
 

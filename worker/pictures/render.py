@@ -1,26 +1,25 @@
 """Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`.
 
-All in float32, as the network gives it, and exact where truncation could show: as it is divided first and multiplied by
-255 then, a quotient q/255 gives q for every level q. So numbers are those of paper and pencil, a maximum always 255.
+All is float32, as the network gives it, and exact where truncation could show. Values are divided first and then
+multiplied by 255: the quotient q/255 gives q for every level q, and a maximum is always 255.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.errors import ModelError
+from worker.pictures.min_max import Floats, min_max_scaled
 
-Floats = NDArray[np.floating[Any]]
 Picture = NDArray[np.uint8]
 
 #: The four pictures, in the order in which they are named everywhere.
 OUTPUTS: Final = ("heatmap", "cam", "gb", "cam_gb")
-#: How file formats are called and written; JPEG without chroma subsampling, whose red and blue edges would bleed.
+#: File format → options; JPEG without chroma subsampling, which makes red and blue edges bleed.
 JPEG_QUALITY: Final = 95
 _ENCODINGS: Final[dict[str, list[int]]] = {
     "jpg": [
@@ -36,7 +35,7 @@ JET: Final = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLO
 
 
 def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str] = OUTPUTS) -> dict[str, Picture]:
-    """Draw the asked of the four pictures of one image, each (H, W, 3) uint8 RGB.
+    """Draw the pictures of one image that `outputs` names, each (H, W, 3) uint8 RGB.
 
     Args:
         picture: (H, W, 3) RGB in [0, 1], as resized for the network, before mean and standard deviation.
@@ -51,7 +50,7 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         ValueError: an output is not known.
     """
     height, width = picture.shape[:2]
-    small, _flat = normalized(map)  # (h, w)
+    small, _flat = min_max_scaled(map)  # (h, w)
     resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return draw(picture, np.asarray(resized, np.float32), guided, outputs)
 
@@ -59,11 +58,11 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
 def draw(
     picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
 ) -> dict[str, Picture]:
-    """Draw pictures as `render` does, of a map that is normalized and has the picture's size already.
+    """Draw pictures as `render` does, from a map that is in [0, 1] and has the picture's size already.
 
     Args:
         picture: (H, W, 3) RGB in [0, 1].
-        heat: (H, W) float32 in [0, 1]; not normalized again.
+        heat: (H, W) float32 in [0, 1]; not scaled again.
         guided: (H, W, 3), signed guided gradient.
         outputs: which of `OUTPUTS` to draw.
 
@@ -81,21 +80,8 @@ def draw(
         "gb": lambda: _stretched(guided),
         "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
     }
-    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity is told as our own error
+    with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity becomes our own error
         return {name: make[name]() for name in OUTPUTS if name in outputs}
-
-
-def normalized(map: Floats) -> tuple[NDArray[np.float32], bool]:
-    """Bring a (h, w) map to [0, 1] by its own minimum and maximum, float32; say whether it was flat, then it is all 0.
-
-    Raises:
-        ModelError: the map is not finite.
-    """
-    values = np.asarray(map, np.float32)
-    low, span = _range(values)
-    if span == 0:
-        return np.zeros_like(values), True
-    return (values - low) / span, False
 
 
 def encode(image_rgb: Picture, format: str = "jpg") -> bytes:
@@ -120,23 +106,8 @@ def _jet(heat: NDArray[np.float32]) -> Picture:
 
 def _stretched(values: Floats) -> Picture:
     """Stretch from the minimum to the maximum over the whole (H, W, 3) to 0..255, truncated."""
-    values = np.asarray(values, np.float32)
-    low, span = _range(values)
-    if span == 0:
-        return np.zeros(values.shape, np.uint8)
-    scaled = values - low
-    scaled /= span
+    scaled, _flat = min_max_scaled(values)
     scaled *= 255
     # C order whatever that of the gradient was: OpenCV would copy the picture to write it.
     stretched: Picture = scaled.astype(np.uint8, order="C")
     return stretched
-
-
-def _range(values: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
-    """Minimum, and maximum minus minimum; both carry NaN and infinity along, so they tell of the whole array."""
-    low = values.min()
-    with np.errstate(over="ignore", invalid="ignore"):
-        span = values.max() - low
-    if not np.isfinite(span):
-        raise ModelError("the network's gradients for this image are not finite")
-    return low, span

@@ -1,4 +1,4 @@
-"""What died processes left is handed out again; one worker's main process does it at a time, for all."""
+"""Repair what dead processes and lost messages left; the main process of one worker at a time does it for all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import GradcamError, ServiceError
@@ -20,25 +21,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Called with job, chunk and the time published; sends a pointer to the queue `recovery`.
+#: Sends a pointer to the queue `recovery`; its arguments are job, chunk and the time published.
 Republish = Callable[[str, int, float], None]
-#: Called with queue, job, chunk and the time published.
+#: Sends a pointer to a queue; its arguments are queue, job, chunk and the time published.
 Publish = Callable[[str, str, int, float], None]
+#: How many chunks one call of Redis repairs.
 _AT_ONCE = 100
-#: For so many intervals a worker that could not look after a job leaves that to others.
+#: For so many intervals a worker that could not repair a job lets others lead.
 _OTHERS_LEAD = 3
 
 
 @dataclass(frozen=True)
 class Death:
-    """A child process that died with a chunk in hand, as its parent saw it."""
+    """A child process that died with a chunk in flight, as its parent saw it."""
 
     job: str
     chunk: int
     claim_id: str
-    #: How much it speaks against an image that was alone under the mark.
+    #: How much it speaks against an image that was alone under the mark (`worker/supervise/deaths.py`).
     weight: int
-    #: What the child had marked.
+    #: Offsets of the items that the child had marked.
     marked: list[int]
     #: The job's, as `Claim` has it.
     life: str
@@ -56,16 +58,16 @@ def reconcile(
     publish: Publish,
     unable: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Hand out again what nobody works at, and send again the messages that were lost.
+    """Publish again the chunks that nobody works at, and send lost messages again.
 
     Args:
         table: The job table.
         storage: Our bucket.
-        republish: Sends the pointer of a chunk whose holder died to the queue `recovery`.
-        who: The worker that does it.
-        grace_s: How long messages have to be missing before they count as lost.
-        publish: Sends a pointer to a priority.
-        unable: Called with each job that could not be looked after.
+        republish: Sends the pointer of a chunk whose lease ran out to the queue `recovery`.
+        who: The name of this worker.
+        grace_s: How long messages must be missing before they count as lost.
+        publish: Sends a pointer to the queue of its priority.
+        unable: Called with each job that could not be repaired.
 
     Returns:
         How many messages were sent.
@@ -80,17 +82,15 @@ def reconcile(
         except ServiceError:
             raise
         except Exception as error:
-            # One job's trouble (its bucket is away, it is damaged) is not that of those behind it.
+            # The trouble of one job (its bucket is away, its data is damaged) must not stop those behind it.
             unable(job)
             unforeseen = None if isinstance(error, GradcamError) else error
-            log.warning(
-                "action=reconcile_failed job=%s It could not be looked after: %s", job, error, exc_info=unforeseen
-            )
+            log.warning("action=reconcile_failed job=%s It could not be repaired: %s", job, error, exc_info=unforeseen)
     for queue in PRIORITIES:
         while lost := table.missing_messages(queue, grace_s=grace_s, at_most=_AT_ONCE):
             for job, chunk in lost:
                 publish(queue, job, chunk, table.registry.now())
-            log.warning("action=republished queue=%s %d messages were lost; sent again.", queue, len(lost))
+            log.warning("action=republished queue=%s %d messages were lost; they are sent again.", queue, len(lost))
             sent += len(lost)
     return sent
 
@@ -112,12 +112,24 @@ def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, 
         if len(repaired.expired) < _AT_ONCE:
             break
     if sent:
-        log.warning("action=republished job=%s %d leases had run out; published again.", job, sent)
+        log.warning("action=republished job=%s %d leases ran out; their chunks are published again.", job, sent)
     return sent
 
 
 class Reconciler(threading.Thread):
-    """Says that this worker is alive, and reconciles when no other worker did within the interval."""
+    """The thread that registers this worker as alive, and reconciles unless another worker did within the interval.
+
+    Args:
+        table: The job table.
+        storage: Our bucket.
+        republish: As in `reconcile`.
+        publish: As in `reconcile`.
+        who: The name of this worker.
+        queues: The priorities that it reads.
+        interval_s: How often it does all this.
+        grace_s: As in `reconcile`.
+        before_each: Called first each time; may end the process.
+    """
 
     def __init__(
         self,
@@ -130,25 +142,26 @@ class Reconciler(threading.Thread):
         queues: Sequence[str],
         interval_s: float,
         grace_s: float,
-        on_orphaned: Callable[[], None],
+        before_each: Callable[[], None],
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
-        self._table, self._storage, self._republish, self._publish = table, storage, republish, publish
-        self._who, self._interval_s, self._on_orphaned = who, interval_s, on_orphaned
-        self._grace_s, self._queues = grace_s, queues
+        self._table, self._storage, self._republish = table, storage, republish
+        self._who, self._queues, self._interval_s, self._before_each = who, queues, interval_s, before_each
+        self._reconcile = partial(reconcile, table, storage, republish, who=who, grace_s=grace_s, publish=publish)
+        #: By the monotonic clock; until then other workers lead.
         self._leads_from = 0.0
         self._deaths: deque[Death] = deque()
         self._wake, self._stopped = threading.Event(), False
 
     def run(self) -> None:
-        """Go on until stopped; a Redis that is away is waited for."""
+        """Repeat until stopped; an error, such as a Redis that is away, only delays."""
         while not self._stopped:
             try:
                 self._once()
             except Exception as error:
                 expected = isinstance(error, GradcamError) or type(error).__module__.startswith(("redis", "kombu"))
                 log.warning(
-                    "action=reconcile_failed Lost work could not be looked for (%s), trying again.",
+                    "action=reconcile_failed Lost work could not be looked for (%s); trying again.",
                     type(error).__name__,
                     exc_info=None if expected else error,
                 )
@@ -156,43 +169,35 @@ class Reconciler(threading.Thread):
             self._wake.clear()
 
     def report(self, death: Death) -> None:
-        """Have a dead child's chunk given back now, not when its lease runs out; called from another thread."""
+        """Reclaim a dead child's chunk now, and not when its lease runs out; another thread calls this."""
         self._deaths.append(death)
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop, and say that this worker is gone."""
+        """Stop, and deregister this worker."""
         self._stopped = True
         self._wake.set()
         self.join(timeout=2)
         self._table.registry.deregister(self._who)
 
     def _once(self) -> None:
-        self._on_orphaned()
+        self._before_each()
         while self._deaths:
-            self._bury(self._deaths[0])
+            self._reclaim(self._deaths[0])
             self._deaths.popleft()
         self._table.registry.heartbeat(self._who, self._queues)
         if time.monotonic() < self._leads_from:
             return
-        # The lock is shorter than the interval, so that its holder's death delays nobody by more than one.
+        # The lock is shorter than the interval: the death of its holder delays others by one interval at most.
         if self._table.registry.try_lead(self._who, 0.9 * self._interval_s):
             unable: list[str] = []
-            reconcile(
-                self._table,
-                self._storage,
-                self._republish,
-                who=self._who,
-                grace_s=self._grace_s,
-                publish=self._publish,
-                unable=unable.append,
-            )
+            self._reconcile(unable=unable.append)
             if unable:
-                # Others may be able to; by its clock this one could go on to be the first each time.
+                # Another worker may be able to; by its clock this one could win the lock each time.
                 self._table.registry.step_down(self._who)
                 self._leads_from = time.monotonic() + _OTHERS_LEAD * self._interval_s
 
-    def _bury(self, death: Death) -> None:
+    def _reclaim(self, death: Death) -> None:
         published_at = self._table.reclaim_from_dead(
             death.job,
             death.chunk,
@@ -203,7 +208,7 @@ class Reconciler(threading.Thread):
             loading=death.loading,
         )
         if published_at is not None:
-            log.warning("action=buried job=%s chunk=%d Its process died; given to others.", death.job, death.chunk)
+            log.warning("action=reclaimed job=%s chunk=%d Its process died; others get it.", death.job, death.chunk)
             self._republish(death.job, death.chunk, published_at)
         elif death.loading:
             finalize(self._table, self._storage, death.job, self._who)

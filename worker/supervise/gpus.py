@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as `nvidia-smi -L` lists them: no CUDA call, for the launcher must stay free of CUDA."""
+"""The GPUs of this machine, as `nvidia-smi -L` lists them: the launcher makes no CUDA call and holds no context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from producer.jobs.model.errors import UsageError, WorkerError
 
-#: A driver that works answers within a second, or some seconds where it has to be loaded first.
+#: A driver that works answers within a second, or in some seconds where it has to load first.
 ANSWERS_WITHIN_S = 30.0
 #: Words in CUDA_VISIBLE_DEVICES that hide what follows.
 _NONE = frozenset({"-1", "NoDevFiles"})
@@ -23,13 +23,13 @@ _MIG = re.compile(r"\s+MIG .*Device\s+(\d+): \(UUID: (MIG-[^)]+)\)")
 
 @dataclass(frozen=True)
 class Place:
-    """What one process may see: a GPU, or one MIG instance of it."""
+    """What one process sees: a GPU, or one MIG instance of it."""
 
-    #: By nvidia-smi's count.
+    #: The number that nvidia-smi gives it.
     gpu: int
-    #: What CUDA_VISIBLE_DEVICES is set to.
+    #: The value of CUDA_VISIBLE_DEVICES.
     uuid: str
-    #: By nvidia-smi's count within the GPU; None where the GPU is whole.
+    #: The number that nvidia-smi gives the instance in its GPU; None for the whole GPU.
     instance: int | None = None
 
     @property
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, and the MIG instances that it is divided into."""
+    """One GPU and its MIG instances."""
 
     number: int
     uuid: str
@@ -53,18 +53,18 @@ class Gpu:
 
 
 def find_gpus(devices: str) -> list[Place]:
-    """Find the GPUs that are asked for, within what CUDA_VISIBLE_DEVICES leaves.
+    """Find the GPUs that `devices` asks for, among those that CUDA_VISIBLE_DEVICES leaves.
 
     Args:
         devices: `auto` (all there are), `cpu`, `cuda` (all, at least one), `cuda:0,1`, or `cuda:0.1` for instance 1 of
             GPU 0. As for every CUDA program, `cuda:0` is the first one that CUDA_VISIBLE_DEVICES leaves.
 
     Returns:
-        Nothing where the CPU is to be used.
+        The places; none where processes run on the CPU.
 
     Raises:
-        UsageError: The devices are written in no way that is understood.
-        WorkerError: A GPU is asked for that is not there, or the driver does not work.
+        UsageError: The devices are written in a way that nobody understands.
+        WorkerError: There is no such GPU, or the driver does not work.
     """
     if devices == "cpu":
         return []
@@ -85,7 +85,7 @@ def find_gpus(devices: str) -> list[Place]:
 
 
 def _numbers(text: str) -> list[tuple[int, int | None]]:
-    """Pairs of a GPU and, where one is named, its instance."""
+    """Return pairs of a GPU and its instance; None in place of an instance that is not named."""
     if not re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", text):
         raise UsageError(f"--devices cuda:{text} is not understood: give numbers by commas, as cuda:0,1 or cuda:0.1")
     parts = [part.split(".") for part in text.split(",")]
@@ -106,7 +106,7 @@ def _numbered(there: Sequence[Place], number: int, instance: int | None) -> list
 
 
 def _visible() -> list[Place]:
-    """What a device plugin or an outer launcher has left us, by number or UUID; everything where nobody chose."""
+    """Return what a device plugin or an outer launcher left us by number or UUID; everything where nobody chose."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None and not allowed.strip():
         return []
@@ -125,7 +125,7 @@ def _entries(allowed: str) -> Iterator[str]:
 
 
 def _meant(gpus: Sequence[Gpu], entry: str) -> tuple[Place, ...]:
-    """The places that one entry of CUDA_VISIBLE_DEVICES means; as CUDA does, the beginning of a UUID is enough."""
+    """Return the places that an entry of CUDA_VISIBLE_DEVICES means; as in CUDA, the beginning of a UUID is enough."""
     if entry.isdigit():
         found = [gpu.places for gpu in gpus if gpu.number == int(entry)]
     elif entry.startswith("MIG-"):
@@ -146,12 +146,12 @@ def installed(within_s: float = ANSWERS_WITHIN_S) -> list[Gpu]:
         within_s: How long the driver's tool may take.
 
     Raises:
-        WorkerError: The driver's tool is there and fails; says what it said.
+        WorkerError: The driver's tool is there and fails; the error says what it said.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    # Into a file: a pipe would have to be waited for, also when what hangs in the driver cannot be killed.
+    # Into a file: we would wait for a pipe even when a tool that hangs in the driver cannot be killed.
     with tempfile.TemporaryFile() as output:
         try:
             tool = subprocess.Popen([program, "-L"], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""The end of a stopping process, whatever it waits for: a Redis or a store that stands still answers no last word."""
+"""The end of a stopping process, whatever it waits for: a Redis or a store may never answer again."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Final
 
 _LOOK_EVERY_S: Final = 0.25
-#: Of the time that a stopping worker has: when a child gives up what it waits for, when its parent does, and when the
-#: launcher kills what is left, so that it ends within that time itself.
+#: Shares of the time that a stopping worker has. The child stops waiting first, then its parent; last the launcher
+#: kills what is left, so that it ends within that time itself.
 CHILD_SHARE: Final = 0.8
 PARENT_SHARE: Final = 0.9
 LAUNCHER_SHARE: Final = 0.95
 
 
 class Grace(threading.Thread):
-    """Calls `over` when a share of the time is over that a stopping process has.
+    """Calls `over` when a stopping process has used a share of its time.
 
     Args:
-        drain_file: Exists since the process shall end.
+        drain_file: The launcher makes it when the process must end.
         grace_s: How long a stopping worker may take in all.
         share: After which share of it.
-        over: What then ends the process; gets how many seconds it may take at most.
+        over: Ends the process; its argument is how many seconds that may take.
     """
 
     def __init__(self, drain_file: Path, grace_s: float, share: float, over: Callable[[float], None]) -> None:
@@ -31,7 +31,7 @@ class Grace(threading.Thread):
         self._file, self._grace_s, self._share, self._over = drain_file, grace_s, share, over
 
     def run(self) -> None:
-        """Look again and again; the clock that nobody sets begins when the file is seen first."""
+        """Wait for the file, then for the share of the time, by the monotonic clock."""
         since: float | None = None
         while since is None or time.monotonic() - since < self._share * self._grace_s:
             time.sleep(_LOOK_EVERY_S)

@@ -1,89 +1,80 @@
-"""What processes say of themselves, in files of their launcher's folder, and what `gradcam-worker check` makes of it.
+"""What the processes of a worker say of themselves, in files of their launcher's folder.
 
-| file             | its time, or content                                             | written by     |
-|------------------|------------------------------------------------------------------|----------------|
-| `launcher.json`  | the processes there are, and why some do not run                 | launcher       |
-| `<name>.ready`    | since when the process has what it needs                         | child          |
-| `<name>.starts`  | a byte for each child that has begun to start since the last one that got ready | child |
-| `<name>.startup_failed`    | it cannot get what it needs, and ends                            | child          |
-| `<name>.polled`  | when a read of the queues last came back, with a message or none | main process   |
-| `<name>.away`    | since when Redis cannot be reached                               | main process   |
-| `<name>.at-work` | when the chunk in hand last went on                              | child          |
-| `<name>.busy0`, … | when the step in hand must be over, of each chunk in hand (`worker/chunks/lease.py`) | child |
-| `<name>.preloads` | until when models may be loaded before the first message is read | child         |
-| `<name>.waits`   | since when a server has been waited for, and which one           | child          |
-| `<name>.fault`   | what keeps the process from working                              | child          |
+A file's time of modification or its content says the thing:
 
-A probe has to be fast: nothing here imports more than the standard library, and Redis is not asked.
+| file                    | its time or content                                                | who writes it |
+|-------------------------|--------------------------------------------------------------------|---------------|
+| `<name>.ready`          | since when the process has all it needs                            | child         |
+| `<name>.starts`         | a byte for each child that began to start since the last ready one | child         |
+| `<name>.startup_failed` | why the child cannot start; it ends                                | child         |
+| `<name>.polled`         | when a read of the queues last returned                            | main process  |
+| `<name>.away`           | since when Redis does not answer                                   | main process  |
+| `<name>.at-work`        | when a chunk in flight last advanced                               | child         |
+| `<name>.busy0`, …       | the deadline of the current step of each chunk in flight (`busy_file.py`) | child  |
+| `<name>.preloads`       | until when models may load before the first message                | child         |
+| `<name>.waits`          | since when the process waits for a server, and which one           | child         |
+| `<name>.fault`          | what keeps the process from working                                | child         |
+
+`launcher.json` beside them lists the processes (`process_list.py`), and `check.py` reads all of it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from producer.jobs.model.keys import PROBLEM_LIFETIME_S
-from worker.supervise import run_dirs
+from worker.supervise.busy_file import BUSY_KINDS
+from worker.supervise.small_file import replace_text
 
-#: The kinds of files of the chunks that a process has in flight: two large ones, or several small ones that share a
-#: batch.
-BUSY = tuple(f"busy{slot}" for slot in range(8))
-#: A process whose last sign of life is older is silent.
-SILENT_AFTER_S = 60.0
-#: Importing torch from a slow disk takes long; one that takes longer has failed.
+#: A child that needs longer to import torch, from a slow disk say, has failed.
 READY_WITHIN_S = 120.0
-#: Models that are loaded before the first message is read may have to be downloaded.
+#: Models that load before the first message may need a download.
 PRELOADED_WITHIN_S = 3600.0
-#: Until then a process that has given no sign is starting: interpreter and Redis come on top of what it imports.
-STARTING_WITHIN_S = READY_WITHIN_S + 30.0
-#: One file a second is written at most, however often something is said.
-_SAY_EVERY_S = 1.0
-_LIST = "launcher.json"
-#: Host, port and database of what is left of a Redis address without its secret.
-_PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d+))?(?:/(\d*))?/?", re.IGNORECASE)
+#: At most one write a second for each kind of file.
+_WRITE_EVERY_S: Final = 1.0
+_KINDS: Final = (
+    "ready", "starts", "preloads", "startup_failed", "polled", "away", "at-work", *BUSY_KINDS, "waits", "fault",
+)  # fmt: skip
 
 
 class Health:
-    """One process's signs of life; every method may be called often, and none of them raises.
+    """The signs of life of one process; every method may be called often, and none raises an error.
 
     Args:
-        stem: The launcher's folder and the process's name; None where there is no launcher, and nothing is said.
+        stem: The launcher's folder and the process's name; None without a launcher: then nothing is written.
     """
 
     def __init__(self, stem: Path | None) -> None:
         self._stem = stem
-        self._said: dict[str, float] = {}
+        self._written: dict[str, float] = {}
 
     def polled(self) -> None:
-        """Say that a read of the queues came back, with a message or without."""
-        if self._say("polled"):
-            self._take_back("away")
+        """Say that a read of the queues returned, with a message or without."""
+        if self._touch("polled"):
+            self._remove("away")
 
     def away(self) -> None:
-        """Say that Redis is looked for; the next read that comes back takes it back."""
+        """Say that Redis does not answer; the next read that returns takes it back."""
         if self._stem is not None and not self.file("away").exists():
             self._write("away", "")
 
     def at_work(self) -> None:
-        """Say that the chunk in hand goes on."""
-        self._say("at-work")
+        """Say that a chunk in flight advances."""
+        self._touch("at-work")
 
     def begins(self) -> None:
-        """Say that a child begins to start; one that crashes then has no other word to say so."""
-        self.waits_no_more()  # whoever did is dead
+        """Say that a child begins to start; one that crashes while it starts leaves no other sign."""
+        self.waits_no_more()  # the child that waited is dead
         if self._stem is not None:
             with suppress(OSError), self.file("starts").open("ab") as file:
                 file.write(b".")
 
     def preloads(self) -> None:
-        """Say that models are loaded before the first message is read."""
+        """Say that models load before the first message."""
         if self._stem is not None:
             with suppress(OSError):
                 until = time.time() + PRELOADED_WITHIN_S
@@ -91,26 +82,26 @@ class Health:
                 os.utime(self.file("preloads"), (until, until))
 
     def ready(self) -> None:
-        """Say that the process has imported what it needs, and can use its device."""
+        """Say that the process has imported all it needs and can use its device."""
         self._write("ready", "")
-        self._take_back("starts")
-        self._take_back("preloads")
+        self._remove("starts")
+        self._remove("preloads")
 
     def startup_failed(self, sentence: str) -> None:
-        """Say that the process cannot get what it needs, and why; its parent ends."""
+        """Say why the process cannot start; its parent ends."""
         self.fault(sentence)
         self._write("startup_failed", sentence)
 
     def fault(self, sentence: str) -> None:
-        """Say what keeps this process from working; it stands for two minutes, as what is said in Redis does."""
+        """Say what keeps this process from working; it expires after two minutes, as in Redis."""
         self._write("fault", sentence)
 
     def recovered(self) -> None:
-        """Say that nothing keeps this process from working any more."""
-        self._take_back("fault")
+        """Say that this process can work again."""
+        self._remove("fault")
 
     def waits(self, what: str, for_s: float) -> None:
-        """Say that a server has been waited for so long; said again while it lasts."""
+        """Say that the process has waited for a server this long; repeat it while the wait lasts."""
         if self._stem is not None:
             self._write("waits", what)
             with suppress(OSError):
@@ -118,37 +109,37 @@ class Health:
                 os.utime(self.file("waits"), (since, since))
 
     def waits_no_more(self) -> None:
-        """Take back what `waits` said."""
-        self._take_back("waits")
+        """Take back `waits`."""
+        self._remove("waits")
 
-    # -- what has been said --------------------------------------------------------------------------------------------
+    # -- read by others ------------------------------------------------------------------------------------------------
 
     def file(self, kind: str) -> Path:
-        """The file of one kind of sign."""
+        """Return the file of one kind of sign."""
         if self._stem is None:
             raise ValueError("there is no launcher, and no file")
         return self._stem.with_name(f"{self._stem.name}.{kind}")
 
     def at(self, kind: str) -> float:
-        """When something was said, in seconds since 1970; 0 where it never was."""
+        """Return the time of a sign in seconds since 1970; 0 where there is none."""
         try:
             return self.file(kind).stat().st_mtime
         except OSError:
             return 0.0
 
     def has(self, kind: str) -> bool:
-        """Whether something has been said; always not where there is no launcher."""
+        """Return whether there is such a sign; False without a launcher."""
         return self._stem is not None and self.file(kind).exists()
 
     def starts(self) -> int:
-        """How many children in a row have begun to start, and not got ready."""
+        """Return how many children in a row began to start and did not get ready."""
         try:
             return self.file("starts").stat().st_size
         except (OSError, ValueError):
             return 0
 
     def standing_fault(self) -> str | None:
-        """What keeps the process from working, as it said itself not long ago."""
+        """Return what keeps the process from working, if it said so a short time ago."""
         if time.time() - self.at("fault") > PROBLEM_LIFETIME_S:
             return None
         try:
@@ -157,7 +148,7 @@ class Health:
             return None
 
     def server_waited_for(self) -> tuple[str, float] | None:
-        """Which server does not answer, and for how many seconds; None where all do."""
+        """Return which server does not answer, and for how many seconds; None where all answer."""
         try:
             return self.file("waits").read_text(), max(time.time() - self.file("waits").stat().st_mtime, 0.0)
         except (OSError, ValueError):
@@ -165,209 +156,24 @@ class Health:
 
     def forget(self) -> None:
         """Remove all files of a process that has ended."""
-        if self._stem is not None:
-            for kind in (
-                "ready",
-                "starts",
-                "preloads",
-                "startup_failed",
-                "polled",
-                "away",
-                "at-work",
-                *BUSY,
-                "waits",
-                "fault",
-            ):
-                self._take_back(kind)
+        for kind in _KINDS:
+            self._remove(kind)
 
-    def _say(self, kind: str) -> bool:
-        """Give a file the time that it is; False when that was done a moment ago."""
+    def _touch(self, kind: str) -> bool:
+        """Set a file's time to now; return False if that was done within the last second."""
         now = time.monotonic()
-        if self._stem is None or now - self._said.get(kind, -_SAY_EVERY_S) < _SAY_EVERY_S:
+        if self._stem is None or now - self._written.get(kind, -_WRITE_EVERY_S) < _WRITE_EVERY_S:
             return False
-        self._said[kind] = now
-        with suppress(OSError):  # a full disk, or the launcher's folder is gone: it is made again in a moment
+        self._written[kind] = now
+        with suppress(OSError):  # the disk is full, or the folder is gone until the launcher makes it again
             self.file(kind).touch()
         return True
 
     def _write(self, kind: str, text: str) -> None:
         if self._stem is not None:
             with suppress(OSError):
-                _replace(self.file(kind), text)
+                replace_text(self.file(kind), text)
 
-    def _take_back(self, kind: str) -> None:
-        with suppress(OSError, ValueError):
+    def _remove(self, kind: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: there is no launcher
             self.file(kind).unlink(missing_ok=True)
-
-
-# -- the launcher's list -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ListedProcess:
-    """One process, as its launcher knows it."""
-
-    name: str
-    device: str
-    #: None while it does not run.
-    pid: int | None
-    #: In seconds since 1970.
-    started_at: float
-    #: Why it does not run.
-    problem: str | None = None
-    #: Whose jobs it works off, as `stack_of` says it; empty where that is not known.
-    stack: str = ""
-    #: What makes its work slower, a sentence without its dot; empty where nothing does.
-    note: str = ""
-
-
-def stack_of(redis_url: str) -> str:
-    """Name a stack by what makes it one: the Redis with its jobs, as `host:port/database`; no secret is in it.
-
-    Empty where the address is missing or cannot be read: whoever starts something with it is told what is wrong.
-    """
-    found = _PLACE.fullmatch(redis_url.partition("://")[2].partition("?")[0].rpartition("@")[2])
-    return f"{found[1].lower()}:{found[2] or 6379}/{found[3] or 0}" if found else ""
-
-
-def publish(folder: Path, processes: Sequence[ListedProcess]) -> None:
-    """Write down which processes a launcher has; a full disk keeps nobody from working."""
-    with suppress(OSError):
-        _replace(folder / _LIST, json.dumps([asdict(process) for process in processes]))
-
-
-def published(folder: Path) -> bool:
-    """Whether the list is there."""
-    return (folder / _LIST).exists()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file of which a reader sees the old text or the new, never half of it."""
-    partial = path.with_name(f"{path.name}.new")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-# -- the check ---------------------------------------------------------------------------------------------------------
-
-
-class State(StrEnum):
-    """What a check finds a process in."""
-
-    #: It gets ready: imports torch, looks for its device and for Redis.
-    STARTING = "starting"
-    #: It reads the queues, and there is nothing for it.
-    IDLE = "idle"
-    #: It has a chunk in hand, whose step in hand is within its time.
-    WORKING = "working"
-    #: It has a chunk in hand, and a server does not answer; for longer than `within_s` it is silent.
-    WAITING = "waiting"
-    #: It says itself what keeps it from working.
-    FAULTY = "faulty"
-    #: It runs, and has given no sign of life for too long.
-    SILENT = "silent"
-    #: It does not run: its launcher starts it again in a moment, or has given it up.
-    DEAD = "dead"
-
-
-#: The states that are as they should be.
-ALIVE = frozenset({State.STARTING, State.IDLE, State.WORKING, State.WAITING})
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a check finds of one process."""
-
-    name: str
-    device: str
-    state: State
-    #: Since its last sign of life; None before the first.
-    silent_s: float | None
-    problem: str | None
-    #: Whose jobs it works off: `host:port/database` of its Redis; empty where that is not known.
-    stack: str = ""
-    #: What makes its work slower; it is well all the same.
-    note: str = ""
-
-
-def of_stack(found: Sequence[Found], stack: str) -> list[Found]:
-    """Those that work for a stack; where one of both is not known, they may."""
-    return [one for one in found if not stack or one.stack in {"", stack}]
-
-
-def look(run_dir: Path | None, within_s: float = SILENT_AFTER_S) -> list[Found]:
-    """Look at every process of every launcher of this user on this machine.
-
-    Args:
-        run_dir: Where the launchers were told to have their folders.
-        within_s: A process whose last sign of life is older is silent.
-
-    Raises:
-        WorkerError: The folder they are in is not ours alone.
-    """
-    found = []
-    for folder in run_dirs.living(run_dir):
-        try:
-            listed = [ListedProcess(**entry) for entry in json.loads((folder / _LIST).read_text())]
-        except FileNotFoundError:
-            continue  # it begins or ends in this moment
-        found += [_judge(Health(folder / process.name), process, within_s) for process in listed]
-    return found
-
-
-def _judge(health: Health, process: ListedProcess, within_s: float) -> Found:
-    now = time.time()
-    last = max(health.at(kind) for kind in ("ready", "polled", "at-work"))
-    silent_s = round(max(now - last, 0.0), 1) if last else None
-
-    def found(state: State, problem: str | None = None) -> Found:
-        return Found(process.name, process.device, state, silent_s, problem, process.stack, process.note)
-
-    if process.pid is None:
-        return found(State.DEAD, process.problem)
-    if fault := health.standing_fault():
-        return found(State.FAULTY, fault)
-    if silent_s is None:
-        age_s = now - process.started_at
-        if age_s < STARTING_WITHIN_S or now < health.at("preloads"):
-            return found(State.STARTING)
-        return found(State.SILENT, f"it has not got ready for {age_s:.0f} s")
-    return found(*_judge_ready(health, silent_s, within_s))
-
-
-def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[State, str | None]:
-    """What a process is in that has been ready once, and why it is silent or waits."""
-    until = max(map(health.at, BUSY))
-    busy = until > 0
-    if busy and (server := health.server_waited_for()):
-        what, waited_s = server
-        state = State.SILENT if waited_s > within_s else State.WAITING
-        return state, f"it has waited for {what} for {waited_s:.0f} s"
-    # One step may take longer than `within_s`: a model is loaded, a large batch is computed on a slow processor.
-    if silent_s <= within_s or time.time() <= until:
-        return State.WORKING if busy else State.IDLE, None
-    what = "Redis cannot be reached" if health.has("away") else "no read of the queues has come back"
-    return State.SILENT, f"{what} for {silent_s:.0f} s"
-
-
-def sentence(found: Sequence[Found], others: Sequence[str] = (), stack: str = "") -> str:
-    """Say what a check found, in one sentence: what is wrong where something is, else what all are doing.
-
-    Args:
-        found: Those that were looked at.
-        others: The other stacks that processes of this machine work for.
-        stack: The one that was looked at; empty for all.
-    """
-    if not found and others:
-        return (
-            f"no launcher of this user works for {stack}: start `gradcam-worker`; those of this machine, which --all "
-            f"shows, work for {', '.join(others)}"
-        )
-    if not found:
-        return "no launcher of this user runs on this machine: start `gradcam-worker`"
-    wrong = [f"{one.name} is {one.state}: {one.problem}" for one in found if one.state not in ALIVE]
-    if wrong:
-        text = f"{len(wrong)} of {len(found)} processes cannot work: {'; '.join(wrong)}"
-    else:
-        text = ", ".join(f"{one.name} is {one.state}" + (f": {one.problem}" if one.problem else "") for one in found)
-    return ". ".join((text, *sorted({one.note for one in found if one.note})))

@@ -1,13 +1,14 @@
-"""Where the launchers of a user on this machine keep what their processes say: a folder each, which ends with them.
+"""The folders in which launchers keep what their processes say: one for each launcher, and it ends with its launcher.
 
-Whoever tidies up temporary files may take it away, whole or in parts. Its launcher makes it again under its name, so
-that no process has to be told, and no work depends on it meanwhile.
+<GRADCAM_WORKER_RUN_DIR, or the system's folder for temporary files>/
+  gradcam-worker-<uid>/   of this user, for nobody else
+    <pid>-…/              of one launcher, which locks it while it lives
+      launcher.json       its processes (`process_list.py`)
+      drain               exists when the processes must end
+      <name>.ready …      what a process says of itself (`health.py`, `busy_file.py`)
 
-<GRADCAM_WORKER_RUN_DIR, or the system's folder for temporary files>/gradcam-worker-<uid>/   only its owner's
-<pid>-…/               a launcher's, locked by it for as long as it lives
-launcher.json      its processes (`worker/supervise/launcher.py`)
-drain              exists as soon as all shall come to an end
-<name>.ready …      what a process says of itself (`worker/supervise/health.py`, `worker/chunks/lease.py`)
+A tidier of temporary files may remove a folder, or a part of it. Its launcher makes it again under the same name: no
+process has to be told, and meanwhile no work depends on it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from producer.jobs.model.errors import WorkerError
 
 
 class Folder:
-    """A launcher's own folder: there as long as the launcher lives, whoever takes it away meanwhile.
+    """A launcher's own folder, restored while the launcher lives.
 
     Args:
         path: Where it is.
-        descriptor: Of the open folder, which is locked; the kernel ends the lock with the process.
+        descriptor: Of the open and locked folder; the kernel ends the lock with the process.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -41,10 +42,10 @@ class Folder:
         """Make the folder again where it is gone.
 
         Returns:
-            Whether it had to be made, and is empty.
+            Whether it was gone; then it is empty.
 
         Raises:
-            WorkerError: It is gone and cannot be made.
+            WorkerError: It cannot be made.
         """
         held = os.fstat(self._descriptor)
         with suppress(OSError):
@@ -61,12 +62,12 @@ class Folder:
         return True
 
     def touch(self) -> None:
-        """Let everything in it look used, so that nobody tidies it up; the times of signs of life stay as they are."""
+        """Make everything in it look used, for tidiers; the times of signs of life stay as they are."""
         now_ns = time.time_ns()
         for path in (self.path.parent, self.path, *self.path.rglob("*")):
             with suppress(OSError):  # gone meanwhile
-                says = path.parent == self.path and path.is_file()
-                os.utime(path, ns=(now_ns, path.stat().st_mtime_ns if says else now_ns))
+                is_sign = path.parent == self.path and path.is_file()
+                os.utime(path, ns=(now_ns, path.stat().st_mtime_ns if is_sign else now_ns))
 
     def end(self) -> None:
         """Remove it."""
@@ -74,13 +75,13 @@ class Folder:
         os.close(self._descriptor)
 
 
-def place(parent: Path | None) -> Path:
-    """Where this user's launchers have their folders, whether it is there or not.
+def user_folder_in(parent: Path | None) -> Path:
+    """Return the folder of this user's launchers, which need not exist.
 
     Raises:
         WorkerError: There is no folder for temporary files.
     """
-    # Not in XDG_RUNTIME_DIR: it goes when its user logs out, and a launcher may stay.
+    # Not in XDG_RUNTIME_DIR: that goes when its user logs out, and a launcher may stay.
     try:
         return (parent or Path(tempfile.gettempdir())) / f"gradcam-worker-{os.geteuid()}"
     except FileNotFoundError:
@@ -89,28 +90,28 @@ def place(parent: Path | None) -> Path:
 
 @contextmanager
 def folder(parent: Path | None) -> Iterator[Folder]:
-    """Have a folder of one's own as long as the `with` lasts; those that dead launchers left behind go.
+    """Make a launcher's folder for as long as the `with` lasts, and remove those of dead launchers.
 
     Args:
-        parent: Where; the system's folder for temporary files when None.
+        parent: Where to make it; None for the system's folder for temporary files.
 
     Raises:
-        WorkerError: It cannot be made, or is not ours alone.
+        WorkerError: It cannot be made, or somebody else can write to it.
     """
-    all_of_them = place(parent)
+    user_folder = user_folder_in(parent)
     try:
-        all_of_them.mkdir(mode=0o700, exist_ok=True)
-        _refuse_others(all_of_them)
-        # One launcher at a time: what another one has made and not yet locked must not look dead.
-        with _locked(all_of_them, fcntl.LOCK_EX):
-            for left in _folders(all_of_them):
+        user_folder.mkdir(mode=0o700, exist_ok=True)
+        _refuse_others(user_folder)
+        # One launcher at a time: a folder that another one has made and not yet locked must not look dead.
+        with _locked(user_folder, fcntl.LOCK_EX):
+            for left in _folders(user_folder):
                 if not _lives(left):
                     shutil.rmtree(left, ignore_errors=True)
-            path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=all_of_them))
-            # The lock also keeps some away who clear up old temporary files.
+            path = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=user_folder))
+            # Some tidiers of temporary files respect the lock, too.
             own = Folder(path, _lock(path, fcntl.LOCK_EX))
     except OSError as error:
-        raise _unusable(all_of_them, error) from None
+        raise _unusable(user_folder, error) from None
     try:
         yield own
     finally:
@@ -118,10 +119,10 @@ def folder(parent: Path | None) -> Iterator[Folder]:
 
 
 def restore(path: Path) -> None:
-    """Make a launcher's folder that somebody took away.
+    """Make a launcher's folder again.
 
     Raises:
-        WorkerError: It cannot be made, or would not be ours alone.
+        WorkerError: It cannot be made, or somebody else could write to it.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,34 +133,34 @@ def restore(path: Path) -> None:
         raise _unusable(path.parent, error) from None
 
 
-def _unusable(all_of_them: Path, error: OSError) -> WorkerError:
-    return WorkerError(f"{all_of_them} cannot be used ({error.strerror}): set GRADCAM_WORKER_RUN_DIR")
+def _unusable(user_folder: Path, error: OSError) -> WorkerError:
+    return WorkerError(f"{user_folder} cannot be used ({error.strerror}): set GRADCAM_WORKER_RUN_DIR")
 
 
 def living(parent: Path | None) -> list[Path]:
-    """The folders of the launchers that live.
+    """Return the folders of the launchers that live.
 
     Raises:
-        WorkerError: The folder they are in is not ours alone.
+        WorkerError: Somebody else can write to the folder that they are in.
     """
-    all_of_them = place(parent)
-    if not os.path.lexists(all_of_them):
+    user_folder = user_folder_in(parent)
+    if not os.path.lexists(user_folder):
         return []
-    _refuse_others(all_of_them)
-    return [one for one in _folders(all_of_them) if _lives(one)]
+    _refuse_others(user_folder)
+    return [one for one in _folders(user_folder) if _lives(one)]
 
 
-def _folders(all_of_them: Path) -> list[Path]:
-    return sorted(path for path in all_of_them.iterdir() if path.is_dir() and not path.is_symlink())
+def _folders(user_folder: Path) -> list[Path]:
+    return sorted(path for path in user_folder.iterdir() if path.is_dir() and not path.is_symlink())
 
 
-def _refuse_others(all_of_them: Path) -> None:
-    """Make sure that nobody else can write here; another user may have been faster with the name."""
-    found = all_of_them.lstat()
+def _refuse_others(user_folder: Path) -> None:
+    """Refuse a folder that somebody else can write to: another user may have made one of that name first."""
+    found = user_folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise WorkerError(f"{all_of_them} is not a folder of this user's own: remove it, or set GRADCAM_WORKER_RUN_DIR")
+        raise WorkerError(f"{user_folder} is not a folder of this user's own: remove it, or set GRADCAM_WORKER_RUN_DIR")
     if stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
-        all_of_them.chmod(stat.S_IRWXU)
+        user_folder.chmod(stat.S_IRWXU)
 
 
 def _lives(one: Path) -> bool:

@@ -1,0 +1,103 @@
+"""What comes of an image: the record of its end, and whose fault it is when a stage fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from producer.jobs.fetch import addresses
+from producer.jobs.model.errors import GradcamError, ItemError
+from producer.jobs.model.spec import ExplainedClass, Failure, Result
+from worker.chunks.chunk import Ended
+from worker.models.predictions import top_predictions
+
+if TYPE_CHECKING:
+    from worker.chunks.chunk import ImageTask
+
+log = logging.getLogger(__name__)
+
+
+class _Unexpected(ItemError):
+    """Something went wrong that nobody thought of; the worker's log has the details."""
+
+    reason = "internal"
+
+
+@contextmanager
+def own_fault(task: ImageTask) -> Iterator[None]:
+    """What goes wrong with one image stays with it; other people's faults go on."""
+    try:
+        yield
+    except ItemError as error:
+        task.error = error
+    except GradcamError:
+        raise
+    except Exception as error:
+        # The edge of an item: a bug that one picture brings out must not take its neighbors along.
+        log.exception("action=item_bug A stage failed on %s.", addresses.redact(task.item.uri))
+        task.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
+
+
+def failed(task: ImageTask) -> Ended:
+    """What is written down of an image that fails."""
+    error = task.error or _Unexpected("nothing came of it, and nothing says why")
+    claim = task.chunk.claim
+    index, message = claim.index(task.offset), str(error)[:500]
+    failure = Failure(index=index, item=task.item, reason=error.reason, message=message, attempts=claim.attempt)
+    result = Result(
+        index=index,
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
+        state="failed",
+        label=task.item.label,
+        keep=task.item.keep,
+        network=claim.spec.network,
+        seconds=task.seconds,
+        reason=error.reason,
+        message=message,
+    )
+    return Ended(task.offset, result, failure, waits=task.waits)
+
+
+def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dict[str, bytes]) -> Ended:
+    """What is written down of an image whose pictures are in the object store.
+
+    Args:
+        task: What was explained.
+        flats: Of each class explained, whether its map is flat.
+        objects: kind → address.
+        files: Where pictures are packed: member name → content, until they are in the shard.
+    """
+    claim, network = task.chunk.claim, task.chunk.network
+    first = task.explained[0]
+    chosen, top5 = top_predictions(first.logits, first.class_id, network.categories)
+    several = [top_predictions(each.logits, each.class_id, network.categories)[0] for each in task.explained]
+    result = Result(
+        index=claim.index(task.offset),
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
+        state="done",
+        keep=task.item.keep,
+        class_id=chosen.class_id,
+        class_name=chosen.class_name,
+        probability=chosen.probability,
+        top5=top5,
+        label=task.item.label,
+        predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,
+        predicted_probability=top5[0].probability,
+        # Of one class alone there is nothing to choose.
+        correct=None if task.label is None or network.classes == 1 else task.label == top5[0].class_id,
+        classes=tuple(ExplainedClass(**each.model_dump(), flat=flat) for each, flat in zip(several, flats, strict=True))
+        if len(several) > 1
+        else (),
+        network=claim.spec.network,
+        layer=",".join(network.layer_names),
+        flat=flats[0],
+        guided_relus=first.guided_relus,
+        random_weights=network.random,
+        objects=objects,
+        seconds=task.seconds,
+    )
+    return Ended(task.offset, result, None, files, task.waits)
