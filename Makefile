@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
+# Two lanes of tests; a file stays in one, and the files begin in the order that tests/conftest.py gives them.
+LANES := -n 2 --dist loadgroup --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
 ON_MINIO := control data_sets direct fault_proxy main_job minio pack results sources_s3 storage
 
@@ -39,8 +41,12 @@ down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gra
 ##@ test
 
 .PHONY: test
-test: $(VENV)/test.stamp ## run all tests, against real servers
-	$(BIN)/pytest tests
+test: $(VENV)/test.stamp ## run all tests, against real servers, with a part of what is drawn at random; 6 min
+	$(BIN)/pytest $(LANES) tests
+
+.PHONY: test-all
+test-all: $(VENV)/test.stamp ## run all tests with all that is drawn at random
+	GRADCAM_TEST_PROFILE=large $(BIN)/pytest $(LANES) tests
 
 .PHONY: test-minio
 test-minio: $(VENV)/test.stamp ## run what the object store has a part in, against MinIO's S3 front end

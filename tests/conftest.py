@@ -1,25 +1,48 @@
-"""Real servers for the whole run: they start in about two seconds, and end with it."""
+"""Real servers for each lane of the run: they start in about two seconds, and end with it."""
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import budget
+import hypothesis
 import pytest
+from lanes import SECONDS
+
+# A thread each: the lanes and their workers share the cores. torch reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("small", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("large", max_examples=200, deadline=None)
+hypothesis.settings.load_profile(budget.PROFILE)
 
 with warnings.catch_warnings():
     # Dependencies of dependencies warn while they are imported; what our own code warns of is an error.
     warnings.simplefilter("ignore")
     import redis
     import s3_servers
+    from botocore.loaders import JSONFileLoader
     from fault_proxy import HttpFaultProxy
 
     from producer.client.client import Client
     from producer.jobs.model.settings import Connections, read
     from producer.jobs.store.bucket import Storage
+
+_load_json = JSONFileLoader.load_file
+
+
+@functools.cache
+def _loaded_json(path: str) -> Any:
+    return _load_json(JSONFileLoader(), path)
+
+
+# Each S3 client reads what botocore knows of S3 anew, for a tenth of a second; the suite makes hundreds.
+JSONFileLoader.load_file = lambda _, path: _loaded_json(path)  # type: ignore[method-assign,assignment]
 
 if TYPE_CHECKING:
     from deploy.servers import SeaweedFS
@@ -27,7 +50,14 @@ if TYPE_CHECKING:
 
 
 def pytest_report_header() -> str:
-    return f"S3 server: {s3_servers.chosen().__name__}; Redis server: Valkey"
+    return f"S3 server: {s3_servers.chosen().__name__}; Redis server: Valkey; profile: {budget.PROFILE}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays in one lane, which makes its fixtures once; long files come first, so that lanes end together."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: -SECONDS.get(item.path.stem, 0))
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +76,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def worker(stack: Stack) -> Stack:
-    """The stack with one worker, as the command `gradcam-worker` starts it; an earlier module may have stopped it."""
+    """The stack with one worker, as the command `gradcam-worker` starts it; an earlier test may have stopped it."""
+    return with_worker(stack)
+
+
+@pytest.fixture(scope="module")
+def module_worker(stack: Stack) -> Stack:
+    """The same, for fixtures of a whole module."""
+    return with_worker(stack)
+
+
+def with_worker(stack: Stack) -> Stack:
+    """One worker serves all modules of a lane that leave it alive."""
     if stack.worker is None or not stack.worker.alive:
         stack.start_worker()
     return stack
@@ -80,6 +121,14 @@ def redis_client(stack: Stack) -> Iterator[redis.Redis]:
         made.flushdb()
         yield made
         made.flushdb()
+
+
+@pytest.fixture
+def unattended(client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """A client of that database: no worker process looks at its jobs, nor at what commands of this test send."""
+    url = client._settings.redis_url.get_secret_value()
+    monkeypatch.setenv("GRADCAM_REDIS_URL", url.removesuffix("/0") + "/1")
+    return Client.from_env()
 
 
 @pytest.fixture

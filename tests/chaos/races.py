@@ -38,7 +38,7 @@ def main(seed: int, rounds: int, first: int) -> None:
         s3_servers.proxied(stack.s3) as proxy,
         settings_of(stack, GRADCAM_S3_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}"),
     ):
-        for found in race(Client.from_env(), proxy, rounds, seed=seed, first=first):
+        for found in race(Client.from_env(), proxy, range(first, first + rounds), seed=seed):
             pairs[found.first, found.second] += 1
             if found.problems:
                 broken += 1

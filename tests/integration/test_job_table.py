@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from budget import either
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -231,7 +232,7 @@ def test_jobs_are_listed_newest_first(table: JobTable) -> None:
     assert [status.job for status in table.jobs(limit=2)] == ["third", "second"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=either(20, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     calls=st.lists(
         st.tuples(st.booleans(), st.sets(st.integers(0, 8)), st.sets(st.integers(0, 8))), min_size=1, max_size=12

@@ -21,11 +21,8 @@ PLAIN = {"chunk_size": 2, "outputs": ["cam"], "network": "resnet18"}
 
 
 @pytest.fixture
-def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A client of a database that no worker process looks at."""
-    url = client._settings.redis_url.get_secret_value()
-    monkeypatch.setenv("GRADCAM_REDIS_URL", url.removesuffix("/0") + "/1")
-    return Client.from_env()
+def own(unattended: Client) -> Client:
+    return unattended
 
 
 def submit(client: Client, name: str, images: list[str] = IMAGES, **parameters: object) -> str:

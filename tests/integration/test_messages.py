@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import pytest
 import redis
+from budget import either
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stacks import eventually, frozen, own_stack
+from stacks import SMALL, eventually, frozen, own_stack
 
 from producer.client.client import Client
 from producer.jobs.broker import celery_app
@@ -194,7 +195,7 @@ PLACES = [*OURS, *(f"{part}/{name}" for part in ("headers", "properties") for na
 
 
 @given(place=st.sampled_from(PLACES), value=JSON)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=either(50, 100), deadline=None)
 def test_no_message_raises_anything_else(place: str, value: Any) -> None:
     for message in (changed(place, value), json.dumps(value).encode(), repr(value).encode(errors="surrogatepass")):
         with suppress(BadMessage):
@@ -232,7 +233,7 @@ def main_process(own: Stack) -> psutil.Process:
 
 def explain(**parameters: Any) -> None:
     client = Client.from_env()
-    job = client.submit([str(PHOTO)], network="efficientnet_lite0", outputs=["cam"], **parameters)
+    job = client.submit([str(PHOTO)], **SMALL, **parameters)
     assert client.wait(job, timeout_s=60).state is JobState.SUCCEEDED
 
 

@@ -137,7 +137,7 @@ def test_a_retry_of_a_packed_job_adds_a_shard_and_touches_no_other(client: Clien
 
 
 def test_a_process_that_dies_leaves_no_half_shard(client: Client, worker: Stack) -> None:
-    job = client.submit([COFFEE] * 60, chunk_size=60, **PACKED)
+    job = client.submit([COFFEE] * 30, chunk_size=30, **PACKED)
     eventually(lambda: client.table.redis.zcard(f"gradcam:job:{job}:leases"))
     assert worker.worker is not None
     eventually(lambda: client.table.redis.hget(f"gradcam:job:{job}:marks", "0"))
@@ -145,6 +145,6 @@ def test_a_process_that_dies_leaves_no_half_shard(client: Client, worker: Stack)
         child.kill()
     assert client.status(job).done == 0
     status = client.wait(job, timeout_s=120)
-    assert (status.state, status.done) == (JobState.SUCCEEDED, 60)
+    assert (status.state, status.done) == (JobState.SUCCEEDED, 30)
     (shard,) = shards(client, job)
-    assert len(names(client, shard)) == 180
+    assert len(names(client, shard)) == 90

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import worker_check as check
 from fault_proxy import HttpFaultProxy
 from s3_servers import proxied
-from stacks import children_of, eventually, mains_of, own_stack
+from stacks import SMALL, children_of, eventually, mains_of, own_stack
 
 from deploy.stack import Stack, Worker
 from producer.client.client import Client
@@ -26,7 +25,7 @@ NETWORK = "efficientnet_lite0"
 #: Commands a second, those inside scripts counted, too: about 30 of an idle worker with the settings below, 90 of one
 #: with a job that it cannot do. A busy loop has thousands.
 QUIET = 200.0
-_WATCHED_S = 3.0
+_WATCHED_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +66,6 @@ def client(own: Stack) -> Client:
     return Client.from_env()
 
 
-def check() -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "worker.cli", "check"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def commands_a_second(client: Client) -> float:
     """How often Redis is asked, but for this."""
 
@@ -84,7 +78,7 @@ def commands_a_second(client: Client) -> float:
 
 
 def submitted(client: Client, images: int = 4, **options: object) -> str:
-    return client.submit([PHOTO] * images, network=NETWORK, chunk_size=1, outputs=["cam"], **options)  # type: ignore[arg-type]
+    return client.submit([PHOTO] * images, **{**SMALL, "chunk_size": 1, **options})
 
 
 def taken_away(run_dir: Path, what: str) -> None:

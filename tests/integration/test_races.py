@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import s3_servers
+from budget import either
 from fault_proxy import HttpFaultProxy
-from verb_races import race
+from verb_races import VERBS, race
 
 from deploy.stack import Stack
 from producer.client.client import Client
@@ -25,6 +26,9 @@ def slow(
 
 
 def test_whichever_two_verbs_race_done_means_that_pictures_are_there(slow: tuple[Client, HttpFaultProxy]) -> None:
-    """Every pair once."""
-    broken = [found for found in race(*slow, 81, seed=5) if found.problems]
+    """Every pair once, or a third of them: each verb is three times the first and three times the second."""
+    rows = range(len(VERBS))
+    pairs = [row * len(VERBS) + column for row in rows for column in rows if (row + column) % either(3, 1) == 0]
+    assert len(pairs) == either(27, 81)
+    broken = [found for found in race(*slow, pairs, seed=5) if found.problems]
     assert broken == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from budget import either
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -125,7 +126,10 @@ class Job:
 
 @given(st.lists(steps, max_size=25))
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    deadline=None,
+    max_examples=either(50, 150),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 def test_the_reader_says_what_the_bits_say_with_the_table_and_after_a_wipe(
     redis_client: redis.Redis, todo: list[tuple[object, ...]]

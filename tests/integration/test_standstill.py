@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import cv2
 import numpy as np
 import pytest
-from command import gradcam
+from command import Run, gradcam, worker_check
 from fault_proxy import FaultProxy, HttpFaultProxy
 from stacks import eventually, own_stack
 
@@ -81,10 +81,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         proxy.passing()
 
 
-def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str) -> Run:
     # One of them sees Redis at another address: to a check it is of another stack.
-    command = [sys.executable, "-m", "worker.cli", "check", "--all", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return worker_check("--all", *arguments)
 
 
 def states() -> dict[str, str]:

@@ -36,7 +36,8 @@ def own(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Stack]:
     # Leases that run out on no machine, however busy: what is given back here is given back by those who know.
     settings = {"GRADCAM_WORKER_BATCH_SIZE": "4", "GRADCAM_WORKER_LEASE_S": "30"}
     with own_stack(tmp_path_factory.mktemp("two"), settings) as stack:
-        options = ["--metrics-port", str(port), "--preload", NETWORK]
+        nowhere = f"squeezenet1_1={(stack.directory / 'nowhere').as_uri()}"
+        options = ["--metrics-port", str(port), "--preload", NETWORK, "--preload", nowhere]
         stack.worker = Worker(
             stack.directory / "worker.log", stack.environment(), processes=1, devices="cpu", options=options
         )
@@ -58,6 +59,17 @@ def in_hand(client: Client, job: str) -> int:
 
 def ended(client: Client, job: str) -> JobStatus:
     return client.wait(job, timeout_s=120)
+
+
+def test_a_job_finds_its_model_preloaded(own: Stack, photos: list[Path]) -> None:
+    """The first test: nothing but what is preloaded has been loaded."""
+    client = Client.from_env()
+    job = client.submit(photos[:1], network=NETWORK, class_name="tabby", outputs=["cam"])
+    assert ended(client, job).state is JobState.SUCCEEDED
+    lines = (own.directory / "worker.log").read_text().splitlines()
+    actions = [line.partition("action=")[2].split(" ")[0] for line in lines if "action=" in line]
+    assert actions.count("model_loaded") == 1
+    assert actions.index("model_loaded") < actions.index("not_preloaded") < actions.index("ready")
 
 
 def test_a_process_takes_its_next_chunk_before_it_is_done_with_one(own: Stack, photos: list[Path]) -> None:
@@ -91,15 +103,15 @@ def test_a_job_that_fails_as_a_whole_leaves_the_chunk_beside_it_alone(own: Stack
     assert (ended(client, good).state, client.status(good).done) == (JobState.SUCCEEDED, 48)
 
 
-def test_a_killed_process_gives_both_chunks_back(own: Stack, photos: list[Path]) -> None:
+def test_a_process_killed_at_work_gives_both_chunks_back_and_loses_nothing(own: Stack, photos: list[Path]) -> None:
     client = Client.from_env()
-    job = client.submit(photos * 2, network=NETWORK, chunk_size=16)
+    job = client.submit(photos, network=NETWORK, chunk_size=16)
     eventually(lambda: in_hand(client, job) == 2, every_s=0.01)
     assert own.worker is not None
     for child in children_of(own.worker):
         child.kill()
     status = ended(client, job)
-    assert (status.state, status.done, status.failed) == (JobState.SUCCEEDED, 96, 0)
+    assert (status.state, status.done, status.failed, status.total) == (JobState.SUCCEEDED, 48, 0, 48)
     log = (own.directory / "worker.log").read_text()
     assert log.count(f"action=reclaimed job={job}") == 2
 
@@ -124,7 +136,7 @@ def test_the_metrics_count_images_and_the_time_of_each_stage(own: Stack, photos:
 def test_a_stopping_process_gives_both_chunks_back_at_once(own: Stack, photos: list[Path]) -> None:
     """The last test: the worker is another one afterwards."""
     client = Client.from_env()
-    job = client.submit(photos * 4, network=NETWORK, chunk_size=32)
+    job = client.submit(photos * 2, network=NETWORK, chunk_size=32, input_size=(96, 96))
     eventually(lambda: in_hand(client, job) == 2, every_s=0.01)
     assert own.worker is not None
     began = time.monotonic()
@@ -132,8 +144,8 @@ def test_a_stopping_process_gives_both_chunks_back_at_once(own: Stack, photos: l
     stopped_s = time.monotonic() - began
     status = client.status(job)
     assert status.chunks.in_hand == 0
-    assert status.done + status.failed < 192
+    assert status.done + status.failed < 96
     assert stopped_s < 25
     own.start_worker()
     status = ended(client, job)
-    assert (status.state, status.done, status.republished) == (JobState.SUCCEEDED, 192, 0)
+    assert (status.state, status.done, status.republished) == (JobState.SUCCEEDED, 96, 0)

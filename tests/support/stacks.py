@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 import psutil
 import pytest
@@ -15,6 +16,8 @@ import s3_servers
 from deploy.stack import Stack, Worker
 
 POISON = Path(__file__).with_name("poison")
+#: For jobs whose pictures nobody looks at: a process that was just started has this network at once.
+SMALL: Final[dict[str, Any]] = {"network": "squeezenet1_1", "weight_path": "random", "outputs": ["cam"]}
 #: Lost work is looked for often, and dead holders are not waited for long.
 QUICK = {
     "GRADCAM_WORKER_INTERVAL_S": "0.5",
@@ -59,6 +62,18 @@ def frozen(process: psutil.Process) -> Iterator[None]:
         yield
     finally:
         process.resume()
+
+
+@contextmanager
+def asleep(stack: Stack) -> Iterator[None]:
+    """The worker's processes take nothing for as long as the `with` lasts, which must be shorter than their leases."""
+    assert stack.worker is not None
+    eventually(lambda: children_of(stack.worker))  # type: ignore[arg-type]
+    with ExitStack() as stopped:
+        for process in mains_of(stack.worker):
+            stopped.enter_context(frozen(process))
+        time.sleep(1.1)  # what they had asked for has come back empty
+        yield
 
 
 def children_of(worker: Worker) -> list[psutil.Process]:

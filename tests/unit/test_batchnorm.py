@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from built import network as network_of
 from torch import Tensor, nn
 
 from worker.engine.explain import explain
@@ -138,7 +139,7 @@ def test_a_model_that_cannot_be_checked_is_not_folded() -> None:
 )
 def test_real_networks_keep_what_they_say(name: str, left: int) -> None:
     """All but the BatchNorm behind the last convolution is folded, timm's with an activation in it as well."""
-    network = load(name, "random")
+    network = load(name, "random", prepared=False)
     reference = copy.deepcopy(network.model)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in reference.modules())
     prepared = make_fast(network.model, [network.layer], (96, 96))
@@ -150,7 +151,7 @@ def test_real_networks_keep_what_they_say(name: str, left: int) -> None:
 
 
 def test_a_prepared_model_has_its_channels_last_and_its_own_dtype() -> None:
-    network = load("resnet18", "random")
+    network = network_of("resnet18")
     prepared = make_fast(network.model, [network.layer], (64, 64), "cpu")
     weight = prepared.model.get_submodule("layer1.0.conv1").weight
     assert isinstance(weight, Tensor)

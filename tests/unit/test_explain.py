@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from budget import either
+from built import network as network_of
 from reference import guided_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
@@ -18,7 +20,9 @@ from worker.pictures.decode import normalize
 from worker.pictures.geometry import fit
 from worker.pictures.min_max import min_max_scaled
 
-NETWORKS = ["vgg16", "vgg19", "resnet50", "resnet101", "densenet121", "inception_v3", "efficientnet_lite0"]
+NETWORKS = ["vgg16", "resnet50", "densenet121", "inception_v3", "efficientnet_lite0"]
+#: The same with more layers.
+DEEPER = ["vgg19", "resnet101"]
 
 
 def _inputs(n: int = 2, side: int = 16, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -33,11 +37,11 @@ def _close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 # --- against independent implementations ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=either(NETWORKS, NETWORKS + DEEPER))
 def explained(request: pytest.FixtureRequest) -> tuple[Network, Tensor, Explanation]:
-    network = load(request.param, "random")
     # Smaller than the networks' own size, for speed; inception needs 75 px.
-    inputs = _inputs(2, 112, torch.float32)
+    network = network_of(request.param, size=(96, 96), prepared=True)
+    inputs = _inputs(2, 96, torch.float32)
     return network, inputs, explain(network.model, network.layer, inputs, [281, None])
 
 
@@ -71,7 +75,7 @@ def test_maps_equal_those_of_pytorch_grad_cam() -> None:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    network = load("resnet18", "random")
+    network = network_of("resnet18", prepared=True)
     model, inputs = network.model.double(), _inputs(2, 64)
     answer = explain(model, network.layer, inputs, [3, 5])
     model.requires_grad_()  # theirs cannot do without
@@ -179,7 +183,7 @@ def test_the_map_is_the_formula_of_the_paper() -> None:
 
 
 def test_a_batch_equals_its_images_one_by_one() -> None:
-    network = load("resnet18", "random")
+    network = network_of("resnet18", prepared=True)
     model, inputs = network.model.double(), _inputs(3, 64)
     batch = explain(model, network.layer, inputs, [1, None, 900])
     for i, class_id in enumerate([1, None, 900]):
@@ -252,7 +256,7 @@ def _assert_untouched(model: nn.Module, before: tuple[dict[str, Tensor], int, li
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_model_is_left_as_it_was(frozen: bool) -> None:
-    network = load("mobilenet_v2", "random")
+    network = network_of("mobilenet_v2", prepared=True)
     network.model.requires_grad_(not frozen)
     before, inputs = _state(network.model), _inputs(2, 64, torch.float32)
     kept = inputs.clone()
@@ -313,7 +317,7 @@ def test_no_hook_stays_in_a_graph_that_somebody_keeps() -> None:
 
 
 def test_an_explanation_does_not_depend_on_those_before() -> None:
-    network = load("mobilenet_v2", "random")
+    network = network_of("mobilenet_v2", prepared=True)
     a, b = _inputs(4, 64, torch.float32).chunk(2)
     first, _, again = (explain(network.model, network.layer, x) for x in (a, b, a))
     for field in ("logits", "class_ids", "maps", "guided"):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+from built import without_numbers
 from torch import nn
 from torchvision import models
 from torchvision.models import get_model
@@ -44,16 +46,20 @@ def _seen(model: nn.Module, size: tuple[int, int] = (224, 224)) -> layers.Survey
     return survey("small", model.eval().requires_grad_(False), size)
 
 
+# A few are asked for again and again.
+@functools.lru_cache(maxsize=4)
 def _torchvision(name: str) -> layers.Survey:
     options: dict[str, Any] = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
     size = 299 if name == "inception_v3" else 256 if name == "swin_v2_t" else 224
-    return _seen(get_model(name, weights=None, **options), (size, size))
+    with without_numbers():
+        return _seen(get_model(name, weights=None, **options), (size, size))
 
 
 def _timm(name: str) -> layers.Survey:
     import timm
 
-    return _seen(timm.create_model(name, pretrained=False))
+    with without_numbers():
+        return _seen(timm.create_model(name, pretrained=False))
 
 
 @pytest.mark.parametrize("name", LAST_FEATURES)

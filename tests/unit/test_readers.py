@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import zstandard
+from budget import either
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -387,7 +388,7 @@ ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], dea
 
 
 @given(st.from_regex(PLAIN_ADDRESS, fullmatch=True))
-@settings(ONCE, max_examples=1000)
+@settings(ONCE, max_examples=either(200, 1000))
 @example(f"s3://{'b' * 63}/{'k' * 1024}")
 @example("s3://bucket/" + "\U0001f600" * 256)
 @example(f"https://{('a' * 40 + '.') * 5}{'z' * 24}:9999/{'x' * 4000}")
@@ -426,7 +427,7 @@ _PIECES = st.sampled_from(
 
 
 @given(st.lists(_PIECES | st.characters(), max_size=12).map("".join))
-@settings(ONCE, max_examples=3000)
+@settings(ONCE, max_examples=either(400, 3000))
 def test_no_address_that_is_refused_is_harmless_at_a_glance(uri: str) -> None:
     if PLAIN(uri):
         addresses.parse(uri)
@@ -481,7 +482,7 @@ _BYTES = st.binary(max_size=200) | st.lists(
 
 
 @given(_BYTES, st.sampled_from(["txt", "csv", "tsv", "jsonl"]), st.sampled_from(["", ".gz", ".zst"]), st.booleans())
-@settings(ONCE, max_examples=500)
+@settings(ONCE, max_examples=either(100, 500))
 def test_no_bytes_cause_anything_but_sources_or_a_sentence(
     tmp_path: Path, content: bytes, kind: str, packing: str, is_packed: bool
 ) -> None:
@@ -493,7 +494,7 @@ def test_no_bytes_cause_anything_but_sources_or_a_sentence(
 
 
 @given(st.data())
-@settings(ONCE, max_examples=200)
+@settings(ONCE, max_examples=either(60, 200))
 def test_no_damage_to_parquet_causes_anything_but_sources_or_a_sentence(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(as_parquet(tmp_path / "list.parquet").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

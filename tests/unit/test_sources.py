@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from collections.abc import Sequence
@@ -412,6 +413,7 @@ def test_a_pipe_that_cannot_be_kept_says_where_room_is_needed(tmp_path: Path, mo
 
 def test_nothing_is_left_open_or_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gc.collect()  # what earlier tests left
     before = len(os.listdir("/proc/self/fd"))
     sources = open_sources(["-"], stdin=io.BytesIO(f"{A}\n".encode() * 100_000))
     iterator = iter(sources)
