@@ -40,7 +40,14 @@ class Program:
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         """Start the program in its own session: Ctrl-C in a terminal is for us, and we end it in order."""
-        die_with_parent = (sys.executable, "-I", "-S", str(_DIE_WITH_PARENT), str(os.getpid()), str(int(self.death_signal)))
+        die_with_parent = (
+            sys.executable,
+            "-I",
+            "-S",
+            str(_DIE_WITH_PARENT),
+            str(os.getpid()),
+            str(int(self.death_signal)),
+        )
 
         def start() -> subprocess.Popen[bytes]:
             with self.log.open("ab") as log:

@@ -58,7 +58,7 @@ class Client(Submitting):
             UnknownJob: There is no such job.
             UsageError: It has ended otherwise.
         """
-        state = self.table.control.cancel(job)
+        state = self.table.actions.cancel(job)
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
         self._finalize(job)
@@ -66,11 +66,11 @@ class Client(Submitting):
 
     def pause(self, job: str) -> JobStatus:
         """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
-        return self._not_ended(job, self.table.control.pause(job))
+        return self._not_ended(job, self.table.actions.pause(job))
 
     def resume(self, job: str) -> JobStatus:
         """Go on with a paused job. Errors as `cancel`."""
-        status = self._not_ended(job, self.table.control.resume(job))
+        status = self._not_ended(job, self.table.actions.resume(job))
         self._send_missing(self._outline(job).queue)
         return status
 
@@ -109,7 +109,7 @@ class Client(Submitting):
         """
         self._finalize(job)  # where a worker cannot write its summary, it need not wait for another
         if not objects:
-            self.table.control.delete(job)
+            self.table.actions.delete(job)
             return 0
         try:
             self._same_store(job)
@@ -121,7 +121,7 @@ class Client(Submitting):
         with Maintenance(self.table, job, JobState.DELETING) as held:
             count = self._delete_objects(job, held, progress)
             with suppress(UnknownJob):
-                self.table.control.delete(job, who=held.who)
+                self.table.actions.delete(job, who=held.who)
         return count
 
     def _delete_objects(self, job: str, held: Maintenance, progress: Callable[[int], None] | None) -> int:
@@ -165,13 +165,13 @@ class Client(Submitting):
         Raises:
             UnknownJob: There is none of that name.
         """
-        return self._with_objects(self.table.status(job))
+        return self._with_objects(self.table.queries.status(job))
 
     def _with_objects(self, status: JobStatus) -> JobStatus:
         """Redis may bring back a job that was deleted with its objects: an older copy of its file was restored."""
         if not status.ended or not status.done:
             return status
-        store = self.table.place_of_summary(status.job)
+        store = self.table.queries.place_of_summary(status.job)
         if store not in {"", self.storage.place}:
             return status  # it was never written, or lies elsewhere
         if self.storage.glance(keys.summary(self.storage.prefix, status.job)) is not False:
@@ -220,8 +220,8 @@ class Client(Submitting):
             UsageError: No image ever fails for such a reason.
         """
         if reason is not None:
-            check_reason(reason, self.table.status(job).failures)
-        return (failure for failure in self.table.failures(job) if reason in {None, failure.reason})
+            check_reason(reason, self.table.queries.status(job).failures)
+        return (failure for failure in self.table.queries.failures(job) if reason in {None, failure.reason})
 
     def export_failures(self, job: str, file: str | Path, *, reason: str | None = None) -> int:
         """Write failures to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
@@ -341,21 +341,21 @@ class Client(Submitting):
             return status.done + status.failed
 
         def check(where: ResultFilter) -> None:
-            status = self.table.status(job)
+            status = self.table.queries.status(job)
             for one in where.conditions:
                 if one.field == "reason" and not one.is_pattern:
                     check_reason(one.value, status.failures)
             # Asked after the count: what is done meanwhile only adds to it.
-            check_classes(where, spec, self.table.histogram(job), status.done)
+            check_classes(where, spec, self.table.queries.histogram(job), status.done)
 
         return JobResults(
             self.storage,
             job,
             spec,
-            states=partial(self.table.control.states_at, job),
+            states=partial(self.table.queries.states_at, job),
             ended=ended,
             check=check,
-            since=self.table.since(job),
+            since=self.table.queries.since(job),
         )
 
     def list(
@@ -379,6 +379,6 @@ class Client(Submitting):
         def keep(status: JobStatus) -> bool:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
 
-        found = self.table.jobs(limit=limit, offset=offset, keep=keep)
+        found = self.table.queries.jobs(limit=limit, offset=offset, keep=keep)
         with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
             return list(pool.map(self._with_objects, found))

@@ -61,20 +61,20 @@ class Connected:
             )
 
     def _outline(self, job: str) -> Outline:
-        found = self.table.outline(job)
+        found = self.table.queries.outline(job)
         if found is None:
             raise UnknownJob(no_such(job))
         return found
 
     def _spec(self, job: str) -> JobSpec:
-        found = self.table.spec(job)
+        found = self.table.queries.spec(job)
         if found is None:
             raise UnknownJob(no_such(job))
         return found[0]
 
     def _send_missing(self, queue: str) -> None:
         """Send messages for chunks that wait without one now; what is on its way makes a few too many, harmlessly."""
-        while missing := self.table.missing_messages(queue, grace_s=0):
+        while missing := self.table.recovery.missing_messages(queue, grace_s=0):
             for job, chunk in missing:
                 if not self._send_message(queue, job, chunk, self.table.registry.now()):
                     return
@@ -101,7 +101,7 @@ class Connected:
 
     def _finalize(self, job: str) -> None:
         """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later."""
-        found = self.table.outline(job)
+        found = self.table.queries.outline(job)
         if found is None or found.state != JobState.FINALIZING:
             return  # most verbs need no store
         with suppress(WorkerError):

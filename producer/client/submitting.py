@@ -16,7 +16,7 @@ from producer.jobs.model.network_names import check_network
 from producer.jobs.model.spec import OUTPUTS, JobSpec, checked_name, new_job_id
 from producer.jobs.model.states import Ingest, JobState
 from producer.jobs.store.finalize import begin, recorded_spec
-from producer.jobs.table.table import Created
+from producer.jobs.table.claims import CreatedJob
 from producer.jobs.table.user_actions import BROKEN_OFF, refusal
 from producer.submission.plan import Plan, plan
 from producer.submission.submit import (
@@ -175,13 +175,13 @@ class Submitting(Connected):
     def _go_on(self, job: str, queue: str) -> None:
         """Go on with a job that is there: also with one that failed while it was being sent."""
         self._finalize(job)
-        status = self.table.status(job)
+        status = self.table.queries.status(job)
         if status.state is JobState.CANCELLED:
             raise UsageError(refusal(job, status.state))
         if status.state is not JobState.FAILED:
             return
         if status.ingest is Ingest.OPEN:
-            self.table.control.retry(job, queue, retry_id=uuid.uuid4().hex, mode="submit")
+            self.table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, mode="submit")
             return
         raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
 
@@ -204,7 +204,7 @@ class Submitting(Connected):
 
     def _spec_before(self, name: str) -> JobSpec | None:
         """What a job of that name computes, if there is or was one."""
-        found = self.table.spec(name)
+        found = self.table.queries.spec(name)
         return found[0] if found else recorded_spec(self.storage, name)
 
     def _send(
@@ -253,7 +253,7 @@ class Submitting(Connected):
             return
         raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
 
-    def _begin(self, job: str, spec: JobSpec, created: Created) -> int:
+    def _begin(self, job: str, spec: JobSpec, created: CreatedJob) -> int:
         """Write down what the job computes, or find what was written before Redis was wiped; nothing is sent yet."""
         try:
             since = begin(self.storage, job, spec, since=created.since)
@@ -267,7 +267,7 @@ class Submitting(Connected):
 
     def _why_ended(self, job: str, error: JobEnded) -> UsageError:
         self._finalize(job)
-        status = self.table.status(job)
+        status = self.table.queries.status(job)
         if status.error is None:
             return error
         return UsageError(

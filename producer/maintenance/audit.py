@@ -60,8 +60,8 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
         UnknownJob: There is no such job.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    status = table.status(job)
-    found = table.spec(job)
+    status = table.queries.status(job)
+    found = table.queries.spec(job)
     if found is None:
         raise UnknownJob(no_such(job))
     ended = status.ended or status.state is JobState.REPAIRING
@@ -87,7 +87,7 @@ class _Audit:
     def __init__(self, table: JobTable, storage: Storage, job: str, spec: JobSpec, *, ended: bool) -> None:
         self._table, self._storage, self._job, self._spec, self._ended = table, storage, job, spec, ended
         # First, a byte an image: whatever is called done by now has been written before.
-        self._states = b"".join(piece for _, piece in table.control.states(job))
+        self._states = b"".join(piece for _, piece in table.queries.states(job))
         self._chunks = _Sorted(
             (chunk.number, chunk)
             for chunk in read_chunks(
@@ -95,7 +95,7 @@ class _Audit:
                 job,
                 spec.chunk_size,
                 states=lambda first, count: self._states[first : first + count],
-                since=table.since(job),
+                since=table.queries.since(job),
             )
         )
         prefix = keys.images_prefix(storage.prefix, job)
@@ -154,7 +154,7 @@ class _Audit:
     def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> Again | None:
         """What is to be explained again of an image whose record is gone, from wherever its address still stands."""
         if state is ItemState.FAILED:
-            return next((Again(index, one.item) for one in self._table.control.failures_at(self._job, [index])), None)
+            return next((Again(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None)
         described = keys.member(index, "json")
         result = next((record.result for record in reversed(chunk.records.get(index, []))), None)
         for shard in (shard for shard in sorted(self._shards) if keys.chunk_of(shard) == chunk.number):
@@ -174,7 +174,7 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         UsageError: The job has not ended, was cancelled, or misses what only its source knows.
         UnknownJob, StoreError, JobError, WorkerError: As `audit`.
     """
-    status, found = table.status(job), table.spec(job)
+    status, found = table.queries.status(job), table.queries.spec(job)
     if found is None:
         raise UnknownJob(no_such(job))
     with Maintenance(table, job, JobState.REPAIRING) as held:
@@ -243,7 +243,7 @@ class _Repair:
         if self._again:
             queue, images = self._spec.queue, (self._again[index] for index in sorted(self._again))
             # In one step from `repairing` to `running`: nobody can come in between.
-            generation = self._table.control.retry(self._job, queue, retry_id=self._held.who, mode="repair")
+            generation = self._table.actions.retry(self._job, queue, retry_id=self._held.who, mode="repair")
             reopen(self._table, self._publish, self._job, generation, images)
         said = []
         if self._newer:

@@ -47,7 +47,7 @@ class Maintenance:
         self._over.set()
         self._keeper.join()
         with suppress(ServiceError):  # the reconciler finds a client that has gone
-            self._table.control.maintained(self._job, self.who, incomplete=self.incomplete)
+            self._table.actions.maintained(self._job, self.who, incomplete=self.incomplete)
 
     def check(self) -> None:
         """Make sure that the job is still ours; to be called before each step that cannot be taken back.
@@ -59,11 +59,11 @@ class Maintenance:
         self._renew()
 
     def _renew(self) -> None:
-        life = self._table.control.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
+        life = self._table.actions.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
         if self._life is None:
             self._life = life
         elif life != self._life:
-            self._table.control.maintained(self._job, self.who)
+            self._table.actions.maintained(self._job, self.who)
             raise UsageError(f"job {self._job} was deleted and submitted again meanwhile: do it again")
 
     def _keep(self) -> None:

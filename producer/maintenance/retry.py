@@ -36,8 +36,8 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
         UnknownJob: There is no such job, or its lifetime is over.
         UsageError: It has not ended, was cancelled, or has no such failures.
     """
-    generation = table.control.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
-    failures = table.control.failures(job)
+    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
+    failures = table.queries.failures(job)
     wanted = (Again(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
     return reopen(table, publish, job, generation, wanted)
 
@@ -58,18 +58,18 @@ def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, 
     Returns:
         How many.
     """
-    found = table.outline(job)
+    found = table.queries.outline(job)
     if found is None:
         raise UnknownJob(f"job {job} is gone")
     count, size = 0, found.chunk_size
     for chunk, group in groupby(images, lambda image: image.index // size):
         again = {image.index % size: image for image in group}
         # With what the chunk still holds: the job may have failed as a whole before that had its turn.
-        items = table.control.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
+        items = table.queries.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
         classes = {offset: image.class_key for offset, image in again.items()}
-        published_at = table.control.reopen(job, generation, chunk, items, classes)
+        published_at = table.actions.reopen(job, generation, chunk, items, classes)
         if published_at is not None:
             publish(chunk, published_at)
             count += len(again)
-    table.control.reopened(job, generation)
+    table.actions.reopened(job, generation)
     return count

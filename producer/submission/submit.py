@@ -36,7 +36,7 @@ from producer.jobs.model.spec import (
     uri_line,
 )
 from producer.jobs.store.bucket import Storage, sha256_of
-from producer.jobs.table.table import FULL_SHARE
+from producer.jobs.table.redis_server import FULL_SHARE
 from producer.output.manifest import ChunkRecords
 from producer.output.results import manifest_parts, read_parts
 from producer.submission.differences import difference, why_differs
@@ -259,9 +259,9 @@ def send(
     for _ in range(_PASSES):
         chunks, images = sending.all(sources, count, progress)
         sending.refuse_if_shorter(chunks, images)
-        table.to_disk()
+        table.server.wait_until_on_disk()
         if table.close(job, chunks=chunks, items=images, life=life) == images:
-            table.to_disk()
+            table.server.wait_until_on_disk()
             return
     raise ServiceError(f"Redis does not keep the images of job {job}: check its persistence (appendonly yes)")
 
@@ -288,7 +288,7 @@ class _Sending:
     def all(self, sources: Iterable[Source], count: int | None, progress: Progress | None) -> tuple[int, int]:
         """Send every chunk that is not there; how many chunks and images there are."""
         self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
-        known = self.table.chunks(self.job)
+        known = self.table.queries.chunks(self.job)
         sent = chunks = 0
         with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
             try:
@@ -315,7 +315,7 @@ class _Sending:
         Raises:
             SourceChanged: It is so.
         """
-        known = self.table.chunks(self.job)
+        known = self.table.queries.chunks(self.job)
         if not known or max(known) < chunks:
             return
         before = sum(int(entry.rpartition(":")[2]) for entry in known.values())
@@ -353,7 +353,7 @@ class _Sending:
         records = ChunkRecords(chunk.number, first)
         read_parts(self.storage, records, self.recorded.get(chunk.number, []), size)
         before: dict[int, Item | Result] = {result.index - first: result for result in records.results()}
-        before |= self.table.control.items_of(self.job, chunk.number)  # these say more, while they are there
+        before |= self.table.queries.items_of(self.job, chunk.number)  # these say more, while they are there
         return why_differs(self.job, first, before, decompress_items(chunk.payload))
 
     def _upload(self, index: int, path: Path) -> None:

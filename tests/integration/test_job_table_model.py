@@ -30,11 +30,12 @@ from producer.jobs.model.errors import UnknownJob, UsageError
 from producer.jobs.model.keys import QUEUE_PREFIX
 from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec
 from producer.jobs.model.states import TERMINAL, JobState
-from producer.jobs.table.table import Claim, JobTable
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.table import JobTable
 from producer.jobs.table.user_actions import Generation
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Finalizing
+    from producer.jobs.table.claims import Finalizing
 
 SIZE, CHUNKS, LIVE_S, DEAD_S, LIFETIME_S = 3, 3, 60.0, 0.0005, 3600.0
 REASONS = ("fetch", "image")
@@ -290,7 +291,7 @@ class Table(RuleBasedStateMachine):
             model.waiting.discard(claim.chunk)
             model.leases.pop(claim.chunk, None)
             model.suspects.pop(claim.chunk, None)
-            model.buried.pop(claim.chunk, None)
+            model.reclaimed.pop(claim.chunk, None)
         elif mine:
             model.leases[claim.chunk].dead = False
         model.finish_if_complete()
@@ -329,18 +330,18 @@ class Table(RuleBasedStateMachine):
         late = model.open and weight > 1 and claim.chunk in model.payload and claim.life == model.life
         if right:
             model.reclaim_from_dead(claim.chunk, weight)
-            model.buried[claim.chunk] = claim_id
+            model.reclaimed[claim.chunk] = claim_id
         # What a parent saw counts also when the lease is another's by now; said twice, it counts once.
-        elif late and model.buried.get(claim.chunk) != claim_id:
+        elif late and model.reclaimed.get(claim.chunk) != claim_id:
             model.suspect(claim.chunk, set(marks), weight)
-            model.buried[claim.chunk] = claim_id
+            model.reclaimed[claim.chunk] = claim_id
 
     # -- repair and control ---------------------------------------------------------------------------------------
 
     @rule()
     def reconcile(self) -> None:
         model = self.model
-        found = self.table.reconcile("job")
+        found = self.table.recovery.reconcile("job")
         model.settle()
         dead = {chunk for chunk, held in model.leases.items() if held.dead}
         assert set(found.expired) == (dead if model.state == "running" else set())
@@ -353,7 +354,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         self.client.rpush(QUEUE_PREFIX + "default", *["m"] * (messages + 1))
         self.client.rpop(QUEUE_PREFIX + "default")
-        missing = self.table.missing_messages("default", grace_s=0)
+        missing = self.table.recovery.missing_messages("default", grace_s=0)
         self.client.delete(QUEUE_PREFIX + "default")
         waiting = model.waiting if model.state == "running" else set()
         assert len(missing) == max(0, len(waiting) - messages)
@@ -392,9 +393,9 @@ class Table(RuleBasedStateMachine):
                 self.table.fail("job", "no weights")
             elif model.state in MAINTAINED:
                 with pytest.raises(UsageError):
-                    getattr(self.table.control, verb)("job")
+                    getattr(self.table.actions, verb)("job")
             else:
-                getattr(self.table.control, verb)("job")
+                getattr(self.table.actions, verb)("job")
         match verb, model.state:
             case ("cancel" | "fail", "running" | "paused"):
                 model.state, model.reopening = "finalizing", None
@@ -525,7 +526,7 @@ class Table(RuleBasedStateMachine):
         if expected == "failed":
             model.waiting |= set(model.leases)
         else:
-            model.waiting, model.payload, model.suspects, model.buried = set(), set(), {}, {}
+            model.waiting, model.payload, model.suspects, model.reclaimed = set(), set(), {}, {}
         model.leases = {}
 
     @precondition(lambda self: self.model.state in ENDS | MAINTAINED)
@@ -539,10 +540,10 @@ class Table(RuleBasedStateMachine):
         allowed = allowed and model.state not in MAINTAINED
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
+                self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
             return
         for _ in range(1 + twice):
-            generation = self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
+            generation = self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
             assert generation == Generation(model.generation + 1, model.life)
         model.state, model.outcome, model.reopening = "running", None, 0
         self._see_generation(model.generation + 1)
@@ -553,7 +554,7 @@ class Table(RuleBasedStateMachine):
         """A submission goes on with a job that failed while it was being sent."""
         model, retry_id = self.model, self.name("submit")
         for _ in range(1 + twice):
-            self.table.control.retry("job", "default", retry_id=retry_id, mode="submit")
+            self.table.actions.retry("job", "default", retry_id=retry_id, mode="submit")
         model.state, model.outcome = "running", None
         self._see_generation(model.generation + 1)
 
@@ -569,9 +570,9 @@ class Table(RuleBasedStateMachine):
         lease_s = DEAD_S if dies else LIVE_S
         if not taken:
             with pytest.raises(UsageError):
-                self.table.control.maintain("job", JobState(state), who, lease_s=lease_s)
+                self.table.actions.maintain("job", JobState(state), who, lease_s=lease_s)
             return
-        self.table.control.maintain("job", JobState(state), who, lease_s=lease_s)
+        self.table.actions.maintain("job", JobState(state), who, lease_s=lease_s)
         if dies:
             time.sleep(4 * DEAD_S)
         self._hold(who, state)
@@ -601,7 +602,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         state = model.state if model.state in MAINTAINED and model.held_by == who else "repairing"
         try:
-            self.table.control.maintain("job", JobState(state), who, lease_s=LIVE_S)
+            self.table.actions.maintain("job", JobState(state), who, lease_s=LIVE_S)
         except UsageError:
             self.listed.pop(who, None)
             return
@@ -625,7 +626,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         # A client says so when it has deleted anything; what one that died did, nobody knows.
         incomplete = model.state == "deleting" and (incomplete or model.deleted)
-        self.table.control.maintained("job", who, incomplete=incomplete)
+        self.table.actions.maintained("job", who, incomplete=incomplete)
         if model.state in MAINTAINED and model.held_by == who:
             if incomplete or model.taken_over:
                 model.silent = True
@@ -640,12 +641,12 @@ class Table(RuleBasedStateMachine):
         who = str(model.held_by)
         if model.before == "cancelled" or not model.closed:
             with pytest.raises(UsageError):
-                self.table.control.retry("job", "default", retry_id=who, mode="repair")
+                self.table.actions.retry("job", "default", retry_id=who, mode="repair")
             return
         # A client's id is used once; here it is one of two.
         self.client.hdel("gradcam:job:job", "retry")
         for _ in range(1 + twice):
-            self.table.control.retry("job", "default", retry_id=who, mode="repair")
+            self.table.actions.retry("job", "default", retry_id=who, mode="repair")
         model.state, model.outcome, model.reopening, model.held_by = "running", None, 0, None
         self._see_generation(model.generation + 1)
 
@@ -658,13 +659,13 @@ class Table(RuleBasedStateMachine):
         allowed = model.state in ENDS or (model.state == "deleting" and (model.held_by == who or not model.held))
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.control.delete("job", who=who)
+                self.table.actions.delete("job", who=who)
             return
-        self.table.control.delete("job", who=who)
+        self.table.actions.delete("job", who=who)
         assert not self.client.keys("gradcam:job:job*")
-        assert self.table.active() == []
+        assert self.table.recovery.active() == []
         with pytest.raises(UnknownJob):
-            self.table.control.cancel("job")
+            self.table.actions.cancel("job")
         self.create()
 
     @precondition(lambda self: self.model.generation > 1 and self.model.added)
@@ -684,9 +685,9 @@ class Table(RuleBasedStateMachine):
         model = self.model
         stale = generation != Generation(model.generation, model.life)
         classes = {n: class_of(chunk * SIZE + n) if words == ("done",) else "" for n in again}
-        items = self.table.control.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
+        items = self.table.queries.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
         right = model.open and not stale and model.reopening is not None and chunk >= model.reopening
-        answers = [self.table.control.reopen("job", generation, chunk, items, classes) for _ in range(1 + twice)]
+        answers = [self.table.actions.reopen("job", generation, chunk, items, classes) for _ in range(1 + twice)]
         assert (answers[0] is not None) == right
         assert answers[1:] in ([], [None])
         if not right:
@@ -695,7 +696,7 @@ class Table(RuleBasedStateMachine):
         model.items.update({chunk * SIZE + n: "pending" for n in again})
         model.payload.add(chunk)
         model.suspects.pop(chunk, None)
-        model.buried.pop(chunk, None)
+        model.reclaimed.pop(chunk, None)
         if chunk not in model.leases:
             model.waiting.add(chunk)
 
@@ -704,7 +705,7 @@ class Table(RuleBasedStateMachine):
     def reopened(self, twice: bool) -> None:
         model = self.model
         for _ in range(1 + twice):
-            self.table.control.reopened("job", Generation(model.generation, model.life))
+            self.table.actions.reopened("job", Generation(model.generation, model.life))
         if model.reopening is not None:
             model.reopening = None
             model.finish_if_complete()
@@ -716,25 +717,25 @@ class Table(RuleBasedStateMachine):
         model, client = self.model, self.client
         if not client.exists("gradcam:job:job"):
             return  # before `create`
-        status = self.table.status("job")
+        status = self.table.queries.status("job")
         counts = (model.count("done"), model.count(*REASONS), len(model.items))
         assert (status.done, status.failed, status.total) == counts
         assert (status.state, status.generation) == (model.state, model.generation)
         words = {0: "pending", 1: "done", 2: "failed"}
-        states = b"".join(piece for _, piece in self.table.control.states("job")).ljust(CHUNKS * SIZE, b"\0")
+        states = b"".join(piece for _, piece in self.table.queries.states("job")).ljust(CHUNKS * SIZE, b"\0")
         bits = [words[state] for state in states]
         shown = [model.items.get(n, "pending") for n in range(len(states))]
         assert bits == ["failed" if word in REASONS else word for word in shown]
         failed = {n: word for n, word in model.items.items() if word in REASONS}
-        assert {failure.index: failure.reason for failure in self.table.failures("job")} == failed
+        assert {failure.index: failure.reason for failure in self.table.queries.failures("job")} == failed
         assert status.failures == {word: model.count(word) for word in REASONS if model.count(word)}
         names = {word: self._members(word) for word in ("waiting", "leases", "items")}
         assert names == {"waiting": model.waiting, "leases": set(model.leases), "items": model.payload}
         done = Counter(class_of(n) for n, word in model.items.items() if word == "done")
-        assert self.table.histogram("job") == dict(done)
+        assert self.table.queries.histogram("job") == dict(done)
         assert client.hget("gradcam:job:job", "ends") == str(model.ends).encode()
         if model.state not in MAINTAINED:
-            assert (self.table.active() == []) == (model.state in ENDS)
+            assert (self.table.recovery.active() == []) == (model.state in ENDS)
         fields = client.hmget("gradcam:job:job", "n_chunks", "n_open")
         assert [int(number or 0) for number in fields] == [len(model.added), len(model.payload)]  # type: ignore[union-attr]
         assert client.hget("gradcam:job:job", "damaged") is None

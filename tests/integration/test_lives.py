@@ -35,7 +35,7 @@ def submit(client: Client, name: str, images: list[str] = IMAGES, **parameters: 
 
 
 def done(client: Client, job: str) -> set[int]:
-    states = b"".join(piece for _, piece in client.table.control.states(job))
+    states = b"".join(piece for _, piece in client.table.queries.states(job))
     return {index for index, state in enumerate(states) if state == 1}
 
 
@@ -174,9 +174,9 @@ def test_a_job_whose_objects_are_being_deleted_is_refused_to_retry_and_submit(ow
 def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "half-deleted")
     hands.explain_all(job)
-    own.table.control.maintain(job, JobState.DELETING, "a client that dies", lease_s=0.001)
+    own.table.actions.maintain(job, JobState.DELETING, "a client that dies", lease_s=0.001)
     own.storage.delete(pictures(own, job)[:3])
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     status = own.status(job)
     assert status.state is JobState.DELETING
     assert "its deletion was broken off" in str(status.problem)
@@ -190,12 +190,12 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
 def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "half-repaired")
     hands.explain_all(job)
-    own.table.control.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
+    own.table.actions.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
     assert own.status(job).state is JobState.REPAIRING
     time.sleep(0.01)
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     assert own.status(job).state is JobState.SUCCEEDED
-    assert own.table.active() == []
+    assert own.table.recovery.active() == []
 
 
 def test_maintenance_is_held_for_as_long_as_it_takes_and_tells_when_it_was_lost(own: Client) -> None:
@@ -247,7 +247,7 @@ def test_a_worker_that_lost_its_lease_writes_no_shard_and_no_picture(own: Client
     for offset in range(6):
         slow.write(chunk, offset)
     time.sleep(0.4)
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     quick.explain_all(job)
     before = {key: own.storage.get(key) for key in pictures(own, job)}
     with pytest.raises(LeaseLost):
@@ -325,7 +325,7 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
     chunk = hands.claim(job, 1)
     assert chunk is not None
     own.table.redis.delete(f"gradcam:job:{job}:{part}")
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     chunk.open.close()
     own._finalize(job)
     status = own.status(job)
@@ -346,18 +346,18 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
 def test_a_job_whose_hash_redis_has_evicted_leaves_nothing_behind(own: Client) -> None:
     job = submit(own, "evicted")
     own.table.redis.delete(f"gradcam:job:{job}")
-    assert own.table.reconcile(job).expired == []
-    own.table.forget_active(job)
+    assert own.table.recovery.reconcile(job).expired == []
+    own.table.recovery.forget_active(job)
     assert not own.table.redis.keys(f"gradcam:job:{job}*")
-    assert own.table.active() == []
+    assert own.table.recovery.active() == []
 
 
 def test_jobs_that_redis_forgot_to_be_active_are_looked_after_again(own: Client) -> None:
     job = submit(own, "forgotten")
     own.table.redis.delete("gradcam:active", "gradcam:round-robin:default")
-    own.table.look_after()
-    assert own.table.active() == [job]
-    own.table.reconcile(job)
+    own.table.recovery.restore_active()
+    assert own.table.recovery.active() == [job]
+    own.table.recovery.reconcile(job)
     assert own.table.next_chunk("default", job, 0, exact=False) == (job, 0)
 
 
@@ -384,15 +384,15 @@ def test_a_client_of_an_earlier_life_reopens_nothing_of_the_next_one(own: Client
     hands, job = InProcessWorker(own), submit(own, "reopened")
     hands.gone = set(IMAGES)
     hands.explain_all(job)
-    stale = own.table.control.retry(job, "default", retry_id="a client that stands still")
+    stale = own.table.actions.retry(job, "default", retry_id="a client that stands still")
     own.cancel(job)
     own.delete(job, objects=True)
     submit(own, job)
     hands.explain_all(job)
-    own.table.control.retry(job, "default", retry_id="another client")
+    own.table.actions.retry(job, "default", retry_id="another client")
     items = {0: Item(uri=IMAGES[0])}
-    assert own.table.control.reopen(job, stale, 0, items, {0: ""}) is None
-    own.table.control.reopened(job, stale)
+    assert own.table.actions.reopen(job, stale, 0, items, {0: ""}) is None
+    own.table.actions.reopened(job, stale)
     assert (own.status(job).failed, own.status(job).pending) == (6, 0)
 
 

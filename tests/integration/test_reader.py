@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from producer.jobs.model import keys
 from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, Result
 from producer.jobs.model.states import ItemState, JobState
-from producer.jobs.table.table import Claim, JobTable
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.table import JobTable
 from producer.maintenance.retry import Again, reopen, retry_failed
 from producer.output.manifest import ChunkRecords
 
@@ -92,14 +93,14 @@ class Job:
             self.table.finish(JOB, "me", mine)
 
     def retry(self) -> None:
-        status = self.table.status(JOB)
+        status = self.table.queries.status(JOB)
         if status.ended and status.failed:
             retry_failed(self.table, lambda chunk, at: None, JOB, "default")
 
     def repair(self, indices: set[int]) -> None:
-        if self.table.status(JOB).ended and indices:
-            self.table.control.maintain(JOB, JobState.REPAIRING, me := uuid.uuid4().hex)
-            generation = self.table.control.retry(JOB, "default", retry_id=me, mode="repair")
+        if self.table.queries.status(JOB).ended and indices:
+            self.table.actions.maintain(JOB, JobState.REPAIRING, me := uuid.uuid4().hex)
+            generation = self.table.actions.retry(JOB, "default", retry_id=me, mode="repair")
             reopen(self.table, lambda chunk, at: None, JOB, generation, [Again(n, ITEMS[n]) for n in sorted(indices)])
 
     def read(self, states: bytes | None) -> ChunkRecords:
@@ -109,8 +110,8 @@ class Job:
         return chunk
 
     def check(self) -> None:
-        states = self.table.control.states_at(JOB, 0, SIZE).ljust(SIZE, b"\0")
-        status = self.table.status(JOB)
+        states = self.table.queries.states_at(JOB, 0, SIZE).ljust(SIZE, b"\0")
+        status = self.table.queries.status(JOB)
         known, alone = self.read(states), self.read(None)
         assert known.unknown() == 0  # what the bits call ended has been written before
         counts = [sum(result.state == word for result in known.results()) for word in ("done", "failed")]

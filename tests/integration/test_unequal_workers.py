@@ -124,7 +124,7 @@ def test_a_user_ends_a_job_whose_worker_cannot_write_its_summary(own: Stack, mon
     with pytest.raises(WorkerError):
         finalize(client.table, bad, "held", "bad")
     client.delete("held")
-    assert client.table.outline("held") is None
+    assert client.table.queries.outline("held") is None
 
 
 def reconciler(client: Client, storage: Storage, who: str) -> Reconciler:

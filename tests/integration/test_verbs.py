@@ -32,7 +32,7 @@ def submit(client: Client, job: str) -> None:
 def bring(client: Client, job: str, state: JobState) -> None:
     """A job in that state, one of whose images has failed where it has ended."""
     submit(client, job)
-    hands, control = InProcessWorker(client), client.table.control
+    hands, control = InProcessWorker(client), client.table.actions
     if state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING, JobState.CANCELLED, JobState.FAILED}:
         match state:
             case JobState.PAUSED:
@@ -50,7 +50,7 @@ def bring(client: Client, job: str, state: JobState) -> None:
         hands.explain_all(job)
         if state in {JobState.REPAIRING, JobState.DELETING}:
             control.maintain(job, state, "another client")
-    assert client.table.status(job).state is state
+    assert client.table.queries.status(job).state is state
 
 
 VERBS: dict[str, Callable[[Client, str], object]] = {
@@ -70,7 +70,7 @@ FLAGS = ("`cancel`", "`pause`", "`resume`")
 
 
 def state_of(client: Client, job: str) -> JobState:
-    return client.table.status(job).state
+    return client.table.queries.status(job).state
 
 
 def written() -> dict[tuple[str, str], str]:

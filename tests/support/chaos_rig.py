@@ -238,11 +238,11 @@ class Rig:
         try:
             status = self.fast_path.wait(job, timeout_s=_END_WITHIN_S)
         except TimeoutError:
-            row.problems.append(f"{job} does not end: {self.direct.status(job)}")
+            row.problems.append(f"{job} does not end: {self.fast_path.status(job)}")
             return
         row.images += status.total
         row.republished += status.republished
-        states = b"".join(piece for _, piece in self.fast_path.table.control.states(job)).ljust(status.total, b"\0")
+        states = b"".join(piece for _, piece in self.fast_path.table.queries.states(job)).ljust(status.total, b"\0")
         states = states[: status.total]
         bits = {state: states.count(state) for state in ItemState}
         if (bits[ItemState.DONE], bits[ItemState.FAILED]) != (status.done, status.failed):

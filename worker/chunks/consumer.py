@@ -23,7 +23,7 @@ from producer.jobs.model.errors import JobError, NotHere, OtherVersion, ServiceE
 from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
-from producer.jobs.table.table import LeftAlone
+from producer.jobs.table.claims import OnlyRefusedJobs
 from worker.chunks.faults import FaultHandler
 from worker.chunks.lease import Lease, LeaseLost
 from worker.chunks.pipeline import Hand, Pipeline
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from producer.jobs.broker.celery_app import Pointer
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.models.networks import Network
     from worker.settings import WorkerSettings
     from worker.supervise.health import Health
@@ -215,7 +216,7 @@ class Work:
         """Which chunk a message is worth to us. One that only others can make use of is given back, for them."""
         name = self._settings.name
         turn = self._table.next_chunk(queue, job, chunk, exact=queue == "recovery", worker=name)
-        if not isinstance(turn, LeftAlone):
+        if not isinstance(turn, OnlyRefusedJobs):
             return turn
         self._give(turn.queue, job, chunk)
         # Another class may have something: else its messages would wait behind these for ever.
@@ -262,7 +263,7 @@ class Work:
         return worked
 
     def _work(self, taken: _Taken, job: str, chunk: int) -> bool:
-        found = self._table.spec(job)
+        found = self._table.queries.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return False
         spec = found[0]

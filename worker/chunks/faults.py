@@ -33,7 +33,8 @@ from producer.jobs.table.troubles import Kind
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.supervise.health import Health
 
 log = logging.getLogger(__name__)

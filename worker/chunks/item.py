@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from producer.jobs.table.table import Claim
+    from producer.jobs.table.claims import Claim
     from worker.device.batches import Explained
     from worker.models.networks import Network
     from worker.pictures.decode import Picture

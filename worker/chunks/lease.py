@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 from producer.jobs.model.errors import GradcamError, ServiceError, WorkerError
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ from worker.recover.watchdog import CONVICTING, HUNG
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.lease import Lease
     from worker.device.batch_size import BatchSizes
     from worker.models.networks import Network

@@ -21,7 +21,8 @@ from worker.chunks.lease import LeaseLost
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.item import Image
     from worker.chunks.lease import Lease
     from worker.chunks.shard import Shard

@@ -14,7 +14,8 @@ from producer.jobs.model import keys, release
 from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError
 from producer.jobs.model.spec import JobSpec, JobStatus, is_newer
 from producer.jobs.store.bucket import Storage
-from producer.jobs.table.table import Finalizing, JobTable
+from producer.jobs.table.claims import Finalizing
+from producer.jobs.table.table import JobTable
 
 
 class DamagedSummary(UsageError):
@@ -60,10 +61,10 @@ def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
 
 
 def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalizing) -> None:
-    found = table.outline(job)
+    found = table.queries.outline(job)
     if found is None:
         return  # it is gone, and cannot be finished
-    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
+    status = table.queries.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
     # As it was written: whichever version did, any can end it.
@@ -75,9 +76,9 @@ def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], statu
     summary = {
         "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
         "spec": spec,
-        "since": table.since(status.job),
-        "found": table.facts(status.job),
-        "classes": _classes(table.histogram(status.job)),
+        "since": table.queries.since(status.job),
+        "found": table.queries.facts(status.job),
+        "classes": _classes(table.queries.histogram(status.job)),
         "versions": versions("gradcam-queue"),
     }
     storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -34,6 +34,8 @@ DIRECT: Final = (
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
 #: How scripts get there; that they run shows it.
 SCRIPTING: Final = ("EVALSHA", "SCRIPT|LOAD")
+#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
+FULL_SHARE: Final = 0.8
 _LOOK_EVERY_S: Final = 30.0
 _CALLED: Final = re.compile(r"redis\.p?call\(\s*['\"]([A-Z]+)['\"]")
 
@@ -134,6 +136,15 @@ class Server:
             found = self.memory().problem
             self._problem = time.monotonic(), found
         return found
+
+    def wait_until_on_disk(self) -> None:
+        """Wait until what this process wrote last is on Redis' disk, where it has one and can tell (since 7.2)."""
+
+        def wait(client: redis.Redis) -> None:
+            with suppress(redis.exceptions.ResponseError):
+                client.waitaof(1, 0, 2000)
+
+        self._scripts.do(wait)
 
     def fullness(self) -> float:
         """The share of its `maxmemory` that Redis holds; 0 where it has no limit, or does not tell."""

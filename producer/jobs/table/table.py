@@ -6,128 +6,65 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 
 from __future__ import annotations
 
-import re
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import redis
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobEnded, OtherVersion, UnknownJob, UsageError, no_such
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, decompress_items
-from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.spec import Chunk, Failure, JobSpec, decompress_items
+from producer.jobs.model.states import JobState
 from producer.jobs.model.status import to_time
+from producer.jobs.table.claims import Claim, Committed, CreatedJob, Finalizing, OnlyRefusedJobs, read_claim
 from producer.jobs.table.queries import Queries
-from producer.jobs.table.redis_scripts import text
-from producer.jobs.table.user_actions import BROKEN_OFF, DAMAGED, refusal
+from producer.jobs.table.recovery import Recovery
+from producer.jobs.table.redis_scripts import PATIENCE_S, Scripts, text
+from producer.jobs.table.redis_server import Server
+from producer.jobs.table.troubles import Troubles
+from producer.jobs.table.user_actions import UserActions, refusal
+from producer.jobs.table.workers import WorkerRegistry
 
-#: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
-SILENT_INGEST_S = 3600
 #: How long the one who writes a job's summary may take before another may try.
 FINALIZER_LEASE_S = 30.0
 #: How long one who could not write it leaves it to others.
 FINALIZER_PAUSE_S = 10.0
-#: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
-SILENT_RETRY_S = 60.0
-#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
-FULL_SHARE = 0.8
-_SUSPECT = re.compile(r"(\d+)=(\d+)")
-_NOT_ENDED = frozenset({b"running", b"paused", b"finalizing"})
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A chunk in hand: what to do, and the token that proves whose it is."""
-
-    job: str
-    chunk: int
-    token: int
-    attempt: int
-    spec: JobSpec
-    #: offset → item, of all that still need work and perhaps of others.
-    items: dict[int, Item]
-    #: Which items still need work: their offsets in the chunk.
-    pending: list[int]
-    #: offset → weight of the deaths it was alone in, of items that a dead holder had marked.
-    suspects: dict[int, int] = field(default_factory=dict)
-    #: The job's: one more with each retry.
-    generation: int = 1
-    #: The job's, since its name was given: what is said of another life of that name does not count.
-    life: str = ""
-    #: Of this generation: a number that goes up with each, also when Redis was wiped in between.
-    epoch: int = 0
-    #: Whether a worker had trouble with the job.
-    troubled: bool = False
-    #: Whether a process died while it loaded the job's model, which nobody has loaded since.
-    load_suspect: bool = False
-
-    def index(self, offset: int) -> int:
-        """The index in the job of the item at that offset."""
-        return self.chunk * self.spec.chunk_size + offset
-
-
-@dataclass(frozen=True)
-class Created:
-    """A job that is there now."""
-
-    #: Whether it was not there before.
-    new: bool
-    life: str
-    #: The first token that records of it may have.
-    since: int
-
-
-@dataclass(frozen=True)
-class LeftAlone:
-    """Chunks wait in a priority, all of jobs that the worker leaves alone: the message is for others."""
-
-    queue: str
-
-
-@dataclass(frozen=True)
-class Committed:
-    """What a commit changed."""
-
-    done: int
-    failed: int
-    complete: bool
-    state: JobState
-
-
-@dataclass(frozen=True)
-class Reconciled:
-    """Chunks of one job whose lease ran out, and the time to publish their pointers with."""
-
-    published_at: float
-    expired: list[int]
-
-
-@dataclass(frozen=True)
-class Finalizing:
-    """The right to write a job's summary and to enter its end."""
-
-    end: JobState
-    at: datetime
-    generation: int
-    life: str
-
-
-class JobTable(Queries):
-    """Every read and every transition of jobs; safe to share between threads.
+class JobTable:
+    """The transitions that submissions and workers make, and the table's other parts; safe to share between threads.
 
     Every method waits for a Redis that is away, starting or full, up to `patience_s` seconds, and then raises
     ServiceError; whatever it sent may be sent again.
+
+    Args:
+        client: A connection.
+        patience_s: How long a Redis that is away, starting or full is waited for.
     """
+
+    def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
+        self.redis = client
+        self._scripts = Scripts(client, patience_s=patience_s)
+        #: What can be asked of Redis itself.
+        self.server = Server(self._scripts)
+        #: The workers.
+        self.registry = WorkerRegistry(self._scripts)
+        #: What workers report of jobs that they cannot do.
+        self.troubles = Troubles(self._scripts)
+        #: Every read of jobs.
+        self.queries = Queries(self._scripts, self.server, self.registry)
+        #: What a user does with a job.
+        self.actions = UserActions(self._scripts)
+        #: What brings lost work back.
+        self.recovery = Recovery(self._scripts)
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> Created:
+    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> CreatedJob:
         """Make a job; making the same one again is allowed.
 
         Raises:
@@ -142,7 +79,7 @@ class JobTable(Queries):
             ],
         )
         if answer[0] == b"differs":
-            found = self.spec(job)
+            found = self.queries.spec(job)
             differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
                 f"a job named {job} exists with other parameters ({differing}): choose another --name, or give the "
@@ -150,7 +87,7 @@ class JobTable(Queries):
             )
         if answer[0] not in {b"created", b"same"}:
             raise UsageError(refusal(job, text(answer[0])))
-        return Created(answer[0] == b"created", text(answer[1]), int(answer[2]))
+        return CreatedJob(answer[0] == b"created", text(answer[1]), int(answer[2]))
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:
         """Take back a job that was just made, of which nothing was sent."""
@@ -203,20 +140,6 @@ class JobTable(Queries):
             raise UnknownJob(no_such(job))
         return int(answer[2]) if answer[0] == b"missing" else items
 
-    def to_disk(self) -> None:
-        """Wait until what this process wrote last is on Redis' disk, where it has one and can tell (since 7.2)."""
-
-        def wait(client: redis.Redis) -> None:
-            with suppress(redis.exceptions.ResponseError):
-                client.waitaof(1, 0, 2000)
-
-        self._scripts.do(wait)
-
-    def chunks(self, job: str) -> dict[int, str]:
-        """The chunks of a job that are there: number → digest:count."""
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
-        return {int(number): text(value) for number, value in found.items()}
-
     def fail(self, job: str, sentence: str, *, claim: Claim | None = None, life: str | None = None) -> None:
         """Bring a job to its end because of something that all its images share.
 
@@ -244,7 +167,7 @@ class JobTable(Queries):
 
     def next_chunk(
         self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
-    ) -> tuple[str, int] | LeftAlone | None:
+    ) -> tuple[str, int] | OnlyRefusedJobs | None:
         """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
 
         Args:
@@ -255,11 +178,11 @@ class JobTable(Queries):
             worker: Who asks; jobs that it leaves alone (`troubles`) are not its.
 
         Returns:
-            Job and chunk; LeftAlone when only jobs wait that the worker leaves alone; None when nothing waits.
+            Job and chunk; OnlyRefusedJobs when only jobs wait that the worker leaves alone; None when nothing waits.
         """
         answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], [job, chunk, int(exact), worker])
         if len(answer) == 1:
-            return LeftAlone(text(answer[0]))
+            return OnlyRefusedJobs(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
@@ -276,24 +199,7 @@ class JobTable(Queries):
         )
         if answer[0] != b"claimed":
             return None
-        _, token, attempt, payload, states, suspects, generation, life, epoch = answer
-        pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
-        weighed, troubled, loads = text(suspects).partition(";")
-        claim = Claim(
-            job,
-            chunk,
-            token,
-            attempt,
-            spec,
-            items={},
-            pending=pending,
-            suspects={int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed)},
-            generation=generation,
-            life=text(life),
-            epoch=int(epoch),
-            troubled=bool(troubled),
-            load_suspect=bool(loads),
-        )
+        claim, payload = read_claim(job, chunk, spec, answer), answer[3]
         try:
             return replace(claim, items=decompress_items(payload))
         except (zlib.error, ValueError):  # pydantic's among them
@@ -429,81 +335,6 @@ class JobTable(Queries):
             [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation, mine.life, int(summary)],
         )
         return bool(answer == b"ended")
-
-    # -- repair --------------------------------------------------------------------------------------------------
-
-    def active(self) -> list[str]:
-        """Jobs that have not ended."""
-        members = self._scripts.do(lambda client: cast("set[bytes]", client.smembers(keys.ACTIVE)))
-        return sorted(text(member) for member in members)
-
-    def forget_active(self, job: str) -> None:
-        """Drop a job that is not there from the set of active ones, and what is left beside it."""
-        names = JobKeys(job)
-        self._scripts.run("forget", [names.hash, keys.ACTIVE, *map(names.part, keys.JOB_PARTS)], [job])
-
-    def forget_expired(self, at_most: int = 100) -> None:
-        """Drop the oldest jobs whose lifetime is over from the list of jobs."""
-
-        def forget(client: redis.Redis) -> None:
-            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, at_most - 1)):
-                if not client.exists(JobKeys(text(name)).hash):
-                    client.zrem(keys.JOBS, name)
-
-        self._scripts.do(forget)
-
-    def look_after(self, at_most: int = 100) -> None:
-        """Put the newest jobs that have not ended among the active ones; Redis may have lost that they are."""
-
-        def look(client: redis.Redis) -> None:
-            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, at_most - 1))]
-            if not names:
-                return
-            with client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hget(JobKeys(name).hash, "state")
-                states = cast("list[bytes | None]", pipe.execute())
-            open_ones = [name for name, state in zip(names, states, strict=True) if state in _NOT_ENDED]
-            if open_ones:
-                client.sadd(keys.ACTIVE, *open_ones)
-
-        self._scripts.do(look)
-
-    def reconcile(self, job: str, *, at_most: int = 100) -> Reconciled:
-        """Find chunks whose lease ran out; they wait again, and need a message each."""
-        answer = self._scripts.run(
-            "reconcile",
-            [
-                *JobKeys(job).parts(
-                    *("waiting", "leases", "holders", "marks", "suspects", "chunks", "items", "bits", "failures")
-                ),
-                keys.ACTIVE,
-            ],
-            [at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S, job, DAMAGED.format(job=job)],
-        )
-        if answer[0] == b"gone":
-            return Reconciled(0, [])
-        return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
-
-    def missing_messages(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
-        """Find out whether a priority has fewer messages left than chunks that wait.
-
-        Args:
-            queue: `high`, `default` or `low`.
-            grace_s: How long messages have to be missing all along: until then they may be on their way.
-            at_most: How many are given.
-
-        Returns:
-            Job and chunk of messages to send.
-        """
-        names = [
-            keys.round_robin(queue),
-            keys.QUEUE_PREFIX + queue,
-            keys.QUEUE_PREFIX + "recovery",
-            keys.missing_messages(queue),
-        ]
-        answer = self._scripts.run("missing_messages", names, [grace_s, at_most])
-        return [(text(job), int(chunk)) for job, chunk in zip(answer[::2], answer[1::2], strict=True)]
 
 
 def _published_at(answer: list[bytes]) -> float | None:

@@ -11,8 +11,8 @@ from producer.jobs.model.keys import JobKeys
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
+    from producer.jobs.table.claims import Claim
     from producer.jobs.table.redis_scripts import Scripts
-    from producer.jobs.table.table import Claim
 
 _WORKER = "worker:"
 
