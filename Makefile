@@ -46,6 +46,10 @@ check: $(VENV)/test.stamp ## lint, formatting, types, and the direction of impor
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: docs
+docs: $(VENV)/test.stamp ## write docs/options.md anew, from the models that define the options
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+
 .PHONY: bench
 bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and how millions go in; needs a quiet machine
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from producer.jobs.model import release
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import JobState
+from producer.jobs.model.status import JobStatus
 
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 5.0

@@ -29,7 +29,7 @@ from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
     from producer.client.client import Client
-    from producer.jobs.model.spec import JobStatus
+    from producer.jobs.model.status import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
 _DIFFERENT = 1

@@ -7,13 +7,17 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.frozen import Frozen
+from producer.jobs.model.limits import MAX_COUNT
+from producer.jobs.model.options import Option
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRows
@@ -48,34 +52,45 @@ class Source(NamedTuple):
     label: str | None = None
 
 
-@dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Frozen):
     """How lists, folders and prefixes are read, and how much of them."""
 
-    #: The column that holds the address or the path; the usual names are tried when absent.
-    uri_column: str | None = None
-    #: The column that holds the class of the image: its number, or its name.
-    class_column: str | None = None
-    #: The column that holds what the user calls the image.
-    id_column: str | None = None
-    #: The column that says what the image shows: the number of a class, or its name.
-    label_column: str | None = None
-    #: `folder`: what the image shows is what the folder is called that it lies in.
-    label_from: str | None = None
-    #: Columns that are carried along as text.
-    keep_columns: tuple[str, ...] = ()
-    #: Patterns (`*.png`, `train/*`) of paths below a folder or prefix; without any, all images.
-    include: tuple[str, ...] = ()
-    #: Patterns of what is left out.
-    exclude: tuple[str, ...] = ()
-    #: Only the first so many, of all that is named together.
-    limit: int | None = None
-    #: Only so many, drawn at random from those, in their order.
-    sample: int | None = None
-    #: Another number draws others.
-    seed: int = 0
-    #: Whether rows of lists that cannot be used are left out instead of refusing the list.
-    skip_bad: bool = False
+    uri_column: Annotated[str | None, Option(absent="uri, url, image_url, image, path, file, …")] = Field(
+        None, description="Column of the address or path."
+    )
+    class_column: Annotated[str | None, Option()] = Field(
+        None, description="Column of each image's own class, by number or name."
+    )
+    id_column: Annotated[str | None, Option()] = Field(
+        None, description="Column of what you call an image; kept in results."
+    )
+    keep_columns: Annotated[tuple[str, ...], Option(by_commas=True)] = Field(
+        (), description="Further columns to carry along into the results, by commas."
+    )
+    label_column: Annotated[str | None, Option()] = Field(
+        None, description="Column of what each image shows, by number or name: results say what is correct."
+    )
+    label_from: Annotated[Literal["folder"] | None, Option()] = Field(
+        None, description="The same by the name of the folder that an image lies in."
+    )
+    include: Annotated[tuple[str, ...], Option(repeatable=True)] = Field(
+        (), description="Of a folder or prefix, only what matches, such as 'train/*.png'."
+    )
+    exclude: Annotated[tuple[str, ...], Option(repeatable=True)] = Field(
+        (), description="Of a folder or prefix, not what matches."
+    )
+    limit: Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | None, Option()] = Field(
+        None, description="Only the first so many images."
+    )
+    sample: Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | None, Option()] = Field(
+        None, description="Only so many images, drawn at random, in their order."
+    )
+    seed: Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT), Option()] = Field(
+        0, description="Another number draws other images."
+    )
+    skip_bad: Annotated[bool, Option()] = Field(
+        False, description="Leave out rows of lists that cannot be used, list them in a file."
+    )
 
     @property
     def columns(self) -> tuple[str, ...]:

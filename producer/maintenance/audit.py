@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from producer.jobs.model import keys
-from producer.jobs.model.errors import StoreError, UnknownJob, UsageError, no_such
-from producer.jobs.model.spec import Item, Result, class_key
+from producer.jobs.model.errors import StoreError, UsageError
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.store.bucket import DELETED_AT_ONCE
 from producer.jobs.store.finalize import DamagedSummary, recorded_spec, write_summary
-from producer.maintenance.maintenance_lease import Maintenance
-from producer.maintenance.retry import Again, reopen
+from producer.maintenance.maintenance_lease import MaintenanceLease
+from producer.maintenance.retry import RetryItem, reopen
 from producer.output.manifest import ChunkRecords
 from producer.output.results import read_chunks
 from producer.output.shards import Shards
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import JobSpec, JobStatus
+    from producer.jobs.broker.messages import Publish
+    from producer.jobs.model.spec import JobSpec
+    from producer.jobs.model.status import JobStatus
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import JobTable
-    from producer.submission.submit import Publish
 
 _T = TypeVar("_T")
 
@@ -48,7 +50,7 @@ class Finding(BaseModel):
     #: What the manifest says of the image.
     result: Result | None = None
     #: What a repair explains again; none where nobody knows the image's address any more. It may hold secrets.
-    again: Again | None = Field(default=None, exclude=True, repr=False)
+    again: RetryItem | None = Field(default=None, exclude=True, repr=False)
 
 
 def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
@@ -61,13 +63,11 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
         StoreError, JobError, WorkerError: The store cannot be used.
     """
     status = table.queries.status(job)
-    found = table.queries.spec(job)
-    if found is None:
-        raise UnknownJob(no_such(job))
+    spec = table.queries.existing_spec(job)
     ended = status.ended or status.state is JobState.REPAIRING
     if ended:
         yield from _of_summary(storage, job)
-    yield from _Audit(table, storage, job, found[0], ended=ended).findings()
+    yield from _Audit(table, storage, job, spec, ended=ended).findings()
 
 
 def _of_summary(storage: Storage, job: str) -> Iterator[Finding]:
@@ -141,7 +141,7 @@ class _Audit:
         if state is ItemState.DONE and result is not None:
             wanted = {address.partition("#")[0] for address in result.objects.values()}
             self._named |= wanted & self._shards.keys()
-            again = Again(index, _item(result, self._spec), class_key(result))
+            again = RetryItem(index, _item(result, self._spec), class_key(result))
             for key in sorted(wanted):
                 size_bytes = there.get(key, self._shards.get(key))
                 if not size_bytes:
@@ -151,17 +151,19 @@ class _Audit:
             for key in sorted(there.keys() - wanted):
                 yield Finding(kind="extra", index=index, key=key)
 
-    def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> Again | None:
+    def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> RetryItem | None:
         """What is to be explained again of an image whose record is gone, from wherever its address still stands."""
         if state is ItemState.FAILED:
-            return next((Again(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None)
+            return next(
+                (RetryItem(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None
+            )
         described = keys.member(index, "json")
         result = next((record.result for record in reversed(chunk.records.get(index, []))), None)
         for shard in (shard for shard in sorted(self._shards) if keys.chunk_of(shard) == chunk.number):
             if result is None:
                 with suppress(StoreError, ValidationError):
                     result = Result.model_validate_json(self._opened.get(keys.in_shard(shard, described)))
-        return None if result is None else Again(index, _item(result, self._spec), class_key(result))
+        return None if result is None else RetryItem(index, _item(result, self._spec), class_key(result))
 
 
 def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Iterator[Finding]:
@@ -174,11 +176,9 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         UsageError: The job has not ended, was cancelled, or misses what only its source knows.
         UnknownJob, StoreError, JobError, WorkerError: As `audit`.
     """
-    status, found = table.queries.status(job), table.queries.spec(job)
-    if found is None:
-        raise UnknownJob(no_such(job))
-    with Maintenance(table, job, JobState.REPAIRING) as held:
-        repair = _Repair(table, storage, publish, found[0], held, status)
+    status, spec = table.queries.status(job), table.queries.existing_spec(job)
+    with MaintenanceLease(table, job, JobState.REPAIRING) as held:
+        repair = _Repair(table, storage, publish, spec, held, status)
         for finding in audit(table, storage, job):
             repair.note(finding)
             yield finding
@@ -189,7 +189,13 @@ class _Repair:
     """What is set right of a job."""
 
     def __init__(
-        self, table: JobTable, storage: Storage, publish: Publish, spec: JobSpec, held: Maintenance, status: JobStatus
+        self,
+        table: JobTable,
+        storage: Storage,
+        publish: Publish,
+        spec: JobSpec,
+        held: MaintenanceLease,
+        status: JobStatus,
     ) -> None:
         self._table, self._storage, self._publish, self._spec = table, storage, publish, spec
         #: The client's hold on the job, and where that stood before.
@@ -200,7 +206,7 @@ class _Repair:
         #: Objects to delete, and parts of the manifest, or the summary, to write anew.
         self._extra: dict[str, None] = {}
         self._torn: dict[str, None] = {}
-        self._again: dict[int, Again] = {}
+        self._again: dict[int, RetryItem] = {}
         self._unknown = self._newer = 0
 
     def note(self, finding: Finding) -> None:

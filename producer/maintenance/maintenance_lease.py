@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from producer.jobs.table.table import JobTable
 
 
-class Maintenance:
+class MaintenanceLease:
     """Holds a job that has ended, for as long as the `with` lasts; a thread of its own renews the lease.
 
     Args:

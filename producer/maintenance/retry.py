@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from producer.jobs.model.errors import UnknownJob
-from producer.jobs.model.spec import Item
+from producer.jobs.model.items import Item
 
 if TYPE_CHECKING:
+    from producer.jobs.broker.messages import Publish
     from producer.jobs.table.table import JobTable
     from producer.jobs.table.user_actions import Generation
-    from producer.submission.submit import Publish
 
 
 def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
@@ -38,12 +37,12 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
     """
     generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
     failures = table.queries.failures(job)
-    wanted = (Again(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
+    wanted = (RetryItem(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
     return reopen(table, publish, job, generation, wanted)
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryItem:
     """An image that becomes pending again."""
 
     index: int
@@ -52,16 +51,13 @@ class Again:
     class_key: str = ""
 
 
-def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[Again]) -> int:
+def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[RetryItem]) -> int:
     """Make images pending again, given in ascending order of their index, and let the job end again.
 
     Returns:
         How many.
     """
-    found = table.queries.outline(job)
-    if found is None:
-        raise UnknownJob(f"job {job} is gone")
-    count, size = 0, found.chunk_size
+    count, size = 0, table.queries.existing_outline(job).chunk_size
     for chunk, group in groupby(images, lambda image: image.index // size):
         again = {image.index % size: image for image in group}
         # With what the chunk still holds: the job may have failed as a whole before that had its turn.

@@ -13,7 +13,8 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import JobSpec, Result
+    from producer.jobs.model.results import Result
+    from producer.jobs.model.spec import JobSpec
     from producer.output.filters import Test
     from producer.output.objects import Objects
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from producer.jobs.fetch import addresses
-from producer.jobs.model.spec import Item, Result
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Result
 
 ANOTHER = "choose another --name for this one"
 

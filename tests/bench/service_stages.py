@@ -58,15 +58,16 @@ def print_stages(rig: Rig, network: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict[str, dict[str, float]]:
+def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict[str, dict[str, float]]:  # noqa: PLR0915 - a stage a piece
     import numpy as np
 
     from producer.client.client import Client
     from producer.jobs.fetch.addresses import FetchPolicy
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.model import keys
+    from producer.jobs.model.items import Chunk, Item, uri_line
     from producer.jobs.model.settings import Connections, read
-    from producer.jobs.model.spec import Chunk, Item, JobSpec, uri_line
+    from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
     from worker.chunks.item import Image, done
     from worker.device import batches

@@ -14,8 +14,8 @@ from command import gradcam
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import JobState
+from producer.jobs.model.status import JobStatus
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(__import__("skimage").__file__).parent / "data"

@@ -16,7 +16,7 @@ from producer.input.sources import ReadOptions
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob
 from producer.jobs.model.states import JobState
-from producer.submission.submit import fitting_size
+from producer.submission.spec_builder import fitting_size
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -105,7 +105,7 @@ def test_chunks_become_as_large_as_ten_seconds_of_work_and_a_continued_job_keeps
     speed = client.table.registry.speed(NETWORK)
     assert speed is not None
     job = client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
-    assert client._spec(job).chunk_size == fitting_size(speed)
+    assert client.table.queries.existing_spec(job).chunk_size == fitting_size(speed)
     client.table.registry.note_speed(NETWORK, 2.0)
     client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
     client.wait("fitting", timeout_s=60)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, Item, uri_line
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.table.claims import Claim
 from producer.jobs.table.table import JobTable

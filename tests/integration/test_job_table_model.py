@@ -27,8 +27,10 @@ from hypothesis.stateful import (
 )
 
 from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.items import Chunk, Item
 from producer.jobs.model.keys import QUEUE_PREFIX
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import TERMINAL, JobState
 from producer.jobs.table.claims import Claim
 from producer.jobs.table.table import JobTable

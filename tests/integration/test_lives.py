@@ -11,9 +11,9 @@ from in_process_worker import InProcessWorker
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.model.spec import Item
+from producer.jobs.model.items import Item
 from producer.jobs.model.states import JobState
-from producer.maintenance.maintenance_lease import Maintenance
+from producer.maintenance.maintenance_lease import MaintenanceLease
 from producer.output.objects import Objects
 from worker.chunks.lease import LeaseLost
 
@@ -201,7 +201,7 @@ def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Clien
 def test_maintenance_is_held_for_as_long_as_it_takes_and_tells_when_it_was_lost(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "held")
     hands.explain_all(job)
-    with Maintenance(own.table, job, JobState.REPAIRING, lease_s=0.3) as held:
+    with MaintenanceLease(own.table, job, JobState.REPAIRING, lease_s=0.3) as held:
         time.sleep(0.6)  # twice the lease, kept by its thread
         held.check()
         with pytest.raises(UsageError, match="is being repaired"):
@@ -400,7 +400,7 @@ def test_a_repair_deletes_nothing_when_redis_was_wiped_and_the_job_submitted_aga
     hands, job = InProcessWorker(own), submit(own, "wiped-meanwhile")
     hands.gone = {IMAGES[0]}
     hands.explain_all(job)
-    with Maintenance(own.table, job, JobState.REPAIRING) as held:
+    with MaintenanceLease(own.table, job, JobState.REPAIRING) as held:
         own.table.redis.flushdb()
         submit(own, job)
         own._finalize(job)

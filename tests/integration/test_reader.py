@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from producer.jobs.model import keys
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, Result
+from producer.jobs.model.items import Chunk, Item
+from producer.jobs.model.results import Failure, Result
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.claims import Claim
 from producer.jobs.table.table import JobTable
-from producer.maintenance.retry import Again, reopen, retry_failed
+from producer.maintenance.retry import RetryItem, reopen, retry_failed
 from producer.output.manifest import ChunkRecords
 
 if TYPE_CHECKING:
@@ -101,7 +103,9 @@ class Job:
         if self.table.queries.status(JOB).ended and indices:
             self.table.actions.maintain(JOB, JobState.REPAIRING, me := uuid.uuid4().hex)
             generation = self.table.actions.retry(JOB, "default", retry_id=me, mode="repair")
-            reopen(self.table, lambda chunk, at: None, JOB, generation, [Again(n, ITEMS[n]) for n in sorted(indices)])
+            reopen(
+                self.table, lambda chunk, at: None, JOB, generation, [RetryItem(n, ITEMS[n]) for n in sorted(indices)]
+            )
 
     def read(self, states: bytes | None) -> ChunkRecords:
         chunk = ChunkRecords(0, 0, states)

@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from producer.jobs.broker import celery_app
+from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.keys import QUEUE_PREFIX
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.table import JobTable
 from worker.recover.reconciler import reconcile

@@ -7,7 +7,8 @@ import time
 import pytest
 import redis
 
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.table.claims import Claim, OnlyRefusedJobs
 from producer.jobs.table.table import JobTable

@@ -20,7 +20,7 @@ from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
-    from producer.jobs.model.spec import JobStatus
+    from producer.jobs.model.status import JobStatus
 
 NETWORK = "efficientnet_lite0"
 

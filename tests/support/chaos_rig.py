@@ -30,8 +30,8 @@ from deploy.stack import Stack, Worker
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.settings import Connections
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.status import JobStatus
 
 NETWORK, KINDS, CHUNK = "efficientnet_lite0", ("cam", "gb"), 8
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")

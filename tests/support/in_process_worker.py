@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from producer.jobs.broker import celery_app
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, JobError, StoreError, WorkerError
-from producer.jobs.model.spec import Failure, Item, Result
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
 from worker.chunks.lease import Lease, LeaseLost

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from producer.client import watch
-from producer.jobs.model.spec import ChunkCounts, JobStatus
 from producer.jobs.model.stage_times import device_busy, stage_times
 from producer.jobs.model.states import Ingest, JobState
-from producer.jobs.model.status import to_time
+from producer.jobs.model.status import ChunkCounts, JobStatus, to_time
 
 
 def status(**timings: float) -> JobStatus:

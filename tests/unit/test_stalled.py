@@ -11,8 +11,7 @@ import pytest
 
 from producer.client import watch
 from producer.jobs.model import waits
-from producer.jobs.model.spec import ChunkCounts, JobStatus, Wait
-from producer.jobs.model.status import make_status
+from producer.jobs.model.status import ChunkCounts, JobStatus, Wait, make_status
 from producer.jobs.model.waits import STORE, Waiting, waiting
 
 FIELDS = {

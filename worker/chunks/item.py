@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
-from producer.jobs.model.spec import ExplainedClass, Failure, Item, Result
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import ExplainedClass, Failure, Result
 from producer.jobs.model.waits import waiting
 from worker.chunks.recorder import Ended
 from worker.models.predictions import top_predictions

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, StoreError, WorkerError
-from producer.jobs.model.spec import Failure, Result, class_key
+from producer.jobs.model.results import Failure, Result, class_key
 from producer.jobs.model.stage_times import WAIT
 from worker import metrics
 from worker.chunks.lease import LeaseLost

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from producer.jobs.model.spec import Item, JobSpec
+from producer.jobs.model.items import Item
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 

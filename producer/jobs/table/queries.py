@@ -15,10 +15,12 @@ import redis
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import OtherVersion, UnknownJob, no_such
+from producer.jobs.model.items import Item, decompress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import ChunkCounts, Failure, Item, JobSpec, JobStatus, decompress_items
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
-from producer.jobs.model.status import FIELDS, make_status
+from producer.jobs.model.status import FIELDS, ChunkCounts, JobStatus, make_status
 from producer.jobs.table.redis_scripts import Scripts, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -106,6 +108,20 @@ class Queries:
             return None
         written, queue, size, state = (text(value) for value in found if value is not None)
         return Outline(json.loads(written), queue, int(size), state)
+
+    def existing_spec(self, job: str) -> JobSpec:
+        """What a job computes. Raises UnknownJob, and OtherVersion as `spec`."""
+        found = self.spec(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found[0]
+
+    def existing_outline(self, job: str) -> Outline:
+        """What can be told of a job whichever version wrote it. Raises UnknownJob."""
+        found = self.outline(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found
 
     def status(self, job: str) -> JobStatus:
         """Everything there is to know about a job now, at a cost that does not grow with it.

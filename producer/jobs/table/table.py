@@ -16,8 +16,10 @@ import redis
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobEnded, OtherVersion, UnknownJob, UsageError, no_such
+from producer.jobs.model.items import Chunk, decompress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Chunk, Failure, JobSpec, decompress_items
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import to_time
 from producer.jobs.table.claims import Claim, Committed, CreatedJob, Finalizing, OnlyRefusedJobs, read_claim

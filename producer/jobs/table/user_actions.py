@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError, no_such
+from producer.jobs.model.items import Item, compress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Item, compress_items
 from producer.jobs.model.states import MAINTENANCE, JobState
 from producer.jobs.table.redis_scripts import text
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import ServiceError
-from producer.jobs.model.spec import Wait
+from producer.jobs.model.status import Wait
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
