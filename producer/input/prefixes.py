@@ -13,20 +13,12 @@ from producer.input.rows import PLAIN, check_address
 from producer.input.stored import Spool, kept_on_disk
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError
+from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
     from producer.jobs.store.bucket import Storage
-
-#: Pages looked at before anything is sent: where there is but one, the number of images is known.
-_PAGES_CHECKED = 2
-#: What AWS gives at once; MinIO gives more where it is not said.
-_PAGE_KEYS = 1000
-_SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
-_CREDENTIALS = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
-)
 
 
 class Listing(SourceGroup):
@@ -147,18 +139,19 @@ class Listing(SourceGroup):
             ) from None
 
     def _said(self, error: ClientError) -> UsageError | ServiceError:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _CREDENTIALS:
-            return ServiceError(
-                f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY"
-            )
-        if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
-            return ServiceError(f"{self.name} cannot be listed: the object store answered {code}")
-        if code == "NoSuchBucket":
-            return UsageError(f"{self.name} cannot be listed: there is no bucket {self._bucket}")
-        return UsageError(f"{self.name} cannot be listed: the object store answered {code}")
+        code = code_of(error)
+        match fault_of(error):
+            case S3Fault.CREDENTIALS | S3Fault.SIGNATURE | S3Fault.NO_CREDENTIALS:
+                return ServiceError(
+                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
+            case S3Fault.AWAY:
+                return ServiceError(f"{self.name} cannot be listed: the object store answered {code}")
+            case S3Fault.NO_BUCKET:
+                return UsageError(f"{self.name} cannot be listed: there is no bucket {self._bucket}")
+            case _:
+                return UsageError(f"{self.name} cannot be listed: the object store answered {code}")
 
 
 def _kept(spool: Spool) -> Iterator[list[str]]:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import translate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.limits import MAX_COUNT
-from producer.jobs.model.options import Option
+from producer.jobs.model.options import Option, advice
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRows
@@ -53,7 +53,11 @@ class Source(NamedTuple):
 
 
 class ReadOptions(Frozen):
-    """How lists, folders and prefixes are read, and how much of them."""
+    """How lists, folders and prefixes are read, and how much of them.
+
+    Raises:
+        UsageError: A value cannot be used; names every such option.
+    """
 
     uri_column: Annotated[str | None, Option(absent="uri, url, image_url, image, path, file, …")] = Field(
         None, description="Column of the address or path."
@@ -91,6 +95,14 @@ class ReadOptions(Frozen):
     skip_bad: Annotated[bool, Option()] = Field(
         False, description="Leave out rows of lists that cannot be used, list them in a file."
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_in_our_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise UsageError("; ".join(advice(cls, error))) from None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -46,13 +46,12 @@ from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of,
 from producer.input.stored import LocalFile, from_address, from_pipe
 from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow
     from producer.jobs.store.bucket import Storage
 
-__all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "expand", "open_sources", "printable"]
+__all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "open_sources", "printable"]
 
 #: An argument of the command line, or of the Python client.
 Argument: TypeAlias = str | os.PathLike[str] | Source
@@ -150,11 +149,6 @@ def open_sources(
     """
     if isinstance(arguments, str | os.PathLike | Source):
         raise UsageError("images must be a list of addresses, files and folders, not one alone")
-    for option, number in (("--limit", reading.limit), ("--sample", reading.sample)):
-        if number is not None and not 1 <= number <= MAX_COUNT:
-            raise UsageError(f"{option} must be 1 or more" if number < 1 else f"{option} must be {MAX_COUNT:,} or less")
-    if reading.label_from not in {None, "folder"}:
-        raise UsageError("--label-from must be folder")
     parts = _Opener(reading, storage, stdin).parts(arguments)
     if not parts:
         raise UsageError("nothing to explain: name images, lists, folders or addresses (`gradcam submit photos/`)")
@@ -172,12 +166,6 @@ def open_sources(
         first = next(sources.bad_rows())
         raise UsageError(f"none of the {sources.bad_count:,} rows can be used; the first: {first.sentence}")
     return sources
-
-
-def expand(arguments: Iterable[Argument]) -> list[Source]:
-    """Read all the images that arguments mean into a list. Errors as `open_sources`."""
-    with open_sources(arguments) as sources:
-        return list(sources)
 
 
 def _check_reading(parts: list[SourceGroup], reading: ReadOptions) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from producer.input.read_options import shown
 from producer.jobs.fetch import addresses
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
         from producer.jobs.fetch.fetcher import Fetcher
 
         s3 = storage().client if storage is not None and address.lower().startswith("s3://") else None
-        policy = addresses.FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
+        policy = FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
         fetcher = Fetcher(policy, s3)
         try:
             fetcher.fetch_to(address, file)

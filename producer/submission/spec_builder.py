@@ -123,7 +123,7 @@ def _checked(model: type[_Model], fields: Mapping[str, Any]) -> tuple[_Model | N
     try:
         return model(**fields), []
     except ValidationError as error:
-        return None, advice(model, (str(problem["loc"][0]) for problem in error.errors()))
+        return None, advice(model, error)
 
 
 def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:

@@ -62,8 +62,8 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     import numpy as np
 
     from producer.client.client import Client
-    from producer.jobs.fetch.addresses import FetchPolicy
     from producer.jobs.fetch.fetcher import Fetcher
+    from producer.jobs.fetch.policy import FetchPolicy
     from producer.jobs.model import keys
     from producer.jobs.model.items import Chunk, Item, uri_line
     from producer.jobs.model.settings import Connections, read

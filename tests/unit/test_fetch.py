@@ -21,8 +21,8 @@ import pytest
 from botocore.config import Config
 
 from producer.jobs.fetch import fetcher as fetch_module
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, WorkerError
 from producer.jobs.store.connection_pool import MAX_IDLE
 

@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,6 @@ class Parameter:
         choices = f" One of {', '.join(self.choices)}." if self.choices else ""
         return self.help + choices + (f" Default: {self.option.absent}." if self.option.absent else "")
 
-    @property
-    def advice(self) -> str:
-        """What is said of a value that cannot be used."""
-        return f"{self.flag} must be {self.option.must_be or _one_of(self.choices)}"
-
 
 @cache
 def parameters(model: type[BaseModel], *, computed: bool = False) -> dict[str, Parameter]:
@@ -94,15 +89,30 @@ def parameters(model: type[BaseModel], *, computed: bool = False) -> dict[str, P
     return found
 
 
-def advice(model: type[BaseModel], fields: Iterable[str]) -> list[str]:
-    """What is said of fields of a model whose values cannot be used, a sentence each."""
+def advice(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """What is said of the fields of a model whose values cannot be used, a sentence each."""
     known = {each.field: each for computed in (False, True) for each in parameters(model, computed=computed).values()}
-    return [known[field].advice if field in known else f"{field} cannot be used" for field in dict.fromkeys(fields)]
+    told: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_input=False):
+        field = str(problem["loc"][0])
+        told.setdefault(field, _advice(known.get(field), problem["type"]) or f"{field} cannot be used")
+    return list(told.values())
+
+
+def _advice(parameter: Parameter | None, problem: str) -> str:
+    if parameter is None:
+        return ""
+    must_be = parameter.option.must_be or (_one_of(parameter.choices) if parameter.choices else "")
+    if not must_be and problem == "greater_than_equal":
+        must_be = f"{parameter.minimum:,} or more"
+    elif not must_be and problem == "less_than_equal":
+        must_be = f"{parameter.maximum:,} or less"
+    return f"{parameter.flag} must be {must_be}" if must_be else f"{parameter.flag} cannot be used"
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
     *first, last = choices
-    return f"{', '.join(first)} or {last}"
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _read_type(annotation: Any, metadata: Iterable[Any]) -> tuple[Any, tuple[str, ...], list[int]]:

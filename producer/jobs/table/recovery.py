@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SILENT_INGEST_S = 3600
 #: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
 SILENT_RETRY_S = 60.0
+#: How many of the oldest, and of the newest jobs are looked at each time.
+_JOBS_AT_ONCE = 100
 _NOT_ENDED = frozenset({b"running", b"paused", b"finalizing"})
 
 
@@ -46,21 +48,21 @@ class Recovery:
         names = JobKeys(job)
         self._scripts.run("forget", [names.hash, keys.ACTIVE, *map(names.part, keys.JOB_PARTS)], [job])
 
-    def forget_expired(self, at_most: int = 100) -> None:
+    def forget_expired(self) -> None:
         """Drop the oldest jobs whose lifetime is over from the list of jobs."""
 
         def forget(client: redis.Redis) -> None:
-            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, at_most - 1)):
+            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1)):
                 if not client.exists(JobKeys(text(name)).hash):
                     client.zrem(keys.JOBS, name)
 
         self._scripts.do(forget)
 
-    def restore_active(self, at_most: int = 100) -> None:
+    def restore_active(self) -> None:
         """Put the newest jobs that have not ended among the active ones; Redis may have lost that they are."""
 
         def look(client: redis.Redis) -> None:
-            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, at_most - 1))]
+            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1))]
             if not names:
                 return
             with client.pipeline(transaction=False) as pipe:

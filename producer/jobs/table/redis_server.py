@@ -32,8 +32,6 @@ DIRECT: Final = (
 )
 #: What kombu calls to read the queues, which only a worker does.
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
-#: How scripts get there; that they run shows it.
-SCRIPTING: Final = ("EVALSHA", "SCRIPT|LOAD")
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
 FULL_SHARE: Final = 0.8
 _LOOK_EVERY_S: Final = 30.0
@@ -79,19 +77,18 @@ class Server:
         #: When the memory was looked at last, and what was wrong.
         self._problem: tuple[float, str | None] = (-math.inf, None)
 
-    def check(self, *, reads_queues: bool, allow_eviction: bool, patience_s: float | None = None) -> None:
+    def check(self, *, reads_queues: bool, allow_eviction: bool) -> None:
         """Make sure that jobs can be kept here, and that we may do all we need.
 
         Args:
             reads_queues: Whether we are a worker, which needs more.
             allow_eviction: Whether a Redis that drops keys when it is full will do.
-            patience_s: How long a Redis that is away is waited for; as all calls where it is not given.
 
         Raises:
             Unfit: It does not do; says what to do.
             ServiceError: It is away.
         """
-        kind = self._scripts.do(hello, patience_s=patience_s).get("mode", "")
+        kind = self._scripts.do(hello).get("mode", "")
         if kind in {"sentinel", "cluster"}:
             raise Unfit(
                 f"GRADCAM_REDIS_URL leads to a {kind.capitalize()}, which is not read: give the address of one primary"
