@@ -17,7 +17,7 @@ def file_pieces(address: FileAddress, limit_bytes: int, policy: FetchPolicy) -> 
     """Read a file that the policy allows. Raises FetchError."""
     path = checked_file(address.path, policy)
     try:
-        with os.fdopen(_open_following_nothing(path), "rb", buffering=0) as source:
+        with os.fdopen(open_without_links(path), "rb", buffering=0) as source:
             found = os.fstat(source.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise FetchError(f"{address.shown} is refused: it is not a regular file")
@@ -28,7 +28,7 @@ def file_pieces(address: FileAddress, limit_bytes: int, policy: FetchPolicy) -> 
         raise FetchError(f"{address.shown} cannot be read: {os.strerror(error.errno or 0)}") from error
 
 
-def _open_following_nothing(path: Path) -> int:
+def open_without_links(path: Path) -> int:
     """Open a resolved path one folder at a time, so that a folder swapped for a link since then is an error."""
     # O_PATH needs no right to list the folder; where there is none (macOS), O_RDONLY does.
     folder_flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
