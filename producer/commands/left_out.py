@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.commands.console import one_line
-from producer.input.read_options import said_of_left_out
+from producer.input.selection import describe_left_out
 from producer.jobs.model.errors import UsageError
 from producer.output.resubmission_list import beside, check_name, write_again
 
@@ -69,7 +69,7 @@ def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool
 
 def tell_left_out(talk: Console, sources: Sources) -> None:
     """Say which files of folders and prefixes are not taken for images, in one line."""
-    if words := said_of_left_out(sources.left_out):
+    if words := describe_left_out(sources.left_out):
         talk.print(f"left out, no images by their names: {words}")
 
 

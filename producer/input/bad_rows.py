@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from producer.input.read_options import printable
+from producer.input.display import printable
 from producer.input.rows import text_of
-from producer.input.stored import Spool, kept_on_disk
+from producer.input.spooled import TempFile, told_when_full
 
 if TYPE_CHECKING:
     from producer.input.rows import Maker, Rows
@@ -54,13 +54,13 @@ class BadRows:
     def __init__(self, name: str) -> None:
         self.count = 0
         self._name = name
-        self._spool: Spool | None = None
+        self._spool: TempFile | None = None
 
     def add(self, row: BadRow) -> None:
         """Keep one. Raises UsageError when there is no room."""
-        with kept_on_disk(self._name):
+        with told_when_full(self._name):
             if self._spool is None:
-                self._spool = Spool()
+                self._spool = TempFile()
             self._spool.append(json.dumps(asdict(row)).encode() + b"\n")
         self.count += 1
 

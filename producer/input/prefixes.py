@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from producer.input.read_options import LeftOut, ReadOptions, Source, SourceGroup, chosen, said_of_nothing
+from producer.input.read_options import ReadOptions
 from producer.input.rows import PLAIN, check_address
-from producer.input.stored import Spool, kept_on_disk
+from producer.input.selection import LeftOut, chosen, describe_empty
+from producer.input.source import Source
+from producer.input.source_group import SourceGroup
+from producer.input.spooled import TempFile, told_when_full
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
     from producer.jobs.store.bucket import Storage
+
+#: Pages looked at before anything is sent: where there is but one, the number of images is known.
+_PAGES_CHECKED = 2
+#: What AWS gives at once; MinIO gives more where it is not said.
+_PAGE_KEYS = 1000
 
 
 class Listing(SourceGroup):
@@ -39,12 +47,12 @@ class Listing(SourceGroup):
         self.name = addresses.redact(address)
         self._reading = reading
         self._storage = storage
-        self._kept: Spool | None = None
+        self._kept: TempFile | None = None
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Look whether there are images; a short listing is read to its end. Errors as `batches`."""
         if not sum(map(len, islice(self.batches(), None if whole else _PAGES_CHECKED))):
-            raise UsageError(f"no images under {self.name}: {said_of_nothing(self._reading, self.left_out)}")
+            raise UsageError(f"no images under {self.name}: {describe_empty(self._reading, self.left_out)}")
 
     def batches(self) -> Iterator[list[Source]]:
         """Read the images.
@@ -63,17 +71,17 @@ class Listing(SourceGroup):
             self._kept = None
 
     def _list(self) -> Iterator[list[str]]:
-        with kept_on_disk(self.name):
-            spool = Spool()
+        with told_when_full(self.name):
+            spool = TempFile()
         count = 0
         with spool.writer() as file:
             for page in self._pages():
                 self._check(page)
-                with kept_on_disk(self.name):
+                with told_when_full(self.name):
                     file.write(json.dumps(page).encode() + b"\n")
                 count += len(page)
                 yield page
-            with kept_on_disk(self.name):
+            with told_when_full(self.name):
                 file.flush()
         self._kept, self.count = spool, count
 
@@ -154,7 +162,7 @@ class Listing(SourceGroup):
                 return UsageError(f"{self.name} cannot be listed: the object store answered {code}")
 
 
-def _kept(spool: Spool) -> Iterator[list[str]]:
+def _kept(spool: TempFile) -> Iterator[list[str]]:
     with spool.open() as file:
         for line in file:
             yield json.loads(line)

@@ -19,7 +19,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from producer.input.read_options import Source, check_image, quoted, shown
+from producer.input.display import quoted, shown
+from producer.input.source import Source, check_image
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, UsageError
 

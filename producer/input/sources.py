@@ -29,21 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
+from producer.input.display import printable, quoted, shown
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
-from producer.input.read_options import (
-    SUFFIXES,
-    ReadOptions,
-    Source,
-    SourceGroup,
-    check_image,
-    printable,
-    quoted,
-    shown,
-)
+from producer.input.read_options import ReadOptions
 from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of, label_of
-from producer.input.stored import LocalFile, from_address, from_pipe
+from producer.input.source import SUFFIXES, Source, check_image
+from producer.input.source_group import SourceGroup
+from producer.input.spooled import LocalFile, from_address, from_pipe
 from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
 

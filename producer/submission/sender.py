@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from producer.input.read_options import printable
+from producer.input.display import printable
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.model.items import Chunk, Item, decompress_items, uri_line
@@ -26,7 +26,7 @@ from producer.output.results import manifest_parts, read_parts
 from producer.submission.differences import difference, why_differs
 
 if TYPE_CHECKING:
-    from producer.input.read_options import Source
+    from producer.input.source import Source
     from producer.jobs.broker.messages import Publish
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.input.read_options import said_of_left_out
+from producer.input.selection import describe_left_out
 from producer.input.sources import ReadOptions, Source, open_sources, printable
 from producer.jobs.model.errors import UsageError
 
@@ -127,7 +127,7 @@ def test_all_names_that_pictures_have_are_taken_and_what_is_left_out_is_counted(
         for _ in range(2):
             assert sources.left_out == {".heic": 2, "without a suffix": 2, ".txt": 1, ".mp4": 1}
             assert len(list(sources)) == len(taken)
-    assert said_of_left_out(sources.left_out) == "2 .heic, 2 without a suffix, 1 .mp4, 1 .txt"
+    assert describe_left_out(sources.left_out) == "2 .heic, 2 without a suffix, 1 .mp4, 1 .txt"
     assert [source.path for source in named([tmp_path / "b.jfif"])] == [tmp_path / "b.jfif"]
 
 

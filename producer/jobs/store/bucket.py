@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from urllib3.exceptions import HTTPError
@@ -19,7 +18,7 @@ from urllib3.exceptions import HTTPError
 from producer.jobs.model import keys
 from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
-from producer.jobs.store.s3_client import open_s3
+from producer.jobs.store.s3_client import client_like, open_s3
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
@@ -223,15 +222,22 @@ class Storage:
     @cached_property
     def _hasty(self) -> S3Client:
         """A client that neither waits for long nor tries again."""
-        meta = self.client.meta
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=meta.endpoint_url,
-            region_name=meta.region_name,
-            config=meta.config.merge(
-                Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1})
-            ),
+        return client_like(
+            self.client,
+            Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1}),
         )
+
+    def presigned_url(self, key: str, *, expires_s: float) -> str:
+        """An address at which anybody can read an object for a while. Raises WorkerError: there are no credentials."""
+        with self.errors("be read"):
+            return self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=int(expires_s)
+            )
+
+    @cached_property
+    def _signer(self) -> S3Client:
+        """A client that signs by Signature 4: boto3 presigns by an older one, which newer regions refuse."""
+        return client_like(self.client, Config(signature_version="s3v4"))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order, without folders. Errors as `put`."""

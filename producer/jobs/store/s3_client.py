@@ -90,3 +90,11 @@ def _send_md5(request: AWSRequest, signing_name: str, **_: Any) -> None:
     body: Any = request.body  # bytes, not the text that the stubs say
     digest = hashlib.md5(body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def client_like(client: S3Client, config: Config) -> S3Client:
+    """Make another client of the same store, with some settings of its own."""
+    meta = client.meta
+    return boto3.session.Session().client(
+        "s3", endpoint_url=meta.endpoint_url, region_name=meta.region_name, config=meta.config.merge(config)
+    )

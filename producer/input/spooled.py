@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from producer.input.read_options import shown
+from producer.input.display import shown
 from producer.jobs.fetch import addresses
 from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
@@ -32,7 +32,7 @@ _EVERYWHERE = ("0.0.0.0/0", "::/0")
 _BUFFER_BYTES = 2**18
 
 
-class Stored(Protocol):
+class RereadableFile(Protocol):
     """Something that can be read as often as one likes, and holds the same each time."""
 
     @property
@@ -46,7 +46,7 @@ class Stored(Protocol):
         """Give back what was kept on the disk."""
 
 
-class Spool:
+class TempFile:
     """Bytes kept on the disk for as long as somebody may read them."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Spool:
 class _Positioned(io.RawIOBase):
     """A position of its own in a spool, which lives as long as this does."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: TempFile) -> None:
         self._spool, self._position = spool, 0
 
     def readable(self) -> bool:
@@ -129,7 +129,7 @@ class LocalFile:
         """Nothing was kept."""
 
 
-class Kept:
+class SpooledFile:
     """Bytes that can be had only once, or slowly: they are kept when they are first asked for.
 
     Args:
@@ -140,7 +140,7 @@ class Kept:
     def __init__(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
         self.name = name
         self._fill = fill
-        self._spool: Spool | None = None
+        self._spool: TempFile | None = None
         self._closed = False
 
     def open(self) -> BinaryIO:
@@ -148,8 +148,8 @@ class Kept:
         if self._closed:
             raise ValueError(f"{self.name} is closed")
         if self._spool is None:
-            with kept_on_disk(self.name):
-                spool = Spool()
+            with told_when_full(self.name):
+                spool = TempFile()
                 with spool.writer() as file:
                     self._fill(file)
             self._spool = spool
@@ -164,7 +164,7 @@ class Kept:
 
 
 @contextmanager
-def kept_on_disk(name: str) -> Iterator[None]:
+def told_when_full(name: str) -> Iterator[None]:
     """Say what to do where there is no room."""
     try:
         yield
@@ -175,12 +175,12 @@ def kept_on_disk(name: str) -> Iterator[None]:
         ) from None
 
 
-def from_pipe(name: str, pipe: BinaryIO) -> Kept:
+def from_pipe(name: str, pipe: BinaryIO) -> SpooledFile:
     """Keep what comes out of a pipe, such as standard input."""
-    return Kept(name, lambda file: shutil.copyfileobj(pipe, file, _BUFFER_BYTES))
+    return SpooledFile(name, lambda file: shutil.copyfileobj(pipe, file, _BUFFER_BYTES))
 
 
-def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
+def from_address(address: str, storage: Callable[[], Storage] | None) -> SpooledFile:
     """Keep a list that lies in an object store or on a web server."""
     shown = addresses.redact(address)
 
@@ -201,4 +201,4 @@ def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
         finally:
             fetcher.close()
 
-    return Kept(shown, fill)
+    return SpooledFile(shown, fill)
