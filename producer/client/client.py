@@ -12,30 +12,22 @@ client.download(job, "results")
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeAlias
 
 from producer.client.connections import Connections
-from producer.input.sources import ReadOptions, Source, Sources, open_sources
-from producer.jobs.model import keys, settings
-from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.limits import MAX_COUNT
+from producer.client.job_actions import JobActions
+from producer.client.monitor import Monitor
+from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
+from producer.jobs.model import settings
+from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Failure, Result
-from producer.jobs.model.spec import OUTPUTS, checked_name, new_job_id
-from producer.jobs.model.states import TERMINAL, JobState
+from producer.jobs.model.spec import OUTPUTS, new_job_id
 from producer.jobs.model.status import JobStatus
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.table import JobTable
-from producer.maintenance.audit import Finding, audit
-from producer.maintenance.audit import repair as repair_job
-from producer.maintenance.deletion import delete_with_objects
-from producer.maintenance.retry import retry_failed
+from producer.maintenance.audit import Finding
 from producer.output.checks import check_reason
 from producer.output.download import Downloaded, Fetched
 from producer.output.export import Format
@@ -44,13 +36,9 @@ from producer.output.job_results import JobResults, PictureUrl, ResultQuery, ope
 from producer.submission.plan import Plan, plan
 from producer.submission.sender import Progress, line_maker
 from producer.submission.spec_builder import Request
-from producer.submission.submit import Submission
 
-#: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
-_FIRST_LOOK_S = 0.2
-_SLOWEST_LOOK_S = 2.0
-#: How many jobs' objects `list` looks for at once.
-_LOOKS_AT_ONCE = 8
+#: What can be sent: addresses, files, folders, lists and prefixes, or what `open_sources` gave.
+Images: TypeAlias = Iterable[str | os.PathLike[str] | Source] | Sources
 
 
 class Client:
@@ -62,6 +50,8 @@ class Client:
 
     def __init__(self, settings: settings.Connections) -> None:
         self._connections = Connections(settings)
+        self._monitor = Monitor(self._connections)
+        self._actions = JobActions(self._connections, self._monitor)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -82,11 +72,9 @@ class Client:
         """Our bucket."""
         return self._connections.storage
 
-    # -- sending ---------------------------------------------------------------------------------------------------
-
     def submit(
         self,
-        images: Iterable[str | os.PathLike[str] | Source] | Sources,
+        images: Images,
         *,
         network: str = "resnet50",
         weight_path: str | os.PathLike[str] | None = None,
@@ -157,38 +145,19 @@ class Client:
             ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
         """
         request = Request.read(
-            _reading_of(images, reading),
-            network=network,
-            weight_path=weight_path,
-            layer_name=layer_name,
-            class_id=class_id,
-            class_name=class_name,
-            top_k=top_k,
-            labels=labels,
-            explain=explain,
-            method=method,
-            precision=precision,
-            input_size=input_size,
-            mean=mean,
-            std=std,
-            fit=fit,
-            output_size=output_size,
-            raw=raw,
-            outputs=outputs,
-            format=format,
-            chunk_size=chunk_size,
-            name=name,
-            queue=queue,
-            pack=pack,
-            any_network=any_network,
-        )
+            reading_of(images, reading),
+            network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
+            top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
+            mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
+            chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+        )  # fmt: skip
         self._connections.check_redis()
-        with self._opened(images, reading) as sources:
-            return self._submission.submit(request, sources, progress=progress, waiting=waiting)
+        with opened(images, reading, lambda: self.storage) as sources:
+            return self._connections.submission.submit(request, sources, progress=progress, waiting=waiting)
 
     def plan(
         self,
-        images: Iterable[str | os.PathLike[str] | Source] | Sources,
+        images: Images,
         reading: ReadOptions | None = None,
         **parameters: Any,
     ) -> Plan:
@@ -197,26 +166,12 @@ class Client:
         Raises:
             UsageError: Something typed cannot be used.
         """
-        request = Request.read(_reading_of(images, reading), **parameters)
-        size = request.options.chunk_size or self._submission.chunk_size(request)
+        request = Request.read(reading_of(images, reading), **parameters)
+        size = request.options.chunk_size or self._connections.submission.chunk_size(request)
         spec = request.spec(chunk_size=size, weights=str(request.options.weight_path or "DEFAULT"))
-        with self._opened(images, reading) as sources:
+        with opened(images, reading, lambda: self.storage) as sources:
             found = plan(sources, line_maker(self.storage, request.options.name or new_job_id()), spec)
             return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
-
-    @cached_property
-    def _submission(self) -> Submission:
-        lifetime_s = self._connections.settings.job_lifetime_days * 86400
-        return Submission(self.table, self.storage, self._connections.messages, lifetime_s=lifetime_s)
-
-    def _opened(
-        self, images: Iterable[str | os.PathLike[str] | Source] | Sources, reading: ReadOptions | None
-    ) -> AbstractContextManager[Sources]:
-        if isinstance(images, Sources):
-            return nullcontext(images)  # whoever opened it closes it
-        return open_sources(images, reading or ReadOptions(), storage=lambda: self.storage)
-
-    # -- control ---------------------------------------------------------------------------------------------------
 
     def cancel(self, job: str) -> JobStatus:
         """Stop a job for good: what is done stays, workers stop after the batch in hand.
@@ -225,21 +180,15 @@ class Client:
             UnknownJob: There is no such job.
             UsageError: It has ended otherwise.
         """
-        state = self.table.actions.cancel(job)
-        if state in TERMINAL and state is not JobState.CANCELLED:
-            raise UsageError(f"job {job} has ended already: {state}")
-        self._connections.finalize_if_due(job)
-        return self.status(job)
+        return self._actions.cancel(job)
 
     def pause(self, job: str) -> JobStatus:
         """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
-        return self._not_ended(job, self.table.actions.pause(job))
+        return self._actions.pause(job)
 
     def resume(self, job: str) -> JobStatus:
         """Go on with a paused job. Errors as `cancel`."""
-        status = self._not_ended(job, self.table.actions.resume(job))
-        self._connections.messages.send_missing(self.table, self.table.queries.existing_outline(job).queue)
-        return status
+        return self._actions.resume(job)
 
     def retry(self, job: str, *, reason: str | None = None) -> int:
         """Try the failed images of a job that has ended once more, and nothing else; how many.
@@ -252,13 +201,7 @@ class Client:
             UnknownJob: There is no such job, or its lifetime is over.
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
-        queue = self.table.queries.existing_outline(job).queue
-        self._connections.check_redis()
-        self._connections.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
-        messages = self._connections.messages
-        count = retry_failed(self.table, messages.publisher(job, queue), job, queue, reason=reason)
-        messages.send_missing(self.table, queue)
-        return count
+        return self._actions.retry(job, reason)
 
     def delete(self, job: str, *, objects: bool = False, progress: Callable[[int], None] | None = None) -> int:
         """Forget a job that has ended, and with `objects` everything it has in the store; how many objects went.
@@ -275,18 +218,7 @@ class Client:
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        self._connections.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
-        if not objects:
-            self.table.actions.delete(job)
-            return 0
-        try:
-            self._connections.check_store(job)
-        except UnknownJob:
-            # Redis forgets a job after its lifetime, the store does not.
-            # What stands in its summary does not matter: it may be torn.
-            if self.storage.size(keys.summary(self.storage.prefix, checked_name(job))) is None:
-                raise
-        return delete_with_objects(self.table, self.storage, job, progress)
+        return self._actions.delete(job, objects=objects, progress=progress)
 
     def audit(self, job: str, *, repair: bool = False) -> Iterator[Finding]:
         """Compare what is called done with the objects in the store; what is missing and what is extra.
@@ -299,18 +231,7 @@ class Client:
             UnknownJob: There is no such job.
             UsageError: It cannot be repaired: it has not ended, was cancelled, or only its source knows what is gone.
         """
-        self._connections.check_store(job)
-        if repair:
-            publish = self._connections.messages.publisher(job, self.table.queries.existing_spec(job).queue)
-            return repair_job(self.table, self.storage, publish, job)
-        return audit(self.table, self.storage, job)
-
-    def _not_ended(self, job: str, state: JobState) -> JobStatus:
-        if state in TERMINAL:
-            raise UsageError(f"job {job} has ended already: {state}")
-        return self.status(job)
-
-    # -- looking ---------------------------------------------------------------------------------------------------
+        return self._actions.audit(job, repair=repair)
 
     def status(self, job: str) -> JobStatus:
         """Look at a job; of one that has ended, also whether its objects are still there.
@@ -318,22 +239,7 @@ class Client:
         Raises:
             UnknownJob: There is none of that name.
         """
-        return self._with_objects(self.table.queries.status(job))
-
-    def _with_objects(self, status: JobStatus) -> JobStatus:
-        """Redis may bring back a job that was deleted with its objects: an older copy of its file was restored."""
-        if not status.ended or not status.done:
-            return status
-        store = self.table.queries.place_of_summary(status.job)
-        if store not in {"", self.storage.place}:
-            return status  # it was never written, or lies elsewhere
-        if self.storage.glance(keys.summary(self.storage.prefix, status.job)) is not False:
-            return status
-        gone = (
-            "its objects are gone from the store, as of a deleted job that an older copy of Redis brought back: "
-            f"`gradcam delete {status.job}` forgets it"
-        )
-        return status.model_copy(update={"objects_gone": True, "problem": gone})
+        return self._monitor.status(job)
 
     def watch(self, job: str) -> Iterator[JobStatus]:
         """Look at a job again and again; the last status is that of its end. A Redis that restarts is waited for.
@@ -342,14 +248,7 @@ class Client:
             UnknownJob: There is no such job.
             ServiceError: Redis has been away for a minute.
         """
-        pause_s = _FIRST_LOOK_S
-        while True:
-            status = self.status(job)
-            yield status
-            if status.ended:
-                return
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
+        return self._monitor.watch(job)
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> JobStatus:
         """Wait for a job's end.
@@ -357,13 +256,7 @@ class Client:
         Raises:
             TimeoutError: It had not ended by then; it goes on.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for status in self.watch(job):
-            if status.ended:
-                return status
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:.0f} s")
-        raise AssertionError("watch ends with an ended status")
+        return self._monitor.wait(job, timeout_s)
 
     def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
         """Images of a job that failed, each with its reason; with `reason` only those that failed for it.
@@ -451,13 +344,7 @@ class Client:
         Returns:
             The files, a list; its `already` says how many were there before.
         """
-        files = Downloaded()
-        for fetched in self.fetch(job, output_dir, only=only, where=where, sort=sort, limit=limit):
-            files.append(fetched.path)
-            files.already += fetched.already
-            if progress:
-                progress(fetched.path)
-        return files
+        return Downloaded.of(self.fetch(job, output_dir, only=only, where=where, sort=sort, limit=limit), progress)
 
     def fetch(
         self,
@@ -505,17 +392,4 @@ class Client:
         Raises:
             UsageError: One of the numbers is below 0 or beyond 64 bits.
         """
-        for option, number in (("limit", limit), ("offset", offset)):
-            if not 0 <= number <= MAX_COUNT:
-                raise UsageError(f"{option} must be 0 to {MAX_COUNT:,}")
-
-        def keep(status: JobStatus) -> bool:
-            return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
-
-        found = self.table.queries.jobs(limit=limit, offset=offset, keep=keep)
-        with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
-            return list(pool.map(self._with_objects, found))
-
-
-def _reading_of(images: object, reading: ReadOptions | None) -> ReadOptions:
-    return images.reading if isinstance(images, Sources) else reading or ReadOptions()
+        return self._monitor.list(limit=limit, offset=offset, state=state, name=name)

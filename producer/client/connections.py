@@ -11,6 +11,7 @@ from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import finalize_if_due
 from producer.jobs.table.redis_scripts import connect
 from producer.jobs.table.table import JobTable
+from producer.submission.submit import Submission
 
 if TYPE_CHECKING:
     from producer.jobs.model import settings
@@ -32,6 +33,12 @@ class Connections:
     def storage(self) -> Storage:
         """Our bucket."""
         return Storage.from_settings(self.settings)
+
+    @cached_property
+    def submission(self) -> Submission:
+        """What sends images."""
+        lifetime_s = self.settings.job_lifetime_days * 86400
+        return Submission(self.table, self.storage, self.messages, lifetime_s=lifetime_s)
 
     def check_redis(self) -> None:
         """Before anything is sent: Redis lets us do all that it takes, and keeps what it is given.

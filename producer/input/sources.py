@@ -24,6 +24,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
@@ -160,6 +161,22 @@ def open_sources(
         first = next(sources.bad_rows())
         raise UsageError(f"none of the {sources.bad_count:,} rows can be used; the first: {first.sentence}")
     return sources
+
+
+def reading_of(images: Iterable[Argument] | Sources, reading: ReadOptions | None) -> ReadOptions:
+    """How images are read: as their sources were opened, or as is asked."""
+    return images.reading if isinstance(images, Sources) else reading or _EVERYTHING
+
+
+def opened(
+    images: Iterable[Argument] | Sources, reading: ReadOptions | None, storage: Callable[[], Storage]
+) -> AbstractContextManager[Sources]:
+    """Open images for a `with`; sources that are open stay open, whoever opened them closes them."""
+    return (
+        nullcontext(images)
+        if isinstance(images, Sources)
+        else open_sources(images, reading or _EVERYTHING, storage=storage)
+    )
 
 
 def _check_reading(parts: list[SourceGroup], reading: ReadOptions) -> None:
