@@ -174,7 +174,7 @@ class Client:
             return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
 
     def cancel(self, job: str) -> JobStatus:
-        """Stop a job for good: what is done stays, workers stop after the batch in hand.
+        """Stop a job for good: what is done stays, workers stop after the current batch.
 
         Raises:
             UnknownJob: There is no such job.

@@ -123,7 +123,7 @@ def summary(status: JobStatus) -> str:
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
-        rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
+        rows["at work"] = f"{status.running} images in {status.chunks.in_flight} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     if status.stalled_s is not None:
         rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
@@ -173,7 +173,7 @@ def _waits(status: JobStatus) -> str:
             for wait in status.waits
         )
         return "; ".join(told)
-    return "no worker has any of it in hand" if not status.chunks.in_hand else "no worker says what it waits for"
+    return "no worker works at it" if not status.chunks.in_flight else "no worker says what it waits for"
 
 
 def stages(status: JobStatus) -> str:

@@ -41,7 +41,7 @@ _DIFFERENT = 1
 def cancel(job: tuple[str, ...], as_json: bool) -> None:
     """Stop jobs for good.
 
-    What is done stays done, with its pictures; workers stop after the batch in hand.
+    What is done stays done, with its pictures; workers stop after the current batch.
     """
     _each(job, as_json, lambda client, one: client.cancel(one))
 

@@ -31,7 +31,7 @@ _WHOLE_FLOAT = re.compile(r"[0-9]+\.0*")
 _CLASS_IDS = 2**31
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-#: Matches addresses that are harmless at a glance, nearly all there are: `uris.parse` accepts each of them (a test
+#: Matches addresses that are harmless at a glance, nearly all there are: `addresses.parse` accepts each of them (a test
 #: draws examples), and takes ten times as long. Possessive repetitions: nothing is tried twice.
 PLAIN_ADDRESS = re.compile(
     r"""

@@ -11,7 +11,7 @@
 | `.txt .csv .tsv .jsonl .ndjson .parquet`| every image that this list names; here, on S3 or on a web server      |
 | `-`                                     | the lines of standard input, a list                                  |
 
-Lists (`lists.py`), folders (`folders.py`) and prefixes (`listing.py`) are read as streams, so that millions of images
+Lists (`lists.py`), folders (`folders.py`) and prefixes (`prefixes.py`) are read as streams, so that millions of images
 need no more memory than hundreds, and again from the beginning as often as one likes.
 """
 

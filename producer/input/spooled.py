@@ -33,7 +33,7 @@ _BUFFER_BYTES = 2**18
 
 
 class RereadableFile(Protocol):
-    """Something that can be read as often as one likes, and holds the same each time."""
+    """Bytes that can be read again and again, and are the same each time."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class RereadableFile(Protocol):
 
 
 class TempFile:
-    """Bytes kept on the disk for as long as somebody may read them."""
+    """An unnamed temporary file; it is gone when nobody can read it any more."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryFile(prefix="gradcam-") as file:
@@ -80,7 +80,7 @@ class TempFile:
 
 
 class _Positioned(io.RawIOBase):
-    """A position of its own in a spool, which lives as long as this does."""
+    """A reader with a position of its own; the file lives at least as long."""
 
     def __init__(self, spool: TempFile) -> None:
         self._spool, self._position = spool, 0
@@ -130,7 +130,7 @@ class LocalFile:
 
 
 class SpooledFile:
-    """Bytes that can be had only once, or slowly: they are kept when they are first asked for.
+    """Bytes that come only once, or slowly: they are copied to a temporary file at the first read.
 
     Args:
         name: What they are called in messages.
@@ -165,7 +165,7 @@ class SpooledFile:
 
 @contextmanager
 def told_when_full(name: str) -> Iterator[None]:
-    """Say what to do where there is no room."""
+    """Turn a full disk into a sentence that says what to do."""
     try:
         yield
     except OSError as error:

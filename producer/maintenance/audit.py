@@ -177,8 +177,8 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         UnknownJob, StoreError, JobError, WorkerError: As `audit`.
     """
     status, spec = table.queries.status(job), table.queries.existing_spec(job)
-    with MaintenanceLease(table, job, JobState.REPAIRING) as held:
-        repair = _Repair(table, storage, publish, spec, held, status)
+    with MaintenanceLease(table, job, JobState.REPAIRING) as lease:
+        repair = _Repair(table, storage, publish, spec, lease, status)
         for finding in audit(table, storage, job):
             repair.note(finding)
             yield finding
@@ -194,12 +194,12 @@ class _Repair:
         storage: Storage,
         publish: Publish,
         spec: JobSpec,
-        held: MaintenanceLease,
+        lease: MaintenanceLease,
         status: JobStatus,
     ) -> None:
         self._table, self._storage, self._publish, self._spec = table, storage, publish, spec
-        #: The client's hold on the job, and where that stood before.
-        self._held, self._status, job = held, status, status.job
+        #: The client's lease of the job, and the job's status before.
+        self._lease, self._status, job = lease, status, status.job
         self._job = job
         self._summary = keys.summary(storage.prefix, job)
         self._shards = keys.shards_prefix(storage.prefix, job)
@@ -232,14 +232,14 @@ class _Repair:
 
     def _delete_now(self) -> None:
         if self._extra:
-            self._held.check()
+            self._lease.check()
             self._storage.delete(list(self._extra))
             self._extra.clear()
 
     def finish(self) -> None:
         """Do the rest. Raises UsageError: something cannot be set right."""
         self._delete_now()
-        self._held.check()
+        self._lease.check()
         # Parts first: what is torn in them is explained again after that, as the bits of the images say.
         for key in self._torn:
             if key != self._summary:
@@ -249,7 +249,7 @@ class _Repair:
         if self._again:
             queue, images = self._spec.queue, (self._again[index] for index in sorted(self._again))
             # In one step from `repairing` to `running`: nobody can come in between.
-            generation = self._table.actions.retry(self._job, queue, retry_id=self._held.who, mode="repair")
+            generation = self._table.actions.retry(self._job, queue, retry_id=self._lease.who, mode="repair")
             reopen(self._table, self._publish, self._job, generation, images)
         said = []
         if self._newer:

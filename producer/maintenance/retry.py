@@ -1,4 +1,4 @@
-"""Images that have their end become pending again: those that failed, or done ones whose pictures are gone."""
+"""Finished images become pending again: failed ones, or done ones whose pictures are gone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
     """Try the failed images of a job that has ended once more, and nothing else.
 
-    A job that failed as a whole goes on with the images that never had their turn as well.
+    A job that failed as a whole also continues with the images that nobody had begun.
 
     Args:
         table: The job table.
@@ -60,7 +60,7 @@ def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, 
     count, size = 0, table.queries.existing_outline(job).chunk_size
     for chunk, group in groupby(images, lambda image: image.index // size):
         again = {image.index % size: image for image in group}
-        # With what the chunk still holds: the job may have failed as a whole before that had its turn.
+        # With what the chunk still holds: the job may have failed as a whole before anybody began that.
         items = table.queries.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
         classes = {offset: image.class_key for offset, image in again.items()}
         published_at = table.actions.reopen(job, generation, chunk, items, classes)

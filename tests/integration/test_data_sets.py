@@ -128,11 +128,11 @@ def test_waiting_for_jobs_ends_with_the_gravest_code(client: Client) -> None:
 @pytest.mark.usefixtures("worker")
 def test_a_status_says_where_chunks_are_and_who_is_at_work(client: Client) -> None:
     job = client.submit([COFFEE] * 200, network=NETWORK, chunk_size=20, outputs=["cam"])
-    eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_hand)
+    eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_flight)
     status = client.status(job)
     assert status.chunks.total == 10
-    assert status.chunks.waiting + status.chunks.in_hand + status.chunks.complete == 10
-    assert status.running == 20 * status.chunks.in_hand
+    assert status.chunks.waiting + status.chunks.in_flight + status.chunks.complete == 10
+    assert status.running == 20 * status.chunks.in_flight
     lines = gradcam("status", job, "--watch", "--jsonl").stdout.splitlines()
     assert json.loads(lines[-1])["state"] == "succeeded"
     assert len(lines) > 1

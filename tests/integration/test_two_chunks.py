@@ -53,7 +53,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def in_hand(client: Client, job: str) -> int:
-    return client.status(job).chunks.in_hand
+    return client.status(job).chunks.in_flight
 
 
 def ended(client: Client, job: str) -> JobStatus:
@@ -131,7 +131,7 @@ def test_a_stopping_process_gives_both_chunks_back_at_once(own: Stack, photos: l
     own.worker.stop()
     stopped_s = time.monotonic() - began
     status = client.status(job)
-    assert status.chunks.in_hand == 0
+    assert status.chunks.in_flight == 0
     assert status.done + status.failed < 192
     assert stopped_s < 25
     own.start_worker()

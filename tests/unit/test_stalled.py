@@ -53,7 +53,7 @@ def test_only_a_job_that_should_go_on_is_called_still() -> None:
 def test_what_is_waited_for_is_said() -> None:
     still = status(1190.0)
     assert "no worker says what it waits for" in watch.summary(still)
-    assert "no worker has any of it in hand" in watch.note(status(1190.0, in_hand=0))
+    assert "no worker works at it" in watch.note(status(1190.0, in_hand=0))
     assert "no worker is running" in watch.note(status(1190.0, workers=0))
     waits_for = (Wait(what=STORE, workers=2, longest_s=80.0), Wait(what="Redis", workers=1, longest_s=20.0))
     said = "no progress for 90 s: 2 workers wait for the object store, at most 80 s by now; 1 worker waits for Redis"

@@ -45,7 +45,7 @@ class ChunkCounts(Frozen):
 
     total: int
     waiting: int
-    in_hand: int
+    in_flight: int
     complete: int
 
 
@@ -99,9 +99,9 @@ class JobStatus(Frozen):
     other_versions: dict[str, str] = Field(default_factory=dict)
     #: It has ended with images done, and its summary is not in the store any more.
     objects_gone: bool = False
-    #: Images in chunks that a worker has in hand.
+    #: Images in chunks that a worker holds.
     running: int = 0
-    #: Where its chunks are; a worker process has one or two in hand.
+    #: Where its chunks are; a worker process holds one or two.
     chunks: ChunkCounts
     #: Seconds of each stage over all images: at work, and waiting for it.
     stages: dict[str, StageTime] = Field(default_factory=dict)
@@ -172,7 +172,7 @@ def make_status(
         pending=0 if over else left,
         **_of_labels(fields),
         failures=failures,
-        running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
+        running=0 if over else min(left, chunks.in_flight * int(fields["chunk_size"])),
         chunks=chunks,
         stages=stage_times(timings),
         device_busy=device_busy(timings) if fresh else None,

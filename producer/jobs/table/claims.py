@@ -28,24 +28,24 @@ class CreatedJob:
 
 @dataclass(frozen=True)
 class Claim:
-    """A chunk in hand: what to do, and the token that proves whose it is."""
+    """A claimed chunk: what to do, and the token that proves who holds it."""
 
     job: str
     chunk: int
     token: int
     attempt: int
     spec: JobSpec
-    #: offset → item, of all that still need work and perhaps of others.
+    #: offset → item, of all that still need work; others may be among them.
     items: dict[int, Item]
-    #: Which items still need work: their offsets in the chunk.
+    #: The offsets of the items that still need work.
     pending: list[int]
-    #: offset → weight of the deaths it was alone in, of items that a dead holder had marked.
+    #: offset → weight of the deaths in which the item was alone under the mark of the dead holder.
     suspects: dict[int, int] = field(default_factory=dict)
     #: The job's: one more with each retry.
     generation: int = 1
-    #: The job's, since its name was given: what is said of another life of that name does not count.
+    #: The job's life. A name can be used again: what belongs to another life of it does not count.
     life: str = ""
-    #: Of this generation: a number that goes up with each, also when Redis was wiped in between.
+    #: A number that grows with each generation, also when Redis was wiped in between.
     epoch: int = 0
     #: Whether a worker had trouble with the job.
     troubled: bool = False
@@ -59,7 +59,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class OnlyRefusedJobs:
-    """Chunks wait in a priority, all of jobs that the worker leaves alone: the message is for others."""
+    """Chunks of that priority wait, but only of jobs that this worker has refused: other workers take them."""
 
     queue: str
 

@@ -133,15 +133,15 @@ class Queries:
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings", "troubles"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, told, at, *problem = self._scripts.run(
-            "status", names, [WORKER_SILENT_S, *FIELDS]
+        values, reasons, workers, chunks, open_chunks, waiting, in_flight, times, told, at, *problem = (
+            self._scripts.run("status", names, [WORKER_SILENT_S, *FIELDS])
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
             raise UnknownJob(no_such(job))
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
         timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
-        where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
+        where = ChunkCounts(total=chunks, waiting=waiting, in_flight=in_flight, complete=chunks - open_chunks)
         # What is wrong with this job comes before what is wrong with a worker.
         trouble = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
         if trouble is None and problem and problem[0]:

@@ -1,4 +1,4 @@
-"""What the reconciler does in the job table: it finds lost work, and jobs that Redis has forgotten in part."""
+"""What the reconciler does in the job table: it finds lost work, and jobs of which Redis lost a part."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Recovery:
         return sorted(text(member) for member in members)
 
     def forget_active(self, job: str) -> None:
-        """Drop a job that is not there from the set of active ones, and what is left beside it."""
+        """Remove a job that no longer exists from the active ones, with all keys that are left of it."""
         names = JobKeys(job)
         self._scripts.run("forget", [names.hash, keys.ACTIVE, *map(names.part, keys.JOB_PARTS)], [job])
 
     def forget_expired(self) -> None:
-        """Drop the oldest jobs whose lifetime is over from the list of jobs."""
+        """Remove the oldest jobs whose lifetime is over from the list of jobs."""
 
         def forget(client: redis.Redis) -> None:
             for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1)):
@@ -59,7 +59,7 @@ class Recovery:
         self._scripts.do(forget)
 
     def restore_active(self) -> None:
-        """Put the newest jobs that have not ended among the active ones; Redis may have lost that they are."""
+        """Add the newest jobs that have not ended to the active ones; Redis may have lost their entries."""
 
         def look(client: redis.Redis) -> None:
             names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1))]
@@ -76,7 +76,7 @@ class Recovery:
         self._scripts.do(look)
 
     def reconcile(self, job: str, *, at_most: int = 100) -> Reconciled:
-        """Find chunks whose lease ran out; they wait again, and need a message each."""
+        """Find chunks whose lease is over. They wait again, and each needs a message."""
         answer = self._scripts.run(
             "reconcile",
             [
@@ -92,11 +92,11 @@ class Recovery:
         return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
 
     def missing_messages(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
-        """Find out whether a priority has fewer messages left than chunks that wait.
+        """Find out whether a priority has fewer messages than waiting chunks.
 
         Args:
             queue: `high`, `default` or `low`.
-            grace_s: How long messages have to be missing all along: until then they may be on their way.
+            grace_s: How long messages must have been missing; before that they may be on their way.
             at_most: How many are given.
 
         Returns:

@@ -92,12 +92,12 @@ class JobTable:
         return CreatedJob(answer[0] == b"created", text(answer[1]), int(answer[2]))
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:
-        """Take back a job that was just made, of which nothing was sent."""
+        """Remove a job that was just made and of which nothing was sent."""
         names = [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)]
         self._scripts.run("discard", names, [job, life])
 
     def adopt(self, job: str, life: str, since: int) -> None:
-        """Say from which token on records in the store belong to this job: an earlier life in Redis wrote some."""
+        """Set the first token whose records in the store belong to this job: an earlier life in Redis wrote some."""
         self._scripts.run("adopt", [JobKeys(job).hash], [life, since])
 
     def add_chunk(self, job: str, chunk: Chunk, *, life: str = "") -> float | None:
@@ -129,7 +129,7 @@ class JobTable:
                 raise JobEnded(f"job {job} takes no more images: it is {state}")
 
     def close(self, job: str, *, chunks: int, items: int, life: str = "") -> int:
-        """Say that no more items come, unless some of those that were sent are not there.
+        """Close the ingest, unless some of the items that were sent are missing.
 
         Returns:
             How many images Redis holds; `items` when the ingest is closed. Redis may have lost its last second.
@@ -143,7 +143,7 @@ class JobTable:
         return int(answer[2]) if answer[0] == b"missing" else items
 
     def fail(self, job: str, sentence: str, *, claim: Claim | None = None, life: str | None = None) -> None:
-        """Bring a job to its end because of something that all its images share.
+        """End a job because of a fault that all its images share.
 
         Args:
             job: Its id.
@@ -159,7 +159,7 @@ class JobTable:
     # -- the worker's side ---------------------------------------------------------------------------------------
 
     def annotate(self, job: str, life: str = "", **facts: str) -> None:
-        """Keep facts that only a worker can know with a job that runs."""
+        """Store facts with a running job that only a worker can know."""
         self._scripts.run("annotate", [JobKeys(job).hash], [life, *(part for pair in facts.items() for part in pair)])
 
     def pop_message(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
@@ -170,17 +170,17 @@ class JobTable:
     def next_chunk(
         self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
     ) -> tuple[str, int] | OnlyRefusedJobs | None:
-        """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
+        """Pick the chunk that a message lets a worker take: round robin over the jobs of its priority.
 
         Args:
             queue: The priority.
             job: What the message says.
             chunk: What the message says.
-            exact: Whether that very chunk is meant, as long as it waits and its job is in no trouble.
-            worker: Who asks; jobs that it leaves alone (`troubles`) are not its.
+            exact: Take the chunk of the message, if it waits and no worker has refused its job.
+            worker: Who asks; jobs that it has refused (`troubles`) are passed over.
 
         Returns:
-            Job and chunk; OnlyRefusedJobs when only jobs wait that the worker leaves alone; None when nothing waits.
+            Job and chunk; OnlyRefusedJobs when only jobs wait that the worker has refused; None when nothing waits.
         """
         answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], [job, chunk, int(exact), worker])
         if len(answer) == 1:
@@ -188,7 +188,7 @@ class JobTable:
         return (text(answer[0]), int(answer[1])) if answer else None
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
-        """Take a chunk for a time; None when there is nothing to do for this pointer.
+        """Take a chunk for the time of a lease; None when this pointer leaves nothing to do.
 
         The same `claim_id` asking twice gets the same lease: its first reply may have been lost.
         """
@@ -214,11 +214,11 @@ class JobTable:
         """Keep the lease after progress; False makes the holder stop.
 
         Args:
-            claim: The chunk in hand.
-            lease_s: How long it stays ours from now.
-            marked: Offsets of the items that are about to be decoded or computed, which come under suspicion if this
-                process dies; as they were when absent.
-            loading: The model is about to be loaded: it is the job that comes under suspicion.
+            claim: The chunk.
+            lease_s: The lease from now on.
+            marked: Offsets of the items that are about to be decoded or computed. They are suspects if this process
+                dies. When absent, the marks stay as they were.
+            loading: The model is about to be loaded: the job is the suspect.
         """
         marks = ["load"] if loading else [] if marked is None else [",".join(map(str, marked))]
         answer = self._scripts.run(
@@ -240,7 +240,7 @@ class JobTable:
         """Record the ends of items; None when the job has ended and takes no more.
 
         Args:
-            claim: The chunk in hand, or once in hand: an old token of this generation may still record `done`.
+            claim: The chunk. An old token of this generation may still record `done`.
             done: Offsets of items whose pictures and manifest lie in the object store, with the class each was
                 explained for, as `class_key` makes it.
             failed: Items with their own fault.
@@ -283,16 +283,16 @@ class JobTable:
         life: str = "",
         loading: bool = False,
     ) -> float | None:
-        """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
+        """Take a chunk back from a dead holder, so that nobody waits for the end of its lease.
 
         Args:
             job: Its id.
             chunk: Which one.
             claim_id: The dead holder's.
-            weight: How much this death speaks against an item that was alone under the holder's mark.
-            marked: What the holder had marked, as its parent knows it: its lease may have run out before.
+            weight: How much this death counts against an item that was alone under the holder's mark.
+            marked: What the holder had marked, as its parent knows it; its lease may be over.
             life: The job's, as the holder had it.
-            loading: It was loading the job's model: that is what the death speaks against.
+            loading: It was loading the job's model: the death counts against the model.
 
         Returns:
             As `release`.
@@ -305,14 +305,14 @@ class JobTable:
         return _published_at(answer)
 
     def finalize(self, job: str, who: str, *, lease_s: float = FINALIZER_LEASE_S) -> Finalizing | None:
-        """Become the one who writes the job's summary; None if it is not ours."""
+        """Get the right to write the job's summary; None when another one has it."""
         answer = self._scripts.run("finalize", JobKeys(job).parts("finalizer"), [who, lease_s])
         if answer[0] != b"yours":
             return None
         return Finalizing(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
 
     def decline(self, job: str, who: str, *, unless_last: bool = False) -> bool:
-        """Say that one cannot write the summary; another may at once, the same after a while.
+        """Give up writing the summary. Another one may try at once, the same one after a while.
 
         Args:
             job: Its id.
@@ -327,7 +327,7 @@ class JobTable:
         return bool(answer != b"last")
 
     def finish(self, job: str, who: str, mine: Finalizing, *, summary: bool = True) -> bool:
-        """Enter the end; False when somebody else did. `summary` says whether `job.json` is in the store."""
+        """End the job; False when another one did. `summary` says whether `job.json` is in the store."""
         names = JobKeys(job)
         first = ("items", "waiting", "leases", "holders", "attempts", "marks", "suspects")
         others = [part for part in keys.JOB_PARTS if part not in first]

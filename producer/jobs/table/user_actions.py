@@ -82,7 +82,7 @@ class UserActions:
         return JobState(state)
 
     def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> str:
-        """Hold a job that has ended for one client, or hold it for longer.
+        """Give one client the lease of a job that has ended, or renew it.
 
         Args:
             job: Its id.
@@ -107,7 +107,7 @@ class UserActions:
                 raise UsageError(refusal(job, found))
 
     def maintained(self, job: str, who: str, *, incomplete: bool = False) -> None:
-        """Give a job back that was held; `incomplete` when objects may be gone that belong to it."""
+        """Give the lease back; `incomplete` when objects of the job may be gone."""
         self._scripts.run("maintained", [JobKeys(job).hash, keys.ACTIVE], [job, who, int(incomplete)])
 
     def delete(self, job: str, *, who: str = "") -> None:
@@ -115,11 +115,11 @@ class UserActions:
 
         Args:
             job: Its id.
-            who: The client that holds it, if one does.
+            who: The client that has its lease, if one does.
 
         Raises:
             UnknownJob: There is no such job.
-            UsageError: It has not ended, or another client holds it.
+            UsageError: It has not ended, or another client has its lease.
         """
         names = JobKeys(job)
         others = map(names.part, keys.JOB_PARTS)
@@ -137,7 +137,7 @@ class UserActions:
         Args:
             job: Its id.
             queue: Its priority.
-            retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
+            retry_id: Asking twice with the same one gives the same generation: the first reply may be lost.
             reason: Only items that failed for it are going to be reopened.
             mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
                 `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
@@ -196,5 +196,5 @@ class UserActions:
         return float(answer[1]) if answer[0] == b"reopened" else None
 
     def reopened(self, job: str, generation: Generation) -> None:
-        """Say that everything is reopened: the job may end again."""
+        """Finish the reopening: the job may end again."""
         self._scripts.run("reopened", [JobKeys(job).hash], [generation.number, generation.life])
