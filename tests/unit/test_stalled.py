@@ -24,7 +24,7 @@ TIMINGS = {"explain": 95.0, "explain:idle": 5.0}
 
 def status(now: float, *, workers: int = 1, in_hand: int = 1, **fields: str | None) -> JobStatus:
     kept = {name: value for name, value in {**FIELDS, **fields}.items() if value is not None}
-    chunks = ChunkCounts(total=10, waiting=5, in_hand=in_hand, complete=4)
+    chunks = ChunkCounts(total=10, waiting=5, in_flight=in_hand, complete=4)
     return make_status("job", kept, {}, chunks, TIMINGS, workers, None, now)
 
 
