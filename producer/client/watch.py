@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -14,6 +15,9 @@ from rich.table import Table
 from producer.jobs.model import release
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
+
+if TYPE_CHECKING:
+    from producer.submission import sender
 
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 5.0
@@ -67,7 +71,7 @@ def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 @contextmanager
-def sending(console: Console) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str], None]]]:
     """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
     started = shown = time.monotonic()
 

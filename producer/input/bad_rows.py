@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from producer.input.display import printable
 from producer.input.rows import text_of
-from producer.input.spooled import TempFile, told_when_full
+from producer.input.spooled import TempFile, explain_full_disk
 
 if TYPE_CHECKING:
     from producer.input.rows import Maker, Rows
@@ -58,7 +58,7 @@ class BadRows:
 
     def add(self, row: BadRow) -> None:
         """Keep one. Raises UsageError when there is no room."""
-        with told_when_full(self._name):
+        with explain_full_disk(self._name):
             if self._spool is None:
                 self._spool = TempFile()
             self._spool.append(json.dumps(asdict(row)).encode() + b"\n")

@@ -44,7 +44,7 @@ def pieces(stored: RereadableFile, packing: str | None, lines: Callable[[], int]
             yield piece
 
 
-class Unpacked(SpooledFile):
+class DecompressedFile(SpooledFile):
     """A list without its compression, for those that cannot be read through it."""
 
     def __init__(self, stored: RereadableFile, packing: str) -> None:

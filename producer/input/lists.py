@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from producer.input.bad_rows import BadRows, bad_row
-from producer.input.decompression import Unpacked
+from producer.input.decompression import DecompressedFile
 from producer.input.display import quoted
 from producer.input.read_options import ReadOptions
 from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
@@ -149,6 +149,6 @@ class ListFile(SourceGroup):
 
     def _unpacked(self, packing: str | None) -> RereadableFile:
         """Parquet is read from its end: it must be unpacked as a whole."""
-        if packing and not isinstance(self._stored, Unpacked):
-            self._stored = Unpacked(self._stored, packing)
+        if packing and not isinstance(self._stored, DecompressedFile):
+            self._stored = DecompressedFile(self._stored, packing)
         return self._stored

@@ -13,7 +13,7 @@ from producer.input.rows import PLAIN, check_address
 from producer.input.selection import LeftOut, chosen, describe_empty
 from producer.input.source import Source
 from producer.input.source_group import SourceGroup
-from producer.input.spooled import TempFile, told_when_full
+from producer.input.spooled import TempFile, explain_full_disk
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
@@ -71,17 +71,17 @@ class Listing(SourceGroup):
             self._kept = None
 
     def _list(self) -> Iterator[list[str]]:
-        with told_when_full(self.name):
+        with explain_full_disk(self.name):
             spool = TempFile()
         count = 0
         with spool.writer() as file:
             for page in self._pages():
                 self._check(page)
-                with told_when_full(self.name):
+                with explain_full_disk(self.name):
                     file.write(json.dumps(page).encode() + b"\n")
                 count += len(page)
                 yield page
-            with told_when_full(self.name):
+            with explain_full_disk(self.name):
                 file.flush()
         self._kept, self.count = spool, count
 

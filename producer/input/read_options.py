@@ -58,7 +58,7 @@ class ReadOptions(Frozen):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _told_in_our_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _refuse_in_a_sentence(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(values)
         except ValidationError as error:

@@ -148,7 +148,7 @@ class SpooledFile:
         if self._closed:
             raise ValueError(f"{self.name} is closed")
         if self._spool is None:
-            with told_when_full(self.name):
+            with explain_full_disk(self.name):
                 spool = TempFile()
                 with spool.writer() as file:
                     self._fill(file)
@@ -164,7 +164,7 @@ class SpooledFile:
 
 
 @contextmanager
-def told_when_full(name: str) -> Iterator[None]:
+def explain_full_disk(name: str) -> Iterator[None]:
     """Turn a full disk into a sentence that says what to do."""
     try:
         yield

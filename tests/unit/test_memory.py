@@ -49,9 +49,9 @@ def test_processes_on_one_device_share_what_models_may_take(tmp_path: Path) -> N
 
 
 def test_a_model_that_does_not_fit_is_one_sentence() -> None:
-    with pytest.raises(memory.DeviceFull, match="does not fit"), memory.told_when_full():
+    with pytest.raises(memory.DeviceFull, match="does not fit"), memory.explain_full_disk():
         torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="another"), memory.told_when_full():
+    with pytest.raises(RuntimeError, match="another"), memory.explain_full_disk():
         raise RuntimeError("another")
 
 

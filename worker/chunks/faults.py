@@ -79,7 +79,7 @@ class FaultHandler:
             BucketClosed: It is.
         """
         if self._bucket_closed:
-            self._storage.takes()
+            self._storage.accepts_writes()
             self._bucket_closed = False
 
     def chunk(self, claim: Claim, error: Exception) -> None:

@@ -119,7 +119,7 @@ class Models:
         with self._one_at_a_time:
             started = time.monotonic()
             try:
-                with memory.told_when_full():
+                with memory.explain_full_disk():
                     network = networks.load(
                         key.network,
                         weights,

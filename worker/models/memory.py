@@ -110,7 +110,7 @@ def is_full(error: Exception) -> bool:
 
 
 @contextmanager
-def told_when_full() -> Iterator[None]:
+def explain_full_disk() -> Iterator[None]:
     """Make a sentence of PyTorch's error when a model does not fit into memory.
 
     Raises:

@@ -135,12 +135,12 @@ def publish(
         time.sleep(_PUBLISH_AGAIN_AFTER_S)
 
 
-def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[str, Pointer] | None:
-    """Read the next message, for a process that is at work and has a hand free; Celery reads for those that are idle.
+def pop_message(table: JobTable, priorities: Sequence[str] = PRIORITIES) -> tuple[str, Pointer] | None:
+    """Read the next message, for a process that is at work and has room for one more chunk; Celery reads for idle ones.
 
     Args:
         table: Whose Redis.
-        classes: The priorities, in the order in which they are read; `recovery` goes before them.
+        priorities: In the order in which they are read; `recovery` goes before them.
 
     Returns:
         The queue and what the message says; None when none waits.
@@ -148,7 +148,7 @@ def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[s
     Raises:
         ServiceError: Redis is away.
     """
-    while found := table.pop_message(("recovery", *classes)):
+    while found := table.pop_message(("recovery", *priorities)):
         queue, message = found
         try:
             return queue, read_pointer(message)

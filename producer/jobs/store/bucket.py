@@ -107,7 +107,7 @@ class Storage:
         def put() -> object:
             return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
 
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
@@ -118,7 +118,7 @@ class Storage:
 
         with path.open("rb") as file:
             file.read(1)  # whether it can be read is told before the store's faults are
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     def put_open_file(self, key: str, file: IO[bytes]) -> None:
         """Write an open file from its beginning; it stays open. Errors as `put`."""
@@ -130,7 +130,7 @@ class Storage:
                 self.client.upload_fileobj(again, self.bucket, key, Callback=wait.moved)
 
         file.flush()
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     @waiting(STORE)
     def get(self, key: str) -> bytes:
@@ -177,7 +177,7 @@ class Storage:
             return False
         return True
 
-    def takes(self) -> bool:
+    def accepts_writes(self) -> bool:
         """Whether the store takes what is written: one with a full disk still answers those who read."""
         try:
             with self.errors("be written to"):
@@ -212,7 +212,7 @@ class Storage:
     def glance(self, key: str) -> bool | None:
         """Whether there is an object; None where the store does not say so at once."""
         try:
-            self._hasty.head_object(Bucket=self.bucket, Key=key)
+            self._impatient_client.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
             return False if fault_of(error) is S3Fault.NOTHING_THERE else None
         except BotoCoreError:
@@ -220,7 +220,7 @@ class Storage:
         return True
 
     @cached_property
-    def _hasty(self) -> S3Client:
+    def _impatient_client(self) -> S3Client:
         """A client that neither waits for long nor tries again."""
         return client_like(
             self.client,
