@@ -97,7 +97,7 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
 
 
 def note(status: JobStatus) -> str:
-    """What is worth saying beside the counts."""
+    """What a user should know beside the counts."""
     if status.workers == 0 and not status.ended:
         return "no worker is running: start `gradcam-worker`"
     parts = [_problem(status)] if status.problem else []

@@ -44,7 +44,7 @@ class BadRow:
 
     @property
     def sentence(self) -> str:
-        """What is said of it."""
+        """The message for it."""
         return f"{self.list} {self.called} {self.number}: {self.why}"
 
 
@@ -79,7 +79,7 @@ class BadRows:
 
 
 def bad_row(maker: Maker, rows: Rows, place: int, why: str) -> BadRow:
-    """Say all that is known of a row."""
+    """Collect all that is known of a bad row."""
     number = rows.number(place)
     if place in rows.broken:
         return BadRow(maker.name, number, maker.row, why, raw=printable(rows.raw(place)[:_MAX_RAW_CHARS]) or None)

@@ -1,4 +1,4 @@
-"""Compressed lists are read as if they were not; what is broken in them is said in a sentence."""
+"""Compressed lists are read as if they were not; broken data becomes a sentence."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _unpacked(file: BinaryIO, packing: str | None) -> BinaryIO:
 
 
 class _Zstandard(io.RawIOBase):
-    """Frames of zstandard, one after the other; unlike the library's own reader it tells where one breaks off."""
+    """Frames of zstandard, one after the other; unlike the library's reader, it notices a truncated frame."""
 
     def __init__(self, file: BinaryIO) -> None:
         import zstandard

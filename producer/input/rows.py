@@ -121,7 +121,7 @@ class Maker:
         return wrong
 
     def error(self, number: int, why: str) -> UsageError:
-        """Say what is wrong with a row."""
+        """Make the error for a row."""
         return UsageError(f"{self.name} {self.row} {number}: {why}")
 
     def make(self, rows: Rows) -> list[Source]:

@@ -1,4 +1,4 @@
-"""Which files of a folder or prefix are wanted, and what is told of the others."""
+"""Which files of a folder or prefix are wanted, and counts of the others."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class _Opener:
         return parts
 
     def _source(self, own: Source) -> list[SourceGroup | Source]:
-        """Check it as if it had been typed; what it says is then said of each image it stands for."""
+        """Check it as if it had been typed; its values then hold for each of its images."""
         id_of(own.id)
         class_of(own.class_id)
         label_of(own.label)
@@ -311,7 +311,7 @@ class _Named(SourceGroup):
 
 
 class _Owned(SourceGroup):
-    """Images that have something in common: what was said of their list, folder or prefix as a whole."""
+    """Images of one list, folder or prefix for which the user gave common values, such as a class."""
 
     def __init__(self, part: SourceGroup, own: Source) -> None:
         self._part, self._own = part, own
@@ -343,7 +343,7 @@ def _owned(source: Source, own: Source) -> Source:
 
 
 def _with_folder(source: Source) -> Source:
-    """A source whose label is what its folder is called; as it is where it has one, or lies in no folder."""
+    """Give a source the name of its folder as its label, unless it has a label or no folder."""
     folder = source.path.absolute().parent.name if source.path else _folder_of(source.uri or "")
     return source if source.label is not None or not folder else source._replace(label=label_of(printable(folder)))
 

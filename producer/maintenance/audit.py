@@ -152,7 +152,7 @@ class _Audit:
                 yield Finding(kind="extra", index=index, key=key)
 
     def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> RetryItem | None:
-        """What is to be explained again of an image whose record is gone, from wherever its address still stands."""
+        """What to explain again of an image whose record is gone; its address may stand elsewhere."""
         if state is ItemState.FAILED:
             return next(
                 (RetryItem(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None
@@ -264,7 +264,7 @@ class _Repair:
 
 
 def _without_torn_lines(storage: Storage, key: str, chunk_size: int) -> None:
-    """Write a part of a manifest anew with what can be read of it; whose lines were torn is explained again."""
+    """Write a part of a manifest again with its readable lines; images of torn lines are explained again."""
     part = keys.manifest_part(key)
     if part is None:
         return

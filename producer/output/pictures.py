@@ -117,7 +117,7 @@ class LocalNames:
         return self._here[common] + name
 
     def next_image(self) -> None:
-        """Say that all pictures of an image have their names."""
+        """Finish an image: all its pictures have their names."""
         self._taken |= {_digest(before + common) for common, before in self._here.items()}
         self._here.clear()
 

@@ -119,7 +119,7 @@ def make_spec(**fields: Any) -> JobSpec:
 
 
 def _checked(model: type[_Model], fields: Mapping[str, Any]) -> tuple[_Model | None, list[str]]:
-    """A model of these fields, or what is said of those that cannot be used."""
+    """A model of these fields, or the messages for those that cannot be used."""
     try:
         return model(**fields), []
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A submission: its job is made, its images are streamed into it, and whatever breaks it off is told."""
+"""A submission: its job is made, its images are streamed into it, and every failure is reported."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def pop_message(table: JobTable, priorities: Sequence[str] = PRIORITIES) -> tupl
 
 
 def tell_dropped(queue: str, message: bytes, error: BadMessage) -> None:
-    """Say that a message is none of ours; nothing of it is shown."""
+    """Log that a message is not ours; its content is not shown."""
     log.warning("action=bad_message queue=%s A message of %d bytes was dropped: %s.", queue, len(message), error)
 
 

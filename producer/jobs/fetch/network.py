@@ -1,4 +1,4 @@
-"""What fetching from the web and from S3 have in common: sizes, faults that may pass, and how they are told."""
+"""What fetching from the web and from S3 have in common: sizes, temporary faults, and their messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refuse_larger(shown: str, size_bytes: int, limit_bytes: int) -> None:
 
 
 def cause_of(error: BaseException | None) -> str:
-    """Say in the network's own words what happened, without the library's object names."""
+    """Describe a network error without the library's object names."""
     root = error.__cause__ or error if error else None
     if isinstance(root, TimeoutError):
         return "no answer in time"

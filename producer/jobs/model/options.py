@@ -90,7 +90,7 @@ def parameters(model: type[BaseModel], *, computed: bool = False) -> dict[str, P
 
 
 def advice(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """What is said of the fields of a model whose values cannot be used, a sentence each."""
+    """The messages for fields of a model whose values cannot be used, a sentence each."""
     known = {each.field: each for computed in (False, True) for each in parameters(model, computed=computed).values()}
     told: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_input=False):

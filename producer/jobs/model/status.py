@@ -59,7 +59,7 @@ class Wait(Frozen):
 
 
 class JobStatus(Frozen):
-    """What there is to know of a job at one moment; all counts are of images."""
+    """The state of a job at one moment; all counts are of images."""
 
     job: str
     #: What the user named it; none for a job with a made-up id.

@@ -263,7 +263,7 @@ class Storage:
 
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:
-        """Say whose fault it is: the bucket is every image's, credentials and network are this machine's."""
+        """Turn errors of S3 into ours: the bucket is the job's fault, credentials and network are this machine's."""
         try:
             yield
         except (NoCredentialsError, PartialCredentialsError):

@@ -1,4 +1,4 @@
-"""What can be asked of the job table; nothing here changes it."""
+"""Every read of the job table; nothing here changes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in r
 
 @dataclass(frozen=True)
 class Outline:
-    """What can be told of a job whichever version wrote it."""
+    """What can be read of a job, whichever version wrote it."""
 
     #: Its spec as it was written, unchecked.
     spec: dict[str, Any]
@@ -101,7 +101,7 @@ class Queries:
             raise OtherVersion(f"job {job} was written by another version of gradcam-queue: update this one") from None
 
     def outline(self, job: str) -> Outline | None:
-        """What can be told of a job whichever version wrote it; None if there is no such job."""
+        """What can be read of a job, whichever version wrote it; None if there is no such job."""
         fields = ("spec", "queue", "chunk_size", "state")
         found = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, fields)))
         if None in found:
@@ -117,7 +117,7 @@ class Queries:
         return found[0]
 
     def existing_outline(self, job: str) -> Outline:
-        """What can be told of a job whichever version wrote it. Raises UnknownJob."""
+        """What can be read of a job, whichever version wrote it. Raises UnknownJob."""
         found = self.outline(job)
         if found is None:
             raise UnknownJob(no_such(job))

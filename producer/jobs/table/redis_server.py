@@ -114,7 +114,7 @@ class Server:
         return grant(self._scripts.user, missing)
 
     def memory(self) -> Memory:
-        """What Redis says of its memory; a user who may not ask is told nothing."""
+        """What Redis says of its memory; all fields are None for a user who may not ask."""
         nothing = Memory(None, None, None)
         if self._silent:
             return nothing
@@ -135,7 +135,7 @@ class Server:
         return found
 
     def wait_until_on_disk(self) -> None:
-        """Wait until what this process wrote last is on Redis' disk, where it has one and can tell (since 7.2)."""
+        """Wait until Redis has this process's last write on its disk, if it has one and can tell (since 7.2)."""
 
         def wait(client: redis.Redis) -> None:
             with suppress(redis.exceptions.ResponseError):
