@@ -353,7 +353,7 @@ def test_a_job_whose_hash_redis_has_evicted_leaves_nothing_behind(own: Client) -
 
 
 def test_jobs_that_redis_forgot_to_be_active_are_looked_after_again(own: Client) -> None:
-    job = submit(own, "forgotten")
+    job = submit(own, "not-active")
     own.table.redis.delete("gradcam:active", "gradcam:round-robin:default")
     own.table.recovery.restore_active()
     assert own.table.recovery.active() == [job]
