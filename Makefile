@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
-ON_MINIO := control data_sets direct fault_proxy main_job minio pack results sources_s3 storage
+ON_MINIO := control data_sets fault_proxy main_job minio pack results s3_fast_path sources_s3 storage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
