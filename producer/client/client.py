@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias
 
-from producer.client.connections import Connections
 from producer.client.job_actions import JobActions
 from producer.client.monitor import Monitor
+from producer.client.services import Services
 from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
 from producer.jobs.model import settings
 from producer.jobs.model.errors import UsageError
@@ -49,9 +49,9 @@ class Client:
     """
 
     def __init__(self, settings: settings.Connections) -> None:
-        self._connections = Connections(settings)
-        self._monitor = Monitor(self._connections)
-        self._actions = JobActions(self._connections, self._monitor)
+        self._services = Services(settings)
+        self._monitor = Monitor(self._services)
+        self._actions = JobActions(self._services, self._monitor)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -65,12 +65,12 @@ class Client:
     @property
     def table(self) -> JobTable:
         """The job table."""
-        return self._connections.table
+        return self._services.table
 
     @property
     def storage(self) -> Storage:
         """Our bucket."""
-        return self._connections.storage
+        return self._services.storage
 
     def submit(
         self,
@@ -151,9 +151,9 @@ class Client:
             mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
             chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
         )  # fmt: skip
-        self._connections.check_redis()
+        self._services.check_redis()
         with opened(images, reading, lambda: self.storage) as sources:
-            return self._connections.submission.submit(request, sources, progress=progress, waiting=waiting)
+            return self._services.submission.submit(request, sources, progress=progress, waiting=waiting)
 
     def plan(
         self,
@@ -167,7 +167,7 @@ class Client:
             UsageError: Something typed cannot be used.
         """
         request = Request.read(reading_of(images, reading), **parameters)
-        size = request.options.chunk_size or self._connections.submission.chunk_size(request)
+        size = request.options.chunk_size or self._services.submission.chunk_size(request)
         spec = request.spec(chunk_size=size, weights=str(request.options.weight_path or "DEFAULT"))
         with opened(images, reading, lambda: self.storage) as sources:
             found = plan(sources, line_maker(self.storage, request.options.name or new_job_id()), spec)
@@ -375,7 +375,7 @@ class Client:
         return self._results_of(job).urls(expires_s, only, ResultQuery.of(where, sort=sort, limit=limit))
 
     def _results_of(self, job: str) -> JobResults:
-        self._connections.check_store(job)
+        self._services.check_store(job)
         return open_results(self.table, self.storage, job)
 
     def list(

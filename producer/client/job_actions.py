@@ -16,73 +16,68 @@ from producer.maintenance.deletion import delete_with_objects
 from producer.maintenance.retry import retry_failed
 
 if TYPE_CHECKING:
-    from producer.client.connections import Connections
     from producer.client.monitor import Monitor
+    from producer.client.services import Services
 
 
 class JobActions:
     """Acts on jobs; each method is described at the method of `Client` that has its name."""
 
-    def __init__(self, connections: Connections, monitor: Monitor) -> None:
-        self._connections, self._monitor = connections, monitor
+    def __init__(self, services: Services, monitor: Monitor) -> None:
+        self._services, self._monitor = services, monitor
 
     def cancel(self, job: str) -> JobStatus:
         """See `Client.cancel`."""
-        state = self._connections.table.actions.cancel(job)
+        state = self._services.table.actions.cancel(job)
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
-        self._connections.finalize_if_due(job)
+        self._services.finalize_if_due(job)
         return self._monitor.status(job)
 
     def pause(self, job: str) -> JobStatus:
         """See `Client.pause`."""
-        return self._not_ended(job, self._connections.table.actions.pause(job))
+        return self._not_ended(job, self._services.table.actions.pause(job))
 
     def resume(self, job: str) -> JobStatus:
         """See `Client.resume`."""
-        status = self._not_ended(job, self._connections.table.actions.resume(job))
-        self._connections.messages.send_missing(
-            self._connections.table, self._connections.table.queries.existing_outline(job).queue
+        status = self._not_ended(job, self._services.table.actions.resume(job))
+        self._services.messages.send_missing(
+            self._services.table, self._services.table.queries.existing_outline(job).queue
         )
         return status
 
     def retry(self, job: str, reason: str | None) -> int:
         """See `Client.retry`."""
-        queue = self._connections.table.queries.existing_outline(job).queue
-        self._connections.check_redis()
-        self._connections.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
-        messages = self._connections.messages
-        count = retry_failed(self._connections.table, messages.publisher(job, queue), job, queue, reason=reason)
-        messages.send_missing(self._connections.table, queue)
+        queue = self._services.table.queries.existing_outline(job).queue
+        self._services.check_redis()
+        self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
+        messages = self._services.messages
+        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason)
+        messages.send_missing(self._services.table, queue)
         return count
 
     def delete(self, job: str, *, objects: bool, progress: Callable[[int], None] | None) -> int:
         """See `Client.delete`."""
-        self._connections.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
+        self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
         if not objects:
-            self._connections.table.actions.delete(job)
+            self._services.table.actions.delete(job)
             return 0
         try:
-            self._connections.check_store(job)
+            self._services.check_store(job)
         except UnknownJob:
             # Redis forgets a job after its lifetime, the store does not.
             # What stands in its summary does not matter: it may be torn.
-            if (
-                self._connections.storage.size(keys.summary(self._connections.storage.prefix, checked_name(job)))
-                is None
-            ):
+            if self._services.storage.size(keys.summary(self._services.storage.prefix, checked_name(job))) is None:
                 raise
-        return delete_with_objects(self._connections.table, self._connections.storage, job, progress)
+        return delete_with_objects(self._services.table, self._services.storage, job, progress)
 
     def audit(self, job: str, *, repair: bool) -> Iterator[Finding]:
         """See `Client.audit`."""
-        self._connections.check_store(job)
+        self._services.check_store(job)
         if repair:
-            publish = self._connections.messages.publisher(
-                job, self._connections.table.queries.existing_spec(job).queue
-            )
-            return repair_job(self._connections.table, self._connections.storage, publish, job)
-        return audit(self._connections.table, self._connections.storage, job)
+            publish = self._services.messages.publisher(job, self._services.table.queries.existing_spec(job).queue)
+            return repair_job(self._services.table, self._services.storage, publish, job)
+        return audit(self._services.table, self._services.storage, job)
 
     def _not_ended(self, job: str, state: JobState) -> JobStatus:
         if state in TERMINAL:

@@ -14,7 +14,7 @@ from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.status import JobStatus
 
 if TYPE_CHECKING:
-    from producer.client.connections import Connections
+    from producer.client.services import Services
 
 #: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
 _FIRST_LOOK_S = 0.2
@@ -26,21 +26,21 @@ _LOOKS_AT_ONCE = 8
 class Monitor:
     """Looks at jobs; each method is described at the method of `Client` that has its name."""
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def status(self, job: str) -> JobStatus:
         """See `Client.status`."""
-        return self._with_objects(self._connections.table.queries.status(job))
+        return self._with_objects(self._services.table.queries.status(job))
 
     def _with_objects(self, status: JobStatus) -> JobStatus:
         """Redis may bring back a job that was deleted with its objects: an older copy of its file was restored."""
         if not status.ended or not status.done:
             return status
-        store = self._connections.table.queries.place_of_summary(status.job)
-        if store not in {"", self._connections.storage.place}:
+        store = self._services.table.queries.place_of_summary(status.job)
+        if store not in {"", self._services.storage.place}:
             return status  # it was never written, or lies elsewhere
-        if self._connections.storage.glance(keys.summary(self._connections.storage.prefix, status.job)) is not False:
+        if self._services.storage.glance(keys.summary(self._services.storage.prefix, status.job)) is not False:
             return status
         gone = (
             "its objects are gone from the store, as of a deleted job that an older copy of Redis brought back: "
@@ -78,6 +78,6 @@ class Monitor:
         def keep(status: JobStatus) -> bool:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
 
-        found = self._connections.table.queries.jobs(limit=limit, offset=offset, keep=keep)
+        found = self._services.table.queries.jobs(limit=limit, offset=offset, keep=keep)
         with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
             return list(pool.map(self._with_objects, found))

@@ -108,7 +108,7 @@ def newer(client: Client, job: str, chunks: int) -> None:
     client.table.create(job, spec, name=job, lifetime_s=3600)
     written = {**json.loads(spec.model_dump_json()), "version": 2, "something": "new"}
     client.table.redis.hset(f"gradcam:job:{job}", "spec", json.dumps(written))
-    send = client._connections.messages.publisher(job, "default")
+    send = client._services.messages.publisher(job, "default")
     for number in range(chunks):
         published_at = client.table.add_chunk(job, Chunk.compress(number, [uri_line("s3://b/a.png")]))
         assert published_at is not None

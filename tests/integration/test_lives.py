@@ -24,7 +24,7 @@ PLAIN = {"chunk_size": 2, "outputs": ["cam"], "network": "resnet18"}
 @pytest.fixture
 def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client of a database that no worker process looks at."""
-    url = client._connections.settings.redis_url.get_secret_value()
+    url = client._services.settings.redis_url.get_secret_value()
     monkeypatch.setenv("GRADCAM_REDIS_URL", url.removesuffix("/0") + "/1")
     return Client.from_env()
 
@@ -97,7 +97,7 @@ def test_a_late_verdict_does_not_fail_the_next_generation(own: Client) -> None:
     assert one is not None
     assert other is not None
     own.table.fail(job, "the weights are not there", claim=one.claim)
-    own._connections.finalize_if_due(job)
+    own._services.finalize_if_due(job)
     assert own.status(job).state is JobState.FAILED
     assert own.retry(job) == 0
     own.table.fail(job, "the weights are not there", claim=other.claim)
@@ -119,7 +119,7 @@ def test_a_verdict_counts_for_as_long_as_its_worker_holds_the_chunk(own: Client)
     assert again is not None
     own.table.fail(job, "no such layer", claim=again.claim)
     again.open.close()
-    own._connections.finalize_if_due(job)
+    own._services.finalize_if_due(job)
     assert own.status(job).error == "no such layer"
 
 
@@ -224,7 +224,7 @@ def test_a_shard_of_an_earlier_generation_is_never_overwritten_also_when_redis_w
     hands.explain_all(job)  # a second shard, of image 0
     own.table.redis.flushdb()
     submit(own, job, chunk_size=6, pack="tar")
-    own._connections.finalize_if_due(job)
+    own._services.finalize_if_due(job)
     hands.gone = set()
     assert own.retry(job) == 1
     hands.explain_all(job)  # the second generation again
@@ -327,7 +327,7 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
     own.table.redis.delete(f"gradcam:job:{job}:{part}")
     own.table.recovery.reconcile(job)
     chunk.open.close()
-    own._connections.finalize_if_due(job)
+    own._services.finalize_if_due(job)
     status = own.status(job)
     assert status.state is JobState.FAILED
     assert f"`gradcam delete {job}`, then submit it again" in str(status.error)
@@ -403,7 +403,7 @@ def test_a_repair_deletes_nothing_when_redis_was_wiped_and_the_job_submitted_aga
     with MaintenanceLease(own.table, job, JobState.REPAIRING) as held:
         own.table.redis.flushdb()
         submit(own, job)
-        own._connections.finalize_if_due(job)
+        own._services.finalize_if_due(job)
         assert own.status(job).ended
         with pytest.raises(UsageError, match="was deleted and submitted again meanwhile"):
             held.check()

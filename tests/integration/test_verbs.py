@@ -22,7 +22,7 @@ DOES, REFUSED, NOTHING = "does it", "refused", "no change"
 def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client of a database that no worker process looks at."""
     monkeypatch.setenv(
-        "GRADCAM_REDIS_URL", client._connections.settings.redis_url.get_secret_value().removesuffix("/0") + "/1"
+        "GRADCAM_REDIS_URL", client._services.settings.redis_url.get_secret_value().removesuffix("/0") + "/1"
     )
     return Client.from_env()
 
@@ -46,7 +46,7 @@ def bring(client: Client, job: str, state: JobState) -> None:
                 client.cancel(job)
             case JobState.FAILED:
                 client.table.fail(job, "no such layer")
-                client._connections.finalize_if_due(job)
+                client._services.finalize_if_due(job)
     else:
         hands.gone = set() if state is JobState.SUCCEEDED else {IMAGES[1]}
         hands.explain_all(job)

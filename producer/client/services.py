@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from producer.jobs.model import settings
 
 
-class Connections:
+class Services:
     """Settings, and what they lead to. Safe to share between threads."""
 
     def __init__(self, settings: settings.Connections) -> None:
