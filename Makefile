@@ -13,7 +13,7 @@ NEEDS := pyproject.toml constraints.txt
 # Two lanes of tests; a file stays in one, and the files begin in the order that tests/conftest.py gives them.
 LANES := -n 2 --dist loadgroup --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
-ON_MINIO := control data_sets direct fault_proxy main_job minio pack results sources_s3 storage
+ON_MINIO := control data_sets fault_proxy main_job minio pack results s3_fast_path sources_s3 storage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -94,6 +94,11 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 	$(BIN)/python tests/mutants/mutants.py python --sample "$(SAMPLE)"
 
 ##@ tidy
+
+.PHONY: docs
+docs: $(VENV)/test.stamp ## write docs/options.md and docs/commands.md anew, from what the program says of itself
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 
 .PHONY: dist
 dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/

@@ -23,7 +23,9 @@ from deploy.stack import FOREIGN, Stack
 from producer.client.client import Client
 from producer.client.watch import exit_code, follow
 from producer.jobs.model.errors import GradcamError, UsageError
-from producer.jobs.model.spec import OUTPUTS, JobStatus, Result
+from producer.jobs.model.results import Result
+from producer.jobs.model.spec import OUTPUTS
+from producer.jobs.model.status import JobStatus
 
 NETWORK = "efficientnet_lite0"
 CHUNK_SIZE = 4

@@ -28,13 +28,14 @@ from producer.jobs.model.errors import (
     UsageError,
     WorkerError,
 )
-from producer.jobs.model.spec import ChunkCounts, ExplainedClass, Failure, JobStatus, Result, Wait
-from producer.jobs.model.spec import Prediction as Prediction
+from producer.jobs.model.results import ExplainedClass, Failure, Result
+from producer.jobs.model.results import Prediction as Prediction
 from producer.jobs.model.stage_times import StageTime
 from producer.jobs.model.states import TERMINAL, Ingest, JobState
+from producer.jobs.model.status import ChunkCounts, JobStatus, Wait
 from producer.maintenance.audit import Finding
 from producer.output.download import Downloaded, Fetched
-from producer.output.job_results import Link
+from producer.output.job_results import PictureUrl
 from producer.submission.plan import Plan
 
 __all__ = [
@@ -53,7 +54,7 @@ __all__ = [
     "JobError",
     "JobState",
     "JobStatus",
-    "Link",
+    "PictureUrl",
     "Plan",
     "Prediction",
     "ReadOptions",

@@ -126,7 +126,7 @@ def redis_client(stack: Stack) -> Iterator[redis.Redis]:
 @pytest.fixture
 def unattended(client: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of that database: no worker process looks at its jobs, nor at what commands of this test send."""
-    url = client._settings.redis_url.get_secret_value()
+    url = client._services.settings.redis_url.get_secret_value()
     monkeypatch.setenv("GRADCAM_REDIS_URL", url.removesuffix("/0") + "/1")
     return Client.from_env()
 

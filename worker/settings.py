@@ -36,7 +36,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from producer.jobs.fetch.addresses import FetchPolicy, checked_user_agent
+from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
 from producer.jobs.model.spec import PRIORITIES
 from worker.supervise.busy_file import BUSY_KINDS
 

@@ -11,68 +11,184 @@ client.download(job, "results")
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from fnmatch import fnmatchcase
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self, TypeAlias
 
-from producer.client.submitting import Submitting
-from producer.jobs.model import keys
-from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.limits import MAX_COUNT
-from producer.jobs.model.spec import Failure, JobStatus, Result, checked_name
-from producer.jobs.model.states import TERMINAL, JobState
-from producer.jobs.store.bucket import DELETED_AT_ONCE
-from producer.maintenance.audit import Finding, audit
-from producer.maintenance.audit import repair as set_right
-from producer.maintenance.maintenance_lease import Maintenance
-from producer.maintenance.retry import retry_failed
-from producer.output.checks import check_classes, check_reason
+from producer.client.job_actions import JobActions
+from producer.client.monitor import Monitor
+from producer.client.services import Services
+from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
+from producer.jobs.model import settings
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.results import Failure, Result
+from producer.jobs.model.spec import OUTPUTS, new_job_id
+from producer.jobs.model.status import JobStatus
+from producer.jobs.store.bucket import Storage
+from producer.jobs.table.table import JobTable
+from producer.maintenance.audit import Finding
+from producer.output.checks import check_reason
 from producer.output.download import Downloaded, Fetched
 from producer.output.export import Format
 from producer.output.failures import write_failures
-from producer.output.filters import ResultFilter
-from producer.output.job_results import Choice, JobResults, Link
+from producer.output.job_results import JobResults, PictureUrl, ResultQuery, open_results
+from producer.submission.plan import Plan, plan
+from producer.submission.sender import Progress, line_maker
+from producer.submission.spec_builder import Request
 
-#: How often `watch` looks, in seconds: quick for a handful of photos, light for a run of hours.
-_FIRST_LOOK_S = 0.2
-_SLOWEST_LOOK_S = 2.0
-#: How many jobs' objects `list` looks for at once.
-_LOOKS_AT_ONCE = 8
+#: What can be sent: addresses, files, folders, lists and prefixes, or what `open_sources` gave.
+Images: TypeAlias = Iterable[str | os.PathLike[str] | Source] | Sources
 
 
-class Client(Submitting):
-    """Send images to be explained and see what became of them. Safe to share between threads."""
+class Client:
+    """Send images to be explained and see what became of them. Safe to share between threads.
 
-    # -- control ---------------------------------------------------------------------------------------------------
+    Args:
+        settings: Where Redis and the object store are.
+    """
+
+    def __init__(self, settings: settings.Connections) -> None:
+        self._services = Services(settings)
+        self._monitor = Monitor(self._services)
+        self._actions = JobActions(self._services, self._monitor)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Make a client from `GRADCAM_*` and `AWS_*` environment variables.
+
+        Raises:
+            SettingsError: Names every missing, wrong and misspelt setting at once.
+        """
+        return cls(settings.read(settings.Connections))
+
+    @property
+    def table(self) -> JobTable:
+        """The job table."""
+        return self._services.table
+
+    @property
+    def storage(self) -> Storage:
+        """Our bucket."""
+        return self._services.storage
+
+    def submit(
+        self,
+        images: Images,
+        *,
+        network: str = "resnet50",
+        weight_path: str | os.PathLike[str] | None = None,
+        layer_name: str = "last-conv",
+        class_id: int | None = None,
+        class_name: str | None = None,
+        top_k: int = 1,
+        labels: str | os.PathLike[str] | None = None,
+        explain: str = "predicted",
+        method: str = "gradcam",
+        precision: str = "fp32",
+        input_size: str | int | Iterable[int] | None = None,
+        mean: str | float | Iterable[float] | None = None,
+        std: str | float | Iterable[float] | None = None,
+        fit: str = "squash",
+        output_size: str = "input",
+        raw: bool = False,
+        outputs: Iterable[str] = OUTPUTS,
+        format: str = "jpg",
+        chunk_size: int | None = None,
+        name: str | None = None,
+        queue: str = "default",
+        pack: str = "none",
+        any_network: bool = False,
+        reading: ReadOptions | None = None,
+        progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
+    ) -> str:
+        """Send images; returns when all are in the job table, long before they are explained.
+
+        Args:
+            images: Addresses (`s3://`, `http(s)://`, `file://`), local files and folders, which are uploaded, lists
+                (.txt, .csv, .tsv, .jsonl, .parquet) and prefixes (`s3://bucket/prefix/`). A `Source`
+                gives one image a class or an id of its own.
+            network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
+            weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
+                name, or `random`. Default: torchvision's own, which the worker downloads.
+            layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
+            class_id: Class to explain. Default: the predicted one.
+            class_name: The same by its name, such as `tabby`.
+            top_k: Explain so many most likely classes.
+            labels: A file of class names, one a line, for weights with classes of their own.
+            explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
+            method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
+            precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU. One of fp32, bf16, fp16.
+            input_size: Pixels that the network reads: 320, or HEIGHTxWIDTH. Default: those that belong to the network.
+            mean: What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406. Default: the network's.
+            std: What they are divided by then, as 0.229,0.224,0.225. Default: the network's.
+            fit: How a picture is brought to the network's size. One of squash, crop, pad.
+            output_size: Pictures of the network's size, or of the original's. One of input, original.
+            raw: Also store the map and the guided gradient as numbers (.npz).
+            outputs: Which of the four pictures, by commas.
+            format: Picture format. One of jpg, png.
+            chunk_size: Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work.
+            name: Name of the job; submitting the same again under it continues instead of doubling.
+            queue: Priority: more urgent jobs go first. One of high, default, low.
+            pack: tar: the pictures of a chunk in one webdataset shard; for millions of images. One of none, tar.
+            any_network: Do not look the network up: the workers know newer ones.
+            reading: Which columns of lists mean what, and which images to take.
+            progress: Called with images sent, and images in all where that is known.
+            waiting: Called with a sentence while Redis is too full to take more.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            UsageError: Something typed cannot be used; nothing was sent.
+            ServiceError, JobError, WorkerError: Redis or the object store cannot be used.
+        """
+        request = Request.read(
+            reading_of(images, reading),
+            network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
+            top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
+            mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
+            chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+        )  # fmt: skip
+        self._services.check_redis()
+        with opened(images, reading, lambda: self.storage) as sources:
+            return self._services.submission.submit(request, sources, progress=progress, waiting=waiting)
+
+    def plan(
+        self,
+        images: Images,
+        reading: ReadOptions | None = None,
+        **parameters: Any,
+    ) -> Plan:
+        """Say what a submission would send, without sending it; takes what `submit` takes.
+
+        Raises:
+            UsageError: Something typed cannot be used.
+        """
+        request = Request.read(reading_of(images, reading), **parameters)
+        size = request.options.chunk_size or self._services.submission.chunk_size(request)
+        spec = request.spec(chunk_size=size, weights=str(request.options.weight_path or "DEFAULT"))
+        with opened(images, reading, lambda: self.storage) as sources:
+            found = plan(sources, line_maker(self.storage, request.options.name or new_job_id()), spec)
+            return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
 
     def cancel(self, job: str) -> JobStatus:
-        """Stop a job for good: what is done stays, workers stop after the batch in hand.
+        """Stop a job for good: what is done stays, workers stop after the current batch.
 
         Raises:
             UnknownJob: There is no such job.
             UsageError: It has ended otherwise.
         """
-        state = self.table.control.cancel(job)
-        if state in TERMINAL and state is not JobState.CANCELLED:
-            raise UsageError(f"job {job} has ended already: {state}")
-        self._finalize(job)
-        return self.status(job)
+        return self._actions.cancel(job)
 
     def pause(self, job: str) -> JobStatus:
         """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
-        return self._not_ended(job, self.table.control.pause(job))
+        return self._actions.pause(job)
 
     def resume(self, job: str) -> JobStatus:
         """Go on with a paused job. Errors as `cancel`."""
-        status = self._not_ended(job, self.table.control.resume(job))
-        self._send_missing(self._outline(job).queue)
-        return status
+        return self._actions.resume(job)
 
     def retry(self, job: str, *, reason: str | None = None) -> int:
         """Try the failed images of a job that has ended once more, and nothing else; how many.
@@ -85,12 +201,7 @@ class Client(Submitting):
             UnknownJob: There is no such job, or its lifetime is over.
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
-        queue = self._outline(job).queue
-        self._ready()
-        self._finalize(job)  # where a worker cannot write its summary, it need not wait for another
-        count = retry_failed(self.table, self._publisher(job, queue), job, queue, reason=reason)
-        self._send_missing(queue)
-        return count
+        return self._actions.retry(job, reason)
 
     def delete(self, job: str, *, objects: bool = False, progress: Callable[[int], None] | None = None) -> int:
         """Forget a job that has ended, and with `objects` everything it has in the store; how many objects went.
@@ -107,34 +218,7 @@ class Client(Submitting):
             UsageError: It has not ended.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        self._finalize(job)  # where a worker cannot write its summary, it need not wait for another
-        if not objects:
-            self.table.control.delete(job)
-            return 0
-        try:
-            self._same_store(job)
-        except UnknownJob:
-            # Redis forgets a job after its lifetime, the store does not.
-            # What stands in its summary does not matter: it may be torn.
-            if self.storage.size(keys.summary(self.storage.prefix, checked_name(job))) is None:
-                raise
-        with Maintenance(self.table, job, JobState.DELETING) as held:
-            count = self._delete_objects(job, held, progress)
-            with suppress(UnknownJob):
-                self.table.control.delete(job, who=held.who)
-        return count
-
-    def _delete_objects(self, job: str, held: Maintenance, progress: Callable[[int], None] | None) -> int:
-        count = 0
-        names = self.storage.keys(keys.job_prefix(self.storage.prefix, job))
-        while part := list(islice(names, DELETED_AT_ONCE)):
-            held.check()
-            held.incomplete = True
-            self.storage.delete(part)
-            count += len(part)
-            if progress:
-                progress(count)
-        return count
+        return self._actions.delete(job, objects=objects, progress=progress)
 
     def audit(self, job: str, *, repair: bool = False) -> Iterator[Finding]:
         """Compare what is called done with the objects in the store; what is missing and what is extra.
@@ -147,17 +231,7 @@ class Client(Submitting):
             UnknownJob: There is no such job.
             UsageError: It cannot be repaired: it has not ended, was cancelled, or only its source knows what is gone.
         """
-        self._same_store(job)
-        if repair:
-            return set_right(self.table, self.storage, self._publisher(job, self._spec(job).queue), job)
-        return audit(self.table, self.storage, job)
-
-    def _not_ended(self, job: str, state: JobState) -> JobStatus:
-        if state in TERMINAL:
-            raise UsageError(f"job {job} has ended already: {state}")
-        return self.status(job)
-
-    # -- looking ---------------------------------------------------------------------------------------------------
+        return self._actions.audit(job, repair=repair)
 
     def status(self, job: str) -> JobStatus:
         """Look at a job; of one that has ended, also whether its objects are still there.
@@ -165,22 +239,7 @@ class Client(Submitting):
         Raises:
             UnknownJob: There is none of that name.
         """
-        return self._with_objects(self.table.status(job))
-
-    def _with_objects(self, status: JobStatus) -> JobStatus:
-        """Redis may bring back a job that was deleted with its objects: an older copy of its file was restored."""
-        if not status.ended or not status.done:
-            return status
-        store = self.table.place_of_summary(status.job)
-        if store not in {"", self.storage.place}:
-            return status  # it was never written, or lies elsewhere
-        if self.storage.glance(keys.summary(self.storage.prefix, status.job)) is not False:
-            return status
-        gone = (
-            "its objects are gone from the store, as of a deleted job that an older copy of Redis brought back: "
-            f"`gradcam delete {status.job}` forgets it"
-        )
-        return status.model_copy(update={"objects_gone": True, "problem": gone})
+        return self._monitor.status(job)
 
     def watch(self, job: str) -> Iterator[JobStatus]:
         """Look at a job again and again; the last status is that of its end. A Redis that restarts is waited for.
@@ -189,14 +248,7 @@ class Client(Submitting):
             UnknownJob: There is no such job.
             ServiceError: Redis has been away for a minute.
         """
-        pause_s = _FIRST_LOOK_S
-        while True:
-            status = self.status(job)
-            yield status
-            if status.ended:
-                return
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
+        return self._monitor.watch(job)
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> JobStatus:
         """Wait for a job's end.
@@ -204,13 +256,7 @@ class Client(Submitting):
         Raises:
             TimeoutError: It had not ended by then; it goes on.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        for status in self.watch(job):
-            if status.ended:
-                return status
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:.0f} s")
-        raise AssertionError("watch ends with an ended status")
+        return self._monitor.wait(job, timeout_s)
 
     def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
         """Images of a job that failed, each with its reason; with `reason` only those that failed for it.
@@ -220,8 +266,8 @@ class Client(Submitting):
             UsageError: No image ever fails for such a reason.
         """
         if reason is not None:
-            check_reason(reason, self.table.status(job).failures)
-        return (failure for failure in self.table.failures(job) if reason in {None, failure.reason})
+            check_reason(reason, self.table.queries.status(job).failures)
+        return (failure for failure in self.table.queries.failures(job) if reason in {None, failure.reason})
 
     def export_failures(self, job: str, file: str | Path, *, reason: str | None = None) -> int:
         """Write failures to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
@@ -250,7 +296,7 @@ class Client(Submitting):
             UsageError: It lies in another store, or something cannot be asked.
             StoreError, JobError, WorkerError: The store cannot be used.
         """
-        return self._made(job).results(Choice.of(where, failed=failed, sort=sort, limit=limit))
+        return self._results_of(job).results(ResultQuery.of(where, failed=failed, sort=sort, limit=limit))
 
     def export(
         self,
@@ -269,7 +315,9 @@ class Client(Submitting):
         A file is there whole or not at all. `only` leaves out the addresses of other kinds of pictures.
         """
         named = Path(file) if isinstance(file, str) else file
-        return self._made(job).export(named, format, only, Choice.of(where, failed=failed, sort=sort, limit=limit))
+        return self._results_of(job).export(
+            named, format, only, ResultQuery.of(where, failed=failed, sort=sort, limit=limit)
+        )
 
     def download(
         self,
@@ -296,13 +344,7 @@ class Client(Submitting):
         Returns:
             The files, a list; its `already` says how many were there before.
         """
-        files = Downloaded()
-        for fetched in self.fetch(job, output_dir, only=only, where=where, sort=sort, limit=limit):
-            files.append(fetched.path)
-            files.already += fetched.already
-            if progress:
-                progress(fetched.path)
-        return files
+        return Downloaded.of(self.fetch(job, output_dir, only=only, where=where, sort=sort, limit=limit), progress)
 
     def fetch(
         self,
@@ -317,7 +359,7 @@ class Client(Submitting):
         """The same as a stream, for millions of pictures."""
         if not str(output_dir):
             raise UsageError("the output folder needs a name")
-        return self._made(job).fetch(Path(output_dir), only, Choice.of(where, sort=sort, limit=limit))
+        return self._results_of(job).fetch(Path(output_dir), only, ResultQuery.of(where, sort=sort, limit=limit))
 
     def urls(
         self,
@@ -328,35 +370,13 @@ class Client(Submitting):
         where: Iterable[str] = (),
         sort: str | None = None,
         limit: int | None = None,
-    ) -> Iterator[Link]:
+    ) -> Iterator[PictureUrl]:
         """Presigned addresses of pictures, at which anybody can read them for up to 7 days."""
-        return self._made(job).urls(expires_s, only, Choice.of(where, sort=sort, limit=limit))
+        return self._results_of(job).urls(expires_s, only, ResultQuery.of(where, sort=sort, limit=limit))
 
-    def _made(self, job: str) -> JobResults:
-        self._same_store(job)
-        spec = self._spec(job)
-
-        def ended() -> int:
-            status = self.status(job)
-            return status.done + status.failed
-
-        def check(where: ResultFilter) -> None:
-            status = self.table.status(job)
-            for one in where.conditions:
-                if one.field == "reason" and not one.is_pattern:
-                    check_reason(one.value, status.failures)
-            # Asked after the count: what is done meanwhile only adds to it.
-            check_classes(where, spec, self.table.histogram(job), status.done)
-
-        return JobResults(
-            self.storage,
-            job,
-            spec,
-            states=partial(self.table.control.states_at, job),
-            ended=ended,
-            check=check,
-            since=self.table.since(job),
-        )
+    def _results_of(self, job: str) -> JobResults:
+        self._services.check_store(job)
+        return open_results(self.table, self.storage, job)
 
     def list(
         self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None
@@ -372,13 +392,4 @@ class Client(Submitting):
         Raises:
             UsageError: One of the numbers is below 0 or beyond 64 bits.
         """
-        for option, number in (("limit", limit), ("offset", offset)):
-            if not 0 <= number <= MAX_COUNT:
-                raise UsageError(f"{option} must be 0 to {MAX_COUNT:,}")
-
-        def keep(status: JobStatus) -> bool:
-            return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
-
-        found = self.table.jobs(limit=limit, offset=offset, keep=keep)
-        with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
-            return list(pool.map(self._with_objects, found))
+        return self._monitor.list(limit=limit, offset=offset, state=state, name=name)

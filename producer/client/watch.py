@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -12,8 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from producer.jobs.model import release
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import JobState
+from producer.jobs.model.status import JobStatus
+
+if TYPE_CHECKING:
+    from producer.submission import sender
 
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 5.0
@@ -67,7 +71,7 @@ def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 @contextmanager
-def sending(console: Console) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str], None]]]:
     """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
     started = shown = time.monotonic()
 
@@ -93,7 +97,7 @@ def sending(console: Console) -> Iterator[tuple[Callable[[int, int | None], None
 
 
 def note(status: JobStatus) -> str:
-    """What is worth saying beside the counts."""
+    """What a user should know beside the counts."""
     if status.workers == 0 and not status.ended:
         return "no worker is running: start `gradcam-worker`"
     parts = [_problem(status)] if status.problem else []
@@ -123,7 +127,7 @@ def summary(status: JobStatus) -> str:
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
-        rows["at work"] = f"{status.running} images in {status.chunks.in_hand} chunks; {status.workers} workers alive"
+        rows["at work"] = f"{status.running} images in {status.chunks.in_flight} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     if status.stalled_s is not None:
         rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
@@ -173,7 +177,7 @@ def _waits(status: JobStatus) -> str:
             for wait in status.waits
         )
         return "; ".join(told)
-    return "no worker has any of it in hand" if not status.chunks.in_hand else "no worker says what it waits for"
+    return "no worker works at it" if not status.chunks.in_flight else "no worker says what it waits for"
 
 
 def stages(status: JobStatus) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from producer.client.client import Client
-    from producer.jobs.model.spec import JobStatus
+    from producer.jobs.model.status import JobStatus
 
 CODES = (
     "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
@@ -95,6 +95,11 @@ def make_talk() -> Console:
 def one_line(text: str) -> str:
     """Without the characters that would break a line of columns, or the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def split_commas(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def follow_job(client: Client, talk: Console, job: str) -> JobStatus:

@@ -29,7 +29,7 @@ from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
     from producer.client.client import Client
-    from producer.jobs.model.spec import JobStatus
+    from producer.jobs.model.status import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
 _DIFFERENT = 1
@@ -41,7 +41,7 @@ _DIFFERENT = 1
 def cancel(job: tuple[str, ...], as_json: bool) -> None:
     """Stop jobs for good.
 
-    What is done stays done, with its pictures; workers stop after the batch in hand.
+    What is done stays done, with its pictures; workers stop after the current batch.
     """
     _each(job, as_json, lambda client, one: client.cancel(one))
 

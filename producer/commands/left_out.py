@@ -1,4 +1,4 @@
-"""What a submission leaves out, said in a line or two: rows that cannot be used, files that are no images."""
+"""What a submission leaves out, in a line or two: rows that cannot be used, files that are no images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.commands.console import one_line
-from producer.input.read_options import said_of_left_out
+from producer.input.selection import describe_left_out
 from producer.jobs.model.errors import UsageError
 from producer.output.resubmission_list import beside, check_name, write_again
 
@@ -36,7 +36,7 @@ def check_file(name: str | None, reading: ReadOptions) -> None:
 
 
 def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool) -> None:
-    """Say how many rows are left out, show the first, and write all of them to a file.
+    """Print how many rows are left out and the first one, and write all of them to a file.
 
     Args:
         talk: Where to say it.
@@ -68,8 +68,8 @@ def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool
 
 
 def tell_left_out(talk: Console, sources: Sources) -> None:
-    """Say which files of folders and prefixes are not taken for images, in one line."""
-    if words := said_of_left_out(sources.left_out):
+    """Print in one line which files of folders and prefixes are no images."""
+    if words := describe_left_out(sources.left_out):
         talk.print(f"left out, no images by their names: {words}")
 
 

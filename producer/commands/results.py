@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import click
 
-from producer.commands.console import PLAIN_CODES, Duration, Examples, client_from_env, examples, make_talk, one_line
+from producer.commands.console import (
+    PLAIN_CODES,
+    Duration,
+    Examples,
+    client_from_env,
+    examples,
+    make_talk,
+    one_line,
+    split_commas,
+)
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from producer.client.client import Client
-    from producer.output.job_results import Link
+    from producer.output.job_results import PictureUrl
 
 _HOUR_S = 3600.0
 
@@ -122,13 +131,13 @@ def results(
         output_dir = "results"
     _check(output_dir, format, expires, output, failed=failed)
     client, talk = client_from_env(), make_talk()
-    kinds = [part.strip() for part in only.split(",") if part.strip()] if only else []
+    kinds = split_commas(only or "")
     chosen: dict[str, Any] = {"only": kinds, "where": where, "sort": sort, "limit": limit}
     count = 0
     if format == "urls":
         links = client.urls(job, expires_s=expires or _HOUR_S, **chosen)
         with _output(output, private=True) as file:
-            count = _print_links(links, file, as_json=as_jsonl)
+            count = _print_urls(links, file, as_json=as_jsonl)
         _tell(talk, output, f"{count} addresses")
     elif format is not None:
         target = output if parquet is None else parquet
@@ -225,7 +234,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
         yield opened
 
 
-def _print_links(links: Iterable[Link], file: BinaryIO, *, as_json: bool) -> int:
+def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -> int:
     count = 0
     for link in links:
         line = json.dumps(asdict(link)) if as_json else f"{link.index}\t{link.kind}\t{link.url}"

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from producer.input.read_options import printable
+from producer.input.display import printable
 from producer.input.rows import text_of
-from producer.input.stored import Spool, kept_on_disk
+from producer.input.spooled import TempFile, explain_full_disk
 
 if TYPE_CHECKING:
     from producer.input.rows import Maker, Rows
@@ -44,7 +44,7 @@ class BadRow:
 
     @property
     def sentence(self) -> str:
-        """What is said of it."""
+        """The message for it."""
         return f"{self.list} {self.called} {self.number}: {self.why}"
 
 
@@ -54,13 +54,13 @@ class BadRows:
     def __init__(self, name: str) -> None:
         self.count = 0
         self._name = name
-        self._spool: Spool | None = None
+        self._spool: TempFile | None = None
 
     def add(self, row: BadRow) -> None:
         """Keep one. Raises UsageError when there is no room."""
-        with kept_on_disk(self._name):
+        with explain_full_disk(self._name):
             if self._spool is None:
-                self._spool = Spool()
+                self._spool = TempFile()
             self._spool.append(json.dumps(asdict(row)).encode() + b"\n")
         self.count += 1
 
@@ -79,7 +79,7 @@ class BadRows:
 
 
 def bad_row(maker: Maker, rows: Rows, place: int, why: str) -> BadRow:
-    """Say all that is known of a row."""
+    """Collect all that is known of a bad row."""
     number = rows.number(place)
     if place in rows.broken:
         return BadRow(maker.name, number, maker.row, why, raw=printable(rows.raw(place)[:_MAX_RAW_CHARS]) or None)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.input.read_options import ReadOptions, quoted, shown
+from producer.input.display import quoted, shown
+from producer.input.read_options import ReadOptions
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""Compressed lists are read as if they were not; what is broken in them is said in a sentence."""
+"""Compressed lists are read as if they were not; broken data becomes a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from producer.input.stored import Kept, Stored
+from producer.input.spooled import RereadableFile, SpooledFile
 from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _PIECE_BYTES = 2**18
 _PACKED_BYTES = 2**11
 
 
-def pieces(stored: Stored, packing: str | None, lines: Callable[[], int] = int) -> Generator[bytes, None, None]:
+def pieces(stored: RereadableFile, packing: str | None, lines: Callable[[], int] = int) -> Generator[bytes, None, None]:
     """Read a list through its compression.
 
     Args:
@@ -44,10 +44,10 @@ def pieces(stored: Stored, packing: str | None, lines: Callable[[], int] = int) 
             yield piece
 
 
-class Unpacked(Kept):
+class DecompressedFile(SpooledFile):
     """A list without its compression, for those that cannot be read through it."""
 
-    def __init__(self, stored: Stored, packing: str) -> None:
+    def __init__(self, stored: RereadableFile, packing: str) -> None:
         super().__init__(stored.name, lambda file: file.writelines(pieces(stored, packing)))
         self._packed = stored
 
@@ -74,7 +74,7 @@ def _unpacked(file: BinaryIO, packing: str | None) -> BinaryIO:
 
 
 class _Zstandard(io.RawIOBase):
-    """Frames of zstandard, one after the other; unlike the library's own reader it tells where one breaks off."""
+    """Frames of zstandard, one after the other; unlike the library's reader, it notices a truncated frame."""
 
     def __init__(self, file: BinaryIO) -> None:
         import zstandard

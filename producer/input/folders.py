@@ -14,17 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from producer.input.read_options import (
-    BATCH,
-    LeftOut,
-    ReadOptions,
-    Source,
-    SourceGroup,
-    check_readable,
-    chosen,
-    said_of_nothing,
-    shown,
-)
+from producer.input.display import shown
+from producer.input.read_options import ReadOptions
+from producer.input.selection import LeftOut, chosen, describe_empty
+from producer.input.source import Source, check_readable
+from producer.input.source_group import BATCH, SourceGroup
 from producer.jobs.model.errors import UsageError
 
 #: Links to folders, one behind the other: folders that are linked to each other have no end of paths.
@@ -109,7 +103,7 @@ class Folder(SourceGroup):
         self._seen = None
         if not self.count:
             under = "match" if self._pattern else "under"
-            raise UsageError(f"no images {under} {self.name}: {said_of_nothing(self._reading, self.left_out)}")
+            raise UsageError(f"no images {under} {self.name}: {describe_empty(self._reading, self.left_out)}")
         self._whole = at_most is None
 
     def batches(self) -> Iterator[list[Source]]:

@@ -20,11 +20,14 @@ from itertools import islice
 from typing import NamedTuple
 
 from producer.input.bad_rows import BadRows, bad_row
-from producer.input.decompression import Unpacked
-from producer.input.read_options import ReadOptions, Source, SourceGroup, quoted
+from producer.input.decompression import DecompressedFile
+from producer.input.display import quoted
+from producer.input.read_options import ReadOptions
 from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
 from producer.input.rows import Maker, Rows
-from producer.input.stored import Stored
+from producer.input.source import Source
+from producer.input.source_group import SourceGroup
+from producer.input.spooled import RereadableFile
 from producer.input.tables import csv_rows
 from producer.jobs.model.errors import UsageError
 
@@ -56,7 +59,7 @@ class ListFile(SourceGroup):
         reading: Which columns.
     """
 
-    def __init__(self, stored: Stored, kind: Kind | None, base: str | None, reading: ReadOptions) -> None:
+    def __init__(self, stored: RereadableFile, kind: Kind | None, base: str | None, reading: ReadOptions) -> None:
         self.name = stored.name
         self._stored = stored
         self._kind = kind
@@ -144,8 +147,8 @@ class ListFile(SourceGroup):
         with self._stored.open() as file:
             return Kind("jsonl" if file.read(1024).removeprefix(BOM).startswith(b"{") else "txt")
 
-    def _unpacked(self, packing: str | None) -> Stored:
+    def _unpacked(self, packing: str | None) -> RereadableFile:
         """Parquet is read from its end: it must be unpacked as a whole."""
-        if packing and not isinstance(self._stored, Unpacked):
-            self._stored = Unpacked(self._stored, packing)
+        if packing and not isinstance(self._stored, DecompressedFile):
+            self._stored = DecompressedFile(self._stored, packing)
         return self._stored

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from producer.input.read_options import LeftOut, ReadOptions, Source, SourceGroup, chosen, said_of_nothing
+from producer.input.read_options import ReadOptions
 from producer.input.rows import PLAIN, check_address
-from producer.input.stored import Spool, kept_on_disk
+from producer.input.selection import LeftOut, chosen, describe_empty
+from producer.input.source import Source
+from producer.input.source_group import SourceGroup
+from producer.input.spooled import TempFile, explain_full_disk
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError
+from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -23,10 +27,6 @@ if TYPE_CHECKING:
 _PAGES_CHECKED = 2
 #: What AWS gives at once; MinIO gives more where it is not said.
 _PAGE_KEYS = 1000
-_SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
-_CREDENTIALS = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
-)
 
 
 class Listing(SourceGroup):
@@ -47,12 +47,12 @@ class Listing(SourceGroup):
         self.name = addresses.redact(address)
         self._reading = reading
         self._storage = storage
-        self._kept: Spool | None = None
+        self._kept: TempFile | None = None
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Look whether there are images; a short listing is read to its end. Errors as `batches`."""
         if not sum(map(len, islice(self.batches(), None if whole else _PAGES_CHECKED))):
-            raise UsageError(f"no images under {self.name}: {said_of_nothing(self._reading, self.left_out)}")
+            raise UsageError(f"no images under {self.name}: {describe_empty(self._reading, self.left_out)}")
 
     def batches(self) -> Iterator[list[Source]]:
         """Read the images.
@@ -71,17 +71,17 @@ class Listing(SourceGroup):
             self._kept = None
 
     def _list(self) -> Iterator[list[str]]:
-        with kept_on_disk(self.name):
-            spool = Spool()
+        with explain_full_disk(self.name):
+            spool = TempFile()
         count = 0
         with spool.writer() as file:
             for page in self._pages():
                 self._check(page)
-                with kept_on_disk(self.name):
+                with explain_full_disk(self.name):
                     file.write(json.dumps(page).encode() + b"\n")
                 count += len(page)
                 yield page
-            with kept_on_disk(self.name):
+            with explain_full_disk(self.name):
                 file.flush()
         self._kept, self.count = spool, count
 
@@ -147,21 +147,22 @@ class Listing(SourceGroup):
             ) from None
 
     def _said(self, error: ClientError) -> UsageError | ServiceError:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _CREDENTIALS:
-            return ServiceError(
-                f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY"
-            )
-        if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
-            return ServiceError(f"{self.name} cannot be listed: the object store answered {code}")
-        if code == "NoSuchBucket":
-            return UsageError(f"{self.name} cannot be listed: there is no bucket {self._bucket}")
-        return UsageError(f"{self.name} cannot be listed: the object store answered {code}")
+        code = code_of(error)
+        match fault_of(error):
+            case S3Fault.CREDENTIALS | S3Fault.SIGNATURE | S3Fault.NO_CREDENTIALS:
+                return ServiceError(
+                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
+            case S3Fault.AWAY:
+                return ServiceError(f"{self.name} cannot be listed: the object store answered {code}")
+            case S3Fault.NO_BUCKET:
+                return UsageError(f"{self.name} cannot be listed: there is no bucket {self._bucket}")
+            case _:
+                return UsageError(f"{self.name} cannot be listed: the object store answered {code}")
 
 
-def _kept(spool: Spool) -> Iterator[list[str]]:
+def _kept(spool: TempFile) -> Iterator[list[str]]:
     with spool.open() as file:
         for line in file:
             yield json.loads(line)

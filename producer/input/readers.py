@@ -18,9 +18,11 @@ import pydantic_core
 
 from producer.input.columns import Columns, find_column, uri_column
 from producer.input.decompression import pieces
-from producer.input.read_options import BATCH, ReadOptions, quoted
+from producer.input.display import quoted
+from producer.input.read_options import ReadOptions
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
-from producer.input.stored import Stored
+from producer.input.source_group import BATCH
+from producer.input.spooled import RereadableFile
 from producer.jobs.model.errors import UsageError
 
 MAX_LINE_BYTES = 2**20
@@ -34,7 +36,7 @@ _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 Block: TypeAlias = tuple[int, bytes]
 
 
-def blocks(stored: Stored, packing: str | None, longest: int = MAX_ROW_BYTES) -> Generator[Block, None, None]:
+def blocks(stored: RereadableFile, packing: str | None, longest: int = MAX_ROW_BYTES) -> Generator[Block, None, None]:
     """Read whole lines, many at once, without the byte order mark."""
     done, rest = 0, b""
     with closing(pieces(stored, packing, lambda: done)) as found:
@@ -195,7 +197,9 @@ def rows_of(
     )
 
 
-def parquet_rows(stored: Stored, maker: Maker, reading: ReadOptions, unseen: set[str]) -> Generator[Rows, None, None]:
+def parquet_rows(
+    stored: RereadableFile, maker: Maker, reading: ReadOptions, unseen: set[str]
+) -> Generator[Rows, None, None]:
     """Read the rows of a Parquet file, only the columns that are needed."""
     try:
         import pyarrow

@@ -19,7 +19,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from producer.input.read_options import Source, check_image, quoted, shown
+from producer.input.display import quoted, shown
+from producer.input.source import Source, check_image
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, UsageError
 
@@ -30,7 +31,7 @@ _WHOLE_FLOAT = re.compile(r"[0-9]+\.0*")
 _CLASS_IDS = 2**31
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-#: Matches addresses that are harmless at a glance, nearly all there are: `uris.parse` accepts each of them (a test
+#: Matches addresses that are harmless at a glance, nearly all there are: `addresses.parse` accepts each of them (a test
 #: draws examples), and takes ten times as long. Possessive repetitions: nothing is tried twice.
 PLAIN_ADDRESS = re.compile(
     r"""
@@ -120,7 +121,7 @@ class Maker:
         return wrong
 
     def error(self, number: int, why: str) -> UsageError:
-        """Say what is wrong with a row."""
+        """Make the error for a row."""
         return UsageError(f"{self.name} {self.row} {number}: {why}")
 
     def make(self, rows: Rows) -> list[Source]:

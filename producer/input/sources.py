@@ -11,7 +11,7 @@
 | `.txt .csv .tsv .jsonl .ndjson .parquet`| every image that this list names; here, on S3 or on a web server      |
 | `-`                                     | the lines of standard input, a list                                  |
 
-Lists (`lists.py`), folders (`folders.py`) and prefixes (`listing.py`) are read as streams, so that millions of images
+Lists (`lists.py`), folders (`folders.py`) and prefixes (`prefixes.py`) are read as streams, so that millions of images
 need no more memory than hundreds, and again from the beginning as often as one likes.
 """
 
@@ -24,35 +24,29 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
+from producer.input.display import printable, quoted, shown
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
-from producer.input.read_options import (
-    SUFFIXES,
-    ReadOptions,
-    Source,
-    SourceGroup,
-    check_image,
-    printable,
-    quoted,
-    shown,
-)
+from producer.input.read_options import ReadOptions
 from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of, id_of, label_of
-from producer.input.stored import LocalFile, from_address, from_pipe
+from producer.input.source import SUFFIXES, Source, check_image
+from producer.input.source_group import SourceGroup
+from producer.input.spooled import LocalFile, from_address, from_pipe
 from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow
     from producer.jobs.store.bucket import Storage
 
-__all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "expand", "open_sources", "printable"]
+__all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "open_sources", "printable"]
 
 #: An argument of the command line, or of the Python client.
 Argument: TypeAlias = str | os.PathLike[str] | Source
@@ -150,11 +144,6 @@ def open_sources(
     """
     if isinstance(arguments, str | os.PathLike | Source):
         raise UsageError("images must be a list of addresses, files and folders, not one alone")
-    for option, number in (("--limit", reading.limit), ("--sample", reading.sample)):
-        if number is not None and not 1 <= number <= MAX_COUNT:
-            raise UsageError(f"{option} must be 1 or more" if number < 1 else f"{option} must be {MAX_COUNT:,} or less")
-    if reading.label_from not in {None, "folder"}:
-        raise UsageError("--label-from must be folder")
     parts = _Opener(reading, storage, stdin).parts(arguments)
     if not parts:
         raise UsageError("nothing to explain: name images, lists, folders or addresses (`gradcam submit photos/`)")
@@ -174,10 +163,20 @@ def open_sources(
     return sources
 
 
-def expand(arguments: Iterable[Argument]) -> list[Source]:
-    """Read all the images that arguments mean into a list. Errors as `open_sources`."""
-    with open_sources(arguments) as sources:
-        return list(sources)
+def reading_of(images: Iterable[Argument] | Sources, reading: ReadOptions | None) -> ReadOptions:
+    """How images are read: as their sources were opened, or as is asked."""
+    return images.reading if isinstance(images, Sources) else reading or _EVERYTHING
+
+
+def opened(
+    images: Iterable[Argument] | Sources, reading: ReadOptions | None, storage: Callable[[], Storage]
+) -> AbstractContextManager[Sources]:
+    """Open images for a `with`; sources that are open stay open, whoever opened them closes them."""
+    return (
+        nullcontext(images)
+        if isinstance(images, Sources)
+        else open_sources(images, reading or _EVERYTHING, storage=storage)
+    )
 
 
 def _check_reading(parts: list[SourceGroup], reading: ReadOptions) -> None:
@@ -227,7 +226,7 @@ class _Opener:
         return parts
 
     def _source(self, own: Source) -> list[SourceGroup | Source]:
-        """Check it as if it had been typed; what it says is then said of each image it stands for."""
+        """Check it as if it had been typed; its values then hold for each of its images."""
         id_of(own.id)
         class_of(own.class_id)
         label_of(own.label)
@@ -312,7 +311,7 @@ class _Named(SourceGroup):
 
 
 class _Owned(SourceGroup):
-    """Images that have something in common: what was said of their list, folder or prefix as a whole."""
+    """Images of one list, folder or prefix for which the user gave common values, such as a class."""
 
     def __init__(self, part: SourceGroup, own: Source) -> None:
         self._part, self._own = part, own
@@ -344,7 +343,7 @@ def _owned(source: Source, own: Source) -> Source:
 
 
 def _with_folder(source: Source) -> Source:
-    """A source whose label is what its folder is called; as it is where it has one, or lies in no folder."""
+    """Give a source the name of its folder as its label, unless it has a label or no folder."""
     folder = source.path.absolute().parent.name if source.path else _folder_of(source.uri or "")
     return source if source.label is not None or not folder else source._replace(label=label_of(printable(folder)))
 

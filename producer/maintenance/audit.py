@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from producer.jobs.model import keys
-from producer.jobs.model.errors import StoreError, UnknownJob, UsageError, no_such
-from producer.jobs.model.spec import Item, Result, class_key
+from producer.jobs.model.errors import StoreError, UsageError
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.store.bucket import DELETED_AT_ONCE
 from producer.jobs.store.finalize import DamagedSummary, recorded_spec, write_summary
-from producer.maintenance.maintenance_lease import Maintenance
-from producer.maintenance.retry import Again, reopen
+from producer.maintenance.maintenance_lease import MaintenanceLease
+from producer.maintenance.retry import RetryItem, reopen
 from producer.output.manifest import ChunkRecords
 from producer.output.results import read_chunks
 from producer.output.shards import Shards
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import JobSpec, JobStatus
+    from producer.jobs.broker.messages import Publish
+    from producer.jobs.model.spec import JobSpec
+    from producer.jobs.model.status import JobStatus
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import JobTable
-    from producer.submission.submit import Publish
 
 _T = TypeVar("_T")
 
@@ -48,7 +50,7 @@ class Finding(BaseModel):
     #: What the manifest says of the image.
     result: Result | None = None
     #: What a repair explains again; none where nobody knows the image's address any more. It may hold secrets.
-    again: Again | None = Field(default=None, exclude=True, repr=False)
+    again: RetryItem | None = Field(default=None, exclude=True, repr=False)
 
 
 def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
@@ -60,14 +62,12 @@ def audit(table: JobTable, storage: Storage, job: str) -> Iterator[Finding]:
         UnknownJob: There is no such job.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    status = table.status(job)
-    found = table.spec(job)
-    if found is None:
-        raise UnknownJob(no_such(job))
+    status = table.queries.status(job)
+    spec = table.queries.existing_spec(job)
     ended = status.ended or status.state is JobState.REPAIRING
     if ended:
         yield from _of_summary(storage, job)
-    yield from _Audit(table, storage, job, found[0], ended=ended).findings()
+    yield from _Audit(table, storage, job, spec, ended=ended).findings()
 
 
 def _of_summary(storage: Storage, job: str) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ class _Audit:
     def __init__(self, table: JobTable, storage: Storage, job: str, spec: JobSpec, *, ended: bool) -> None:
         self._table, self._storage, self._job, self._spec, self._ended = table, storage, job, spec, ended
         # First, a byte an image: whatever is called done by now has been written before.
-        self._states = b"".join(piece for _, piece in table.control.states(job))
+        self._states = b"".join(piece for _, piece in table.queries.states(job))
         self._chunks = _Sorted(
             (chunk.number, chunk)
             for chunk in read_chunks(
@@ -95,7 +95,7 @@ class _Audit:
                 job,
                 spec.chunk_size,
                 states=lambda first, count: self._states[first : first + count],
-                since=table.since(job),
+                since=table.queries.since(job),
             )
         )
         prefix = keys.images_prefix(storage.prefix, job)
@@ -141,7 +141,7 @@ class _Audit:
         if state is ItemState.DONE and result is not None:
             wanted = {address.partition("#")[0] for address in result.objects.values()}
             self._named |= wanted & self._shards.keys()
-            again = Again(index, _item(result, self._spec), class_key(result))
+            again = RetryItem(index, _item(result, self._spec), class_key(result))
             for key in sorted(wanted):
                 size_bytes = there.get(key, self._shards.get(key))
                 if not size_bytes:
@@ -151,17 +151,19 @@ class _Audit:
             for key in sorted(there.keys() - wanted):
                 yield Finding(kind="extra", index=index, key=key)
 
-    def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> Again | None:
-        """What is to be explained again of an image whose record is gone, from wherever its address still stands."""
+    def _lost(self, chunk: ChunkRecords, index: int, state: ItemState) -> RetryItem | None:
+        """What to explain again of an image whose record is gone; its address may stand elsewhere."""
         if state is ItemState.FAILED:
-            return next((Again(index, one.item) for one in self._table.control.failures_at(self._job, [index])), None)
+            return next(
+                (RetryItem(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None
+            )
         described = keys.member(index, "json")
         result = next((record.result for record in reversed(chunk.records.get(index, []))), None)
         for shard in (shard for shard in sorted(self._shards) if keys.chunk_of(shard) == chunk.number):
             if result is None:
                 with suppress(StoreError, ValidationError):
                     result = Result.model_validate_json(self._opened.get(keys.in_shard(shard, described)))
-        return None if result is None else Again(index, _item(result, self._spec), class_key(result))
+        return None if result is None else RetryItem(index, _item(result, self._spec), class_key(result))
 
 
 def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Iterator[Finding]:
@@ -174,11 +176,9 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
         UsageError: The job has not ended, was cancelled, or misses what only its source knows.
         UnknownJob, StoreError, JobError, WorkerError: As `audit`.
     """
-    status, found = table.status(job), table.spec(job)
-    if found is None:
-        raise UnknownJob(no_such(job))
-    with Maintenance(table, job, JobState.REPAIRING) as held:
-        repair = _Repair(table, storage, publish, found[0], held, status)
+    status, spec = table.queries.status(job), table.queries.existing_spec(job)
+    with MaintenanceLease(table, job, JobState.REPAIRING) as lease:
+        repair = _Repair(table, storage, publish, spec, lease, status)
         for finding in audit(table, storage, job):
             repair.note(finding)
             yield finding
@@ -189,18 +189,24 @@ class _Repair:
     """What is set right of a job."""
 
     def __init__(
-        self, table: JobTable, storage: Storage, publish: Publish, spec: JobSpec, held: Maintenance, status: JobStatus
+        self,
+        table: JobTable,
+        storage: Storage,
+        publish: Publish,
+        spec: JobSpec,
+        lease: MaintenanceLease,
+        status: JobStatus,
     ) -> None:
         self._table, self._storage, self._publish, self._spec = table, storage, publish, spec
-        #: The client's hold on the job, and where that stood before.
-        self._held, self._status, job = held, status, status.job
+        #: The client's lease of the job, and the job's status before.
+        self._lease, self._status, job = lease, status, status.job
         self._job = job
         self._summary = keys.summary(storage.prefix, job)
         self._shards = keys.shards_prefix(storage.prefix, job)
         #: Objects to delete, and parts of the manifest, or the summary, to write anew.
         self._extra: dict[str, None] = {}
         self._torn: dict[str, None] = {}
-        self._again: dict[int, Again] = {}
+        self._again: dict[int, RetryItem] = {}
         self._unknown = self._newer = 0
 
     def note(self, finding: Finding) -> None:
@@ -226,14 +232,14 @@ class _Repair:
 
     def _delete_now(self) -> None:
         if self._extra:
-            self._held.check()
+            self._lease.check()
             self._storage.delete(list(self._extra))
             self._extra.clear()
 
     def finish(self) -> None:
         """Do the rest. Raises UsageError: something cannot be set right."""
         self._delete_now()
-        self._held.check()
+        self._lease.check()
         # Parts first: what is torn in them is explained again after that, as the bits of the images say.
         for key in self._torn:
             if key != self._summary:
@@ -243,7 +249,7 @@ class _Repair:
         if self._again:
             queue, images = self._spec.queue, (self._again[index] for index in sorted(self._again))
             # In one step from `repairing` to `running`: nobody can come in between.
-            generation = self._table.control.retry(self._job, queue, retry_id=self._held.who, mode="repair")
+            generation = self._table.actions.retry(self._job, queue, retry_id=self._lease.who, mode="repair")
             reopen(self._table, self._publish, self._job, generation, images)
         said = []
         if self._newer:
@@ -258,7 +264,7 @@ class _Repair:
 
 
 def _without_torn_lines(storage: Storage, key: str, chunk_size: int) -> None:
-    """Write a part of a manifest anew with what can be read of it; whose lines were torn is explained again."""
+    """Write a part of a manifest again with its readable lines; images of torn lines are explained again."""
     part = keys.manifest_part(key)
     if part is None:
         return

@@ -1,4 +1,4 @@
-"""A client has a job for itself while it repairs or deletes: nobody else changes it meanwhile."""
+"""The exclusive lease of a job that a client repairs or deletes: nobody else changes the job meanwhile."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from producer.jobs.table.table import JobTable
 
 
-class Maintenance:
-    """Holds a job that has ended, for as long as the `with` lasts; a thread of its own renews the lease.
+class MaintenanceLease:
+    """The exclusive lease of a job that has ended, for one `with`; a thread of its own renews it.
 
     Args:
         table: The job table.
@@ -32,7 +32,7 @@ class Maintenance:
     def __init__(self, table: JobTable, job: str, state: JobState, *, lease_s: float = MAINTENANCE_LEASE_S) -> None:
         self._table, self._job, self._state, self._lease_s = table, job, state, lease_s
         self.who = f"client-{uuid.uuid4().hex}"
-        #: Objects that belong to the job may be gone: it must not be given back as if nothing had been.
+        #: Objects of the job may be gone: the job must not look complete afterwards.
         self.incomplete = False
         self._life: str | None = None
         self._over = threading.Event()
@@ -47,23 +47,23 @@ class Maintenance:
         self._over.set()
         self._keeper.join()
         with suppress(ServiceError):  # the reconciler finds a client that has gone
-            self._table.control.maintained(self._job, self.who, incomplete=self.incomplete)
+            self._table.actions.maintained(self._job, self.who, incomplete=self.incomplete)
 
     def check(self) -> None:
-        """Make sure that the job is still ours; to be called before each step that cannot be taken back.
+        """Make sure that we still have the lease; call it before each step that cannot be undone.
 
         Raises:
-            UsageError: Another client has it by now, or it is another job: Redis was wiped, or it was submitted again.
+            UsageError: Another client has the lease, or it is another job: Redis was wiped, or it was submitted again.
             ServiceError: Redis is away.
         """
         self._renew()
 
     def _renew(self) -> None:
-        life = self._table.control.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
+        life = self._table.actions.maintain(self._job, self._state, self.who, lease_s=self._lease_s)
         if self._life is None:
             self._life = life
         elif life != self._life:
-            self._table.control.maintained(self._job, self.who)
+            self._table.actions.maintained(self._job, self.who)
             raise UsageError(f"job {self._job} was deleted and submitted again meanwhile: do it again")
 
     def _keep(self) -> None:

@@ -1,4 +1,4 @@
-"""Images that have their end become pending again: those that failed, or done ones whose pictures are gone."""
+"""Finished images become pending again: failed ones, or done ones whose pictures are gone."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from producer.jobs.model.errors import UnknownJob
-from producer.jobs.model.spec import Item
+from producer.jobs.model.items import Item
 
 if TYPE_CHECKING:
+    from producer.jobs.broker.messages import Publish
     from producer.jobs.table.table import JobTable
     from producer.jobs.table.user_actions import Generation
-    from producer.submission.submit import Publish
 
 
 def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
     """Try the failed images of a job that has ended once more, and nothing else.
 
-    A job that failed as a whole goes on with the images that never had their turn as well.
+    A job that failed as a whole also continues with the images that nobody had begun.
 
     Args:
         table: The job table.
@@ -36,14 +35,14 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
         UnknownJob: There is no such job, or its lifetime is over.
         UsageError: It has not ended, was cancelled, or has no such failures.
     """
-    generation = table.control.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
-    failures = table.control.failures(job)
-    wanted = (Again(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
+    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
+    failures = table.queries.failures(job)
+    wanted = (RetryItem(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
     return reopen(table, publish, job, generation, wanted)
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryItem:
     """An image that becomes pending again."""
 
     index: int
@@ -52,24 +51,21 @@ class Again:
     class_key: str = ""
 
 
-def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[Again]) -> int:
+def reopen(table: JobTable, publish: Publish, job: str, generation: Generation, images: Iterable[RetryItem]) -> int:
     """Make images pending again, given in ascending order of their index, and let the job end again.
 
     Returns:
         How many.
     """
-    found = table.outline(job)
-    if found is None:
-        raise UnknownJob(f"job {job} is gone")
-    count, size = 0, found.chunk_size
+    count, size = 0, table.queries.existing_outline(job).chunk_size
     for chunk, group in groupby(images, lambda image: image.index // size):
         again = {image.index % size: image for image in group}
-        # With what the chunk still holds: the job may have failed as a whole before that had its turn.
-        items = table.control.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
+        # With what the chunk still holds: the job may have failed as a whole before anybody began that.
+        items = table.queries.items_of(job, chunk) | {offset: image.item for offset, image in again.items()}
         classes = {offset: image.class_key for offset, image in again.items()}
-        published_at = table.control.reopen(job, generation, chunk, items, classes)
+        published_at = table.actions.reopen(job, generation, chunk, items, classes)
         if published_at is not None:
             publish(chunk, published_at)
             count += len(again)
-    table.control.reopened(job, generation)
+    table.actions.reopened(job, generation)
     return count

@@ -17,7 +17,7 @@ _NAME_CHARS = 100
 
 @contextmanager
 def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when the `with` ends well, and leaves nothing behind when it does not.
+    """Open a file that takes its name when the `with` ends well; otherwise nothing stays behind.
 
     What is no file, such as /dev/stdout or a named pipe, is written to as it is.
 

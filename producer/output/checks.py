@@ -1,4 +1,4 @@
-"""Whether what is asked for is anything that a job knows: what is mistyped is told, not answered with nothing."""
+"""Whether a job knows what is asked for: a mistyped name is an error, not an empty answer."""
 
 from __future__ import annotations
 

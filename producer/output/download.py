@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,6 +38,22 @@ class Downloaded(list[Path]):
 
     #: How many of them were there before.
     already: int = 0
+
+    @classmethod
+    def of(cls, stream: Iterable[Fetched], progress: Callable[[Path], None] | None = None) -> Downloaded:
+        """Fetch all of a stream.
+
+        Args:
+            stream: The pictures.
+            progress: Called with each file that is there.
+        """
+        files = cls()
+        for fetched in stream:
+            files.append(fetched.path)
+            files.already += fetched.already
+            if progress:
+                progress(fetched.path)
+        return files
 
 
 def check_folder(output_dir: Path) -> None:

@@ -15,7 +15,8 @@ from producer.jobs.model.errors import UsageError
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import ExplainedClass, JobSpec, Result
+    from producer.jobs.model.results import ExplainedClass, Result
+    from producer.jobs.model.spec import JobSpec
 
 Type = Literal["int", "float", "bool", "text"]
 Format = Literal["jsonl", "csv", "parquet"]

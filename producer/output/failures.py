@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from producer.output.resubmission_list import beside, write_again
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import Failure
+    from producer.jobs.model.results import Failure
 
 COLUMNS = ("uri", "id", "class", "label", "reason", "message")
 HOW_TO_SUBMIT = "--uri-column uri --class-column class --id-column id --label-column label"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import Result
+from producer.jobs.model.results import Result
 from producer.jobs.model.suggestions import nearest
 
 Test = Callable[[Result], bool]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from producer.jobs.model.errors import StoreError, UsageError
 from producer.output.atomic_file import atomic_file
+from producer.output.checks import check_classes, check_reason
 from producer.output.download import Fetched, download
 from producer.output.export import (
     Format,
@@ -27,8 +29,10 @@ from producer.output.pictures import Picture, chosen_kinds, pictures
 from producer.output.results import read_chunks, read_kept_names
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import JobSpec, Result
+    from producer.jobs.model.results import Result
+    from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
+    from producer.jobs.table.table import JobTable
     from producer.output.results import States
 
 #: S3's own limit for presigned addresses.
@@ -40,7 +44,7 @@ class Incomplete(StoreError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResultQuery:
     """Which images are asked for."""
 
     #: All of it must hold.
@@ -53,7 +57,7 @@ class Choice:
     limit: int | None = None
 
     @classmethod
-    def of(cls, where: Iterable[str], *, failed: bool = False, sort: str | None, limit: int | None) -> Choice:
+    def of(cls, where: Iterable[str], *, failed: bool = False, sort: str | None, limit: int | None) -> ResultQuery:
         """Check what was typed. Raises UsageError."""
         if isinstance(where, str):
             raise UsageError("where must be a list of expressions, not one alone")
@@ -61,7 +65,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class PictureUrl:
     """An address at which anybody can read a picture for a while."""
 
     #: The image's.
@@ -118,7 +122,7 @@ class JobResults:
                 "and --repair explains them again"
             )
 
-    def _chosen(self, choice: Choice, where: ResultFilter, lost: list[Incomplete]) -> Iterator[Result]:
+    def _chosen(self, choice: ResultQuery, where: ResultFilter, lost: list[Incomplete]) -> Iterator[Result]:
         """The images asked for, in the order asked for; what is not known is noted in `lost`."""
 
         def known() -> Iterator[Result]:
@@ -129,7 +133,7 @@ class JobResults:
 
         yield from ordered(known(), choice.order, choice.limit)
 
-    def _where(self, choice: Choice) -> ResultFilter:
+    def _where(self, choice: ResultQuery) -> ResultFilter:
         """What is asked, if it is anything this job knows."""
         where = parse_where(choice.where, failed=choice.failed)
         check_limit(choice.limit)
@@ -137,7 +141,7 @@ class JobResults:
             self._check(where)
         return where
 
-    def results(self, choice: Choice) -> Iterator[Result]:
+    def results(self, choice: ResultQuery) -> Iterator[Result]:
         """See `Client.results`."""
         where, lost = self._where(choice), list[Incomplete]()
 
@@ -153,22 +157,22 @@ class JobResults:
 
         return read()
 
-    def fetch(self, output_dir: Path, only: Iterable[str], choice: Choice) -> Iterator[Fetched]:
+    def fetch(self, output_dir: Path, only: Iterable[str], choice: ResultQuery) -> Iterator[Fetched]:
         """See `Client.fetch`."""
         objects = Objects(self._storage, self._job)
         return download(objects, self._pictures(objects, only, choice), output_dir)
 
-    def urls(self, expires_s: float, only: Iterable[str], choice: Choice) -> Iterator[Link]:
+    def urls(self, expires_s: float, only: Iterable[str], choice: ResultQuery) -> Iterator[PictureUrl]:
         """See `Client.urls`."""
         if not 1 <= expires_s <= LONGEST_S:
             raise UsageError("a presigned address is good for 1 second to 7 days")
         objects = Objects(self._storage, self._job)
         return (
-            Link(picture.index, picture.kind, objects.url(picture.address, expires_s=expires_s))
+            PictureUrl(picture.index, picture.kind, objects.url(picture.address, expires_s=expires_s))
             for picture in self._pictures(objects, only, choice)
         )
 
-    def export(self, file: Path | BinaryIO, format: Format | None, only: Iterable[str], choice: Choice) -> int:
+    def export(self, file: Path | BinaryIO, format: Format | None, only: Iterable[str], choice: ResultQuery) -> int:
         """See `Client.export`."""
         if format is None:
             if not isinstance(file, Path):
@@ -200,7 +204,7 @@ class JobResults:
             raise lost[0]
         return count
 
-    def _pictures(self, objects: Objects, only: Iterable[str], choice: Choice) -> Iterator[Picture]:
+    def _pictures(self, objects: Objects, only: Iterable[str], choice: ResultQuery) -> Iterator[Picture]:
         kinds, where = chosen_kinds(self._spec, only), self._where(choice)
         if choice.order is not None and choice.limit is None:
             raise UsageError("pictures are named by their images, not sorted: give --limit with --sort")
@@ -222,3 +226,23 @@ class JobResults:
                 where.check_columns()
 
         return read()
+
+
+def open_results(table: JobTable, storage: Storage, job: str) -> JobResults:
+    """The results of a job that the table knows. Raises UnknownJob."""
+    queries, spec = table.queries, table.queries.existing_spec(job)
+
+    def ended() -> int:
+        status = queries.status(job)
+        return status.done + status.failed
+
+    def check(where: ResultFilter) -> None:
+        status = queries.status(job)
+        for one in where.conditions:
+            if one.field == "reason" and not one.is_pattern:
+                check_reason(one.value, status.failures)
+        # Asked after the count: what is done meanwhile only adds to it.
+        check_classes(where, spec, queries.histogram(job), status.done)
+
+    states = partial(queries.states_at, job)
+    return JobResults(storage, job, spec, states=states, ended=ended, check=check, since=queries.since(job))

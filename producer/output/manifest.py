@@ -15,7 +15,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from producer.jobs.model.keys import ManifestPart
-from producer.jobs.model.spec import Result, is_newer
+from producer.jobs.model.results import Result
+from producer.jobs.model.spec import is_newer
 from producer.jobs.model.states import ItemState
 
 _INDEX = re.compile(rb'\{"index":(\d{1,18})[,}]')

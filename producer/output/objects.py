@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING
-
-import boto3
-from botocore.config import Config
 
 from producer.jobs.model import keys
 from producer.output.shards import Shards
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
     from producer.jobs.store.bucket import Storage
 
 
@@ -72,10 +66,7 @@ class Objects:
             WorkerError: There are no credentials.
         """
         key = address.partition("#")[0]
-        with self._storage.errors("be read"):
-            return self._signer.generate_presigned_url(
-                "get_object", Params={"Bucket": self._storage.bucket, "Key": key}, ExpiresIn=int(expires_s)
-            )
+        return self._storage.presigned_url(key, expires_s=expires_s)
 
     def _knows(self, key: str) -> bool:
         return self._after is not None and self._after < key and (self._until is None or key <= self._until)
@@ -89,14 +80,3 @@ class Objects:
         self._page = {found["Key"]: Entry(found["Size"], found["LastModified"]) for found in contents}
         self._after = after
         self._until = contents[-1]["Key"] if listed["IsTruncated"] and contents else None
-
-    @cached_property
-    def _signer(self) -> S3Client:
-        """A client that signs by Signature 4: boto3 presigns by an older one, which newer regions refuse."""
-        meta = self._storage.client.meta
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=meta.endpoint_url,
-            region_name=meta.region_name,
-            config=meta.config.merge(Config(signature_version="s3v4")),
-        )

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import IO, TypeAlias
 
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import Result
+from producer.jobs.model.results import Result
 from producer.jobs.model.suggestions import nearest
 from producer.output.filters import KEEP
 

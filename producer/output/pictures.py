@@ -13,7 +13,8 @@ from producer.jobs.model import keys, names
 from producer.jobs.model.errors import UsageError
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import JobSpec, Result
+    from producer.jobs.model.results import Result
+    from producer.jobs.model.spec import JobSpec
     from producer.output.filters import Test
     from producer.output.objects import Objects
 
@@ -115,7 +116,7 @@ class LocalNames:
         return self._here[common] + name
 
     def next_image(self) -> None:
-        """Say that all pictures of an image have their names."""
+        """Finish an image: all its pictures have their names."""
         self._taken |= {_digest(before + common) for common, before in self._here.items()}
         self._here.clear()
 

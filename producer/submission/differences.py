@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from producer.jobs.fetch import addresses
-from producer.jobs.model.spec import Item, Result
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Result
 
 ANOTHER = "choose another --name for this one"
 
 
 def difference(job: str, first: int, before: Mapping[int, Item | Result], now: Mapping[int, Item]) -> str | None:
-    """Say how a chunk's images differ; None where what is known of them is the same.
+    """Describe how a chunk's images differ; None where nothing known of them differs.
 
     Args:
         job: Its id.
@@ -33,7 +34,7 @@ def difference(job: str, first: int, before: Mapping[int, Item | Result], now: M
 
 
 def why_differs(job: str, first: int, before: Mapping[int, Item | Result], now: Mapping[int, Item]) -> str:
-    """Say how a chunk's images differ, which are known to; takes what `difference` takes."""
+    """Describe how a chunk's images differ that are known to differ; takes what `difference` takes."""
     told = difference(job, first, before, now)
     if told is None and before.keys() == now.keys():
         # All else is the same: results do not say whether a class was asked for.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from producer.jobs.fetch import addresses
-from producer.jobs.model.spec import Chunk
+from producer.jobs.model.items import Chunk
 
 if TYPE_CHECKING:
     from producer.input.sources import Source
     from producer.jobs.model.spec import JobSpec, Output
-    from producer.submission.submit import Lines
+    from producer.submission.sender import LineMaker
 
 #: What Redis holds of a chunk beside its items: a message of Celery's, and its entries in the job table (measured).
 MESSAGE_BYTES, ENTRY_BYTES = 1000, 140
@@ -49,7 +49,7 @@ class Plan(BaseModel):
     first: tuple[str, ...]
 
 
-def plan(sources: Iterable[Source], lines: Lines, spec: JobSpec) -> Plan:
+def plan(sources: Iterable[Source], lines: LineMaker, spec: JobSpec) -> Plan:
     """Read all sources, and count."""
     stream = iter(sources)
     images = chunks = payload = files = upload_bytes = 0

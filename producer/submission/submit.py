@@ -1,418 +1,160 @@
-"""Images become chunks, chunks become entries of the job table, and each entry gets its message."""
+"""A submission: its job is made, its images are streamed into it, and every failure is reported."""
 
 from __future__ import annotations
 
-import itertools
-import re
-import time
+import os
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from producer.input.sources import printable
-from producer.jobs.fetch import addresses
-from producer.jobs.model import keys
-from producer.jobs.model.errors import FetchError, JobError, ServiceError, SourceChanged, UsageError
-from producer.jobs.model.limits import MAX_CLASS_ID
-from producer.jobs.model.spec import (
-    EXPLAIN,
-    MAX_CHUNK_SIZE,
-    METHODS,
-    OUTPUTS,
-    Chunk,
-    Failure,
-    Item,
-    JobSpec,
-    Result,
-    class_key,
-    decompress_items,
-    uri_line,
-)
-from producer.jobs.store.bucket import Storage, sha256_of
-from producer.jobs.table.table import FULL_SHARE
-from producer.output.manifest import ChunkRecords
-from producer.output.results import manifest_parts, read_parts
-from producer.submission.differences import difference, why_differs
+from producer.jobs.model.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
+from producer.jobs.model.spec import new_job_id
+from producer.jobs.model.states import Ingest, JobState
+from producer.jobs.store.finalize import begin, finalize_if_due, recorded_spec
+from producer.jobs.table.user_actions import BROKEN_OFF, refusal
+from producer.submission.sender import send
+from producer.submission.spec_builder import fitting_size
+from producer.submission.weights import place_weights
 
 if TYPE_CHECKING:
-    from producer.input.sources import Source
+    from producer.input.sources import Sources
+    from producer.jobs.broker.messages import Messages
+    from producer.jobs.model.spec import JobSpec
+    from producer.jobs.store.bucket import Storage
+    from producer.jobs.table.claims import CreatedJob
     from producer.jobs.table.table import JobTable
-    from producer.output.results import Parts
+    from producer.submission.sender import Progress
+    from producer.submission.spec_builder import Request
 
-#: What a source holds beside its address, where it is nothing else; most are.
-_NOTHING_ELSE = (None,) * 6
-#: What a chunk of fitting size takes, the smallest, and one where nobody knows how fast the network is.
-_CHUNK_S, _SMALLEST_SIZE, _UNKNOWN_SIZE = 10.0, 16, 64
-#: Uploads at once: enough to hide a store's latency, few enough for a laptop.
-UPLOAD_THREADS = 16
-_UPLOADS_AHEAD = 4 * UPLOAD_THREADS
-#: How often everything is looked through again when Redis lost some of it.
-_PASSES = 5
-_LOOK_EVERY_S = 0.5
-#: How long taking over what is recorded of a chunk may take.
-_ADOPT_S = 30.0
-#: A torchvision weights name, as `IMAGENET1K_V1`.
-_WEIGHTS_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-
-_OF_BYTES = "divide by 255 those of bytes"
-#: What is said of a parameter that cannot be used, in the words of the command line.
-_ADVICE = {
-    "network": "--network must be the name of a network, such as resnet50",
-    "weights": "--weight-path must be a file, an address, or a name of weights",
-    "layer": "--layer-name must be last-conv, last-features or dotted names of modules, such as layer4.2.conv3,layer3",
-    "class_id": f"--class-id must be a whole number, 0 to {MAX_CLASS_ID:,}",
-    "outputs": f"--outputs must be some of {','.join(OUTPUTS)}",
-    "class_name": "--class-name must be the name of a class, such as tabby",
-    "top_k": "--top-k must be 1 to 100",
-    "labels": "--labels must be a file with one class name a line",
-    "explain": f"--explain must be one of {', '.join(EXPLAIN)}",
-    "method": f"--method must be one of {', '.join(METHODS)}",
-    "precision": "--precision must be fp32, bf16 or fp16",
-    "input_size": "--input-size must be 8 to 2048 pixels, as 320, or HEIGHTxWIDTH, as 224x320",
-    "mean": f"--mean must be three numbers from 0 to 1, such as 0.485,0.456,0.406, or one for all three; {_OF_BYTES}",
-    "std": f"--std must be three numbers from 0.001 to 10, as 0.229,0.224,0.225, or one for all three; {_OF_BYTES}",
-    "fit": "--fit must be squash, crop or pad",
-    "output_size": "--output-size must be input or original",
-    "format": "--format must be jpg or png",
-    "chunk_size": f"--chunk-size must be 1 to {MAX_CHUNK_SIZE}",
-    "pack": "--pack must be none or tar",
-    "queue": "--queue must be high, default or low",
-}
-#: Called with images sent so far, and images in all where that is known.
-Progress = Callable[[int, int | None], None]
-#: Called with a chunk's number and the time to publish its pointer with.
-Publish = Callable[[int, float], object]
-#: Called with the index of the first of some sources and these; gives the line of each.
-Lines = Callable[[int, Sequence["Source"]], list[str]]
+#: How often a submission begins anew because Redis was wiped under it.
+_LIVES = 3
 
 
-def make_spec(**parameters: Any) -> JobSpec:
-    """Check parameters and make a job's spec of them.
-
-    Raises:
-        UsageError: Names every parameter that cannot be used.
-    """
-    try:
-        return JobSpec(**parameters)
-    except ValidationError as error:
-        fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
-        raise UsageError("; ".join(_ADVICE.get(field, f"{field} cannot be used") for field in fields)) from None
-
-
-def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:
-    """Part what was typed into numbers, which are not checked yet; one stands for all.
-
-    Args:
-        typed: Text with numbers in it, a number, or several.
-        count: How many are wanted.
-        between: What stands between them in a text.
-    """
-    if typed is None:
-        return None
-    if isinstance(typed, str):
-        parts: tuple[str | float, ...] = tuple(part.strip() for part in typed.lower().split(between))
-    else:
-        parts = tuple(typed) if isinstance(typed, Iterable) else (typed,)
-    return parts * count if len(parts) == 1 else parts
-
-
-def fitting_size(images_per_s: float | None) -> int:
-    """Images a chunk that make about ten seconds of work, from the measured speed of one process.
-
-    Smaller ones are redone quickly when a process dies and share workers more evenly; larger ones cost fewer messages.
-    """
-    if images_per_s is None:
-        return _UNKNOWN_SIZE
-    return min(MAX_CHUNK_SIZE, max(_SMALLEST_SIZE, round(_CHUNK_S * images_per_s)))
-
-
-def read_labels(path: Path | None) -> tuple[str, ...] | None:
-    """Read class names, one a line, in the order of their ids.
-
-    Raises:
-        UsageError: The file cannot be read, or holds no names.
-    """
-    if path is None:
-        return None
-    try:
-        # Only line feeds end a line: names may hold what str.splitlines also takes for an end, such as U+2028.
-        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"--labels {path} cannot be read: {reason}") from None
-    names = tuple(line.strip() for line in lines)
-    if not any(names):
-        raise UsageError(f"--labels {path} holds no names: write one class name a line")
-    return names
-
-
-def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str | None]:
-    """Make weights reachable for every worker: a local file is uploaded once, named by its content.
-
-    Returns:
-        What the spec says of the weights, and their SHA-256 where it is known.
-
-    Raises:
-        UsageError: It is neither a file here, nor an address, nor a name of weights.
-    """
-    if weight_path is None:
-        return "DEFAULT", None
-    if "://" in weight_path:
-        try:
-            addresses.parse(weight_path)
-        except FetchError as error:
-            raise UsageError(f"--weight-path: {error}") from None
-        return weight_path, None
-    path = Path(weight_path).expanduser()
-    if path.is_file():
-        digest = sha256_of(path)
-        key = keys.weights(storage.prefix, digest)
-        if storage.size(key) != path.stat().st_size:
-            storage.put_file(key, path)
-        return storage.uri(key), digest
-    if weight_path == "random" or _WEIGHTS_NAME.fullmatch(weight_path):
-        return weight_path, None
-    raise UsageError(
-        f"--weight-path {weight_path[:200]!r} is no file here: give a .pth, .pt or .safetensors file, its address "
-        "(s3://, https://), a torchvision weights name such as IMAGENET1K_V1, or `random`"
-    )
-
-
-def line_maker(storage: Storage, job: str) -> Lines:
-    """Make the function that turns sources into the lines of a chunk; a local file is named by where it will lie."""
-
-    def lines(first: int, sources: Sequence[Source]) -> list[str]:
-        return [
-            uri_line(source.uri) if source.uri is not None and source[1:] == _NOTHING_ELSE else line(index, source)
-            for index, source in enumerate(sources, first)
-        ]
-
-    def line(index: int, source: Source) -> str:
-        uri, id = source.uri, source.id
-        if source.path is not None:
-            uri = storage.uri(keys.uploaded_input(storage.prefix, job, index, source.path.name))
-            id = id or printable(str(source.path))[-1024:]
-        try:
-            return Item(
-                uri=str(uri),
-                id=id,
-                class_id=source.class_id,
-                class_name=source.class_name,
-                label=source.label,
-                keep=dict(source.keep) if source.keep else None,
-            ).line
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise UsageError(f"image {index} cannot be used: its {problem['loc'][0]}: {problem['msg']}") from None
-
-    return lines
-
-
-def send(
-    table: JobTable,
-    storage: Storage,
-    publish: Publish,
-    *,
-    job: str,
-    life: str,
-    spec: JobSpec,
-    sources: Iterable[Source],
-    count: int | None = None,
-    progress: Progress | None = None,
-    waiting: Callable[[str], None] | None = None,
-    since: int = 0,
-) -> None:
-    """Send all images of a job that was created, then close it; what Redis has already is not sent again.
-
-    Images are streamed: memory does not grow with them. Local files go to the object store first, many at once and
-    ahead of the chunk they belong to. Redis can lose what it acknowledged within its last second: the ingest is closed
-    only when everything is there and on its disk.
+class Submission:
+    """Sends images. Safe to share between threads.
 
     Args:
         table: The job table.
         storage: Our bucket.
-        publish: Sends a chunk's pointer.
-        job: Its id.
-        life: As `JobTable.create` gave it.
-        spec: What it computes.
-        sources: Its images; read again from the beginning where Redis has lost some.
-        count: How many, where that is known.
-        progress: Called with images sent and images in all.
-        waiting: Called with a sentence while Redis is too full to take more.
-        since: Records with a lower token are of an earlier life of the job's name: they are not taken over.
-
-    Raises:
-        UsageError: The job holds other images.
-        SourceChanged: It holds more images than there are now; it keeps them.
-        JobEnded: It takes no more.
-        UnknownJob: Redis has lost the job meanwhile.
-        ServiceError: Redis loses again and again what is sent, or is away for too long.
+        messages: Sends pointers to chunks.
+        lifetime_s: How long a job stays in Redis after its end.
     """
-    sending = _Sending(table, storage, publish, job, life, spec, waiting, since)
-    for _ in range(_PASSES):
-        chunks, images = sending.all(sources, count, progress)
-        sending.refuse_if_shorter(chunks, images)
-        table.to_disk()
-        if table.close(job, chunks=chunks, items=images, life=life) == images:
-            table.to_disk()
-            return
-    raise ServiceError(f"Redis does not keep the images of job {job}: check its persistence (appendonly yes)")
 
+    def __init__(self, table: JobTable, storage: Storage, messages: Messages, *, lifetime_s: float) -> None:
+        self._table, self._storage, self._messages, self._lifetime_s = table, storage, messages, lifetime_s
 
-@dataclass
-class _Sending:
-    """One submission under way."""
+    def submit(
+        self,
+        request: Request,
+        sources: Sources,
+        *,
+        progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
+    ) -> str:
+        """Send all images of a job; its id. Errors are those of `Client.submit`."""
+        name = request.options.name
+        job = new_job_id() if name is None else name
+        size = self.chunk_size(request)
+        self._storage.check()
+        path = request.options.weight_path
+        weights, digest = place_weights(None if path is None else os.fspath(path), self._storage)
+        spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
+        self._send(job, name, spec, sources, progress, waiting)
+        return job
 
-    table: JobTable
-    storage: Storage
-    publish: Publish
-    job: str
-    life: str
-    spec: JobSpec
-    waiting: Callable[[str], None] | None
-    since: int = 0
-    #: Chunks of which an earlier life of this job left manifests: Redis was wiped, or lost its last second.
-    recorded: dict[int, Parts] = field(default_factory=dict)
-    #: Images taken over from there.
-    adopted: int = 0
-    #: When the fullness of Redis was looked at last.
-    looked: float = float("-inf")
+    def chunk_size(self, request: Request) -> int:
+        """Images a chunk: as typed, as the job of that name began with, or as many as fit the network's speed."""
+        if request.options.chunk_size is not None:
+            return request.options.chunk_size
+        # A job that is continued keeps the size it began with: what is in which chunk must not change.
+        name = request.options.name
+        before = None if name is None else self._spec_before(name)
+        return before.chunk_size if before else fitting_size(self._table.registry.speed(request.draft.network))
 
-    def all(self, sources: Iterable[Source], count: int | None, progress: Progress | None) -> tuple[int, int]:
-        """Send every chunk that is not there; how many chunks and images there are."""
-        self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
-        known = self.table.chunks(self.job)
-        sent = chunks = 0
-        with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
+    def _spec_before(self, name: str) -> JobSpec | None:
+        """What a job of that name computes, if there is or was one."""
+        found = self._table.queries.spec(name)
+        return found[0] if found else recorded_spec(self._storage, name)
+
+    def _send(
+        self,
+        job: str,
+        name: str | None,
+        spec: JobSpec,
+        sources: Sources,
+        progress: Progress | None,
+        waiting: Callable[[str], None] | None,
+    ) -> None:
+        for _ in range(_LIVES):
+            created = self._table.create(job, spec, name=name, lifetime_s=self._lifetime_s)
+            since = created.since if name is None else self._begin(job, spec, created)
+            if not created.new:
+                self._continue(job, spec.queue)
             try:
-                for chunk in self._uploaded(pool, iter(sources), known):
-                    if chunk.number not in known:
-                        self._add(chunk)
-                    sent, chunks = sent + chunk.count, chunks + 1
-                    if progress:
-                        progress(sent, count)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
+                send(
+                    self._table,
+                    self._storage,
+                    self._messages.publisher(job, spec.queue),
+                    job=job,
+                    life=created.life,
+                    since=since,
+                    spec=spec,
+                    sources=sources,
+                    count=sources.count,
+                    progress=progress,
+                    waiting=waiting,
+                )
+            except UnknownJob:
+                continue  # Redis was wiped meanwhile.
+            except JobEnded as error:
+                raise self._why_ended(job, error) from None
+            except SourceChanged:
+                self._finalize(job)  # what it had before is kept, and has its end
                 raise
-        if self.adopted:
-            self.table.annotate(
-                self.job, self.life, base_n=str(self.adopted)
-            )  # speed is that of the images explained since
-        return chunks, sent
-
-    def refuse_if_shorter(self, chunks: int, images: int) -> None:
-        """A source that has lost whole chunks since the job was made is another one.
-
-        What the job has is kept, and no more will come: it ends like any other.
-
-        Raises:
-            SourceChanged: It is so.
-        """
-        known = self.table.chunks(self.job)
-        if not known or max(known) < chunks:
+            except BaseException:
+                # Whatever broke it off: a named job can be continued, nobody could ever finish this one.
+                if name is None:
+                    self._table.fail(job, BROKEN_OFF, life=created.life)
+                    self._finalize(job)
+                raise
+            # Where an earlier life of the job had done everything, no worker will come along to end it.
+            self._finalize(job)
             return
-        before = sum(int(entry.rpartition(":")[2]) for entry in known.values())
-        self.table.close(self.job, chunks=len(known), items=before, life=self.life)
-        raise SourceChanged(
-            f"the source of job {self.job} has changed: it had {before} images or more, it has {images} now; the "
-            "job keeps those it was made from: choose another --name for this one"
+        raise ServiceError(f"Redis lost job {job} again and again: check its persistence (appendonly yes)")
+
+    def _begin(self, job: str, spec: JobSpec, created: CreatedJob) -> int:
+        """Write down what the job computes, or find what was written before Redis was wiped; nothing is sent yet."""
+        try:
+            since = begin(self._storage, job, spec, since=created.since)
+        except BaseException:
+            if created.new:
+                self._table.discard(job, spec, created.life)
+            raise
+        if since != created.since:
+            self._table.adopt(job, created.life, since)
+        return since
+
+    def _continue(self, job: str, queue: str) -> None:
+        """Go on with a job that is there: also with one that failed while it was being sent."""
+        self._finalize(job)
+        status = self._table.queries.status(job)
+        if status.state is JobState.CANCELLED:
+            raise UsageError(refusal(job, status.state))
+        if status.state is not JobState.FAILED:
+            return
+        if status.ingest is Ingest.OPEN:
+            self._table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, mode="submit")
+            return
+        raise UsageError(f"job {job} failed as a whole ({status.error}): `gradcam retry {job}` goes on with it")
+
+    def _why_ended(self, job: str, error: JobEnded) -> UsageError:
+        self._finalize(job)
+        status = self._table.queries.status(job)
+        if status.error is None:
+            return error
+        return UsageError(
+            f"job {job} failed while it was being sent ({status.error}): mend that, then the same command goes on"
         )
 
-    def _uploaded(self, pool: Executor, sources: Iterator[Source], known: Mapping[int, str]) -> Iterator[Chunk]:
-        """Chunks in order, each when its files are in the object store; later ones are uploaded meanwhile."""
-        window: deque[tuple[Chunk, list[Future[None]]]] = deque()
-        size, uploads = self.spec.chunk_size, 0
-        lines = line_maker(self.storage, self.job)
-        for number in itertools.count():
-            part = list(islice(sources, size))
-            if not part:
-                break
-            chunk = Chunk.compress(number, lines(number * size, part))
-            if known.get(number, chunk.entry) != chunk.entry:
-                raise UsageError(self._difference(chunk))
-            files = [] if number in known else [(number * size + n, s.path) for n, s in enumerate(part) if s.path]
-            window.append((chunk, [pool.submit(self._upload, index, path) for index, path in files]))
-            uploads += len(files)
-            while window and (not window[0][1] or uploads > _UPLOADS_AHEAD):
-                chunk, futures = window.popleft()
-                uploads -= len(futures)
-                yield _when_done(chunk, futures)
-        while window:
-            yield _when_done(*window.popleft())
-
-    def _difference(self, chunk: Chunk) -> str:
-        """In what a chunk differs from the one that is there."""
-        first, size = chunk.number * self.spec.chunk_size, self.spec.chunk_size
-        records = ChunkRecords(chunk.number, first)
-        read_parts(self.storage, records, self.recorded.get(chunk.number, []), size)
-        before: dict[int, Item | Result] = {result.index - first: result for result in records.results()}
-        before |= self.table.control.items_of(self.job, chunk.number)  # these say more, while they are there
-        return why_differs(self.job, first, before, decompress_items(chunk.payload))
-
-    def _upload(self, index: int, path: Path) -> None:
-        try:
-            self.storage.put_file(keys.uploaded_input(self.storage.prefix, self.job, index, path.name), path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read ({error.strerror})") from None
-
-    def _add(self, chunk: Chunk) -> None:
-        self._wait_for_room()
-        published_at = self.table.add_chunk(self.job, chunk, life=self.life)
-        if published_at is None:
-            return
-        if chunk.number in self.recorded:
-            published_at = self._adopt(chunk, published_at)
-        if published_at is not None:
-            self.publish(chunk.number, published_at)
-
-    def _wait_for_room(self) -> None:
-        """Wait while Redis is so full that workers might not be able to go on."""
-        if time.monotonic() - self.looked < _LOOK_EVERY_S:
-            return
-        while (full := self.table.server.fullness()) > FULL_SHARE:
-            if self.waiting:
-                self.waiting(f"Redis is {full:.0%} full: waiting for workers to work something off")
-            time.sleep(_LOOK_EVERY_S)
-        self.looked = time.monotonic()
-
-    def _adopt(self, chunk: Chunk, published_at: float) -> float | None:
-        """Take over what manifests say of a chunk's images: their pictures are in the store.
-
-        Returns:
-            The time to publish its pointer with; None when nothing of it is left to do.
-        """
-        items = decompress_items(chunk.payload)
-        first = chunk.number * self.spec.chunk_size
-        size = self.spec.chunk_size
-        known = read_parts(self.storage, ChunkRecords(chunk.number, first), self.recorded[chunk.number], size)
-        if newer := next((one for one in known.damage if one.newer), None):
-            raise JobError(f"{newer.key} was written by a newer version of gradcam-queue: update this one")
-        # What cannot be read of it is explained again.
-        ours = {result.index - first: result for result in known.results() if result.index - first in items}
-        if told := difference(self.job, first, ours, items):
-            raise UsageError(f"the store holds a job of that name: {told}")
-        claim = self.table.claim(self.job, chunk.number, self.spec, claim_id=uuid.uuid4().hex, lease_s=_ADOPT_S)
-        if claim is None:
-            return published_at
-        failed = [
-            Failure(index=first + offset, item=items[offset], reason=result.reason, message=result.message or "")
-            for offset, result in ours.items()
-            if result.state == "failed" and result.reason
-        ]
-        done = {offset: class_key(result) for offset, result in ours.items() if result.state == "done"}
-        committed = self.table.commit(claim, done=done, failed=failed, lease_s=_ADOPT_S)
-        self.adopted += len(done) + len(failed)
-        return None if committed is None or committed.complete else self.table.release(claim)
-
-
-def _when_done(chunk: Chunk, uploads: list[Future[None]]) -> Chunk:
-    for upload in uploads:
-        upload.result()
-    return chunk
+    def _finalize(self, job: str) -> None:
+        finalize_if_due(self._table, lambda: self._storage, job)

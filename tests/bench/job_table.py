@@ -14,7 +14,8 @@ import click
 import redis
 
 from deploy.stack import Stack
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.table.table import JobTable
 
 CHUNK, BATCH, CHUNKS = 64, 16, 200

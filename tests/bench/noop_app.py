@@ -24,7 +24,7 @@ class Noop:
         turn = self._table.next_chunk(message.queue, message.job, message.chunk, exact=exact)
         if not isinstance(turn, tuple):
             return 0
-        found = self._table.spec(turn[0])
+        found = self._table.queries.spec(turn[0])
         assert found is not None
         claim = self._table.claim(*turn, found[0], claim_id=claim_id, lease_s=LEASE_S)
         if claim is None:

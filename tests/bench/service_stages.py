@@ -65,11 +65,12 @@ def measure(  # noqa: PLR0915
     import numpy as np
 
     from producer.client.client import Client
-    from producer.jobs.fetch.addresses import FetchPolicy
     from producer.jobs.fetch.fetcher import Fetcher
+    from producer.jobs.fetch.policy import FetchPolicy
     from producer.jobs.model import keys
+    from producer.jobs.model.items import Chunk, Item, uri_line
     from producer.jobs.model.settings import Connections, read
-    from producer.jobs.model.spec import Chunk, Item, JobSpec, uri_line
+    from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
     from worker.chunks.chunk import ChunkContext, ImageTask
     from worker.chunks.lease import Lease

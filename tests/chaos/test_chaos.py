@@ -46,9 +46,9 @@ def test_recovery_takes_a_lease_and_an_interval_even_behind_a_long_queue(rig: Ri
     worker.kill_all()
     killed = time.monotonic()
     # The lease is 2 s, the interval 0.5 s, and the survivor has a chunk of 8 in hand; the rest is the machine's noise.
-    eventually(lambda: rig.direct.status(small).republished, within_s=20)
+    eventually(lambda: rig.direct_client.status(small).republished, within_s=20)
     assert time.monotonic() - killed < 12
-    assert rig.direct.wait(small, timeout_s=30).done == 8
-    assert not rig.direct.status(big).ended
+    assert rig.direct_client.wait(small, timeout_s=30).done == 8
+    assert not rig.direct_client.status(big).ended
     worker.restart()
     rig.client.cancel(big)

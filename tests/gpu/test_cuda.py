@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.spec import JobSpec
 from worker.device.batches import explain_classes, open_device
 from worker.models import networks

@@ -15,7 +15,8 @@ from command import gradcam
 from stacks import POISON, SMALL, eventually, own_stack
 
 from producer.client.client import Client
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def newer(client: Client, job: str, chunks: int) -> None:
     client.table.create(job, spec, name=job, lifetime_s=3600)
     written = {**json.loads(spec.model_dump_json()), "version": 2, "something": "new"}
     client.table.redis.hset(f"gradcam:job:{job}", "spec", json.dumps(written))
-    send = client._publisher(job, "default")
+    send = client._services.messages.publisher(job, "default")
     for number in range(chunks):
         published_at = client.table.add_chunk(job, Chunk.compress(number, [uri_line("s3://b/a.png")]))
         assert published_at is not None

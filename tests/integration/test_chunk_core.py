@@ -26,7 +26,7 @@ def core(client: Client, redis_client: redis.Redis) -> Core:
 
 
 def counts(core: Core, job: str) -> tuple[int, int]:
-    status = core.table.status(job)
+    status = core.table.queries.status(job)
     return status.done, status.failed
 
 
@@ -38,9 +38,9 @@ def test_a_chunk_goes_from_claim_to_commit(core: Core) -> None:
     core.job("whole", [core.image(color) for color in range(10)])
     assert core.run(core.claim("whole"))
     assert counts(core, "whole") == (10, 0)
-    assert core.table.status("whole").state is JobState.FINALIZING
+    assert core.table.queries.status("whole").state is JobState.FINALIZING
     assert len(objects(core, "whole")) == 40
-    timings = core.table.status("whole").stages
+    timings = core.table.queries.status("whole").stages
     assert {"fetch", "decode", "explain", "render", "encode", "upload", "record"} <= set(timings)
 
 
@@ -57,7 +57,7 @@ def test_a_broken_image_fails_alone(core: Core) -> None:
     core.job("broken", [core.image(1), core.image(broken=True), core.image(2)])
     assert core.run(core.claim("broken"))
     assert counts(core, "broken") == (2, 1)
-    (failure,) = core.table.failures("broken")
+    (failure,) = core.table.queries.failures("broken")
     assert (failure.index, failure.reason) == (1, "image")
 
 
@@ -124,7 +124,7 @@ def test_what_was_finished_before_a_fault_is_committed(core: Core) -> None:
     with pytest.raises(GradcamError, match="a white picture"):
         run.result(60)
     assert counts(core, "fault") == (BATCH, 0)
-    assert core.table.claim("fault", 0, core.table.spec("fault")[0], claim_id="me", lease_s=9) is None  # type: ignore[index]
+    assert core.table.claim("fault", 0, core.table.queries.spec("fault")[0], claim_id="me", lease_s=9) is None  # type: ignore[index]
 
 
 def test_a_stopping_process_finishes_the_batch_on_the_device_and_nothing_more(core: Core) -> None:
@@ -144,7 +144,7 @@ def test_a_cancelled_job_stops_and_writes_nothing_more(core: Core) -> None:
     core.model.gate.clear()
     run = core.begin(core.claim("cancelled"))
     core.wait_until(core.model.reached.is_set)
-    core.table.control.cancel("cancelled")
+    core.table.actions.cancel("cancelled")
     core.model.gate.set()
     with pytest.raises(LeaseLost):
         run.result(60)
@@ -168,7 +168,7 @@ def test_an_image_whose_deaths_weigh_enough_fails_without_being_tried(core: Core
     core.job(name, [core.image(color) for color in range(3)])
     assert core.run(replace(core.claim(name), suspects={1: weight}))
     assert (counts(core, name), core.model.batches) == ((2, 1), [2])
-    assert [failure.reason for failure in core.table.failures(name)] == [reason]
+    assert [failure.reason for failure in core.table.queries.failures(name)] == [reason]
 
 
 def test_images_are_marked_before_anything_is_done_with_them(core: Core) -> None:

@@ -179,7 +179,7 @@ def test_a_wiped_redis_is_rebuilt_from_the_store_and_only_what_is_missing_is_com
     client.submit(images, **parameters)  # type: ignore[arg-type]
     status = client.wait("wiped", timeout_s=60)
     assert (status.done, status.failures, status.total) == (4, {"fetch": 1}, 5)
-    assert sum(client.table.histogram("wiped").values()) == 4
+    assert sum(client.table.queries.histogram("wiped").values()) == 4
     again = [key for key, at in written_at(client, "wiped").items() if written[key] != at]
     assert all("/00000004/" in key for key in again)
     assert list(client.audit("wiped")) == []

@@ -14,8 +14,8 @@ from command import gradcam
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import JobState
+from producer.jobs.model.status import JobStatus
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
@@ -111,7 +111,7 @@ def test_a_torn_manifest_is_named_line_by_line_and_made_anew(client: Client) -> 
     first, second = objects(client, job, "manifest/")
     lines = {json.loads(line)["index"]: line for line in client.storage.get(first).splitlines()}
     # The failed image's line is torn in two, a done one's has another record, of a holder that died.
-    since = client.table.since(job)
+    since = client.table.queries.since(job)
     other = keys.manifest(client.storage.prefix, job, 0, since, 0, since)
     client.storage.put(other, lines[2])
     client.storage.put(first, b"\n".join([lines[0], lines[1][:30], lines[2][:-9], lines[3], b"\0\0"]))

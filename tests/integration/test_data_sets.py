@@ -15,7 +15,7 @@ from producer.input.sources import ReadOptions
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob
 from producer.jobs.model.states import JobState
-from producer.submission.submit import fitting_size
+from producer.submission.spec_builder import fitting_size
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -96,7 +96,7 @@ def test_chunks_become_as_large_as_ten_seconds_of_work_and_a_continued_job_keeps
     speed = client.table.registry.speed(NETWORK)
     assert speed is not None
     job = client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
-    assert client._spec(job).chunk_size == fitting_size(speed)
+    assert client.table.queries.existing_spec(job).chunk_size == fitting_size(speed)
     client.table.registry.note_speed(NETWORK, 2.0)
     client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
     client.wait("fitting", timeout_s=60)
@@ -119,11 +119,11 @@ def test_waiting_for_jobs_ends_with_the_gravest_code(client: Client) -> None:
 @pytest.mark.usefixtures("worker")
 def test_a_status_says_where_chunks_are_and_who_is_at_work(client: Client) -> None:
     job = client.submit([COFFEE] * 200, network=NETWORK, chunk_size=20, outputs=["cam"], input_size=SMALL)
-    eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_hand)
+    eventually(lambda: client.status(job).chunks.complete and client.status(job).chunks.in_flight)
     status = client.status(job)
     assert status.chunks.total == 10
-    assert status.chunks.waiting + status.chunks.in_hand + status.chunks.complete == 10
-    assert status.running == 20 * status.chunks.in_hand
+    assert status.chunks.waiting + status.chunks.in_flight + status.chunks.complete == 10
+    assert status.running == 20 * status.chunks.in_flight
     lines = gradcam("status", job, "--watch", "--jsonl").stdout.splitlines()
     assert json.loads(lines[-1])["state"] == "succeeded"
     assert len(lines) > 1

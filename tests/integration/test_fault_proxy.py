@@ -26,7 +26,8 @@ from s3_servers import chosen, proxied
 
 from deploy.servers import SeaweedFS
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.store.bucket import Storage, make_s3_client
+from producer.jobs.store.bucket import Storage
+from producer.jobs.store.s3_client import open_s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -75,7 +76,7 @@ def store(s3_proxy: HttpFaultProxy) -> Iterator[HttpFaultProxy]:
 def s3_client(s3_proxy: HttpFaultProxy) -> Iterator[S3Client]:
     """The client as workers make it."""
     address = f"http://127.0.0.1:{s3_proxy.port}"
-    with closing(make_s3_client(read(Connections).model_copy(update={"s3_endpoint_url": address}))) as client:
+    with closing(open_s3(read(Connections).model_copy(update={"s3_endpoint_url": address}), 32)[0]) as client:
         yield client
 
 

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, Item, uri_line
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
-from producer.jobs.table.table import Claim, JobTable
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.table import JobTable
 
 LEASE_S = 30.0
 LIFETIME_S = 3600.0
@@ -32,7 +35,7 @@ def every_key_of_an_ended_job_has_a_lifetime(redis_client: redis.Redis) -> Itera
     for name in redis_client.zrange(keys.JOBS, 0, -1):
         assert isinstance(name, bytes)
         job = name.decode()
-        if JobTable(redis_client).status(job).ended:
+        if JobTable(redis_client).queries.status(job).ended:
             for key in redis_client.scan_iter(f"gradcam:job:{job}*"):
                 assert 0 < redis_client.ttl(key) <= LIFETIME_S, key
 
@@ -68,7 +71,7 @@ def test_a_job_goes_from_created_to_succeeded(table: JobTable) -> None:
     mine = table.finalize("job", "me")
     assert mine is not None
     assert table.finish("job", "me", mine)
-    status = table.status("job")
+    status = table.queries.status("job")
     assert (status.state, status.total, status.done, status.pending) == (JobState.SUCCEEDED, 6, 6, 0)
 
 
@@ -79,10 +82,10 @@ def test_a_job_with_a_failed_image_completes_with_errors_and_says_why(table: Job
     mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
-    status = table.status("job")
+    status = table.queries.status("job")
     assert status.state is JobState.COMPLETED_WITH_ERRORS
     assert status.failures == {"fetch": 1}
-    assert [(f.index, f.item.uri, f.message) for f in table.failures("job")] == [(2, "s3://b/2.jpg", "gone")]
+    assert [(f.index, f.item.uri, f.message) for f in table.queries.failures("job")] == [(2, "s3://b/2.jpg", "gone")]
 
 
 def test_a_repeated_commit_counts_nothing_twice(table: JobTable) -> None:
@@ -91,15 +94,15 @@ def test_a_repeated_commit_counts_nothing_twice(table: JobTable) -> None:
     claim = take(table, 0, spec)
     for _ in range(3):
         table.commit(claim, done=[0, 1], failed=[failure(claim, 2)], lease_s=LEASE_S)
-    status = table.status("job")
+    status = table.queries.status("job")
     assert (status.done, status.failed, status.pending) == (2, 1, 1)
 
 
 def test_creating_adding_and_closing_again_changes_nothing(table: JobTable) -> None:
     make_job(table, 6)
-    before = table.status("job")
+    before = table.queries.status("job")
     make_job(table, 6)
-    assert table.status("job") == before
+    assert table.queries.status("job") == before
 
 
 def test_a_name_belongs_to_one_spec_and_one_source(table: JobTable) -> None:
@@ -116,7 +119,7 @@ def test_closing_notices_that_chunks_were_lost(table: JobTable) -> None:
     table.create("job", JobSpec(), lifetime_s=LIFETIME_S)
     table.add_chunk("job", Chunk.compress(0, [uri_line("s3://b/a.jpg")]))
     assert table.close("job", chunks=2, items=2) == 1
-    assert table.status("job").ingest == "open"
+    assert table.queries.status("job").ingest == "open"
 
 
 def test_a_chunk_under_a_live_lease_is_nobody_elses(table: JobTable) -> None:
@@ -149,10 +152,10 @@ def test_done_beats_failed_and_the_counts_follow(table: JobTable) -> None:
     claim = take(table, 0, spec)
     table.commit(claim, done=[], failed=[failure(claim, 0, "store"), failure(claim, 1, "store")], lease_s=LEASE_S)
     table.commit(claim, done=[0], failed=[], lease_s=LEASE_S)
-    status = table.status("job")
+    status = table.queries.status("job")
     assert (status.done, status.failed, status.failures) == (1, 1, {"store": 1})
     table.commit(claim, done=[1], failed=[failure(claim, 0)], lease_s=LEASE_S)
-    status = table.status("job")
+    status = table.queries.status("job")
     assert (status.done, status.failed, status.failures) == (2, 0, {})
 
 
@@ -188,7 +191,7 @@ def test_the_end_is_entered_once_and_by_one(table: JobTable, redis_client: redis
     assert table.finish("job", "me", mine)
     assert not table.finish("job", "me", mine)
     assert redis_client.hget("gradcam:job:job", "ends") == b"1"
-    assert table.active() == []
+    assert table.recovery.active() == []
 
 
 def test_a_failed_job_takes_nothing_more_and_counts_the_rest_as_cancelled(table: JobTable) -> None:
@@ -203,7 +206,7 @@ def test_a_failed_job_takes_nothing_more_and_counts_the_rest_as_cancelled(table:
     table.finish("job", "me", mine)
     assert table.release(claim) is None
     table.annotate("job", layer="late")
-    status = table.status("job")
+    status = table.queries.status("job")
     assert (status.state, status.done, status.cancelled, status.pending) == (JobState.FAILED, 1, 7, 0)
     assert status.error == "the weights do not fit"
 
@@ -213,23 +216,23 @@ def test_the_reconciler_finds_expired_leases_and_nothing_else(table: JobTable) -
     take(table, 0, spec, lease_s=0.05)
     take(table, 1, spec, lease_s=LEASE_S, claim_id="alive")
     time.sleep(0.1)
-    assert table.reconcile("job").expired == [0]
-    assert table.reconcile("job").expired == []
+    assert table.recovery.reconcile("job").expired == [0]
+    assert table.recovery.reconcile("job").expired == []
 
 
 def test_a_job_that_is_not_there_is_one_sentence(table: JobTable) -> None:
     with pytest.raises(UnknownJob, match="there is no job 'nothing'"):
-        table.status("nothing")
+        table.queries.status("nothing")
     with pytest.raises(UnknownJob):
-        list(table.failures("nothing"))
-    assert table.spec("nothing") is None
+        list(table.queries.failures("nothing"))
+    assert table.queries.spec("nothing") is None
     assert table.claim("nothing", 0, JobSpec(), claim_id="x", lease_s=1) is None
 
 
 def test_jobs_are_listed_newest_first(table: JobTable) -> None:
     for name in ("first", "second", "third"):
         make_job(table, 1, job=name)
-    assert [status.job for status in table.jobs(limit=2)] == ["third", "second"]
+    assert [status.job for status in table.queries.jobs(limit=2)] == ["third", "second"]
 
 
 @settings(max_examples=either(20, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,10 +263,10 @@ def test_counters_equal_the_bits_whatever_is_committed_in_which_order(
             model.update({offset: "failed" for offset in failed if model[offset] == "pending"})
         if "pending" not in model.values():
             break
-    status = table.status("job")
+    status = table.queries.status("job")
     counts = [sum(value == word for value in model.values()) for word in ("done", "failed", "pending")]
     assert [status.done, status.failed, status.pending] == counts
-    assert sum(status.failures.values()) == status.failed == len(list(table.failures("job")))
+    assert sum(status.failures.values()) == status.failed == len(list(table.queries.failures("job")))
 
 
 def test_jobs_of_one_class_have_their_turns_in_a_circle(table: JobTable) -> None:
@@ -299,10 +302,10 @@ def test_a_recovery_message_whose_chunk_was_taken_by_another_is_worth_one_of_the
 
 def test_a_paused_or_ended_job_has_no_turn(table: JobTable) -> None:
     make_job(table, 4)
-    table.control.pause("job")
+    table.actions.pause("job")
     assert table.next_chunk("default", "job", 0, exact=True) is None
-    table.control.resume("job")
-    table.control.cancel("job")
+    table.actions.resume("job")
+    table.actions.cancel("job")
     assert table.next_chunk("default", "job", 0, exact=False) is None
 
 
@@ -310,33 +313,33 @@ def test_messages_count_as_lost_when_they_were_missing_all_along(table: JobTable
     make_job(table, 12)  # three chunks
     queue = keys.QUEUE_PREFIX + "default"
     redis_client.rpush(queue, "m", "m")
-    assert table.missing_messages("default", grace_s=0.2) == []
+    assert table.recovery.missing_messages("default", grace_s=0.2) == []
     time.sleep(0.25)
     redis_client.rpush(queue, "m")  # it was on its way
-    assert table.missing_messages("default", grace_s=0.2) == []
+    assert table.recovery.missing_messages("default", grace_s=0.2) == []
     redis_client.delete(queue)
-    assert table.missing_messages("default", grace_s=0.2) == []
+    assert table.recovery.missing_messages("default", grace_s=0.2) == []
     time.sleep(0.25)
-    assert len(table.missing_messages("default", grace_s=0.2)) == 3
-    assert table.status("job").republished == 3
+    assert len(table.recovery.missing_messages("default", grace_s=0.2)) == 3
+    assert table.queries.status("job").republished == 3
 
 
 def test_correct_and_wrong_are_counted_where_a_bit_changes_and_taken_back_when_reopened(table: JobTable) -> None:
     spec = make_job(table, 4)
-    assert (table.status("job").correct, table.status("job").wrong) == (None, None)
+    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (None, None)
     claim = take(table, 0, spec)
     ends = {0: "+281 tabby", 1: "-281 tabby", 2: "+7", 3: "9"}
     for _ in range(2):  # a repeated commit counts nothing
         table.commit(claim, done={0: ends[0], 1: ends[1]}, failed=[], lease_s=60)
     table.commit(claim, done=ends, failed=[], lease_s=60)
-    assert (table.status("job").correct, table.status("job").wrong) == (2, 1)
-    assert table.histogram("job") == {"281 tabby": 2, "7": 1, "9": 1}
+    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (2, 1)
+    assert table.queries.histogram("job") == {"281 tabby": 2, "7": 1, "9": 1}
     mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
-    table.control.maintain("job", JobState.REPAIRING, "me")
-    generation = table.control.retry("job", "default", retry_id="me", mode="repair")
+    table.actions.maintain("job", JobState.REPAIRING, "me")
+    generation = table.actions.retry("job", "default", retry_id="me", mode="repair")
     again = {n: ends[n] for n in (0, 1, 3)}
-    table.control.reopen("job", generation, 0, {n: Item(uri=f"s3://b/{n}.jpg") for n in again}, again)
-    assert (table.status("job").correct, table.status("job").wrong) == (1, 0)
-    assert table.histogram("job") == {"7": 1}
+    table.actions.reopen("job", generation, 0, {n: Item(uri=f"s3://b/{n}.jpg") for n in again}, again)
+    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (1, 0)
+    assert table.queries.histogram("job") == {"7": 1}

@@ -28,14 +28,17 @@ from hypothesis.stateful import (
 )
 
 from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.items import Chunk, Item
 from producer.jobs.model.keys import QUEUE_PREFIX
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import TERMINAL, JobState
-from producer.jobs.table.table import Claim, JobTable
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.table import JobTable
 from producer.jobs.table.user_actions import Generation
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Finalizing
+    from producer.jobs.table.claims import Finalizing
 
 SIZE, CHUNKS, LIVE_S, DEAD_S, LIFETIME_S = 3, 3, 60.0, 0.0005, 3600.0
 REASONS = ("fetch", "image")
@@ -341,7 +344,7 @@ class Table(RuleBasedStateMachine):
     @rule()
     def reconcile(self) -> None:
         model = self.model
-        found = self.table.reconcile("job")
+        found = self.table.recovery.reconcile("job")
         model.settle()
         dead = {chunk for chunk, held in model.leases.items() if held.dead}
         assert set(found.expired) == (dead if model.state == "running" else set())
@@ -354,7 +357,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         self.client.rpush(QUEUE_PREFIX + "default", *["m"] * (messages + 1))
         self.client.rpop(QUEUE_PREFIX + "default")
-        missing = self.table.missing_messages("default", grace_s=0)
+        missing = self.table.recovery.missing_messages("default", grace_s=0)
         self.client.delete(QUEUE_PREFIX + "default")
         waiting = model.waiting if model.state == "running" else set()
         assert len(missing) == max(0, len(waiting) - messages)
@@ -393,9 +396,9 @@ class Table(RuleBasedStateMachine):
                 self.table.fail("job", "no weights")
             elif model.state in MAINTAINED:
                 with pytest.raises(UsageError):
-                    getattr(self.table.control, verb)("job")
+                    getattr(self.table.actions, verb)("job")
             else:
-                getattr(self.table.control, verb)("job")
+                getattr(self.table.actions, verb)("job")
         match verb, model.state:
             case ("cancel" | "fail", "running" | "paused"):
                 model.state, model.reopening = "finalizing", None
@@ -540,10 +543,10 @@ class Table(RuleBasedStateMachine):
         allowed = allowed and model.state not in MAINTAINED
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
+                self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
             return
         for _ in range(1 + twice):
-            generation = self.table.control.retry("job", "default", retry_id=retry_id, reason=reason)
+            generation = self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
             assert generation == Generation(model.generation + 1, model.life)
         model.state, model.outcome, model.reopening = "running", None, 0
         self._see_generation(model.generation + 1)
@@ -554,7 +557,7 @@ class Table(RuleBasedStateMachine):
         """A submission goes on with a job that failed while it was being sent."""
         model, retry_id = self.model, self.name("submit")
         for _ in range(1 + twice):
-            self.table.control.retry("job", "default", retry_id=retry_id, mode="submit")
+            self.table.actions.retry("job", "default", retry_id=retry_id, mode="submit")
         model.state, model.outcome = "running", None
         self._see_generation(model.generation + 1)
 
@@ -570,9 +573,9 @@ class Table(RuleBasedStateMachine):
         lease_s = DEAD_S if dies else LIVE_S
         if not taken:
             with pytest.raises(UsageError):
-                self.table.control.maintain("job", JobState(state), who, lease_s=lease_s)
+                self.table.actions.maintain("job", JobState(state), who, lease_s=lease_s)
             return
-        self.table.control.maintain("job", JobState(state), who, lease_s=lease_s)
+        self.table.actions.maintain("job", JobState(state), who, lease_s=lease_s)
         if dies:
             time.sleep(4 * DEAD_S)
         self._hold(who, state)
@@ -602,7 +605,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         state = model.state if model.state in MAINTAINED and model.held_by == who else "repairing"
         try:
-            self.table.control.maintain("job", JobState(state), who, lease_s=LIVE_S)
+            self.table.actions.maintain("job", JobState(state), who, lease_s=LIVE_S)
         except UsageError:
             self.listed.pop(who, None)
             return
@@ -626,7 +629,7 @@ class Table(RuleBasedStateMachine):
         model = self.model
         # A client says so when it has deleted anything; what one that died did, nobody knows.
         incomplete = model.state == "deleting" and (incomplete or model.deleted)
-        self.table.control.maintained("job", who, incomplete=incomplete)
+        self.table.actions.maintained("job", who, incomplete=incomplete)
         if model.state in MAINTAINED and model.held_by == who:
             if incomplete or model.taken_over:
                 model.silent = True
@@ -641,12 +644,12 @@ class Table(RuleBasedStateMachine):
         who = str(model.held_by)
         if model.before == "cancelled" or not model.closed:
             with pytest.raises(UsageError):
-                self.table.control.retry("job", "default", retry_id=who, mode="repair")
+                self.table.actions.retry("job", "default", retry_id=who, mode="repair")
             return
         # A client's id is used once; here it is one of two.
         self.client.hdel("gradcam:job:job", "retry")
         for _ in range(1 + twice):
-            self.table.control.retry("job", "default", retry_id=who, mode="repair")
+            self.table.actions.retry("job", "default", retry_id=who, mode="repair")
         model.state, model.outcome, model.reopening, model.held_by = "running", None, 0, None
         self._see_generation(model.generation + 1)
 
@@ -659,13 +662,13 @@ class Table(RuleBasedStateMachine):
         allowed = model.state in ENDS or (model.state == "deleting" and (model.held_by == who or not model.held))
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.control.delete("job", who=who)
+                self.table.actions.delete("job", who=who)
             return
-        self.table.control.delete("job", who=who)
+        self.table.actions.delete("job", who=who)
         assert not self.client.keys("gradcam:job:job*")
-        assert self.table.active() == []
+        assert self.table.recovery.active() == []
         with pytest.raises(UnknownJob):
-            self.table.control.cancel("job")
+            self.table.actions.cancel("job")
         self.create()
 
     @precondition(lambda self: self.model.generation > 1 and self.model.added)
@@ -685,9 +688,9 @@ class Table(RuleBasedStateMachine):
         model = self.model
         stale = generation != Generation(model.generation, model.life)
         classes = {n: class_of(chunk * SIZE + n) if words == ("done",) else "" for n in again}
-        items = self.table.control.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
+        items = self.table.queries.items_of("job", chunk) | {n: item(chunk * SIZE + n) for n in range(SIZE)}
         right = model.open and not stale and model.reopening is not None and chunk >= model.reopening
-        answers = [self.table.control.reopen("job", generation, chunk, items, classes) for _ in range(1 + twice)]
+        answers = [self.table.actions.reopen("job", generation, chunk, items, classes) for _ in range(1 + twice)]
         assert (answers[0] is not None) == right
         assert answers[1:] in ([], [None])
         if not right:
@@ -705,7 +708,7 @@ class Table(RuleBasedStateMachine):
     def reopened(self, twice: bool) -> None:
         model = self.model
         for _ in range(1 + twice):
-            self.table.control.reopened("job", Generation(model.generation, model.life))
+            self.table.actions.reopened("job", Generation(model.generation, model.life))
         if model.reopening is not None:
             model.reopening = None
             model.finish_if_complete()
@@ -717,25 +720,25 @@ class Table(RuleBasedStateMachine):
         model, client = self.model, self.client
         if not client.exists("gradcam:job:job"):
             return  # before `create`
-        status = self.table.status("job")
+        status = self.table.queries.status("job")
         counts = (model.count("done"), model.count(*REASONS), len(model.items))
         assert (status.done, status.failed, status.total) == counts
         assert (status.state, status.generation) == (model.state, model.generation)
         words = {0: "pending", 1: "done", 2: "failed"}
-        states = b"".join(piece for _, piece in self.table.control.states("job")).ljust(CHUNKS * SIZE, b"\0")
+        states = b"".join(piece for _, piece in self.table.queries.states("job")).ljust(CHUNKS * SIZE, b"\0")
         bits = [words[state] for state in states]
         shown = [model.items.get(n, "pending") for n in range(len(states))]
         assert bits == ["failed" if word in REASONS else word for word in shown]
         failed = {n: word for n, word in model.items.items() if word in REASONS}
-        assert {failure.index: failure.reason for failure in self.table.failures("job")} == failed
+        assert {failure.index: failure.reason for failure in self.table.queries.failures("job")} == failed
         assert status.failures == {word: model.count(word) for word in REASONS if model.count(word)}
         names = {word: self._members(word) for word in ("waiting", "leases", "items")}
         assert names == {"waiting": model.waiting, "leases": set(model.leases), "items": model.payload}
         done = Counter(class_of(n) for n, word in model.items.items() if word == "done")
-        assert self.table.histogram("job") == dict(done)
+        assert self.table.queries.histogram("job") == dict(done)
         assert client.hget("gradcam:job:job", "ends") == str(model.ends).encode()
         if model.state not in MAINTAINED:
-            assert (self.table.active() == []) == (model.state in ENDS)
+            assert (self.table.recovery.active() == []) == (model.state in ENDS)
         fields = client.hmget("gradcam:job:job", "n_chunks", "n_open")
         assert [int(number or 0) for number in fields] == [len(model.added), len(model.payload)]
         assert client.hget("gradcam:job:job", "damaged") is None

@@ -14,7 +14,7 @@ from command import gradcam
 from producer.client.client import Client
 from producer.input.sources import ReadOptions, Source, open_sources
 from producer.jobs.model import keys
-from producer.jobs.model.spec import Result
+from producer.jobs.model.results import Result
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"

@@ -35,10 +35,10 @@ def test_a_named_submission_without_its_bad_rows_is_continued_and_not_doubled(cl
     assert "left out: 10 rows that cannot be used" in first.stderr
     assert "bad-rows.jsonl; once corrected: gradcam submit bad-rows.jsonl" in first.stderr
     assert client.status("skipping").total == 30
-    chunks = client.table.chunks("skipping")
+    chunks = client.table.queries.chunks("skipping")
     gradcam(*command)
     assert client.status("skipping").total == 30
-    assert client.table.chunks("skipping") == chunks
+    assert client.table.queries.chunks("skipping") == chunks
     assert [path.name for path in rows.parent.glob("bad*")] == ["bad-rows.jsonl"]
     # What is corrected goes as a job of its own; in its old place it would shift all that follow.
     rows.write_text(rows.read_text().replace("ftp://nowhere-0/", "s3://nowhere-0/"))

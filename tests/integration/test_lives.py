@@ -10,9 +10,9 @@ from in_process_worker import InProcessWorker
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.model.spec import Item
+from producer.jobs.model.items import Item
 from producer.jobs.model.states import JobState
-from producer.maintenance.maintenance_lease import Maintenance
+from producer.maintenance.maintenance_lease import MaintenanceLease
 from producer.output.objects import Objects
 from worker.chunks.lease import LeaseLost
 
@@ -31,7 +31,7 @@ def submit(client: Client, name: str, images: list[str] = IMAGES, **parameters: 
 
 
 def done(client: Client, job: str) -> set[int]:
-    states = b"".join(piece for _, piece in client.table.control.states(job))
+    states = b"".join(piece for _, piece in client.table.queries.states(job))
     return {index for index, state in enumerate(states) if state == 1}
 
 
@@ -93,7 +93,7 @@ def test_a_late_verdict_does_not_fail_the_next_generation(own: Client) -> None:
     assert one is not None
     assert other is not None
     own.table.fail(job, "the weights are not there", claim=one.claim)
-    own._finalize(job)
+    own._services.finalize_if_due(job)
     assert own.status(job).state is JobState.FAILED
     assert own.retry(job) == 0
     own.table.fail(job, "the weights are not there", claim=other.claim)
@@ -115,7 +115,7 @@ def test_a_verdict_counts_for_as_long_as_its_worker_holds_the_chunk(own: Client)
     assert again is not None
     own.table.fail(job, "no such layer", claim=again.claim)
     again.open.close()
-    own._finalize(job)
+    own._services.finalize_if_due(job)
     assert own.status(job).error == "no such layer"
 
 
@@ -170,9 +170,9 @@ def test_a_job_whose_objects_are_being_deleted_is_refused_to_retry_and_submit(ow
 def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "half-deleted")
     hands.explain_all(job)
-    own.table.control.maintain(job, JobState.DELETING, "a client that dies", lease_s=0.001)
+    own.table.actions.maintain(job, JobState.DELETING, "a client that dies", lease_s=0.001)
     own.storage.delete(pictures(own, job)[:3])
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     status = own.status(job)
     assert status.state is JobState.DELETING
     assert "its deletion was broken off" in str(status.problem)
@@ -186,18 +186,18 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
 def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "half-repaired")
     hands.explain_all(job)
-    own.table.control.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
+    own.table.actions.maintain(job, JobState.REPAIRING, "a client that dies", lease_s=0.001)
     assert own.status(job).state is JobState.REPAIRING
     time.sleep(0.01)
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     assert own.status(job).state is JobState.SUCCEEDED
-    assert own.table.active() == []
+    assert own.table.recovery.active() == []
 
 
 def test_maintenance_is_held_for_as_long_as_it_takes_and_tells_when_it_was_lost(own: Client) -> None:
     hands, job = InProcessWorker(own), submit(own, "held")
     hands.explain_all(job)
-    with Maintenance(own.table, job, JobState.REPAIRING, lease_s=0.3) as held:
+    with MaintenanceLease(own.table, job, JobState.REPAIRING, lease_s=0.3) as held:
         time.sleep(0.6)  # twice the lease, kept by its thread
         held.check()
         with pytest.raises(UsageError, match="is being repaired"):
@@ -220,7 +220,7 @@ def test_a_shard_of_an_earlier_generation_is_never_overwritten_also_when_redis_w
     hands.explain_all(job)  # a second shard, of image 0
     own.table.redis.flushdb()
     submit(own, job, chunk_size=6, pack="tar")
-    own._finalize(job)
+    own._services.finalize_if_due(job)
     hands.gone = set()
     assert own.retry(job) == 1
     hands.explain_all(job)  # the second generation again
@@ -243,7 +243,7 @@ def test_a_worker_that_lost_its_lease_writes_no_shard_and_no_picture(own: Client
     for offset in range(6):
         slow.write(chunk, offset)
     time.sleep(0.4)
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     quick.explain_all(job)
     before = {key: own.storage.get(key) for key in pictures(own, job)}
     with pytest.raises(LeaseLost):
@@ -321,9 +321,9 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
     chunk = hands.claim(job, 1)
     assert chunk is not None
     own.table.redis.delete(f"gradcam:job:{job}:{part}")
-    own.table.reconcile(job)
+    own.table.recovery.reconcile(job)
     chunk.open.close()
-    own._finalize(job)
+    own._services.finalize_if_due(job)
     status = own.status(job)
     assert status.state is JobState.FAILED
     assert f"`gradcam delete {job}`, then submit it again" in str(status.error)
@@ -342,18 +342,18 @@ def test_a_job_of_which_redis_has_evicted_a_key_ends_with_a_sentence(own: Client
 def test_a_job_whose_hash_redis_has_evicted_leaves_nothing_behind(own: Client) -> None:
     job = submit(own, "evicted")
     own.table.redis.delete(f"gradcam:job:{job}")
-    assert own.table.reconcile(job).expired == []
-    own.table.forget_active(job)
+    assert own.table.recovery.reconcile(job).expired == []
+    own.table.recovery.forget_active(job)
     assert not own.table.redis.keys(f"gradcam:job:{job}*")
-    assert own.table.active() == []
+    assert own.table.recovery.active() == []
 
 
 def test_jobs_that_redis_forgot_to_be_active_are_looked_after_again(own: Client) -> None:
-    job = submit(own, "forgotten")
+    job = submit(own, "not-active")
     own.table.redis.delete("gradcam:active", "gradcam:round-robin:default")
-    own.table.look_after()
-    assert own.table.active() == [job]
-    own.table.reconcile(job)
+    own.table.recovery.restore_active()
+    assert own.table.recovery.active() == [job]
+    own.table.recovery.reconcile(job)
     assert own.table.next_chunk("default", job, 0, exact=False) == (job, 0)
 
 
@@ -381,15 +381,15 @@ def test_a_client_of_an_earlier_life_reopens_nothing_of_the_next_one(own: Client
     hands, job = InProcessWorker(own), submit(own, "reopened")
     hands.gone = set(IMAGES)
     hands.explain_all(job)
-    stale = own.table.control.retry(job, "default", retry_id="a client that stands still")
+    stale = own.table.actions.retry(job, "default", retry_id="a client that stands still")
     own.cancel(job)
     own.delete(job, objects=True)
     submit(own, job)
     hands.explain_all(job)
-    own.table.control.retry(job, "default", retry_id="another client")
+    own.table.actions.retry(job, "default", retry_id="another client")
     items = {0: Item(uri=IMAGES[0])}
-    assert own.table.control.reopen(job, stale, 0, items, {0: ""}) is None
-    own.table.control.reopened(job, stale)
+    assert own.table.actions.reopen(job, stale, 0, items, {0: ""}) is None
+    own.table.actions.reopened(job, stale)
     assert (own.status(job).failed, own.status(job).pending) == (6, 0)
 
 
@@ -397,10 +397,10 @@ def test_a_repair_deletes_nothing_when_redis_was_wiped_and_the_job_submitted_aga
     hands, job = InProcessWorker(own), submit(own, "wiped-meanwhile")
     hands.gone = {IMAGES[0]}
     hands.explain_all(job)
-    with Maintenance(own.table, job, JobState.REPAIRING) as held:
+    with MaintenanceLease(own.table, job, JobState.REPAIRING) as held:
         own.table.redis.flushdb()
         submit(own, job)
-        own._finalize(job)
+        own._services.finalize_if_due(job)
         assert own.status(job).ended
         with pytest.raises(UsageError, match="was deleted and submitted again meanwhile"):
             held.check()

@@ -14,7 +14,7 @@ import skimage
 from producer.client.client import Client
 from producer.input.sources import Source
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import Result
+from producer.jobs.model.results import Result
 from producer.jobs.model.states import JobState
 
 NETWORK = "efficientnet_lite0"

@@ -10,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from producer.jobs.model import keys
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, Result
+from producer.jobs.model.items import Chunk, Item
+from producer.jobs.model.results import Failure, Result
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
-from producer.jobs.table.table import Claim, JobTable
-from producer.maintenance.retry import Again, reopen, retry_failed
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.table import JobTable
+from producer.maintenance.retry import RetryItem, reopen, retry_failed
 from producer.output.manifest import ChunkRecords
 
 if TYPE_CHECKING:
@@ -93,15 +96,17 @@ class Job:
             self.table.finish(JOB, "me", mine)
 
     def retry(self) -> None:
-        status = self.table.status(JOB)
+        status = self.table.queries.status(JOB)
         if status.ended and status.failed:
             retry_failed(self.table, lambda chunk, at: None, JOB, "default")
 
     def repair(self, indices: set[int]) -> None:
-        if self.table.status(JOB).ended and indices:
-            self.table.control.maintain(JOB, JobState.REPAIRING, me := uuid.uuid4().hex)
-            generation = self.table.control.retry(JOB, "default", retry_id=me, mode="repair")
-            reopen(self.table, lambda chunk, at: None, JOB, generation, [Again(n, ITEMS[n]) for n in sorted(indices)])
+        if self.table.queries.status(JOB).ended and indices:
+            self.table.actions.maintain(JOB, JobState.REPAIRING, me := uuid.uuid4().hex)
+            generation = self.table.actions.retry(JOB, "default", retry_id=me, mode="repair")
+            reopen(
+                self.table, lambda chunk, at: None, JOB, generation, [RetryItem(n, ITEMS[n]) for n in sorted(indices)]
+            )
 
     def read(self, states: bytes | None) -> ChunkRecords:
         chunk = ChunkRecords(0, 0, states)
@@ -110,8 +115,8 @@ class Job:
         return chunk
 
     def check(self) -> None:
-        states = self.table.control.states_at(JOB, 0, SIZE).ljust(SIZE, b"\0")
-        status = self.table.status(JOB)
+        states = self.table.queries.states_at(JOB, 0, SIZE).ljust(SIZE, b"\0")
+        status = self.table.queries.status(JOB)
         known, alone = self.read(states), self.read(None)
         assert known.unknown() == 0  # what the bits call ended has been written before
         counts = [sum(result.state == word for result in known.results()) for word in ("done", "failed")]

@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from producer.jobs.broker import celery_app
+from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.keys import QUEUE_PREFIX
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.table import JobTable
 from worker.recover.reconciler import reconcile
@@ -111,10 +112,10 @@ def test_a_job_whose_finalizer_died_gets_its_end(bench: Bench) -> None:
     claim = bench.table.claim("job", 0, JobSpec(chunk_size=1), claim_id="a", lease_s=30)
     assert claim is not None
     bench.table.commit(claim, done=[0], failed=[], lease_s=30)
-    assert bench.table.status("job").state == "finalizing"
+    assert bench.table.queries.status("job").state == "finalizing"
     bench.reconcile()
-    assert bench.table.status("job").state == "succeeded"
-    assert bench.table.active() == []
+    assert bench.table.queries.status("job").state == "succeeded"
+    assert bench.table.recovery.active() == []
 
 
 def test_one_worker_reconciles_at_a_time(bench: Bench) -> None:

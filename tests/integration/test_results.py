@@ -26,7 +26,8 @@ from producer.client.client import Client
 from producer.input.sources import Source
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
-from producer.jobs.model.spec import JobSpec, Prediction, Result
+from producer.jobs.model.results import Prediction, Result
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.output.objects import Objects
 

@@ -9,11 +9,12 @@ import boto3
 import pytest
 from fault_proxy import HttpFaultProxy
 
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.store.bucket import Storage, make_s3_client
+from producer.jobs.store.bucket import Storage
+from producer.jobs.store.s3_client import open_s3
 from producer.jobs.store.s3_fast_path import S3FastPath
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def test_a_missing_object_is_boto3s_to_tell_and_says_nothing_of_the_bucket(stora
 
 
 def test_without_credentials_it_does_nothing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = make_s3_client(read(Connections))
+    client = open_s3(read(Connections), 32)[0]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

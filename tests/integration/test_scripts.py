@@ -7,9 +7,13 @@ import time
 import pytest
 import redis
 
-from producer.jobs.model.spec import Chunk, Failure, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
-from producer.jobs.table.table import SILENT_RETRY_S, Claim, JobTable
+from producer.jobs.table.claims import Claim
+from producer.jobs.table.recovery import SILENT_RETRY_S
+from producer.jobs.table.table import JobTable
 from producer.jobs.table.troubles import Kind
 from producer.jobs.table.user_actions import Generation
 
@@ -49,19 +53,19 @@ def finish(table: JobTable) -> None:
 
 def retried(table: JobTable, *, to_its_end: bool = True) -> Generation:
     """A retry, that of a client that died before it had said that all is reopened, or that of one that did."""
-    (failure,) = table.failures("job")
-    generation = table.control.retry("job", "default", retry_id="again")
-    assert table.control.reopen("job", generation, 0, {1: failure.item}, {1: ""}) is not None
+    (failure,) = table.queries.failures("job")
+    generation = table.actions.retry("job", "default", retry_id="again")
+    assert table.actions.reopen("job", generation, 0, {1: failure.item}, {1: ""}) is not None
     if to_its_end:
-        table.control.reopened("job", generation)
+        table.actions.reopened("job", generation)
     return generation
 
 
 def test_a_paused_jobs_chunk_comes_back_from_a_dead_process_before_its_lease_runs_out(table: JobTable) -> None:
     take(table, "dead")
-    table.control.pause("job")
+    table.actions.pause("job")
     table.reclaim_from_dead("job", 0, claim_id="dead", weight=1)
-    table.control.resume("job")
+    table.actions.resume("job")
     assert take(table, "alive").attempt == 2
 
 
@@ -96,11 +100,11 @@ def test_a_retry_whose_client_died_goes_on_with_what_is_reopened_after_a_while_a
     retried(table, to_its_end=False)
     claim = take(table)
     table.commit(claim, done={1: "281 tabby"}, failed=[], lease_s=LEASE_S)
-    table.reconcile("job")
-    assert table.status("job").state is JobState.RUNNING  # its client may reopen more
+    table.recovery.reconcile("job")
+    assert table.queries.status("job").state is JobState.RUNNING  # its client may reopen more
     redis_client.hset(HASH, "reopened_at", time.time() - SILENT_RETRY_S - 1)
-    table.reconcile("job")
-    assert table.status("job").state is JobState.FINALIZING
+    table.recovery.reconcile("job")
+    assert table.queries.status("job").state is JobState.FINALIZING
 
 
 def test_what_a_worker_says_against_a_job_that_has_ended_is_not_kept(
@@ -110,4 +114,4 @@ def test_what_a_worker_says_against_a_job_that_has_ended_is_not_kept(
     ended(table)
     assert table.troubles.tell("host-a", "h", "job", Kind.REFUSED, "no such network") == "completed_with_errors"
     assert not redis_client.exists(f"{HASH}:troubles")
-    assert table.status("job").state is JobState.COMPLETED_WITH_ERRORS
+    assert table.queries.status("job").state is JobState.COMPLETED_WITH_ERRORS

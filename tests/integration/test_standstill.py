@@ -136,7 +136,7 @@ def test_status_says_since_when_there_is_no_progress_and_what_is_waited_for(rig:
 
 def test_a_worker_that_is_stopped_ends_in_time_and_gives_back_what_it_can(rig: Rig) -> None:
     client = Client.from_env()
-    assert client.status(rig.job).chunks.in_hand >= 2
+    assert client.status(rig.job).chunks.in_flight >= 2
     started = time.monotonic()
     for worker in (rig.one, rig.other):
         assert worker.process is not None

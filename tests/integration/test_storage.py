@@ -91,7 +91,7 @@ def test_a_store_that_takes_nothing_is_the_workers_trouble_and_no_items(broken: 
     with pytest.raises(WorkerError, match="InternalError"):
         storage.put("store/any", b"body")
     assert storage.answers()
-    assert not storage.takes()
+    assert not storage.accepts_writes()
 
 
 def test_objects_are_deleted_by_name(storage: Storage) -> None:

@@ -7,9 +7,11 @@ import time
 import pytest
 import redis
 
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
-from producer.jobs.table.table import Claim, JobTable, LeftAlone
+from producer.jobs.table.claims import Claim, OnlyRefusedJobs
+from producer.jobs.table.table import JobTable
 from producer.jobs.table.troubles import Kind
 
 SPEC = JobSpec(chunk_size=1)
@@ -50,7 +52,7 @@ def test_a_job_fails_at_once_when_the_only_worker_cannot_do_it(table: JobTable) 
     make(table, "bad")
     table.registry.heartbeat("a")
     assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
-    assert table.status("bad").error == "the bucket is closed"
+    assert table.queries.status("bad").error == "the bucket is closed"
 
 
 def test_a_job_goes_on_while_a_worker_is_alive_that_has_said_nothing_against_it(table: JobTable) -> None:
@@ -58,8 +60,8 @@ def test_a_job_goes_on_while_a_worker_is_alive_that_has_said_nothing_against_it(
     table.registry.heartbeat("a")
     table.registry.heartbeat("b")
     assert tell(table, "a", Kind.REFUSED, "the bucket is closed") == JobState.RUNNING
-    assert table.status("bad").problem == "worker a cannot do this job: the bucket is closed"
-    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a"), LeftAlone)
+    assert table.queries.status("bad").problem == "worker a cannot do this job: the bucket is closed"
+    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a"), OnlyRefusedJobs)
     assert table.next_chunk("default", "bad", 0, exact=False, worker="b") == ("bad", 0)
     assert tell(table, "b", Kind.REFUSED, "the bucket is closed") == JobState.FINALIZING
 
@@ -78,8 +80,8 @@ def test_the_last_worker_that_had_said_nothing_may_go(table: JobTable) -> None:
     table.registry.heartbeat("b")
     assert tell(table, "a", Kind.REFUSED) == JobState.RUNNING
     table.registry.deregister("b")
-    table.reconcile("bad")
-    assert table.status("bad").error == "no"
+    table.recovery.reconcile("bad")
+    assert table.queries.status("bad").error == "no"
 
 
 def test_what_a_worker_said_is_no_problem_any_more_when_it_is_gone(table: JobTable) -> None:
@@ -88,7 +90,7 @@ def test_what_a_worker_said_is_no_problem_any_more_when_it_is_gone(table: JobTab
     table.registry.heartbeat("b")
     tell(table, "a", Kind.REFUSED)
     table.registry.deregister("a")
-    assert table.status("bad").problem is None
+    assert table.queries.status("bad").problem is None
 
 
 def test_workers_that_ended_without_a_word_are_forgotten(table: JobTable) -> None:
@@ -107,7 +109,7 @@ def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:
     tell(table, "a", Kind.REFUSED)
     assert take(table, "bad").troubled
     table.troubles.over("bad", "a")
-    assert table.status("bad").problem is None
+    assert table.queries.status("bad").problem is None
     assert tell(table, "b", Kind.REFUSED) == JobState.RUNNING
 
 
@@ -119,10 +121,10 @@ def test_a_word_of_another_generation_or_life_does_not_count(table: JobTable) ->
     mine = table.finalize("bad", "me")
     assert mine is not None
     table.finish("bad", "me", mine)
-    generation = table.control.retry("bad", "default", retry_id="again")
-    table.control.reopened("bad", generation)
+    generation = table.actions.retry("bad", "default", retry_id="again")
+    table.actions.reopened("bad", generation)
     assert table.troubles.tell("a", "h", "bad", Kind.REFUSED, "no", claim) == "gone"
-    assert table.status("bad").state is JobState.RUNNING
+    assert table.queries.status("bad").state is JobState.RUNNING
 
 
 # -- what nobody foresaw -----------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def test_an_unforeseen_error_convicts_after_three_tries_of_all_who_are_alive(tab
     make(table, "bad")
     table.registry.heartbeat("a")
     assert [tell(table, "a", Kind.ERROR, "ValueError: x") for _ in range(3)] == ["running", "running", "finalizing"]
-    assert table.status("bad").error == "ValueError: x (3 tries; the log of the workers has more)"
+    assert table.queries.status("bad").error == "ValueError: x (3 tries; the log of the workers has more)"
 
 
 def test_a_machine_with_errors_of_its_own_convicts_nothing_while_another_has_not_tried(table: JobTable) -> None:
@@ -142,7 +144,7 @@ def test_a_machine_with_errors_of_its_own_convicts_nothing_while_another_has_not
     for _ in range(3):
         for worker in ("a0", "a1", "a2"):
             assert tell(table, worker, Kind.ERROR, host="a") == JobState.RUNNING
-    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a0"), LeftAlone)
+    assert isinstance(table.next_chunk("default", "bad", 0, exact=False, worker="a0"), OnlyRefusedJobs)
     assert tell(table, "b", Kind.ERROR, host="b") == JobState.FINALIZING
 
 
@@ -159,7 +161,7 @@ def test_a_job_of_another_version_is_left_alone_and_never_fails_for_it(table: Jo
     table.registry.heartbeat("a")
     for _ in range(5):
         assert tell(table, "a", Kind.VERSION, "written by another version") == JobState.RUNNING
-    assert table.next_chunk("default", "bad", 0, exact=True, worker="a") == LeftAlone("default")
+    assert table.next_chunk("default", "bad", 0, exact=True, worker="a") == OnlyRefusedJobs("default")
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def test_two_deaths_in_loading_its_model_convict_a_job(table: JobTable) -> None:
     assert claim.load_suspect
     assert claim.suspects == {}  # of no image
     assert die_loading(table, "two", CRASHED) is None
-    assert "loading its model ends the processes" in (table.status("bad").error or "")
+    assert "loading its model ends the processes" in (table.queries.status("bad").error or "")
 
 
 def test_deaths_in_loading_do_not_add_up_where_somebody_loaded_it_in_between(table: JobTable) -> None:
@@ -186,7 +188,7 @@ def test_deaths_in_loading_do_not_add_up_where_somebody_loaded_it_in_between(tab
     for number in range(4):
         assert die_loading(table, str(number), CRASHED) is not None
         table.troubles.loaded("bad")
-    assert table.status("bad").state is JobState.RUNNING
+    assert table.queries.status("bad").state is JobState.RUNNING
 
 
 def test_a_death_beside_another_chunk_makes_the_next_load_a_lonely_one_and_no_more(table: JobTable) -> None:
@@ -194,7 +196,7 @@ def test_a_death_beside_another_chunk_makes_the_next_load_a_lonely_one_and_no_mo
     for number in range(4):
         assert die_loading(table, str(number), 0) is not None
     assert take(table, "bad", chunk=1).load_suspect
-    assert table.status("bad").state is JobState.RUNNING
+    assert table.queries.status("bad").state is JobState.RUNNING
 
 
 # -- whose turn --------------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def test_a_job_in_trouble_waits_for_others_but_not_for_nothing(table: JobTable) 
     assert whose_turns(table, "a") == ["good"] * 4
     # Its message of `recovery` is leave like any other.
     assert whose_turns(table, "a", exact=True) == ["good"] * 4
-    table.control.cancel("good")
+    table.actions.cancel("good")
     assert whose_turns(table, "a", times=1) == ["bad"]
 
 

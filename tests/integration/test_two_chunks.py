@@ -20,7 +20,7 @@ from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
-    from producer.jobs.model.spec import JobStatus
+    from producer.jobs.model.status import JobStatus
 
 NETWORK = "efficientnet_lite0"
 
@@ -54,7 +54,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def in_hand(client: Client, job: str) -> int:
-    return client.status(job).chunks.in_hand
+    return client.status(job).chunks.in_flight
 
 
 def ended(client: Client, job: str) -> JobStatus:
@@ -143,7 +143,7 @@ def test_a_stopping_process_gives_both_chunks_back_at_once(own: Stack, photos: l
     own.worker.stop()
     stopped_s = time.monotonic() - began
     status = client.status(job)
-    assert status.chunks.in_hand == 0
+    assert status.chunks.in_flight == 0
     assert status.done + status.failed < 96
     assert stopped_s < 25
     own.start_worker()

@@ -16,8 +16,9 @@ from stacks import eventually, own_stack
 from deploy.stack import Worker
 from producer.client.client import Client
 from producer.jobs.model.errors import WorkerError
+from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.settings import Connections, read
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import finalize
@@ -124,7 +125,7 @@ def test_a_user_ends_a_job_whose_worker_cannot_write_its_summary(own: Stack, mon
     with pytest.raises(WorkerError):
         finalize(client.table, bad, "held", "bad")
     client.delete("held")
-    assert client.table.outline("held") is None
+    assert client.table.queries.outline("held") is None
 
 
 def reconciler(client: Client, storage: Storage, who: str) -> Reconciler:

@@ -21,7 +21,9 @@ DOES, REFUSED, NOTHING = "does it", "refused", "no change"
 @pytest.fixture
 def own(client: Client, redis_client: object, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of a database that no worker process looks at."""
-    monkeypatch.setenv("GRADCAM_REDIS_URL", client._settings.redis_url.get_secret_value().removesuffix("/0") + "/1")
+    monkeypatch.setenv(
+        "GRADCAM_REDIS_URL", client._services.settings.redis_url.get_secret_value().removesuffix("/0") + "/1"
+    )
     return Client.from_env()
 
 
@@ -32,7 +34,7 @@ def submit(client: Client, job: str) -> None:
 def bring(client: Client, job: str, state: JobState) -> None:
     """A job in that state, one of whose images has failed where it has ended."""
     submit(client, job)
-    hands, control = InProcessWorker(client), client.table.control
+    hands, control = InProcessWorker(client), client.table.actions
     if state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING, JobState.CANCELLED, JobState.FAILED}:
         match state:
             case JobState.PAUSED:
@@ -44,13 +46,13 @@ def bring(client: Client, job: str, state: JobState) -> None:
                 client.cancel(job)
             case JobState.FAILED:
                 client.table.fail(job, "no such layer")
-                client._finalize(job)
+                client._services.finalize_if_due(job)
     else:
         hands.gone = set() if state is JobState.SUCCEEDED else {IMAGES[1]}
         hands.explain_all(job)
         if state in {JobState.REPAIRING, JobState.DELETING}:
             control.maintain(job, state, "another client")
-    assert client.table.status(job).state is state
+    assert client.table.queries.status(job).state is state
 
 
 VERBS: dict[str, Callable[[Client, str], object]] = {
@@ -70,7 +72,7 @@ FLAGS = ("`cancel`", "`pause`", "`resume`")
 
 
 def state_of(client: Client, job: str) -> JobState:
-    return client.table.status(job).state
+    return client.table.queries.status(job).state
 
 
 def written() -> dict[tuple[str, str], str]:

@@ -128,8 +128,8 @@ def poison(rig: Rig, row: Row) -> None:
     words = {9: b"poison:segfault", 12: b"poison:segfault", 40: b"poison:killed"}
     extra = {}
     for index, word in words.items():
-        image = rig.direct.storage.get(f"inputs/{index:04d}.jpg")
-        rig.direct.storage.put(f"inputs/poison-{index}.jpg", image + word)
+        image = rig.direct_client.storage.get(f"inputs/{index:04d}.jpg")
+        rig.direct_client.storage.put(f"inputs/poison-{index}.jpg", image + word)
         extra[index] = f"s3://{rig.stack.s3.bucket}/inputs/poison-{index}.jpg"
     job = rig.submit(rig.uris(extra))
     with rig.timed(row, job):
@@ -140,8 +140,8 @@ def poison(rig: Rig, row: Row) -> None:
 
 @_fault("images that hang")
 def hanging(rig: Rig, row: Row) -> None:
-    image = rig.direct.storage.get("inputs/0003.jpg")
-    rig.direct.storage.put("inputs/hang.jpg", image + b"poison:hang")
+    image = rig.direct_client.storage.get("inputs/0003.jpg")
+    rig.direct_client.storage.put("inputs/hang.jpg", image + b"poison:hang")
     job = rig.submit(rig.uris({3: f"s3://{rig.stack.s3.bucket}/inputs/hang.jpg"}))
     rig.check(row, job, failed={3: "timeout"})
     row.times = 1
@@ -317,10 +317,10 @@ def bucket_gone(rig: Rig, row: Row) -> None:
     started = time.monotonic()
     rig.s3.answer_errors(404, "NoSuchBucket", only=lambda method, _: method == "PUT")
     # Every worker that is alive has to meet it; one that was killed a moment ago counts for a minute.
-    eventually(lambda: rig.direct.status(job).ended, within_s=100)
+    eventually(lambda: rig.direct_client.status(job).ended, within_s=100)
     row.times, row.recovery_s = 1, time.monotonic() - started
     rig.s3.passing()
-    status = rig.direct.status(job)
+    status = rig.direct_client.status(job)
     if status.state is not JobState.FAILED or status.failed or "NoSuchBucket" not in (status.error or ""):
         row.problems.append(f"a bucket that is gone ended the job as {status}")
     rig.client.retry(job)
@@ -338,7 +338,7 @@ def _beside_a_bad_worker(rig: Rig, row: Row, start: Callable[[int], PinnedWorker
         time.sleep(3)
         job = rig.submit(**parameters)
         with suppress(AssertionError):
-            eventually(lambda: rig.direct.status(job).problem, within_s=20)
+            eventually(lambda: rig.direct_client.status(job).problem, within_s=20)
             row.times += 1
         rig.check(row, job)
     finally:
@@ -404,7 +404,7 @@ def everything(rig: Rig, row: Row) -> None:
     ]
     jobs = [rig.submit() for _ in range(4)]
     until = time.monotonic() + float(os.environ.get("GRADCAM_TEST_STORM_S", "40"))
-    while time.monotonic() < until and not all(rig.direct.status(job).ended for job in jobs):
+    while time.monotonic() < until and not all(rig.direct_client.status(job).ended for job in jobs):
         rig.dice.choice(causes)()
         row.times += 1
         time.sleep(rig.dice.uniform(0.1, 2))
@@ -413,7 +413,7 @@ def everything(rig: Rig, row: Row) -> None:
     rig.s3.passing()
     for job in jobs:
         with suppress(TimeoutError, ServiceError):
-            rig.direct.wait(job, timeout_s=150)
+            rig.direct_client.wait(job, timeout_s=150)
     row.recovery_s = time.monotonic() - started
     for job in jobs:
         rig.check(row, job)

@@ -30,8 +30,8 @@ from deploy.stack import Stack, Worker
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.settings import Connections
-from producer.jobs.model.spec import JobStatus
 from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.status import JobStatus
 
 NETWORK, KINDS, CHUNK = "efficientnet_lite0", ("cam", "gb"), 8
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")
@@ -128,7 +128,7 @@ class Rig:
             stack.enter_context(settings_of(self.stack, **through))
             #: As a user's: through the proxies. The other one sees what is really there.
             self.client = Client.from_env()
-            self.direct = Client(
+            self.direct_client = Client(
                 Connections(
                     redis_url=self.stack.redis.url,
                     s3_bucket=self.stack.s3.bucket,
@@ -140,7 +140,7 @@ class Rig:
             for core in sorted(os.sched_getaffinity(0))[:2]:
                 self.workers.append(self.new_worker(core))
             for number, image in enumerate(self._images):
-                self.direct.storage.put(f"inputs/{number:04d}.jpg", image)
+                self.direct_client.storage.put(f"inputs/{number:04d}.jpg", image)
             self._open = stack.pop_all()
         return self
 
@@ -153,7 +153,7 @@ class Rig:
     @property
     def database(self) -> redis.Redis:
         """The job table's Redis, not through the proxy."""
-        return self.direct.table.redis
+        return self.direct_client.table.redis
 
     # -- workers ---------------------------------------------------------------------------------------------------
 
@@ -199,9 +199,11 @@ class Rig:
     def until(self, job: str, share: float) -> JobStatus:
         """Wait until so much of a job is done, then for a moment between two of anything."""
         wanted = share * len(self._images)
-        eventually(lambda: self.direct.status(job).done >= wanted or self.direct.status(job).ended, within_s=120)
+        eventually(
+            lambda: self.direct_client.status(job).done >= wanted or self.direct_client.status(job).ended, within_s=120
+        )
         time.sleep(self.dice.uniform(0, 0.3))
-        return self.direct.status(job)
+        return self.direct_client.status(job)
 
     @contextmanager
     def timed(self, row: Row, job: str) -> Iterator[None]:
@@ -222,7 +224,7 @@ class Rig:
     def take_reference(self) -> None:
         """An undisturbed run: what the pictures of all others must equal."""
         job = self.submit()
-        status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
+        status = self.direct_client.wait(job, timeout_s=_END_WITHIN_S)
         assert status.state is JobState.SUCCEEDED, status
         self._reference = dict(self._pictures(job))
 
@@ -236,24 +238,24 @@ class Rig:
         """
         expected = dict(failed or {})
         try:
-            status = self.direct.wait(job, timeout_s=_END_WITHIN_S)
+            status = self.direct_client.wait(job, timeout_s=_END_WITHIN_S)
         except TimeoutError:
-            row.problems.append(f"{job} does not end: {self.direct.status(job)}")
+            row.problems.append(f"{job} does not end: {self.direct_client.status(job)}")
             return
         row.images += status.total
         row.republished += status.republished
-        states = b"".join(piece for _, piece in self.direct.table.control.states(job)).ljust(status.total, b"\0")
+        states = b"".join(piece for _, piece in self.direct_client.table.queries.states(job)).ljust(status.total, b"\0")
         states = states[: status.total]
         bits = {state: states.count(state) for state in ItemState}
         if (bits[ItemState.DONE], bits[ItemState.FAILED]) != (status.done, status.failed):
             row.problems.append(f"counters {status.done}, {status.failed} are not the bits {bits}")
         row.doubled += max(0, status.done - bits[ItemState.DONE]) + max(0, status.failed - bits[ItemState.FAILED])
         row.lost += bits[ItemState.PENDING] + max(0, len(self._images) - status.total)
-        reasons = {failure.index: failure.reason for failure in self.direct.failures(job)}
+        reasons = {failure.index: failure.reason for failure in self.direct_client.failures(job)}
         row.lost += len(reasons.keys() - expected.keys())
         if reasons != expected:
             row.problems.append(f"failed: {reasons}, and should have: {expected}")
-        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.direct.audit(job)]
+        row.problems += [f"audit: {finding.kind} {finding.key}" for finding in self.direct_client.audit(job)]
         row.problems += self._differences(job, expected.keys())
         ends = int(self.database.hget(f"gradcam:job:{job}", "ends") or 0)
         if ends != status.generation:
@@ -262,9 +264,9 @@ class Rig:
         row.problems += self._left_over(job)
 
     def _pictures(self, job: str) -> Iterator[tuple[tuple[int, str], NDArray[np.uint8]]]:
-        for result in self.direct.results(job):
+        for result in self.direct_client.results(job):
             for kind, key in result.objects.items():
-                decoded = cv2.imdecode(np.frombuffer(self.direct.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
+                decoded = cv2.imdecode(np.frombuffer(self.direct_client.storage.get(key), np.uint8), cv2.IMREAD_COLOR)
                 assert decoded is not None, key
                 yield (result.index, kind), np.asarray(decoded, np.uint8)
 

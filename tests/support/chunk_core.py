@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
-from producer.jobs.model.spec import Chunk, JobSpec, uri_line
+from producer.jobs.fetch.policy import FetchPolicy
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.spec import JobSpec
 from worker.chunks.chunk import ChunkContext
 from worker.chunks.chunk_run import ChunkRun
 from worker.chunks.lease import Lease
@@ -34,7 +35,8 @@ from worker.models.networks import Network
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.chunk import ImageTask
 
 SIDE = 8
@@ -134,7 +136,7 @@ class Core:
         return made
 
     def claim(self, name: str, *, lease_s: float = LEASE_S) -> Claim:
-        found = self.table.spec(name)
+        found = self.table.queries.spec(name)
         assert found is not None
         claim = self.table.claim(name, 0, found[0], claim_id=f"core/{name}", lease_s=lease_s)
         assert claim is not None

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from producer.jobs.broker import celery_app
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, JobError, StoreError, WorkerError
-from producer.jobs.model.spec import Failure, Item, Result
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
 from worker.chunks.chunk import Ended
@@ -28,7 +29,7 @@ from worker.recover.reconciler import reconcile
 
 if TYPE_CHECKING:
     from producer.client.client import Client
-    from producer.jobs.table.table import Claim
+    from producer.jobs.table.claims import Claim
 
 LEASE_S = 60.0
 
@@ -64,7 +65,7 @@ class InProcessWorker:
 
     def claim(self, job: str, chunk: int) -> Chunk | None:
         """Claim a chunk; None when there is nothing to do."""
-        found = self.table.spec(job)
+        found = self.table.queries.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return None
         self._claims += 1
@@ -144,7 +145,7 @@ class InProcessWorker:
 
     def explain_all(self, job: str) -> None:
         """Every chunk of a job, and its end."""
-        for chunk in self.table.chunks(job):
+        for chunk in self.table.queries.chunks(job):
             self.explain(job, chunk)
         finalize(self.table, self.storage, job, self.name)
 

@@ -152,7 +152,7 @@ class _Race:
         until = time.monotonic() + _REST_WITHIN_S
         while time.monotonic() < until:
             try:
-                status = self.client.table.status(self.job)
+                status = self.client.table.queries.status(self.job)
             except UnknownJob:
                 return
             if status.state is JobState.PAUSED:
@@ -163,7 +163,7 @@ class _Race:
             if status.ended or status.state is JobState.DELETING:
                 return
             time.sleep(0.01)
-        self.round.problems.append(f"it does not come to rest: {self.client.table.status(self.job)}")
+        self.round.problems.append(f"it does not come to rest: {self.client.table.queries.status(self.job)}")
 
     def _pictures(self) -> list[str]:
         prefix = keys.job_prefix(self.client.storage.prefix, self.job)
@@ -172,13 +172,13 @@ class _Race:
     def _check(self) -> None:
         problems, client, job = self.round.problems, self.client, self.job
         try:
-            status = client.table.status(job)
+            status = client.table.queries.status(job)
         except UnknownJob:
             return  # deleted: no picture of it is called anything
         if status.state is JobState.DELETING:
             problems.append("a deletion does not end")
             return
-        states = b"".join(piece for _, piece in client.table.control.states(job))
+        states = b"".join(piece for _, piece in client.table.queries.states(job))
         counts = [states.count(state) for state in (ItemState.DONE, ItemState.FAILED)]
         if counts != [status.done, status.failed]:
             problems.append(f"counters {status.done}, {status.failed} are not the bits {counts}")

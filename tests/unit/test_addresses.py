@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from producer.jobs.fetch.addresses import (
-    FetchPolicy,
-    FileAddress,
-    HttpAddress,
-    S3Address,
-    checked_addresses,
-    checked_file,
-    parse,
-    redact,
-    stem,
-)
+from producer.jobs.fetch.addresses import FileAddress, HttpAddress, S3Address, parse, redact, stem
+from producer.jobs.fetch.policy import FetchPolicy, checked_addresses, checked_file
 from producer.jobs.model.errors import FetchError
 
 

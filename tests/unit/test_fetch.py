@@ -20,9 +20,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from producer.jobs.fetch import fetcher as fetch_module
-from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch import file_reader
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, WorkerError
 from producer.jobs.store.connection_pool import MAX_IDLE
 
@@ -310,7 +310,7 @@ def test_idle_connections_are_bounded(server: Server, make: Make) -> None:
     for number in range(MAX_IDLE + 3):
         fetcher.fetch(address(server, "last_answer" if number % 2 else "picture", f"host{number}.test"))
         fetcher.fetch(address(server, "picture", f"host{number}.test"))
-    assert len(fetcher._idle._kept) == MAX_IDLE
+    assert len(fetcher._http._idle._kept) == MAX_IDLE
 
 
 def test_threads_share_a_fetcher(server: Server, make: Make) -> None:
@@ -720,16 +720,16 @@ def test_a_file_that_may_not_be_read_is_an_error(make: Make, root: Path) -> None
 
 def test_a_folder_swapped_for_a_link_after_the_check_is_not_followed(root: Path, tmp_path: Path) -> None:
     checked = root / "a b" / "picture#1.jpg"
-    os.close(fetch_module._open_following_nothing(checked))
+    os.close(file_reader.open_without_links(checked))
     (root / "a b").rename(tmp_path / "outside")
     (root / "a b").symlink_to(tmp_path / "outside")
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        fetch_module._open_following_nothing(checked)
+        file_reader.open_without_links(checked)
 
 
 def test_a_file_swapped_for_a_pipe_does_not_hang(root: Path) -> None:
     os.mkfifo(root / "pipe")
-    os.close(fetch_module._open_following_nothing(root / "pipe"))
+    os.close(file_reader.open_without_links(root / "pipe"))
 
 
 def test_a_full_disk_is_not_taken_for_the_address_fault(server: Server, make: Make) -> None:

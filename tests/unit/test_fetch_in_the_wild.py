@@ -15,8 +15,8 @@ import pytest
 import zstandard
 
 from producer.input.sources import open_sources
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError
 from worker.settings import WorkerSettings
 

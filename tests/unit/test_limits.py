@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from producer.client import watch
-from producer.jobs.model.spec import ChunkCounts, JobStatus
 from producer.jobs.model.stage_times import device_busy, stage_times
 from producer.jobs.model.states import Ingest, JobState
-from producer.jobs.model.status import to_time
+from producer.jobs.model.status import ChunkCounts, JobStatus, to_time
 
 
 def status(**timings: float) -> JobStatus:
@@ -16,7 +15,7 @@ def status(**timings: float) -> JobStatus:
     return JobStatus(
         job="a", name=None, state=JobState.RUNNING, ingest=Ingest.CLOSED, network="resnet50", total=100, done=100,
         failed=0, cancelled=0, pending=0, failures={}, images_per_s=1.0, eta_s=None, created_at=to_time("0"),
-        finished_at=None, chunks=ChunkCounts(total=1, waiting=0, in_hand=1, complete=0),
+        finished_at=None, chunks=ChunkCounts(total=1, waiting=0, in_flight=1, complete=0),
         stages=stage_times(seconds), device_busy=device_busy(seconds),
     )  # fmt: skip
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from producer.jobs.fetch.addresses import FetchPolicy
 from producer.jobs.fetch.fetcher import Fetcher
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.store.bucket import sha256_of
@@ -192,7 +192,7 @@ import psutil
 
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.spec import JobSpec
-from producer.jobs.fetch.addresses import FetchPolicy
+from producer.jobs.fetch.policy import FetchPolicy
 from worker.device.batches import open_device
 from worker.models.loader import Models
 from worker.settings import WorkerSettings

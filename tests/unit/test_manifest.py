@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from producer.jobs.model import keys
-from producer.jobs.model.spec import ExplainedClass, JobSpec, Result
+from producer.jobs.model.results import ExplainedClass, Result
+from producer.jobs.model.spec import JobSpec
 from producer.output.export import columns, write_csv, write_jsonl, write_parquet
 from producer.output.filters import parse_where
 from producer.output.manifest import ChunkRecords, Damage, Damages

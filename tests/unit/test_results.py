@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import ExplainedClass, Failure, Item, JobSpec, Result, class_key
+from producer.jobs.model.items import Item
+from producer.jobs.model.results import ExplainedClass, Failure, Result, class_key
+from producer.jobs.model.spec import JobSpec
 from producer.output.atomic_file import atomic_file
 from producer.output.checks import check_classes, check_reason
 from producer.output.export import columns, write_csv, write_jsonl

@@ -10,7 +10,7 @@ import pytest
 from worker.chunks.slots import Slot, Slots
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Claim
+    from producer.jobs.table.claims import Claim
 
 
 @dataclass

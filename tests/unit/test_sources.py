@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.input.read_options import said_of_left_out
-from producer.input.sources import ReadOptions, Source, expand, open_sources, printable
+from producer.input.selection import describe_left_out
+from producer.input.sources import ReadOptions, Source, open_sources, printable
 from producer.jobs.model.errors import UsageError
 
 A, B, C = "s3://bucket/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg"
@@ -35,6 +35,11 @@ def tree(root: Path, *names: str) -> Path:
     return root
 
 
+def named(arguments: Sequence[Any]) -> list[Source]:
+    with open_sources(arguments) as sources:
+        return list(sources)
+
+
 def below(root: Path, arguments: Sequence[Any], reading: ReadOptions | None = None) -> list[str]:
     with open_sources(arguments, reading or ReadOptions()) as sources:
         found = [source.path.relative_to(root).as_posix() for source in sources if source.path]
@@ -47,7 +52,7 @@ def below(root: Path, arguments: Sequence[Any], reading: ReadOptions | None = No
 
 def test_addresses_stay_as_they_are() -> None:
     uris = ["s3://bucket/a.jpg", "https://example.org/a.jpg?size=2", "file:///data/a.jpg", "s3://bucket/ä b.jpg"]
-    assert [source.uri for source in expand(uris)] == uris
+    assert [source.uri for source in named(uris)] == uris
 
 
 @pytest.mark.parametrize(
@@ -71,41 +76,41 @@ def test_addresses_stay_as_they_are() -> None:
 )
 def test_what_cannot_be_used_is_told_before_anything_is_sent(argument: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
-        expand([argument])
+        named([argument])
     assert "word@" not in str(caught.value)
     str(caught.value).encode()
 
 
 def test_a_file_that_is_no_image_is_an_error(photos: Path) -> None:
     with pytest.raises(UsageError, match=r"notes\.md is not an image: .*; lists are \.csv"):
-        expand([str(photos / "notes.md")])
+        named([str(photos / "notes.md")])
 
 
 def test_nothing_at_all_is_an_error() -> None:
     with pytest.raises(UsageError, match="nothing to explain"):
-        expand([])
+        named([])
 
 
 def test_an_empty_name_is_an_error_and_not_the_folder_one_stands_in() -> None:
     """`gradcam submit "$UNSET"` would upload everything there is."""
     with pytest.raises(UsageError, match="empty name"):
-        expand([""])
+        named([""])
 
 
 def test_a_path_object_is_as_good_as_its_name_and_a_single_name_is_no_list(photos: Path) -> None:
-    assert len(expand([photos])) == 3
+    assert len(named([photos])) == 3
     for alone in (str(photos), photos, Source(path=photos)):
         with pytest.raises(UsageError, match="must be a list"):
-            expand(alone)  # type: ignore[arg-type]
+            named(alone)  # type: ignore[arg-type]
 
 
 def test_a_file_name_that_is_no_utf8_can_be_sent_and_shown(tmp_path: Path) -> None:
     (tmp_path / "bad\udcff.jpg").write_bytes(b"x")
-    (source,) = expand([tmp_path])
+    (source,) = named([tmp_path])
     assert source.path is not None
     assert printable(source.path.name) == "bad\ufffd.jpg"
     with pytest.raises(UsageError, match="\ufffd"):
-        expand([str(tmp_path / "other\udcff.jpg")])
+        named([str(tmp_path / "other\udcff.jpg")])
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -123,8 +128,8 @@ def test_all_names_that_pictures_have_are_taken_and_what_is_left_out_is_counted(
         for _ in range(2):
             assert sources.left_out == {".heic": 2, "without a suffix": 2, ".txt": 1, ".mp4": 1}
             assert len(list(sources)) == len(taken)
-    assert said_of_left_out(sources.left_out) == "2 .heic, 2 without a suffix, 1 .mp4, 1 .txt"
-    assert [source.path for source in expand([tmp_path / "b.jfif"])] == [tmp_path / "b.jfif"]
+    assert describe_left_out(sources.left_out) == "2 .heic, 2 without a suffix, 1 .mp4, 1 .txt"
+    assert [source.path for source in named([tmp_path / "b.jfif"])] == [tmp_path / "b.jfif"]
 
 
 def test_what_patterns_leave_out_is_not_counted_among_what_is_no_image(tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_what_patterns_leave_out_is_not_counted_among_what_is_no_image(tmp_path:
 def test_a_folder_of_other_files_says_which_there_are(tmp_path: Path) -> None:
     tree(tmp_path, *(f"{n}.heic" for n in range(1200)), *(f"x.{n}" for n in range(1200)))
     with pytest.raises(UsageError, match=r"; left out: 1,200 \.heic, 1 \.\d+, .*, [0-9,]+ others$") as caught:
-        expand([tmp_path])
+        named([tmp_path])
     assert len(str(caught.value)) < 500
 
 
@@ -156,7 +161,7 @@ def test_a_folder_is_sorted_as_paths_are(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no images under .*: looked for \.apng, \.bmp"):
-        expand([str(tmp_path)])
+        named([str(tmp_path)])
 
 
 def test_folders_in_a_circle_of_links_have_an_end(tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_folders_that_are_all_linked_to_each_other_are_told(tmp_path: Path) -> N
         for other in set("abcdefghij") - {folder}:
             (tmp_path / folder / other).symlink_to(f"../{other}")
     with pytest.raises(UsageError, match="behind 5 links to folders"):
-        expand([tmp_path])
+        named([tmp_path])
 
 
 def test_links_to_folders_and_images_are_followed(tmp_path: Path) -> None:
@@ -202,7 +207,7 @@ def test_what_is_deep_is_found_too(tmp_path: Path) -> None:
             folder += "/d"
             os.mkdir(folder)
         Path(folder, "a.jpg").write_bytes(b"x")
-        assert len(expand([tmp_path])) == 1
+        assert len(named([tmp_path])) == 1
     finally:
         # pytest's own removal calls itself for each folder.
         Path(folder, "a.jpg").unlink()
@@ -279,7 +284,7 @@ def test_a_pattern_means_what_it_means_to_a_shell(
     expected = sorted(expected, key=lambda name: name.split("/"))
     assert below(tmp_path, [f"{tmp_path}/{pattern}"]) == expected
     monkeypatch.chdir(tmp_path)
-    assert [str(source.path) for source in expand([pattern])] == expected
+    assert [str(source.path) for source in named([pattern])] == expected
 
 
 def test_a_name_that_is_there_is_no_pattern(tmp_path: Path) -> None:
@@ -289,18 +294,18 @@ def test_a_name_that_is_there_is_no_pattern(tmp_path: Path) -> None:
 
 def test_a_pattern_that_nothing_matches_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no images match .*/\*\.jpg"):
-        expand([f"{tmp_path}/*.jpg"])
+        named([f"{tmp_path}/*.jpg"])
     with pytest.raises(UsageError, match=r"nothing/ cannot be searched|nothing cannot be searched"):
-        expand([f"{tmp_path}/nothing/*.jpg"])
+        named([f"{tmp_path}/nothing/*.jpg"])
     with pytest.raises(UsageError, match=r"no lists match"):
-        expand([f"{tmp_path}/*.csv"])
+        named([f"{tmp_path}/*.csv"])
 
 
 def test_a_pattern_of_lists_is_those_lists(tmp_path: Path) -> None:
     (tmp_path / "2.csv").write_text(f"uri\n{B}\n")
     (tmp_path / "1.csv").write_text(f"uri\n{A}\n")
     (tmp_path / "3.jpg").write_bytes(b"x")
-    assert [source.uri for source in expand([f"{tmp_path}/*.csv"])] == [A, B]
+    assert [source.uri for source in named([f"{tmp_path}/*.csv"])] == [A, B]
 
 
 def test_a_pattern_enters_no_folder_that_it_cannot_mean(tmp_path: Path) -> None:
@@ -488,9 +493,9 @@ def test_a_sample_with_a_limit_is_drawn_from_the_first(many: list[Any]) -> None:
 
 
 def test_a_limit_or_sample_beyond_64_bits_is_told() -> None:
-    for reading in (ReadOptions(limit=10**23), ReadOptions(sample=2**63)):
+    for reading in ({"limit": 10**23}, {"sample": 2**63}):
         with pytest.raises(UsageError, match="must be 9,223,372,036,854,775,807 or less"):
-            open_sources([A], reading)
+            ReadOptions(**reading)
     with open_sources([A, B], ReadOptions(limit=2**63 - 1, sample=2**63 - 1)) as sources:
         assert [source.uri for source in sources] == [A, B]
 
@@ -498,9 +503,9 @@ def test_a_limit_or_sample_beyond_64_bits_is_told() -> None:
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_limit_or_sample_of_nothing_is_told(number: int) -> None:
     with pytest.raises(UsageError, match="--limit must be 1 or more"):
-        open_sources([A], ReadOptions(limit=number))
+        ReadOptions(limit=number)
     with pytest.raises(UsageError, match="--sample must be 1 or more"):
-        open_sources([A], ReadOptions(sample=number))
+        ReadOptions(sample=number)
 
 
 @given(st.lists(st.integers(0, 5), max_size=5), st.none() | st.integers(1, 12), st.none() | st.integers(1, 12))

@@ -8,20 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from producer.client.submitting import _spoken as spoken
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.spec import (
-    Chunk,
-    Item,
-    JobSpec,
-    checked_name,
-    compress_items,
-    decompress_items,
-    new_job_id,
-    uri_line,
-)
-from producer.submission.submit import make_spec
+from producer.jobs.model.items import Chunk, Item, compress_items, decompress_items, uri_line
+from producer.jobs.model.spec import JobSpec, checked_name, new_job_id
+from producer.submission.spec_builder import make_spec, spec_fields
 
 ITEMS = [
     Item(uri="s3://b/a.jpg", id="first", keep={"split": "val"}),
@@ -78,7 +69,7 @@ def test_parameters_that_cannot_be_used_are_all_named() -> None:
     ],
 )
 def test_preprocessing_is_read_as_people_write_it(typed: dict[str, Any], read: dict[str, Any]) -> None:
-    spec = make_spec(**spoken(**typed))
+    spec = make_spec(**spec_fields(**typed))
     assert spec.model_dump(include=set(read)) == read
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
 
@@ -102,7 +93,7 @@ def test_preprocessing_is_read_as_people_write_it(typed: dict[str, Any], read: d
 )
 def test_preprocessing_that_no_network_has_is_refused(typed: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        make_spec(**spoken(**typed))
+        make_spec(**spec_fields(**typed))
 
 
 def test_job_ids_sort_by_time_and_may_name_jobs() -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from producer.client import watch
 from producer.jobs.model import waits
-from producer.jobs.model.spec import ChunkCounts, JobStatus, Wait
-from producer.jobs.model.status import make_status
+from producer.jobs.model.status import ChunkCounts, JobStatus, Wait, make_status
 from producer.jobs.model.waits import STORE, Waiting, waiting
 
 FIELDS = {
@@ -25,7 +24,7 @@ TIMINGS = {"explain": 95.0, "explain:idle": 5.0}
 
 def status(now: float, *, workers: int = 1, in_hand: int = 1, **fields: str | None) -> JobStatus:
     kept = {name: value for name, value in {**FIELDS, **fields}.items() if value is not None}
-    chunks = ChunkCounts(total=10, waiting=5, in_hand=in_hand, complete=4)
+    chunks = ChunkCounts(total=10, waiting=5, in_flight=in_hand, complete=4)
     return make_status("job", kept, {}, chunks, TIMINGS, workers, None, now)
 
 
@@ -54,7 +53,7 @@ def test_only_a_job_that_should_go_on_is_called_still() -> None:
 def test_what_is_waited_for_is_said() -> None:
     still = status(1190.0)
     assert "no worker says what it waits for" in watch.summary(still)
-    assert "no worker has any of it in hand" in watch.note(status(1190.0, in_hand=0))
+    assert "no worker works at it" in watch.note(status(1190.0, in_hand=0))
     assert "no worker is running" in watch.note(status(1190.0, workers=0))
     waits_for = (Wait(what=STORE, workers=2, longest_s=80.0), Wait(what="Redis", workers=1, longest_s=20.0))
     said = "no progress for 90 s: 2 workers wait for the object store, at most 80 s by now; 1 worker waits for Redis"

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from producer.jobs.model.errors import ItemError
-    from producer.jobs.model.spec import Failure, Item, Result
-    from producer.jobs.table.table import Claim
+    from producer.jobs.model.items import Item
+    from producer.jobs.model.results import Failure, Result
+    from producer.jobs.table.claims import Claim
     from worker.chunks.lease import Lease
     from worker.device.batches import Explained
     from worker.models.networks import Network

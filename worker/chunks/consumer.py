@@ -20,7 +20,7 @@ from producer.jobs.model.errors import JobError, NotHere, OtherVersion, ServiceE
 from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
-from producer.jobs.table.table import LeftAlone
+from producer.jobs.table.claims import OnlyRefusedJobs
 from worker.chunks.chunk import ChunkContext
 from worker.chunks.chunk_run import ChunkRun
 from worker.chunks.lease import Lease, LeaseLost
@@ -33,7 +33,8 @@ from worker.models.loader import WEIGHTS_TIMEOUT_S
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.faults import FaultHandler
     from worker.chunks.messages import Messages
     from worker.chunks.pipeline import Pipeline
@@ -148,7 +149,7 @@ class ChunkConsumer:
         try:
             for _ in range(_CHUNKS_TRIED):
                 found = self._messages.chunk_for(message)
-                if isinstance(found, LeftAlone):
+                if isinstance(found, OnlyRefusedJobs):
                     self._faults.only_for_others()
                     return
                 if found is None or self._process_chunk(slot, *found):
@@ -179,7 +180,7 @@ class ChunkConsumer:
         return True
 
     def _claim(self, slot: Slot, job: str, chunk: int) -> Claim | None:
-        found = self._table.spec(job)
+        found = self._table.queries.spec(job)
         if found is None or found[1] is not JobState.RUNNING:
             return None
         claim = self._table.claim(job, chunk, found[0], claim_id=slot.claim_id, lease_s=self._settings.lease_s)

@@ -32,7 +32,8 @@ from producer.jobs.table.troubles import Kind
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.slots import Slots
     from worker.supervise.health import Health
 
@@ -78,7 +79,7 @@ class FaultHandler:
             BucketClosed: It is.
         """
         if self._bucket_closed:
-            self._storage.takes()
+            self._storage.accepts_writes()
             self._bucket_closed = False
 
     def chunk_broke_off(self, claim: Claim, error: Exception) -> None:

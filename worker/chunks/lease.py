@@ -15,7 +15,8 @@ from producer.jobs.model.errors import GradcamError, ServiceError
 from worker.supervise.busy_file import Busy, BusyFile
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
 
 log = logging.getLogger(__name__)
 

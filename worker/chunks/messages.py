@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import ServiceError
-from producer.jobs.table.table import LeftAlone
+from producer.jobs.table.claims import OnlyRefusedJobs
 
 if TYPE_CHECKING:
     from producer.jobs.broker.celery_app import Pointer
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
 
 #: Called with queue, job, chunk and the time published.
 Publish = Callable[[str, str, int, float], None]
@@ -57,16 +58,16 @@ class Messages:
             return None  # a Redis that is away is a fault that the chunk in flight will tell
         return None if found is None else Message(found[0], found[1].job, found[1].chunk)
 
-    def chunk_for(self, message: Message) -> tuple[str, int] | LeftAlone | None:
+    def chunk_for(self, message: Message) -> tuple[str, int] | OnlyRefusedJobs | None:
         """The chunk that a message lets this worker take, as job and number.
 
         Returns:
-            None where nothing waits; `LeftAlone` where all that waits is of jobs that this worker leaves alone: then
-            the message was given back.
+            None where nothing waits; `OnlyRefusedJobs` where all that waits is of jobs that this worker leaves to
+            others: then the message was given back.
         """
         exact = message.queue == "recovery"
         found = self._table.next_chunk(message.queue, message.job, message.chunk, exact=exact, worker=self._worker)
-        if not isinstance(found, LeftAlone):
+        if not isinstance(found, OnlyRefusedJobs):
             return found
         left = found
         self.give_back(Message(left.queue, message.job, message.chunk))

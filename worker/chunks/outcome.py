@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
-from producer.jobs.model.spec import ExplainedClass, Failure, Result
+from producer.jobs.model.results import ExplainedClass, Failure, Result
 from worker.chunks.chunk import Ended
 from worker.models.predictions import top_predictions
 

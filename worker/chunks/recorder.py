@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, StoreError, WorkerError
-from producer.jobs.model.spec import class_key
+from producer.jobs.model.results import class_key
 from producer.jobs.model.stage_times import WAIT
 from worker import metrics
 from worker.chunks.lease import LeaseLost
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim, JobTable
+    from producer.jobs.table.claims import Claim
+    from producer.jobs.table.table import JobTable
     from worker.chunks.chunk import Ended
     from worker.chunks.lease import Lease
     from worker.chunks.shard import Shard

@@ -13,7 +13,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, WorkerError
 
 if TYPE_CHECKING:
-    from producer.jobs.model.spec import Result
+    from producer.jobs.model.results import Result
     from producer.jobs.store.bucket import Storage
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from producer.jobs.table.table import Claim
+    from producer.jobs.table.claims import Claim
 
 #: So many chunks are in flight even while the first still has enough images for the device.
 _ALWAYS: Final = 2

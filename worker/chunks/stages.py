@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
-    from producer.jobs.table.table import Claim
+    from producer.jobs.table.claims import Claim
     from worker.chunks.chunk import Ended, ImageTask
     from worker.device.batches import Explained
     from worker.models.networks import Network

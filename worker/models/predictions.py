@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from producer.jobs.model.spec import Prediction
+from producer.jobs.model.results import Prediction
 
 
 def top_predictions(

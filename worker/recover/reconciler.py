@@ -72,11 +72,11 @@ def reconcile(
     Returns:
         How many messages were sent.
     """
-    table.forget_expired()
+    table.recovery.forget_expired()
     table.registry.forget_silent()
-    table.look_after()
+    table.recovery.restore_active()
     sent = 0
-    for job in table.active():
+    for job in table.recovery.active():
         try:
             sent += _expired(table, storage, republish, job, who)
         except ServiceError:
@@ -87,7 +87,7 @@ def reconcile(
             unforeseen = None if isinstance(error, GradcamError) else error
             log.warning("action=reconcile_failed job=%s It could not be repaired: %s", job, error, exc_info=unforeseen)
     for queue in PRIORITIES:
-        while lost := table.missing_messages(queue, grace_s=grace_s, at_most=_AT_ONCE):
+        while lost := table.recovery.missing_messages(queue, grace_s=grace_s, at_most=_AT_ONCE):
             for job, chunk in lost:
                 publish(queue, job, chunk, table.registry.now())
             log.warning("action=republished queue=%s %d messages were lost; they are sent again.", queue, len(lost))
@@ -96,16 +96,16 @@ def reconcile(
 
 
 def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, who: str) -> int:
-    found = table.outline(job)
+    found = table.queries.outline(job)
     if found is None:
-        table.forget_active(job)
+        table.recovery.forget_active(job)
         return 0
     if found.state == "finalizing":
         finalize(table, storage, job, who)
         return 0
     sent = 0
     while True:
-        repaired = table.reconcile(job, at_most=_AT_ONCE)
+        repaired = table.recovery.reconcile(job, at_most=_AT_ONCE)
         for chunk in repaired.expired:
             republish(job, chunk, repaired.published_at)
         sent += len(repaired.expired)

@@ -135,12 +135,12 @@ def publish(
         time.sleep(_PUBLISH_AGAIN_AFTER_S)
 
 
-def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[str, Pointer] | None:
-    """Read the next message, for a process that is at work and has a hand free; Celery reads for those that are idle.
+def pop_message(table: JobTable, priorities: Sequence[str] = PRIORITIES) -> tuple[str, Pointer] | None:
+    """Read the next message, for a process that is at work and has room for one more chunk; Celery reads for idle ones.
 
     Args:
         table: Whose Redis.
-        classes: The priorities, in the order in which they are read; `recovery` goes before them.
+        priorities: In the order in which they are read; `recovery` goes before them.
 
     Returns:
         The queue and what the message says; None when none waits.
@@ -148,7 +148,7 @@ def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[s
     Raises:
         ServiceError: Redis is away.
     """
-    while found := table.pop_message(("recovery", *classes)):
+    while found := table.pop_message(("recovery", *priorities)):
         queue, message = found
         try:
             return queue, read_pointer(message)
@@ -158,7 +158,7 @@ def pop_message(table: JobTable, classes: Sequence[str] = PRIORITIES) -> tuple[s
 
 
 def tell_dropped(queue: str, message: bytes, error: BadMessage) -> None:
-    """Say that a message is none of ours; nothing of it is shown."""
+    """Log that a message is not ours; its content is not shown."""
     log.warning("action=bad_message queue=%s A message of %d bytes was dropped: %s.", queue, len(message), error)
 
 

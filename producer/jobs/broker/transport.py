@@ -50,7 +50,7 @@ def _nothing() -> None:
 
 @dataclass
 class Hooks:
-    """What a process wants to be told of its reads; called from the thread that reads, and kept short."""
+    """What a process calls at its reads; called from the thread that reads, so they must be short."""
 
     #: A read of the queues came back, with a message or without: once a second at least, while there is no work.
     polled: Callable[[], None] = _nothing

@@ -152,5 +152,5 @@ class DeviceError(WorkerError):
 
 
 def no_such(job: str) -> str:
-    """What is said of a job that is not there."""
+    """The message for a job that does not exist."""
     return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"

@@ -101,7 +101,7 @@ class JobKeys:
 
 
 def round_robin(queue: str) -> str:
-    """Whose turn it is in a priority."""
+    """The jobs of a priority, in the order of the round robin."""
     return f"gradcam:round-robin:{queue}"
 
 

@@ -1,4 +1,4 @@
-"""How large a number may be: what is larger is told as a mistake, and never reaches Redis or an iterator."""
+"""How large a number may be: a larger one is refused, and never reaches Redis or an iterator."""
 
 from __future__ import annotations
 

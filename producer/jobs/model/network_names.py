@@ -1,4 +1,4 @@
-"""The names of all networks, known without torch, so that a mistyped one is told before anything is uploaded.
+"""The names of all networks, known without torch, so that a mistyped one is refused before anything is uploaded.
 
 They lie in `network_names.txt`, as the tested versions of torchvision and timm have them;
 `tests/support/network_names.py` writes it. Newer versions know more: `--any-network` leaves the question to the

@@ -26,7 +26,7 @@ def own() -> str:
 
 
 def others(versions: Mapping[str, str]) -> str:
-    """Say which workers are of another release."""
+    """Describe which workers are of another release."""
     told = ", ".join(f"{name} ({worker})" for name, worker in sorted(versions.items()))
     return f"workers of another release are running: {told}; this is {own()}"
 

@@ -1,12 +1,14 @@
-"""What the counters and times of a job's hash mean to the one who asks."""
+"""Where a job stands: what the counters and times of its hash mean to the one who asks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from producer.jobs.model.spec import ChunkCounts, JobStatus
-from producer.jobs.model.stage_times import device_busy, stage_times
+from pydantic import Field
+
+from producer.jobs.model.frozen import Frozen
+from producer.jobs.model.stage_times import StageTime, device_busy, stage_times
 from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState
 
 #: Fields of the job's hash that its status is made of.
@@ -36,6 +38,84 @@ FIELDS = (
 )
 
 _BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
+
+
+class ChunkCounts(Frozen):
+    """Where a job's chunks are."""
+
+    total: int
+    waiting: int
+    in_flight: int
+    complete: int
+
+
+class Wait(Frozen):
+    """A server, or a step of work, that workers have waited for longer than usual."""
+
+    what: str
+    #: How many worker processes.
+    workers: int
+    longest_s: float
+
+
+class JobStatus(Frozen):
+    """The state of a job at one moment; all counts are of images."""
+
+    job: str
+    #: What the user named it; none for a job with a made-up id.
+    name: str | None
+    state: JobState
+    ingest: Ingest
+    network: str
+    total: int
+    done: int
+    failed: int
+    cancelled: int
+    pending: int
+    #: Of the done ones with a label, how many were predicted as it says, and how many were not; none without labels.
+    correct: int | None = None
+    wrong: int | None = None
+    #: reason → count
+    failures: dict[str, int]
+    #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image, and
+    #: where nothing has been recorded for half a minute.
+    images_per_s: float | None
+    eta_s: float | None
+    created_at: datetime
+    finished_at: datetime | None
+    #: Why the whole job failed, in a sentence.
+    error: str | None = None
+    #: Workers heard of within the last minute.
+    workers: int = 0
+    #: What keeps one of them from working, or what is wrong with Redis, in a sentence.
+    problem: str | None = None
+    #: What is wrong with Redis.
+    redis_problem: str | None = None
+    #: For how many seconds nothing has been recorded, though it runs and is not done; none before half a minute.
+    stalled_s: float | None = None
+    #: What workers wait for while that is so, the longest wait first.
+    waits: tuple[Wait, ...] = ()
+    #: Releases of workers that are not this program's, each with the name of one of its workers.
+    other_versions: dict[str, str] = Field(default_factory=dict)
+    #: It has ended with images done, and its summary is not in the store any more.
+    objects_gone: bool = False
+    #: Images in chunks that a worker holds.
+    running: int = 0
+    #: Where its chunks are; a worker process holds one or two.
+    chunks: ChunkCounts
+    #: Seconds of each stage over all images: at work, and waiting for it.
+    stages: dict[str, StageTime] = Field(default_factory=dict)
+    #: Share of the time in which the devices that work at it had something to do.
+    device_busy: float | None = None
+    #: 1 at first, one more with each retry.
+    generation: int = 1
+    #: Chunks handed out again because a lease ran out or a message was lost.
+    republished: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has reached its end."""
+        return self.state in TERMINAL
 
 
 #: What was measured is no measure any more when nothing has been recorded for so long.
@@ -92,7 +172,7 @@ def make_status(
         pending=0 if over else left,
         **_of_labels(fields),
         failures=failures,
-        running=0 if over else min(left, chunks.in_hand * int(fields["chunk_size"])),
+        running=0 if over else min(left, chunks.in_flight * int(fields["chunk_size"])),
         chunks=chunks,
         stages=stage_times(timings),
         device_busy=device_busy(timings) if fresh else None,

@@ -49,7 +49,7 @@ _under_way: dict[int, Waiting] = {}
 
 @contextmanager
 def waiting(what: str, *, server: bool = True) -> Iterator[Waiting]:
-    """Say that something is under way, in any thread; a decorator as well."""
+    """Register that something is under way, in any thread; also a decorator."""
     number, entry = next(_numbers), Waiting(what, server)
     with _lock:
         _under_way[number] = entry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
@@ -10,24 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from urllib3.exceptions import HTTPError
 
 from producer.jobs.model import keys
-from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, WorkerError
+from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
-from producer.jobs.store.s3_fast_path import S3FastPath
+from producer.jobs.store.s3_client import client_like, open_s3
+from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
     from producer.jobs.model.settings import Connections
+    from producer.jobs.store.s3_fast_path import S3FastPath
 
 _TYPES = {
     "jpg": "image/jpeg",
@@ -36,106 +35,20 @@ _TYPES = {
     "jsonl": "application/jsonl",
     "npz": "application/zip",
 }
-#: A question for an object's size is answered without words: 403 alone.
-_OUR_BUCKET = {"NoSuchBucket", "AccessDenied", "AllAccessDisabled", "403", "Forbidden"}
-_OUR_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-}
-#: What botocore calls to get or refresh temporary credentials; an error of theirs says nothing of the bucket.
-_CREDENTIALS_CALLS = ("AssumeRole", "GetSessionToken", "GetRoleCredentials", "CreateToken")
 #: How often one object is tried, each time with boto3's own retries, while the store answers others.
 _TRIES = 3
-_SERVER_ERRORS, _TOO_MANY_REQUESTS = 500, 429
 _T = TypeVar("_T")
 _PIECE_BYTES = 2**20
 #: How many objects one request deletes.
 DELETED_AT_ONCE = 1000
 #: A character that XML 1.0 cannot say, not even escaped: such a key cannot be in a list of keys to delete.
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-#: What requests to S3 Express One Zone are signed for: the one store that takes no MD5.
-_EXPRESS = "s3express"
-
-
 #: How long `glance` waits.
 _GLANCE_S = 2.0
 
 
 class StoreAway(WorkerError):
     """The object store is away, overloaded or broken, as seen from here."""
-
-
-def make_s3_client(settings: Connections, *, connections: int = 32) -> S3Client:
-    """Make the S3 client of this process; about 100 ms, before any thread starts.
-
-    Args:
-        settings: Which endpoint; credentials and region are boto3's to find.
-        connections: How many threads will use it at once.
-    """
-    return _make(settings, connections)[0]
-
-
-def _make(settings: Connections, connections: int) -> tuple[S3Client, S3FastPath]:
-    try:
-        session = boto3.session.Session()
-        client = _make_s3_client(session, settings, connections)
-        return client, S3FastPath(session, _locator(session, client, settings), connections=connections)
-    except BotoCoreError as error:
-        # An unknown profile, half of the credentials, an endpoint that is none.
-        raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
-
-
-def _locator(session: boto3.session.Session, client: S3Client, settings: Connections) -> S3Client:
-    """A client that presigns the addresses which boto3 itself would use: those of the region, not the global one."""
-    if settings.s3_endpoint_url:
-        return client
-    return session.client(
-        "s3",
-        region_name=client.meta.region_name,
-        config=Config(
-            signature_version="s3v4", s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"}
-        ),
-    )
-
-
-def _make_s3_client(session: boto3.session.Session, settings: Connections, connections: int) -> S3Client:
-    client = session.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint_url,
-        # A region is always set: without one, signing fails on custom endpoints.
-        region_name=session.region_name or "us-east-1",
-        config=Config(
-            max_pool_connections=connections,
-            retries={"mode": "standard", "max_attempts": 6},
-            connect_timeout=5,
-            read_timeout=30,
-            # What custom endpoints understand.
-            s3={"addressing_style": "path"} if settings.s3_endpoint_url else {},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-    # Before it is signed: the header is signed with the rest.
-    client.meta.events.register("before-sign.s3.DeleteObjects", _sum_as_all_servers_take_it)
-    return client
-
-
-def _sum_as_all_servers_take_it(request: AWSRequest, signing_name: str, **_: Any) -> None:
-    """Send MD5 in the place of the CRC32 that boto3 has sent since 1.36.
-
-    AWS takes either. MinIO, Ceph and other servers ask for MD5 (`MissingContentMD5`), and some refuse headers of newer
-    checksums.
-    """
-    if signing_name == _EXPRESS:
-        return
-    for name in [name for name in request.headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-check"))]:
-        del request.headers[name]
-    body: Any = request.body  # bytes, not the text that the stubs say
-    digest = hashlib.md5(body, usedforsecurity=False).digest()
-    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 class Storage:
@@ -156,7 +69,7 @@ class Storage:
     @classmethod
     def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
         """Open the bucket that the settings name."""
-        client, fast_path = _make(settings, connections)
+        client, fast_path = open_s3(settings, connections)
         return cls(client, settings.s3_bucket, settings.s3_prefix, fast_path)
 
     @property
@@ -194,7 +107,7 @@ class Storage:
         def put() -> object:
             return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=kind)
 
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a local file, in parts when it is large. Errors as `put`; OSError when it cannot be read."""
@@ -205,7 +118,7 @@ class Storage:
 
         with path.open("rb") as file:
             file.read(1)  # whether it can be read is told before the store's faults are
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     def put_open_file(self, key: str, file: IO[bytes]) -> None:
         """Write an open file from its beginning; it stays open. Errors as `put`."""
@@ -217,7 +130,7 @@ class Storage:
                 self.client.upload_fileobj(again, self.bucket, key, Callback=wait.moved)
 
         file.flush()
-        self._patiently("be written to", put, probe=self.takes)
+        self._patiently("be written to", put, probe=self.accepts_writes)
 
     @waiting(STORE)
     def get(self, key: str) -> bytes:
@@ -264,7 +177,7 @@ class Storage:
             return False
         return True
 
-    def takes(self) -> bool:
+    def accepts_writes(self) -> bool:
         """Whether the store takes what is written: one with a full disk still answers those who read."""
         try:
             with self.errors("be written to"):
@@ -292,33 +205,39 @@ class Storage:
             try:
                 return int(self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}:
+                if fault_of(error) is S3Fault.NOTHING_THERE:
                     return None
                 raise
 
     def glance(self, key: str) -> bool | None:
         """Whether there is an object; None where the store does not say so at once."""
         try:
-            self._hasty.head_object(Bucket=self.bucket, Key=key)
+            self._impatient_client.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            missing = error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}
-            return False if missing else None
+            return False if fault_of(error) is S3Fault.NOTHING_THERE else None
         except BotoCoreError:
             return None
         return True
 
     @cached_property
-    def _hasty(self) -> S3Client:
+    def _impatient_client(self) -> S3Client:
         """A client that neither waits for long nor tries again."""
-        meta = self.client.meta
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=meta.endpoint_url,
-            region_name=meta.region_name,
-            config=meta.config.merge(
-                Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1})
-            ),
+        return client_like(
+            self.client,
+            Config(connect_timeout=_GLANCE_S, read_timeout=_GLANCE_S, retries={"total_max_attempts": 1}),
         )
+
+    def presigned_url(self, key: str, *, expires_s: float) -> str:
+        """An address at which anybody can read an object for a while. Raises WorkerError: there are no credentials."""
+        with self.errors("be read"):
+            return self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=int(expires_s)
+            )
+
+    @cached_property
+    def _signer(self) -> S3Client:
+        """A client that signs by Signature 4: boto3 presigns by an older one, which newer regions refuse."""
+        return client_like(self.client, Config(signature_version="s3v4"))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order, without folders. Errors as `put`."""
@@ -344,7 +263,7 @@ class Storage:
 
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:
-        """Say whose fault it is: the bucket is every image's, credentials and network are this machine's."""
+        """Turn errors of S3 into ours: the bucket is the job's fault, credentials and network are this machine's."""
         try:
             yield
         except (NoCredentialsError, PartialCredentialsError):
@@ -352,34 +271,38 @@ class Storage:
                 "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if error.operation_name.startswith(_CREDENTIALS_CALLS):
-                raise WorkerError(
-                    f"the credentials for the object store cannot be had ({error.operation_name}: {code}): correct the "
-                    "role or the AWS settings of this machine"
-                ) from None
-            if code in _OUR_BUCKET:
-                raise BucketClosed(
-                    f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "
-                    "and its permissions"
-                ) from None
-            if code in _OUR_CREDENTIALS:
-                raise WorkerError(
-                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY"
-                ) from None
-            if code in {"NoSuchKey", "404"}:
-                raise StoreError(f"an object that should be in bucket {self.bucket} is not there") from None
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if status >= _SERVER_ERRORS or status == _TOO_MANY_REQUESTS or code == "SlowDown":
-                raise StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
-            raise StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}") from None
+            raise self._error(verb, error) from None
         except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
             # The last three are bodies that break off; another OSError is of a file here that is read or written.
             raise StoreAway(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
                 "or the network"
             ) from None
+
+    def _error(self, verb: str, error: ClientError) -> GradcamError:
+        code, operation = code_of(error), error.operation_name
+        match fault_of(error):
+            case S3Fault.NO_CREDENTIALS:
+                return WorkerError(
+                    f"the credentials for the object store cannot be had ({operation}: {code}): correct the role or "
+                    "the AWS settings of this machine"
+                )
+            case S3Fault.NO_BUCKET | S3Fault.DENIED:
+                return BucketClosed(
+                    f"bucket {self.bucket} cannot {verb} ({code}): create it, or correct GRADCAM_S3_BUCKET "
+                    "and its permissions"
+                )
+            case S3Fault.CREDENTIALS | S3Fault.SIGNATURE:
+                return WorkerError(
+                    f"the object store refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
+            case S3Fault.NOTHING_THERE:
+                return StoreError(f"an object that should be in bucket {self.bucket} is not there")
+            case S3Fault.AWAY:
+                return StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}")
+            case S3Fault.OTHER:
+                return StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}")
 
 
 def sha256_of(path: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from producer.jobs.model import keys, release
-from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError
-from producer.jobs.model.spec import JobSpec, JobStatus, is_newer
+from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError, WorkerError
+from producer.jobs.model.spec import JobSpec, is_newer
+from producer.jobs.model.states import JobState
+from producer.jobs.model.status import JobStatus
 from producer.jobs.store.bucket import Storage
-from producer.jobs.table.table import Finalizing, JobTable
+from producer.jobs.table.claims import Finalizing
+from producer.jobs.table.table import JobTable
 
 
 class DamagedSummary(UsageError):
@@ -59,11 +64,26 @@ def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     return ended
 
 
+def finalize_if_due(table: JobTable, open_storage: Callable[[], Storage], job: str) -> None:
+    """Enter the end where nothing but the end is left; a worker's reconciler would do it a little later.
+
+    Args:
+        table: The job table.
+        open_storage: Gives our bucket; it is opened only where it is needed.
+        job: Its id.
+    """
+    found = table.queries.outline(job)
+    if found is None or found.state != JobState.FINALIZING:
+        return
+    with suppress(WorkerError):
+        finalize(table, open_storage(), job, f"client-{uuid.uuid4().hex}")
+
+
 def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalizing) -> None:
-    found = table.outline(job)
+    found = table.queries.outline(job)
     if found is None:
         return  # it is gone, and cannot be finished
-    status = table.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
+    status = table.queries.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
     # As it was written: whichever version did, any can end it.
@@ -75,9 +95,9 @@ def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], statu
     summary = {
         "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
         "spec": spec,
-        "since": table.since(status.job),
-        "found": table.facts(status.job),
-        "classes": _classes(table.histogram(status.job)),
+        "since": table.queries.since(status.job),
+        "found": table.queries.facts(status.job),
+        "classes": _classes(table.queries.histogram(status.job)),
         "versions": versions("gradcam-queue"),
     }
     storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())

@@ -1,10 +1,10 @@
-"""What can be asked of the job table; nothing here changes it."""
+"""Every read of the job table; nothing here changes it."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,25 +15,30 @@ import redis
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import OtherVersion, UnknownJob, no_such
+from producer.jobs.model.items import Item, decompress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import ChunkCounts, Failure, JobSpec, JobStatus
-from producer.jobs.model.states import JobState
-from producer.jobs.model.status import FIELDS, make_status
-from producer.jobs.table.redis_scripts import PATIENCE_S, Scripts, text
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.status import FIELDS, ChunkCounts, JobStatus, make_status
+from producer.jobs.table.redis_scripts import Scripts, text
 from producer.jobs.table.redis_server import Server
-from producer.jobs.table.troubles import Troubles, problem_of
-from producer.jobs.table.user_actions import UserActions
+from producer.jobs.table.troubles import problem_of
 from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
 
 #: Facts that `annotate` may note: what the weights were and what was taken of their file, which layer was meant, what
 #: the network read.
 FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_relus", "worker_versions")
 _JOBS_AT_ONCE = 100
+_STATES_AT_ONCE = 65_536
+_FAILURES_AT_ONCE = 500
+#: byte → the states of its four items, the first in the highest bits.
+_FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What can be told of a job whichever version wrote it."""
+    """What can be read of a job, whichever version wrote it."""
 
     #: Its spec as it was written, unchecked.
     spec: dict[str, Any]
@@ -45,18 +50,16 @@ class Outline:
 
 
 class Queries:
-    """Every read of jobs, and the parts of the table.
+    """Every read of jobs.
 
-    `control` is what a user does, `registry` the workers, `troubles` what these say of jobs, `server` Redis itself.
+    Args:
+        scripts: How Redis is called.
+        server: Says what is wrong with Redis, for a job's status.
+        registry: Says which workers there are and what they wait for.
     """
 
-    def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
-        self.redis = client
-        self._scripts = Scripts(client, patience_s=patience_s)
-        self.control = UserActions(self._scripts)
-        self.registry = WorkerRegistry(self._scripts)
-        self.troubles = Troubles(self._scripts)
-        self.server = Server(self._scripts)
+    def __init__(self, scripts: Scripts, server: Server, registry: WorkerRegistry) -> None:
+        self._scripts, self._server, self._registry = scripts, server, registry
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
@@ -98,13 +101,27 @@ class Queries:
             raise OtherVersion(f"job {job} was written by another version of gradcam-queue: update this one") from None
 
     def outline(self, job: str) -> Outline | None:
-        """What can be told of a job whichever version wrote it; None if there is no such job."""
+        """What can be read of a job, whichever version wrote it; None if there is no such job."""
         fields = ("spec", "queue", "chunk_size", "state")
         found = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, fields)))
         if None in found:
             return None
         written, queue, size, state = (text(value) for value in found if value is not None)
         return Outline(json.loads(written), queue, int(size), state)
+
+    def existing_spec(self, job: str) -> JobSpec:
+        """What a job computes. Raises UnknownJob, and OtherVersion as `spec`."""
+        found = self.spec(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found[0]
+
+    def existing_outline(self, job: str) -> Outline:
+        """What can be read of a job, whichever version wrote it. Raises UnknownJob."""
+        found = self.outline(job)
+        if found is None:
+            raise UnknownJob(no_such(job))
+        return found
 
     def status(self, job: str) -> JobStatus:
         """Everything there is to know about a job now, at a cost that does not grow with it.
@@ -116,15 +133,15 @@ class Queries:
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
         names += map(parts.part, ("chunks", "items", "waiting", "leases", "timings", "troubles"))
         # A missing last element is how Lua says nil.
-        values, reasons, workers, chunks, open_chunks, waiting, in_hand, times, told, at, *problem = self._scripts.run(
-            "status", names, [WORKER_SILENT_S, *FIELDS]
+        values, reasons, workers, chunks, open_chunks, waiting, in_flight, times, told, at, *problem = (
+            self._scripts.run("status", names, [WORKER_SILENT_S, *FIELDS])
         )
         fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
         if "state" not in fields:
             raise UnknownJob(no_such(job))
         counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
         timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
-        where = ChunkCounts(total=chunks, waiting=waiting, in_hand=in_hand, complete=chunks - open_chunks)
+        where = ChunkCounts(total=chunks, waiting=waiting, in_flight=in_flight, complete=chunks - open_chunks)
         # What is wrong with this job comes before what is wrong with a worker.
         trouble = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
         if trouble is None and problem and problem[0]:
@@ -133,18 +150,18 @@ class Queries:
         status = make_status(job, fields, counts, where, timings, workers, trouble, now)
         if status.ended:
             return status
-        wrong = self.server.problem()
+        wrong = self._server.problem()
         return status.model_copy(
             update={
                 "redis_problem": wrong,
                 "problem": status.problem or wrong,
                 "other_versions": self._other_releases(now) if workers else {},
-                "waits": self.registry.waits(now) if status.stalled_s is not None else (),
+                "waits": self._registry.waits(now) if status.stalled_s is not None else (),
             }
         )
 
     def _other_releases(self, now: float) -> dict[str, str]:
-        found = self.registry.releases(now)
+        found = self._registry.releases(now)
         if not found:
             return {"unknown": "one that does not tell"}
         return {name: worker for name, worker in found.items() if name != release.own()}
@@ -170,15 +187,62 @@ class Queries:
             if len(names) < _JOBS_AT_ONCE:
                 return
 
+    def chunks(self, job: str) -> dict[int, str]:
+        """The chunks of a job that are there: number → digest:count."""
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
+        return {int(number): text(value) for number, value in found.items()}
+
+    def items_of(self, job: str, chunk: int) -> dict[int, Item]:
+        """The items a chunk still holds, by their offset; none when it is complete."""
+        payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
+        return decompress_items(cast("bytes", payload)) if payload else {}
+
+    def states(self, job: str) -> Iterator[tuple[int, bytes]]:
+        """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.
+
+        Memory stays flat: a piece is of 65,536 items. It is the bits that say how far to look: while chunks still come
+        in, an item may have an index beyond the number of items.
+        """
+        size = _STATES_AT_ONCE // 4
+        for start in itertools.count(0, size):
+            packed = self._scripts.do(partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+            yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
+            if len(packed) < size:
+                return
+
+    def states_at(self, job: str, first: int, count: int) -> bytes:
+        """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
+        start = first // 4
+        packed = self._scripts.do(
+            partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=(first + count + 3) // 4 - start)
+        )
+        return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
+
     def failures(self, job: str) -> Iterator[Failure]:
-        """The failed images of a job, in order.
+        """The failed images of a job, in order; memory stays flat.
 
         Raises:
             UnknownJob: There is no such job.
         """
         self.status(job)
-        yield from self.control.failures(job)
+        for first, states in self.states(job):
+            failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
+            for start in range(0, len(failed), _FAILURES_AT_ONCE):
+                yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
+
+    def failures_at(self, job: str, indices: Sequence[int]) -> list[Failure]:
+        """The failures of those of the items that failed."""
+        found = self._scripts.do(
+            lambda client: cast(
+                "list[bytes | None]", client.hmget(JobKeys(job).part("failures"), [str(index) for index in indices])
+            )
+        )
+        return [Failure.model_validate_json(line) for line in found if line is not None]
 
 
 def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:
     return cast("list[bytes]", client.zrevrange(keys.JOBS, start, stop))
+
+
+def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:
+    return cast("bytes", client.getrange(key, start, start + size - 1))

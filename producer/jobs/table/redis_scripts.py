@@ -106,7 +106,7 @@ def grant(user: str, missing: Sequence[str]) -> str:
 
 
 def _forbidden(error: redis.exceptions.RedisError, user: str) -> str | None:
-    """Say what a user may not do, where that is what Redis says; the text may come from a script's command."""
+    """Describe what a user may not do, if that is the error; it may come from a script's command."""
     if found := _FORBIDDEN.search(str(error)):
         return grant(user, [found[1]])
     return grant(user, ["~"]) if _FORBIDDEN_KEY.search(str(error)) else None

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -32,8 +32,8 @@ DIRECT: Final = (
 )
 #: What kombu calls to read the queues, which only a worker does.
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
-#: How scripts get there; that they run shows it.
-SCRIPTING: Final = ("EVALSHA", "SCRIPT|LOAD")
+#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
+FULL_SHARE: Final = 0.8
 _LOOK_EVERY_S: Final = 30.0
 _CALLED: Final = re.compile(r"redis\.p?call\(\s*['\"]([A-Z]+)['\"]")
 
@@ -77,19 +77,18 @@ class Server:
         #: When the memory was looked at last, and what was wrong.
         self._problem: tuple[float, str | None] = (-math.inf, None)
 
-    def check(self, *, reads_queues: bool, allow_eviction: bool, patience_s: float | None = None) -> None:
+    def check(self, *, reads_queues: bool, allow_eviction: bool) -> None:
         """Make sure that jobs can be kept here, and that we may do all we need.
 
         Args:
             reads_queues: Whether we are a worker, which needs more.
             allow_eviction: Whether a Redis that drops keys when it is full will do.
-            patience_s: How long a Redis that is away is waited for; as all calls where it is not given.
 
         Raises:
             Unfit: It does not do; says what to do.
             ServiceError: It is away.
         """
-        kind = self._scripts.do(hello, patience_s=patience_s).get("mode", "")
+        kind = self._scripts.do(hello).get("mode", "")
         if kind in {"sentinel", "cluster"}:
             raise Unfit(
                 f"GRADCAM_REDIS_URL leads to a {kind.capitalize()}, which is not read: give the address of one primary"
@@ -115,7 +114,7 @@ class Server:
         return grant(self._scripts.user, missing)
 
     def memory(self) -> Memory:
-        """What Redis says of its memory; a user who may not ask is told nothing."""
+        """What Redis says of its memory; all fields are None for a user who may not ask."""
         nothing = Memory(None, None, None)
         if self._silent:
             return nothing
@@ -134,6 +133,15 @@ class Server:
             found = self.memory().problem
             self._problem = time.monotonic(), found
         return found
+
+    def wait_until_on_disk(self) -> None:
+        """Wait until Redis has this process's last write on its disk, if it has one and can tell (since 7.2)."""
+
+        def wait(client: redis.Redis) -> None:
+            with suppress(redis.exceptions.ResponseError):
+                client.waitaof(1, 0, 2000)
+
+        self._scripts.do(wait)
 
     def fullness(self) -> float:
         """The share of its `maxmemory` that Redis holds; 0 where it has no limit, or does not tell."""

@@ -6,128 +6,67 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 
 from __future__ import annotations
 
-import re
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import redis
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobEnded, OtherVersion, UnknownJob, UsageError, no_such
+from producer.jobs.model.items import Chunk, decompress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Chunk, Failure, Item, JobSpec, decompress_items
-from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.results import Failure
+from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.states import JobState
 from producer.jobs.model.status import to_time
+from producer.jobs.table.claims import Claim, Committed, CreatedJob, Finalizing, OnlyRefusedJobs, read_claim
 from producer.jobs.table.queries import Queries
-from producer.jobs.table.redis_scripts import text
-from producer.jobs.table.user_actions import BROKEN_OFF, DAMAGED, refusal
+from producer.jobs.table.recovery import Recovery
+from producer.jobs.table.redis_scripts import PATIENCE_S, Scripts, text
+from producer.jobs.table.redis_server import Server
+from producer.jobs.table.troubles import Troubles
+from producer.jobs.table.user_actions import UserActions, refusal
+from producer.jobs.table.workers import WorkerRegistry
 
-#: A producer that sends nothing for this long has died; it need not have sent its job's last image by then.
-SILENT_INGEST_S = 3600
 #: How long the one who writes a job's summary may take before another may try.
 FINALIZER_LEASE_S = 30.0
 #: How long one who could not write it leaves it to others.
 FINALIZER_PAUSE_S = 10.0
-#: A client that is reopening failed items and says nothing for this long has died; the job goes on without it.
-SILENT_RETRY_S = 60.0
-#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
-FULL_SHARE = 0.8
-_SUSPECT = re.compile(r"(\d+)=(\d+)")
-_NOT_ENDED = frozenset({b"running", b"paused", b"finalizing"})
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A chunk in hand: what to do, and the token that proves whose it is."""
-
-    job: str
-    chunk: int
-    token: int
-    attempt: int
-    spec: JobSpec
-    #: offset → item, of all that still need work and perhaps of others.
-    items: dict[int, Item]
-    #: Which items still need work: their offsets in the chunk.
-    pending: list[int]
-    #: offset → weight of the deaths it was alone in, of items that a dead holder had marked.
-    suspects: dict[int, int] = field(default_factory=dict)
-    #: The job's: one more with each retry.
-    generation: int = 1
-    #: The job's, since its name was given: what is said of another life of that name does not count.
-    life: str = ""
-    #: Of this generation: a number that goes up with each, also when Redis was wiped in between.
-    epoch: int = 0
-    #: Whether a worker had trouble with the job.
-    troubled: bool = False
-    #: Whether a process died while it loaded the job's model, which nobody has loaded since.
-    load_suspect: bool = False
-
-    def index(self, offset: int) -> int:
-        """The index in the job of the item at that offset."""
-        return self.chunk * self.spec.chunk_size + offset
-
-
-@dataclass(frozen=True)
-class Created:
-    """A job that is there now."""
-
-    #: Whether it was not there before.
-    new: bool
-    life: str
-    #: The first token that records of it may have.
-    since: int
-
-
-@dataclass(frozen=True)
-class LeftAlone:
-    """Chunks wait in a priority, all of jobs that the worker leaves alone: the message is for others."""
-
-    queue: str
-
-
-@dataclass(frozen=True)
-class Committed:
-    """What a commit changed."""
-
-    done: int
-    failed: int
-    complete: bool
-    state: JobState
-
-
-@dataclass(frozen=True)
-class Reconciled:
-    """Chunks of one job whose lease ran out, and the time to publish their pointers with."""
-
-    published_at: float
-    expired: list[int]
-
-
-@dataclass(frozen=True)
-class Finalizing:
-    """The right to write a job's summary and to enter its end."""
-
-    end: JobState
-    at: datetime
-    generation: int
-    life: str
-
-
-class JobTable(Queries):
-    """Every read and every transition of jobs; safe to share between threads.
+class JobTable:
+    """The transitions that submissions and workers make, and the table's other parts; safe to share between threads.
 
     Every method waits for a Redis that is away, starting or full, up to `patience_s` seconds, and then raises
     ServiceError; whatever it sent may be sent again.
+
+    Args:
+        client: A connection.
+        patience_s: How long a Redis that is away, starting or full is waited for.
     """
+
+    def __init__(self, client: redis.Redis, *, patience_s: float = PATIENCE_S) -> None:
+        self.redis = client
+        self._scripts = Scripts(client, patience_s=patience_s)
+        #: What can be asked of Redis itself.
+        self.server = Server(self._scripts)
+        #: The workers.
+        self.registry = WorkerRegistry(self._scripts)
+        #: What workers report of jobs that they cannot do.
+        self.troubles = Troubles(self._scripts)
+        #: Every read of jobs.
+        self.queries = Queries(self._scripts, self.server, self.registry)
+        #: What a user does with a job.
+        self.actions = UserActions(self._scripts)
+        #: What brings lost work back.
+        self.recovery = Recovery(self._scripts)
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> Created:
+    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> CreatedJob:
         """Make a job; making the same one again is allowed.
 
         Raises:
@@ -142,7 +81,7 @@ class JobTable(Queries):
             ],
         )
         if answer[0] == b"differs":
-            found = self.spec(job)
+            found = self.queries.spec(job)
             differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
                 f"a job named {job} exists with other parameters ({differing}): choose another --name, or give the "
@@ -150,15 +89,15 @@ class JobTable(Queries):
             )
         if answer[0] not in {b"created", b"same"}:
             raise UsageError(refusal(job, text(answer[0])))
-        return Created(answer[0] == b"created", text(answer[1]), int(answer[2]))
+        return CreatedJob(answer[0] == b"created", text(answer[1]), int(answer[2]))
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:
-        """Take back a job that was just made, of which nothing was sent."""
+        """Remove a job that was just made and of which nothing was sent."""
         names = [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)]
         self._scripts.run("discard", names, [job, life])
 
     def adopt(self, job: str, life: str, since: int) -> None:
-        """Say from which token on records in the store belong to this job: an earlier life in Redis wrote some."""
+        """Set the first token whose records in the store belong to this job: an earlier life in Redis wrote some."""
         self._scripts.run("adopt", [JobKeys(job).hash], [life, since])
 
     def add_chunk(self, job: str, chunk: Chunk, *, life: str = "") -> float | None:
@@ -190,7 +129,7 @@ class JobTable(Queries):
                 raise JobEnded(f"job {job} takes no more images: it is {state}")
 
     def close(self, job: str, *, chunks: int, items: int, life: str = "") -> int:
-        """Say that no more items come, unless some of those that were sent are not there.
+        """Close the ingest, unless some of the items that were sent are missing.
 
         Returns:
             How many images Redis holds; `items` when the ingest is closed. Redis may have lost its last second.
@@ -203,22 +142,8 @@ class JobTable(Queries):
             raise UnknownJob(no_such(job))
         return int(answer[2]) if answer[0] == b"missing" else items
 
-    def to_disk(self) -> None:
-        """Wait until what this process wrote last is on Redis' disk, where it has one and can tell (since 7.2)."""
-
-        def wait(client: redis.Redis) -> None:
-            with suppress(redis.exceptions.ResponseError):
-                client.waitaof(1, 0, 2000)
-
-        self._scripts.do(wait)
-
-    def chunks(self, job: str) -> dict[int, str]:
-        """The chunks of a job that are there: number → digest:count."""
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
-        return {int(number): text(value) for number, value in found.items()}
-
     def fail(self, job: str, sentence: str, *, claim: Claim | None = None, life: str | None = None) -> None:
-        """Bring a job to its end because of something that all its images share.
+        """End a job because of a fault that all its images share.
 
         Args:
             job: Its id.
@@ -234,7 +159,7 @@ class JobTable(Queries):
     # -- the worker's side ---------------------------------------------------------------------------------------
 
     def annotate(self, job: str, life: str = "", **facts: str) -> None:
-        """Keep facts that only a worker can know with a job that runs."""
+        """Store facts with a running job that only a worker can know."""
         self._scripts.run("annotate", [JobKeys(job).hash], [life, *(part for pair in facts.items() for part in pair)])
 
     def pop_message(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
@@ -244,26 +169,26 @@ class JobTable(Queries):
 
     def next_chunk(
         self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
-    ) -> tuple[str, int] | LeftAlone | None:
-        """Which chunk a message is worth: that of the job of its class whose last turn is longest ago.
+    ) -> tuple[str, int] | OnlyRefusedJobs | None:
+        """Pick the chunk that a message lets a worker take: round robin over the jobs of its priority.
 
         Args:
             queue: The priority.
             job: What the message says.
             chunk: What the message says.
-            exact: Whether that very chunk is meant, as long as it waits and its job is in no trouble.
-            worker: Who asks; jobs that it leaves alone (`troubles`) are not its.
+            exact: Take the chunk of the message, if it waits and no worker has refused its job.
+            worker: Who asks; jobs that it has refused (`troubles`) are passed over.
 
         Returns:
-            Job and chunk; LeftAlone when only jobs wait that the worker leaves alone; None when nothing waits.
+            Job and chunk; OnlyRefusedJobs when only jobs wait that the worker has refused; None when nothing waits.
         """
         answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], [job, chunk, int(exact), worker])
         if len(answer) == 1:
-            return LeftAlone(text(answer[0]))
+            return OnlyRefusedJobs(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None
 
     def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
-        """Take a chunk for a time; None when there is nothing to do for this pointer.
+        """Take a chunk for the time of a lease; None when this pointer leaves nothing to do.
 
         The same `claim_id` asking twice gets the same lease: its first reply may have been lost.
         """
@@ -276,24 +201,7 @@ class JobTable(Queries):
         )
         if answer[0] != b"claimed":
             return None
-        _, token, attempt, payload, states, suspects, generation, life, epoch = answer
-        pending = [offset for offset, state in enumerate(states) if state == ItemState.PENDING]
-        weighed, troubled, loads = text(suspects).partition(";")
-        claim = Claim(
-            job,
-            chunk,
-            token,
-            attempt,
-            spec,
-            items={},
-            pending=pending,
-            suspects={int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed)},
-            generation=generation,
-            life=text(life),
-            epoch=int(epoch),
-            troubled=bool(troubled),
-            load_suspect=bool(loads),
-        )
+        claim, payload = read_claim(job, chunk, spec, answer), answer[3]
         try:
             return replace(claim, items=decompress_items(payload))
         except (zlib.error, ValueError):  # pydantic's among them
@@ -306,11 +214,11 @@ class JobTable(Queries):
         """Keep the lease after progress; False makes the holder stop.
 
         Args:
-            claim: The chunk in hand.
-            lease_s: How long it stays ours from now.
-            marked: Offsets of the items that are about to be decoded or computed, which come under suspicion if this
-                process dies; as they were when absent.
-            loading: The model is about to be loaded: it is the job that comes under suspicion.
+            claim: The chunk.
+            lease_s: The lease from now on.
+            marked: Offsets of the items that are about to be decoded or computed. They are suspects if this process
+                dies. When absent, the marks stay as they were.
+            loading: The model is about to be loaded: the job is the suspect.
         """
         marks = ["load"] if loading else [] if marked is None else [",".join(map(str, marked))]
         answer = self._scripts.run(
@@ -332,7 +240,7 @@ class JobTable(Queries):
         """Record the ends of items; None when the job has ended and takes no more.
 
         Args:
-            claim: The chunk in hand, or once in hand: an old token of this generation may still record `done`.
+            claim: The chunk. An old token of this generation may still record `done`.
             done: Offsets of items whose pictures and manifest lie in the object store, with the class each was
                 explained for, as `class_key` makes it.
             failed: Items with their own fault.
@@ -375,16 +283,16 @@ class JobTable(Queries):
         life: str = "",
         loading: bool = False,
     ) -> float | None:
-        """Say that the holder of a chunk is dead, so that nobody waits for its lease to run out.
+        """Take a chunk back from a dead holder, so that nobody waits for the end of its lease.
 
         Args:
             job: Its id.
             chunk: Which one.
             claim_id: The dead holder's.
-            weight: How much this death speaks against an item that was alone under the holder's mark.
-            marked: What the holder had marked, as its parent knows it: its lease may have run out before.
+            weight: How much this death counts against an item that was alone under the holder's mark.
+            marked: What the holder had marked, as its parent knows it; its lease may be over.
             life: The job's, as the holder had it.
-            loading: It was loading the job's model: that is what the death speaks against.
+            loading: It was loading the job's model: the death counts against the model.
 
         Returns:
             As `release`.
@@ -397,14 +305,14 @@ class JobTable(Queries):
         return _published_at(answer)
 
     def finalize(self, job: str, who: str, *, lease_s: float = FINALIZER_LEASE_S) -> Finalizing | None:
-        """Become the one who writes the job's summary; None if it is not ours."""
+        """Get the right to write the job's summary; None when another one has it."""
         answer = self._scripts.run("finalize", JobKeys(job).parts("finalizer"), [who, lease_s])
         if answer[0] != b"yours":
             return None
         return Finalizing(JobState(text(answer[1])), to_time(answer[2]), int(answer[3]), text(answer[4]))
 
     def decline(self, job: str, who: str, *, unless_last: bool = False) -> bool:
-        """Say that one cannot write the summary; another may at once, the same after a while.
+        """Give up writing the summary. Another one may try at once, the same one after a while.
 
         Args:
             job: Its id.
@@ -419,7 +327,7 @@ class JobTable(Queries):
         return bool(answer != b"last")
 
     def finish(self, job: str, who: str, mine: Finalizing, *, summary: bool = True) -> bool:
-        """Enter the end; False when somebody else did. `summary` says whether `job.json` is in the store."""
+        """End the job; False when another one did. `summary` says whether `job.json` is in the store."""
         names = JobKeys(job)
         first = ("items", "waiting", "leases", "holders", "attempts", "marks", "suspects")
         others = [part for part in keys.JOB_PARTS if part not in first]
@@ -429,81 +337,6 @@ class JobTable(Queries):
             [who, job, mine.end.value, f"{mine.at.timestamp():.3f}", mine.generation, mine.life, int(summary)],
         )
         return bool(answer == b"ended")
-
-    # -- repair --------------------------------------------------------------------------------------------------
-
-    def active(self) -> list[str]:
-        """Jobs that have not ended."""
-        members = self._scripts.do(lambda client: cast("set[bytes]", client.smembers(keys.ACTIVE)))
-        return sorted(text(member) for member in members)
-
-    def forget_active(self, job: str) -> None:
-        """Drop a job that is not there from the set of active ones, and what is left beside it."""
-        names = JobKeys(job)
-        self._scripts.run("forget", [names.hash, keys.ACTIVE, *map(names.part, keys.JOB_PARTS)], [job])
-
-    def forget_expired(self, at_most: int = 100) -> None:
-        """Drop the oldest jobs whose lifetime is over from the list of jobs."""
-
-        def forget(client: redis.Redis) -> None:
-            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, at_most - 1)):
-                if not client.exists(JobKeys(text(name)).hash):
-                    client.zrem(keys.JOBS, name)
-
-        self._scripts.do(forget)
-
-    def look_after(self, at_most: int = 100) -> None:
-        """Put the newest jobs that have not ended among the active ones; Redis may have lost that they are."""
-
-        def look(client: redis.Redis) -> None:
-            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, at_most - 1))]
-            if not names:
-                return
-            with client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hget(JobKeys(name).hash, "state")
-                states = cast("list[bytes | None]", pipe.execute())
-            open_ones = [name for name, state in zip(names, states, strict=True) if state in _NOT_ENDED]
-            if open_ones:
-                client.sadd(keys.ACTIVE, *open_ones)
-
-        self._scripts.do(look)
-
-    def reconcile(self, job: str, *, at_most: int = 100) -> Reconciled:
-        """Find chunks whose lease ran out; they wait again, and need a message each."""
-        answer = self._scripts.run(
-            "reconcile",
-            [
-                *JobKeys(job).parts(
-                    *("waiting", "leases", "holders", "marks", "suspects", "chunks", "items", "bits", "failures")
-                ),
-                keys.ACTIVE,
-            ],
-            [at_most, SILENT_INGEST_S, BROKEN_OFF, SILENT_RETRY_S, job, DAMAGED.format(job=job)],
-        )
-        if answer[0] == b"gone":
-            return Reconciled(0, [])
-        return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
-
-    def missing_messages(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
-        """Find out whether a priority has fewer messages left than chunks that wait.
-
-        Args:
-            queue: `high`, `default` or `low`.
-            grace_s: How long messages have to be missing all along: until then they may be on their way.
-            at_most: How many are given.
-
-        Returns:
-            Job and chunk of messages to send.
-        """
-        names = [
-            keys.round_robin(queue),
-            keys.QUEUE_PREFIX + queue,
-            keys.QUEUE_PREFIX + "recovery",
-            keys.missing_messages(queue),
-        ]
-        answer = self._scripts.run("missing_messages", names, [grace_s, at_most])
-        return [(text(job), int(chunk)) for job, chunk in zip(answer[::2], answer[1::2], strict=True)]
 
 
 def _published_at(answer: list[bytes]) -> float | None:

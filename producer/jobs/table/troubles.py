@@ -11,8 +11,8 @@ from producer.jobs.model.keys import JobKeys
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
+    from producer.jobs.table.claims import Claim
     from producer.jobs.table.redis_scripts import Scripts
-    from producer.jobs.table.table import Claim
 
 _WORKER = "worker:"
 
@@ -35,15 +35,17 @@ class Troubles:
         self._scripts = scripts
 
     def tell(self, worker: str, host: str, job: str, kind: Kind, sentence: str, claim: Claim | None = None) -> str:
-        """Say why a worker cannot do a job; it has no turn there for a while. Where all say so, the job fails.
+        """Report why a worker cannot do a job: it gets no chunk of it for a while.
+
+        When all workers report it, the job fails.
 
         Args:
             worker: Its name.
-            host: The machine's: what is wrong with a machine, its workers have in common.
+            host: The machine's name: the workers of one machine share its faults.
             job: Its id.
             kind: What kind of trouble.
             sentence: What is told to whoever looks at the job.
-            claim: What it had in hand; it counts for that life and epoch of the job alone.
+            claim: The chunk that it held. The report counts for that life and epoch of the job alone.
 
         Returns:
             The state of the job now, or `gone`.
@@ -52,11 +54,11 @@ class Troubles:
         return text(self._scripts.run("trouble", JobKeys(job).parts("troubles"), arguments))
 
     def over(self, job: str, worker: str) -> None:
-        """Say that a worker did what it said it cannot."""
+        """Withdraw a report: the worker can do the job after all."""
         self._scripts.run("unburden", [JobKeys(job).part("troubles")], [_WORKER + worker])
 
     def loaded(self, job: str) -> None:
-        """Say that a job's model can be loaded."""
+        """Withdraw the suspicion against a job's model: it can be loaded."""
         self._scripts.run("unburden", [JobKeys(job).part("troubles")], ["load"])
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError, no_such
+from producer.jobs.model.items import Item, compress_items
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.model.spec import Failure, Item, compress_items, decompress_items
-from producer.jobs.model.states import MAINTENANCE, ItemState, JobState
+from producer.jobs.model.states import MAINTENANCE, JobState
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
-    import redis
-
     from producer.jobs.table.redis_scripts import Scripts
 
 BROKEN_OFF = "its submission was broken off; submit it again"
@@ -29,10 +25,6 @@ DAMAGED = (
 #: How long a client that repairs or deletes may be silent before another may go on.
 MAINTENANCE_LEASE_S = 60.0
 RetryMode = Literal["", "repair", "submit"]
-_STATES_AT_ONCE = 65_536
-_FAILURES_AT_ONCE = 500
-#: byte → the states of its four items, the first in the highest bits.
-_FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ class UserActions:
         return JobState(state)
 
     def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> str:
-        """Hold a job that has ended for one client, or hold it for longer.
+        """Give one client the lease of a job that has ended, or renew it.
 
         Args:
             job: Its id.
@@ -115,7 +107,7 @@ class UserActions:
                 raise UsageError(refusal(job, found))
 
     def maintained(self, job: str, who: str, *, incomplete: bool = False) -> None:
-        """Give a job back that was held; `incomplete` when objects may be gone that belong to it."""
+        """Give the lease back; `incomplete` when objects of the job may be gone."""
         self._scripts.run("maintained", [JobKeys(job).hash, keys.ACTIVE], [job, who, int(incomplete)])
 
     def delete(self, job: str, *, who: str = "") -> None:
@@ -123,11 +115,11 @@ class UserActions:
 
         Args:
             job: Its id.
-            who: The client that holds it, if one does.
+            who: The client that has its lease, if one does.
 
         Raises:
             UnknownJob: There is no such job.
-            UsageError: It has not ended, or another client holds it.
+            UsageError: It has not ended, or another client has its lease.
         """
         names = JobKeys(job)
         others = map(names.part, keys.JOB_PARTS)
@@ -145,7 +137,7 @@ class UserActions:
         Args:
             job: Its id.
             queue: Its priority.
-            retry_id: The same one asking twice gets the same generation: its first reply may have been lost.
+            retry_id: Asking twice with the same one gives the same generation: the first reply may be lost.
             reason: Only items that failed for it are going to be reopened.
             mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
                 `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
@@ -204,51 +196,5 @@ class UserActions:
         return float(answer[1]) if answer[0] == b"reopened" else None
 
     def reopened(self, job: str, generation: Generation) -> None:
-        """Say that everything is reopened: the job may end again."""
+        """Finish the reopening: the job may end again."""
         self._scripts.run("reopened", [JobKeys(job).hash], [generation.number, generation.life])
-
-    def items_of(self, job: str, chunk: int) -> dict[int, Item]:
-        """The items a chunk still holds, by their offset; none when it is complete."""
-        payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
-        return decompress_items(cast("bytes", payload)) if payload else {}
-
-    def states(self, job: str) -> Iterator[tuple[int, bytes]]:
-        """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.
-
-        Memory stays flat: a piece is of 65,536 items. It is the bits that say how far to look: while chunks still come
-        in, an item may have an index beyond the number of items.
-        """
-        size = _STATES_AT_ONCE // 4
-        for start in itertools.count(0, size):
-            packed = self._scripts.do(partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
-            yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
-            if len(packed) < size:
-                return
-
-    def states_at(self, job: str, first: int, count: int) -> bytes:
-        """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
-        start = first // 4
-        packed = self._scripts.do(
-            partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=(first + count + 3) // 4 - start)
-        )
-        return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
-
-    def failures(self, job: str) -> Iterator[Failure]:
-        """The failures of a job, in order; memory stays flat."""
-        for first, states in self.states(job):
-            failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
-            for start in range(0, len(failed), _FAILURES_AT_ONCE):
-                yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
-
-    def failures_at(self, job: str, indices: Sequence[int]) -> list[Failure]:
-        """The failures of those of the items that failed."""
-        found = self._scripts.do(
-            lambda client: cast(
-                "list[bytes | None]", client.hmget(JobKeys(job).part("failures"), [str(index) for index in indices])
-            )
-        )
-        return [Failure.model_validate_json(line) for line in found if line is not None]
-
-
-def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:
-    return cast("bytes", client.getrange(key, start, start + size - 1))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import ServiceError
-from producer.jobs.model.spec import Wait
+from producer.jobs.model.status import Wait
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SPEEDS_LIFETIME_S = 30 * 86_400
 
 
 class _Told(BaseModel):
-    """What a worker tells of its waiting."""
+    """What a worker reports of its waiting."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,13 +44,13 @@ def _alive(told: bytes, now: float) -> bool:
 
 
 class WorkerRegistry:
-    """The workers, as they tell of themselves."""
+    """The workers, as they report themselves."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
     def heartbeat(self, worker: str, queues: Sequence[str] = ()) -> None:
-        """Say that a worker is alive, of which release it is, and which priorities it reads.
+        """Report that a worker is alive, its release, and the priorities that it reads.
 
         It reads all where none is named.
         """
@@ -76,7 +76,7 @@ class WorkerRegistry:
         return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
     def deregister(self, worker: str) -> None:
-        """Say that a worker is gone; it goes all the same when nobody listens."""
+        """Remove a worker that ends; it ends also when Redis is away."""
 
         def deregister(client: redis.Redis) -> None:
             client.zrem(keys.WORKERS, worker)
@@ -88,7 +88,7 @@ class WorkerRegistry:
             self._scripts.do(deregister, patience_s=1.0)
 
     def forget_silent(self) -> None:
-        """Drop workers that nobody has heard of for a day: they ended without a word."""
+        """Remove workers without a heartbeat for a day."""
 
         def forget(client: redis.Redis) -> None:
             names = cast("list[bytes]", client.zrangebyscore(keys.WORKERS, "-inf", self.now() - _FORGOTTEN_S))
@@ -99,16 +99,16 @@ class WorkerRegistry:
         self._scripts.do(forget)
 
     def report_problem(self, worker: str, sentence: str) -> None:
-        """Say what keeps a worker from working; whoever looks at a job sees it."""
+        """Report what keeps a worker from working; the status of a job shows it."""
         self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
         self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
 
     def recovered(self, worker: str) -> None:
-        """Say that nothing keeps a worker from working any more."""
+        """Report that a worker can work again."""
         self._scripts.do(lambda client: client.hdel(keys.PROBLEMS, worker))
 
     def waits_for(self, worker: str, what: str, for_s: float) -> None:
-        """Say what a worker has been waiting for, and for how long; said again while it lasts."""
+        """Report what a worker waits for, and for how long; call it again while the wait lasts."""
         now = self.now()
         told = _Told(what=what, since=now - for_s, at=now)
 
@@ -119,7 +119,7 @@ class WorkerRegistry:
         self._scripts.do(tell, patience_s=1.0)
 
     def waits_no_more(self, worker: str) -> None:
-        """Take back what `waits_for` said."""
+        """Withdraw the report of `waits_for`."""
         self._scripts.do(lambda client: client.hdel(keys.WAITS, worker), patience_s=1.0)
 
     def waits(self, now: float) -> tuple[Wait, ...]:
@@ -140,7 +140,7 @@ class WorkerRegistry:
         return bool(self._scripts.do(lambda client: client.set(keys.RECONCILER, worker, nx=True, px=for_ms)))
 
     def step_down(self, worker: str) -> None:
-        """Let another worker look for lost work, where this one is to do it now."""
+        """Let another worker look for lost work, if this one is the leader."""
 
         def step_down(client: redis.Redis) -> None:
             if client.get(keys.RECONCILER) == worker.encode():
@@ -149,7 +149,7 @@ class WorkerRegistry:
         self._scripts.do(step_down)
 
     def note_speed(self, network: str, images_per_s: float) -> None:
-        """Say how fast one process works at a network; a submission makes its chunks as large as fits."""
+        """Store the speed of one process with a network; submissions choose the chunk size by it."""
 
         def note(client: redis.Redis) -> None:
             client.hset(keys.SPEEDS, network, f"{images_per_s:.2f}")
@@ -163,7 +163,7 @@ class WorkerRegistry:
         return float(found) if found else None
 
     def note_batch_size(self, batch_key: str, size: int) -> None:
-        """Say how many images at once are best for a kind of work; the next process begins with as many."""
+        """Store the best batch size for a kind of work; the next process begins with it."""
 
         def note(client: redis.Redis) -> None:
             client.hset(keys.BATCH_SIZES, batch_key, size)
@@ -173,7 +173,7 @@ class WorkerRegistry:
             self._scripts.do(note, patience_s=1.0)
 
     def batch_size(self, batch_key: str) -> int | None:
-        """What was noted of a kind of work; None where nobody found out lately."""
+        """The best batch size for a kind of work; None where nobody measured it lately."""
         found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, batch_key)))
         return int(found) if found else None
 

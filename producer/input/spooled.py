@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from producer.input.read_options import shown
+from producer.input.display import shown
 from producer.jobs.fetch import addresses
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ _EVERYWHERE = ("0.0.0.0/0", "::/0")
 _BUFFER_BYTES = 2**18
 
 
-class Stored(Protocol):
-    """Something that can be read as often as one likes, and holds the same each time."""
+class RereadableFile(Protocol):
+    """Bytes that can be read again and again, and are the same each time."""
 
     @property
     def name(self) -> str:
@@ -45,8 +46,8 @@ class Stored(Protocol):
         """Give back what was kept on the disk."""
 
 
-class Spool:
-    """Bytes kept on the disk for as long as somebody may read them."""
+class TempFile:
+    """An unnamed temporary file; it is gone when nobody can read it any more."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryFile(prefix="gradcam-") as file:
@@ -79,9 +80,9 @@ class Spool:
 
 
 class _Positioned(io.RawIOBase):
-    """A position of its own in a spool, which lives as long as this does."""
+    """A reader with a position of its own; the file lives at least as long."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: TempFile) -> None:
         self._spool, self._position = spool, 0
 
     def readable(self) -> bool:
@@ -128,8 +129,8 @@ class LocalFile:
         """Nothing was kept."""
 
 
-class Kept:
-    """Bytes that can be had only once, or slowly: they are kept when they are first asked for.
+class SpooledFile:
+    """Bytes that come only once, or slowly: they are copied to a temporary file at the first read.
 
     Args:
         name: What they are called in messages.
@@ -139,7 +140,7 @@ class Kept:
     def __init__(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
         self.name = name
         self._fill = fill
-        self._spool: Spool | None = None
+        self._spool: TempFile | None = None
         self._closed = False
 
     def open(self) -> BinaryIO:
@@ -147,8 +148,8 @@ class Kept:
         if self._closed:
             raise ValueError(f"{self.name} is closed")
         if self._spool is None:
-            with kept_on_disk(self.name):
-                spool = Spool()
+            with explain_full_disk(self.name):
+                spool = TempFile()
                 with spool.writer() as file:
                     self._fill(file)
             self._spool = spool
@@ -163,8 +164,8 @@ class Kept:
 
 
 @contextmanager
-def kept_on_disk(name: str) -> Iterator[None]:
-    """Say what to do where there is no room."""
+def explain_full_disk(name: str) -> Iterator[None]:
+    """Turn a full disk into a sentence that says what to do."""
     try:
         yield
     except OSError as error:
@@ -174,12 +175,12 @@ def kept_on_disk(name: str) -> Iterator[None]:
         ) from None
 
 
-def from_pipe(name: str, pipe: BinaryIO) -> Kept:
+def from_pipe(name: str, pipe: BinaryIO) -> SpooledFile:
     """Keep what comes out of a pipe, such as standard input."""
-    return Kept(name, lambda file: shutil.copyfileobj(pipe, file, _BUFFER_BYTES))
+    return SpooledFile(name, lambda file: shutil.copyfileobj(pipe, file, _BUFFER_BYTES))
 
 
-def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
+def from_address(address: str, storage: Callable[[], Storage] | None) -> SpooledFile:
     """Keep a list that lies in an object store or on a web server."""
     shown = addresses.redact(address)
 
@@ -187,7 +188,7 @@ def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
         from producer.jobs.fetch.fetcher import Fetcher
 
         s3 = storage().client if storage is not None and address.lower().startswith("s3://") else None
-        policy = addresses.FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
+        policy = FetchPolicy(allow_hosts=_EVERYWHERE, max_bytes=MAX_LIST_BYTES, total_timeout_s=_DOWNLOAD_S)
         fetcher = Fetcher(policy, s3)
         try:
             fetcher.fetch_to(address, file)
@@ -200,4 +201,4 @@ def from_address(address: str, storage: Callable[[], Storage] | None) -> Kept:
         finally:
             fetcher.close()
 
-    return Kept(shown, fill)
+    return SpooledFile(shown, fill)

@@ -1,0 +1,85 @@
+"""What a user does with a job that is there; the job table, the store and the queues follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.spec import checked_name
+from producer.jobs.model.states import TERMINAL, JobState
+from producer.jobs.model.status import JobStatus
+from producer.maintenance.audit import Finding, audit
+from producer.maintenance.audit import repair as repair_job
+from producer.maintenance.deletion import delete_with_objects
+from producer.maintenance.retry import retry_failed
+
+if TYPE_CHECKING:
+    from producer.client.monitor import Monitor
+    from producer.client.services import Services
+
+
+class JobActions:
+    """Acts on jobs; each method is described at the method of `Client` that has its name."""
+
+    def __init__(self, services: Services, monitor: Monitor) -> None:
+        self._services, self._monitor = services, monitor
+
+    def cancel(self, job: str) -> JobStatus:
+        """See `Client.cancel`."""
+        state = self._services.table.actions.cancel(job)
+        if state in TERMINAL and state is not JobState.CANCELLED:
+            raise UsageError(f"job {job} has ended already: {state}")
+        self._services.finalize_if_due(job)
+        return self._monitor.status(job)
+
+    def pause(self, job: str) -> JobStatus:
+        """See `Client.pause`."""
+        return self._not_ended(job, self._services.table.actions.pause(job))
+
+    def resume(self, job: str) -> JobStatus:
+        """See `Client.resume`."""
+        status = self._not_ended(job, self._services.table.actions.resume(job))
+        self._services.messages.send_missing(
+            self._services.table, self._services.table.queries.existing_outline(job).queue
+        )
+        return status
+
+    def retry(self, job: str, reason: str | None) -> int:
+        """See `Client.retry`."""
+        queue = self._services.table.queries.existing_outline(job).queue
+        self._services.check_redis()
+        self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
+        messages = self._services.messages
+        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason)
+        messages.send_missing(self._services.table, queue)
+        return count
+
+    def delete(self, job: str, *, objects: bool, progress: Callable[[int], None] | None) -> int:
+        """See `Client.delete`."""
+        self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
+        if not objects:
+            self._services.table.actions.delete(job)
+            return 0
+        try:
+            self._services.check_store(job)
+        except UnknownJob:
+            # Redis forgets a job after its lifetime, the store does not.
+            # What stands in its summary does not matter: it may be torn.
+            if self._services.storage.size(keys.summary(self._services.storage.prefix, checked_name(job))) is None:
+                raise
+        return delete_with_objects(self._services.table, self._services.storage, job, progress)
+
+    def audit(self, job: str, *, repair: bool) -> Iterator[Finding]:
+        """See `Client.audit`."""
+        self._services.check_store(job)
+        if repair:
+            publish = self._services.messages.publisher(job, self._services.table.queries.existing_spec(job).queue)
+            return repair_job(self._services.table, self._services.storage, publish, job)
+        return audit(self._services.table, self._services.storage, job)
+
+    def _not_ended(self, job: str, state: JobState) -> JobStatus:
+        if state in TERMINAL:
+            raise UsageError(f"job {job} has ended already: {state}")
+        return self._monitor.status(job)

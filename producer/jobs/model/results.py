@@ -1,0 +1,92 @@
+"""What became of one image: its line in the manifest, or why it failed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from producer.jobs.model.frozen import Frozen
+from producer.jobs.model.items import Item
+
+
+class Failure(Frozen):
+    """Why an item failed, as the job table keeps it."""
+
+    index: int
+    item: Item
+    #: The word it is counted under: `fetch`, `image`, `model`, `store`, …
+    reason: str
+    message: str
+    #: How many times its chunk had been handed out.
+    attempts: int = 1
+
+
+class Prediction(Frozen):
+    """One of the network's most likely classes."""
+
+    class_id: int
+    #: None where nobody named the classes; lines leave it out then.
+    class_name: str | None = None
+    probability: float
+
+
+class ExplainedClass(Frozen):
+    """One of several classes that were explained of one image."""
+
+    class_id: int
+    class_name: str | None = None
+    probability: float
+    flat: bool
+
+
+class Result(Frozen):
+    """One image's line in the manifest."""
+
+    index: int
+    uri: str
+    id: str | None = None
+    state: Literal["done", "failed"]
+    class_id: int | None = None
+    class_name: str | None = None
+    #: Softmax of the explained class; of a network with one logit, its sigmoid.
+    probability: float | None = None
+    top5: tuple[Prediction, ...] = ()
+    #: What the user says that it shows, as given.
+    label: str | None = None
+    #: The most likely class, whatever was explained: its name, or its number where it has none; and its softmax.
+    predicted: str | None = None
+    predicted_probability: float | None = None
+    #: Whether that is the label's; none where there is no label, or no class of the network is called so.
+    correct: bool | None = None
+    #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.
+    classes: tuple[ExplainedClass, ...] = ()
+    network: str | None = None
+    layer: str | None = None
+    #: The map was zero everywhere: nothing spoke for this class at this layer.
+    flat: bool | None = None
+    #: Guided ReLUs; 0 means that `gb` is the plain gradient.
+    guided_relus: int | None = None
+    #: The weights were seeded random numbers: a picture of nothing, for tests and benchmarks.
+    random_weights: bool | None = None
+    #: Columns of the user's list that were carried along.
+    keep: dict[str, str] | None = None
+    #: kind → object key; with several classes `class<ID>-<kind>`
+    objects: dict[str, str] = Field(default_factory=dict)
+    #: stage → seconds of work
+    seconds: dict[str, float] = Field(default_factory=dict)
+    reason: str | None = None
+    message: str | None = None
+
+    @property
+    def line(self) -> str:
+        """The result as it stands in the manifest."""
+        return self.model_dump_json(exclude_none=True)
+
+
+def class_key(result: Result) -> str:
+    """Under what an image counts among its job's classes: id and name, after + where it is correct, - where wrong."""
+    if result.class_id is None:
+        return ""
+    sign = "" if result.correct is None else "+" if result.correct else "-"
+    return f"{sign}{result.class_id} {result.class_name or ''}".rstrip()

@@ -1,0 +1,173 @@
+"""What was typed for a submission becomes the spec of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from producer.input.read_options import ReadOptions
+from producer.jobs.model.errors import UsageError
+from producer.jobs.model.network_names import check_network
+from producer.jobs.model.options import advice, parameters
+from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec, checked_name
+from producer.submission.options import SubmitOptions
+
+_Model = TypeVar("_Model", bound=BaseModel)
+#: What a chunk of fitting size takes, the smallest, and one where nobody knows how fast the network is.
+_CHUNK_S, _SMALLEST_SIZE, _UNKNOWN_SIZE = 10.0, 16, 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed for a submission, checked; no server was asked yet."""
+
+    options: SubmitOptions
+    #: The job's spec, but for where its weights lie and how large its chunks are.
+    draft: JobSpec
+
+    @classmethod
+    def read(cls, reading: ReadOptions, **typed: Any) -> Request:
+        """Check what was typed.
+
+        Args:
+            reading: How the images are read.
+            typed: What `Client.submit` takes, by its names.
+
+        Raises:
+            UsageError: Names everything that contradicts itself or cannot be used.
+        """
+        check_typed(reading, **typed)
+        own = {name: typed.pop(name) for name in parameters(SubmitOptions) if name in typed}
+        labels = own.get("labels")
+        fields = spec_fields(**typed) | {"labels": read_labels(None if labels is None else Path(labels))}
+        options, wrong = _checked(SubmitOptions, own)
+        draft, more_wrong = _checked(JobSpec, fields)
+        if options is None or draft is None:
+            raise UsageError("; ".join([*more_wrong, *wrong]))
+        if options.name is not None:
+            checked_name(options.name)
+        return cls(options, draft)
+
+    def spec(self, *, chunk_size: int, weights: str, weights_sha256: str | None = None, store: str = "") -> JobSpec:
+        """Make the job's spec. Raises UsageError."""
+        found = {"chunk_size": chunk_size, "weights": weights, "weights_sha256": weights_sha256, "store": store}
+        return make_spec(**(dict(self.draft) | found))
+
+
+def check_typed(reading: ReadOptions, **typed: Any) -> None:
+    """Refuse what contradicts itself, and a network that nobody knows, before anything is read or sent.
+
+    Args:
+        reading: How the images are read.
+        typed: What `Client.submit` takes, by its names.
+
+    Raises:
+        UsageError: Says which, and what to do.
+    """
+    defaults = {name: each.default for name, each in (parameters(JobSpec) | parameters(SubmitOptions)).items()}
+    given = defaults | typed
+    class_id, class_name, top_k, explain = (given[name] for name in ("class_id", "class_name", "top_k", "explain"))
+    if class_id is not None and class_name is not None:
+        raise UsageError("give --class-id or --class-name, not both")
+    one = "--class-id" if class_id is not None else "--class-name" if class_name is not None else None
+    if one and top_k > 1:
+        raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
+    if one and reading.class_column is not None:
+        raise UsageError(f"--class-column gives each image a class of its own: leave {one} out")
+    if explain != defaults["explain"]:
+        other = one or ("--class-column" if reading.class_column is not None else "--top-k" if top_k > 1 else None)
+        if other:
+            raise UsageError(f"--explain {explain} explains the class of each image's label: leave {other} out")
+    if reading.label_column is not None and reading.label_from is not None:
+        raise UsageError("give --label-column or --label-from, not both")
+    if not given["any_network"]:
+        check_network(str(given["network"]))
+
+
+def spec_fields(**typed: Any) -> dict[str, Any]:
+    """What was typed, as fields of a job's spec; lists and numbers are taken out of their texts.
+
+    Raises:
+        UsageError: There is no such option.
+    """
+    known = parameters(JobSpec)
+    if unknown := sorted(typed.keys() - known.keys()):
+        raise UsageError(f"there is no option {unknown[0]}: `gradcam submit --help` has all")
+    read: dict[str, Callable[[Any], object]] = {
+        "outputs": lambda outputs: tuple(dict.fromkeys(outputs)),
+        "input_size": lambda size: numbers(size, count=2, between="x"),
+        "mean": lambda mean: numbers(mean, count=3, between=","),
+        "std": lambda std: numbers(std, count=3, between=","),
+    }
+    return {known[name].field: read[name](value) if name in read else value for name, value in typed.items()}
+
+
+def make_spec(**fields: Any) -> JobSpec:
+    """Check a job's parameters and make its spec of them.
+
+    Raises:
+        UsageError: Names every parameter that cannot be used.
+    """
+    spec, wrong = _checked(JobSpec, fields)
+    if spec is None:
+        raise UsageError("; ".join(wrong))
+    return spec
+
+
+def _checked(model: type[_Model], fields: Mapping[str, Any]) -> tuple[_Model | None, list[str]]:
+    """A model of these fields, or the messages for those that cannot be used."""
+    try:
+        return model(**fields), []
+    except ValidationError as error:
+        return None, advice(model, error)
+
+
+def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:
+    """Part what was typed into numbers, which are not checked yet; one stands for all.
+
+    Args:
+        typed: Text with numbers in it, a number, or several.
+        count: How many are wanted.
+        between: What stands between them in a text.
+    """
+    if typed is None:
+        return None
+    if isinstance(typed, str):
+        parts: tuple[str | float, ...] = tuple(part.strip() for part in typed.lower().split(between))
+    else:
+        parts = tuple(typed) if isinstance(typed, Iterable) else (typed,)
+    return parts * count if len(parts) == 1 else parts
+
+
+def fitting_size(images_per_s: float | None) -> int:
+    """Images a chunk that make about ten seconds of work, from the measured speed of one process.
+
+    Smaller ones are redone quickly when a process dies and share workers more evenly; larger ones cost fewer messages.
+    """
+    if images_per_s is None:
+        return _UNKNOWN_SIZE
+    return min(MAX_CHUNK_SIZE, max(_SMALLEST_SIZE, round(_CHUNK_S * images_per_s)))
+
+
+def read_labels(path: Path | None) -> tuple[str, ...] | None:
+    """Read class names, one a line, in the order of their ids.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no names.
+    """
+    if path is None:
+        return None
+    try:
+        # Only line feeds end a line: names may hold what str.splitlines also takes for an end, such as U+2028.
+        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"--labels {path} cannot be read: {reason}") from None
+    names = tuple(line.strip() for line in lines)
+    if not any(names):
+        raise UsageError(f"--labels {path} holds no names: write one class name a line")
+    return names
