@@ -54,9 +54,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays in one lane, which makes its fixtures once; long files come first, so that lanes end together."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Long files come first, so that the lanes end together."""
     items.sort(key=lambda item: -SECONDS.get(item.path.stem, 0))
 
 

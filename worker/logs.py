@@ -1,6 +1,6 @@
 """One format for every line that a worker's processes write: launcher, Celery's main process, child, and all threads.
 
-    2026-03-01T12:00:00.000Z host-cpu-1f3a INFO action=buried job=cats chunk=3 Its process died; given to others.
+    2026-03-01T12:00:00.000Z host-cpu-1f3a INFO action=reclaimed job=cats chunk=3 Its process died; others get it.
     2026-03-01T12:00:00.000Z host-cpu-1f3a ERROR action=library from=celery.worker.consumer.consumer Connection lost.
       Traceback (most recent call last):
       ...
@@ -28,7 +28,7 @@ from producer.jobs.model.settings import LogFormat
 
 #: Loggers of ours; all others are a library's.
 _OURS = frozenset({"producer", "worker"})
-#: What a record begins with: `action=buried job=%s chunk=%d `.
+#: What a record begins with: `action=reclaimed job=%s chunk=%d `.
 _WORDS = re.compile(r"(?:[a-z_]+=\S+ )+")
 #: What would begin a line, move a cursor, or reorder text; lone surrogates cannot be written.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -20,40 +20,40 @@ class ReadOptions(Frozen):
     """
 
     uri_column: Annotated[str | None, Option(absent="uri, url, image_url, image, path, file, …")] = Field(
-        None, description="Column of the address or path."
+        default=None, description="Column of the address or path."
     )
     class_column: Annotated[str | None, Option()] = Field(
-        None, description="Column of each image's own class, by number or name."
+        default=None, description="Column of each image's own class, by number or name."
     )
     id_column: Annotated[str | None, Option()] = Field(
-        None, description="Column of what you call an image; kept in results."
+        default=None, description="Column of what you call an image; kept in results."
     )
     keep_columns: Annotated[tuple[str, ...], Option(by_commas=True)] = Field(
-        (), description="Further columns to carry along into the results, by commas."
+        default=(), description="Further columns to carry along into the results, by commas."
     )
     label_column: Annotated[str | None, Option()] = Field(
-        None, description="Column of what each image shows, by number or name: results say what is correct."
+        default=None, description="Column of what each image shows, by number or name: results say what is correct."
     )
     label_from: Annotated[Literal["folder"] | None, Option()] = Field(
-        None, description="The same by the name of the folder that an image lies in."
+        default=None, description="The same by the name of the folder that an image lies in."
     )
     include: Annotated[tuple[str, ...], Option(repeatable=True)] = Field(
-        (), description="Of a folder or prefix, only what matches, such as 'train/*.png'."
+        default=(), description="Of a folder or prefix, only what matches, such as 'train/*.png'."
     )
     exclude: Annotated[tuple[str, ...], Option(repeatable=True)] = Field(
-        (), description="Of a folder or prefix, not what matches."
+        default=(), description="Of a folder or prefix, not what matches."
     )
     limit: Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | None, Option()] = Field(
-        None, description="Only the first so many images."
+        default=None, description="Only the first so many images."
     )
     sample: Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | None, Option()] = Field(
-        None, description="Only so many images, drawn at random, in their order."
+        default=None, description="Only so many images, drawn at random, in their order."
     )
     seed: Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT), Option()] = Field(
-        0, description="Another number draws other images."
+        default=0, description="Another number draws other images."
     )
     skip_bad: Annotated[bool, Option()] = Field(
-        False, description="Leave out rows of lists that cannot be used, list them in a file."
+        default=False, description="Leave out rows of lists that cannot be used, list them in a file."
     )
 
     @model_validator(mode="wrap")

@@ -19,7 +19,7 @@ class SubmitOptions(Frozen):
     """What belongs to submitting alone."""
 
     any_network: Annotated[bool, Option()] = Field(
-        False, description="Do not look the network up: the workers know newer ones."
+        default=False, description="Do not look the network up: the workers know newer ones."
     )
     weight_path: Annotated[
         PathLike | None,
@@ -27,17 +27,17 @@ class SubmitOptions(Frozen):
             must_be="a file, an address, or a name of weights", absent="torchvision's own, which the worker downloads"
         ),
     ] = Field(
-        None,
+        default=None,
         description="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights "
         "name, or `random`.",
     )
     labels: Annotated[PathLike | None, Option(must_be="a file with one class name a line")] = Field(
-        None, description="A file of class names, one a line, for weights with classes of their own."
+        default=None, description="A file of class names, one a line, for weights with classes of their own."
     )
     chunk_size: Annotated[ChunkSize | None, Option(must_be=f"1 to {MAX_CHUNK_SIZE}", auto=True)] = Field(
-        None, description="Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work."
+        default=None, description="Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work."
     )
     name: Annotated[str | None, Option()] = Field(
-        None,
+        default=None,
         description="Name of the job; submitting the same again under it continues instead of doubling.",
     )

@@ -78,7 +78,7 @@ def life_of_a_worker(own: Stack, log: Path, log_format: str) -> list[str]:
         child = next(one for one in children_of(worker) if one.environ()["GRADCAM_WORKER_NAME"] in at_work)
         other = next(main for main in mains_of(worker) if main.pid != child.ppid())
         child.kill()
-        said("Its process died; given to others")
+        said("Its process died; others get it")
         other.kill()
         said(" ended with code -9 ")
         said("The worker is ready", 3)
@@ -99,7 +99,7 @@ def life_of_a_worker(own: Stack, log: Path, log_format: str) -> list[str]:
 
 def assert_whole_story(actions: list[str]) -> None:
     assert actions[:2] == ["weights_not_kept", "starting"]
-    assert {"ready", "model_loaded", "child_died", "buried", "died", "committed", "job_ended"} < set(actions)
+    assert {"ready", "model_loaded", "child_died", "reclaimed", "died", "committed", "job_ended"} < set(actions)
     assert "draining" in actions
 
 
@@ -120,9 +120,9 @@ def test_every_line_of_a_worker_is_an_object_of_json(own: Stack, tmp_path: Path)
         assert {"time", "worker", "level", "action", "message"} <= set(record)
         assert (datetime.now().astimezone() - datetime.fromisoformat(record["time"])).total_seconds() < 600
     assert_whole_story([record["action"] for record in records])
-    (buried,) = [record for record in records if record["action"] == "buried"][:1]
-    assert (isinstance(buried["job"], str), isinstance(buried["chunk"], int)) == (True, True)
-    assert buried["message"] == "Its process died; given to others."
+    (reclaimed,) = [record for record in records if record["action"] == "reclaimed"][:1]
+    assert (isinstance(reclaimed["job"], str), isinstance(reclaimed["chunk"], int)) == (True, True)
+    assert reclaimed["message"] == "Its process died; others get it."
 
 
 def test_weights_that_cannot_be_kept_are_told_at_the_start_and_by_the_check(own: Stack, tmp_path: Path) -> None:

@@ -182,8 +182,9 @@ def test_a_strictly_typed_program_reads_the_types_of_the_client(installed: Path,
     program = tmp_path / "consumer.py"
     program.write_text(CONSUMER)
     assert strictly(installed, program) == "Success: no issues found in 1 source file\n"
-    program.write_text(CONSUMER.replace("job: str = client.submit", "job: int = client.submit"))
-    assert 'variable has type "int"' in strictly(installed, program)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(CONSUMER.replace("job: str = client.submit", "job: int = client.submit"))
+    assert 'variable has type "int"' in strictly(installed, wrong)
 
 
 def test_the_programs_of_the_documentation_are_typed_as_it_says(installed: Path, tmp_path: Path) -> None:

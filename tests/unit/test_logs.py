@@ -41,18 +41,18 @@ OURS = "log = logging.getLogger('worker.somewhere')\n"
 
 
 def test_a_line_has_time_worker_level_action_and_a_sentence() -> None:
-    program = OURS + "log.info('action=buried job=%s chunk=%d Given to %s.', 'cats', 3, 'others')"
+    program = OURS + "log.info('action=reclaimed job=%s chunk=%d Given to %s.', 'cats', 3, 'others')"
     (line,) = written(program)
-    assert said(line) == "w1 INFO action=buried job=cats chunk=3 Given to others."
+    assert said(line) == "w1 INFO action=reclaimed job=cats chunk=3 Given to others."
 
 
 def test_json_has_job_and_chunk_by_name() -> None:
-    (record,) = records(OURS + "log.info('action=buried job=%s chunk=%d Given to %s.', 'cats', 3, 'others')")
+    (record,) = records(OURS + "log.info('action=reclaimed job=%s chunk=%d Given to %s.', 'cats', 3, 'others')")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
     assert list(record.items()) == [
         ("worker", "w1"),
         ("level", "INFO"),
-        ("action", "buried"),
+        ("action", "reclaimed"),
         ("job", "cats"),
         ("chunk", 3),
         ("message", "Given to others."),

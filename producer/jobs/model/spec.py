@@ -55,20 +55,20 @@ _THREE = "such as {} or one for all three; divide by 255 those of bytes"
 class JobSpec(Frozen):
     """What to compute, the same for every image of a job."""
 
-    version: Literal[1] = Field(1, description="Version of this message; another one is refused.")
+    version: Literal[1] = Field(default=1, description="Version of this message; another one is refused.")
     network: Annotated[
         str,
         Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_./-]+$"),
         Option(must_be="the name of a network, such as resnet50"),
-    ] = Field("resnet50", description="resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.")
+    ] = Field(default="resnet50", description="resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.")
     weights: Annotated[
         str,
         Field(min_length=1, max_length=8192),
         Option(name="weight_path", must_be="a file, an address, or a name of weights", computed=True),
-    ] = Field("DEFAULT", description="A torchvision weights name, `random`, or the URI of a state dict.")
+    ] = Field(default="DEFAULT", description="A torchvision weights name, `random`, or the URI of a state dict.")
     weights_sha256: Annotated[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None, Option(name="weight_path", computed=True)
-    ] = Field(None, description="SHA-256 of the weights file where the producer knows it.")
+    ] = Field(default=None, description="SHA-256 of the weights file where the producer knows it.")
     layer: Annotated[
         str,
         Field(min_length=1, max_length=1000, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$"),
@@ -77,67 +77,69 @@ class JobSpec(Frozen):
             must_be="last-conv, last-features or dotted names of modules, such as layer4.2.conv3,layer3",
         ),
     ] = Field(
-        "last-conv",
+        default="last-conv",
         description="`last-conv`, `last-features`, or any module by its name; several by commas are averaged.",
     )
     class_id: Annotated[
         Annotated[int, Field(ge=0, le=MAX_CLASS_ID)] | None,
         Option(must_be=f"a whole number, 0 to {MAX_CLASS_ID:,}", absent="the predicted one"),
-    ] = Field(None, description="Class to explain.")
+    ] = Field(default=None, description="Class to explain.")
     class_name: Annotated[
         Annotated[str, Field(min_length=1, max_length=200)] | None,
         Option(must_be="the name of a class, such as tabby"),
-    ] = Field(None, description="The same by its name, such as `tabby`.")
+    ] = Field(default=None, description="The same by its name, such as `tabby`.")
     top_k: Annotated[int, Field(ge=1, le=100), Option(must_be="1 to 100")] = Field(
-        1, description="Explain so many most likely classes."
+        default=1, description="Explain so many most likely classes."
     )
     explain: Annotated[Explain, Option()] = Field(
-        "predicted", description="Of an image with a label: the predicted class, the label's, or both."
+        default="predicted", description="Of an image with a label: the predicted class, the label's, or both."
     )
     labels: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)] | None,
         Option(must_be="a file with one class name a line", computed=True),
-    ] = Field(None, description="The name of each class, in place of those that come with the weights.")
-    method: Annotated[Method, Option()] = Field("gradcam", description="How maps are made.")
+    ] = Field(default=None, description="The name of each class, in place of those that come with the weights.")
+    method: Annotated[Method, Option()] = Field(default="gradcam", description="How maps are made.")
     precision: Annotated[Precision, Option()] = Field(
-        "fp32", description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU."
+        default="fp32", description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU."
     )
     input_size: Annotated[
         tuple[Side, Side] | None,
         Option(
             must_be="8 to 2048 pixels, as 320, or HEIGHTxWIDTH, as 224x320", absent="those that belong to the network"
         ),
-    ] = Field(None, description="Pixels that the network reads: 320, or HEIGHTxWIDTH.")
+    ] = Field(default=None, description="Pixels that the network reads: 320, or HEIGHTxWIDTH.")
     mean: Annotated[
         tuple[Mean, Mean, Mean] | None,
         Option(must_be=f"three numbers from 0 to 1, {_THREE.format('0.485,0.456,0.406,')}", absent="the network's"),
-    ] = Field(None, description="What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406.")
+    ] = Field(default=None, description="What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406.")
     std: Annotated[
         tuple[Std, Std, Std] | None,
         Option(
             must_be=f"three numbers from 0.001 to 10, {_THREE.format('0.229,0.224,0.225,')}", absent="the network's"
         ),
-    ] = Field(None, description="What they are divided by then, as 0.229,0.224,0.225.")
-    fit: Annotated[Fit, Option()] = Field("squash", description="How a picture is brought to the network's size.")
+    ] = Field(default=None, description="What they are divided by then, as 0.229,0.224,0.225.")
+    fit: Annotated[Fit, Option()] = Field(
+        default="squash", description="How a picture is brought to the network's size."
+    )
     output_size: Annotated[OutputSize, Option()] = Field(
-        "input", description="Pictures of the network's size, or of the original's."
+        default="input", description="Pictures of the network's size, or of the original's."
     )
     raw: Annotated[bool, Option()] = Field(
-        False, description="Also store the map and the guided gradient as numbers (.npz)."
+        default=False, description="Also store the map and the guided gradient as numbers (.npz)."
     )
     outputs: Annotated[
         tuple[Output, ...], Field(min_length=1), Option(must_be=f"some of {','.join(OUTPUTS)}", by_commas=True)
-    ] = Field(OUTPUTS, description="Which of the four pictures, by commas.")
-    format: Annotated[PictureFormat, Option()] = Field("jpg", description="Picture format.")
+    ] = Field(default=OUTPUTS, description="Which of the four pictures, by commas.")
+    format: Annotated[PictureFormat, Option()] = Field(default="jpg", description="Picture format.")
     pack: Annotated[Pack, Option()] = Field(
-        "none", description="tar: the pictures of a chunk in one webdataset shard; for millions of images."
+        default="none", description="tar: the pictures of a chunk in one webdataset shard; for millions of images."
     )
     chunk_size: Annotated[ChunkSize, Option(must_be=f"1 to {MAX_CHUNK_SIZE}", computed=True)] = Field(
-        64, description="Images a chunk: what one message points to and one claim hands out."
+        default=64, description="Images a chunk: what one message points to and one claim hands out."
     )
-    queue: Annotated[Queue, Option()] = Field("default", description="Priority: more urgent jobs go first.")
+    queue: Annotated[Queue, Option()] = Field(default="default", description="Priority: more urgent jobs go first.")
     store: Annotated[str, Field(max_length=512)] = Field(
-        "",
+        default="",
         description="Where the producer looks for the pictures, as bucket/prefix; workers that write elsewhere refuse "
         "the job.",
     )
