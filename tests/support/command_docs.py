@@ -32,8 +32,13 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def options_of(command: click.Command) -> set[str]:
     """What may stand behind it and begins with dashes."""
-    named = {option for found in command.params for option in (*found.opts, *found.secondary_opts)}
+    named = {option for found in _parameters(command) for option in (*found.opts, *found.secondary_opts)}
     return {option for option in named if option.startswith("-")} | {"-h", "--help"}
+
+
+def _parameters(command: click.Command) -> list[click.Parameter]:
+    """All it takes; some make their options when they are asked for them."""
+    return [found for found in command.get_params(click.Context(command)) if "--help" not in found.opts]
 
 
 def page() -> str:
@@ -44,7 +49,7 @@ def _section(typed: str, command: click.Command) -> str:
     context = click.Context(command, info_name=typed)
     usage = " ".join([typed, *command.collect_usage_pieces(context)])
     what = " ".join((command.help or "").split("\b")[0].split())
-    rows = [_row(option) for option in command.params if isinstance(option, click.Option)]
+    rows = [_row(option) for option in _parameters(command) if isinstance(option, click.Option)]
     table = ["", "| option | does |", "|---|---|", *rows] if rows else []
     return "\n".join([f"## `{typed}`", "", f"`{usage}`", "", _plain(what), *table, ""])
 
