@@ -125,7 +125,7 @@ def test_a_job_of_a_newer_release_is_left_alone_and_can_be_listed_and_cancelled(
     client.wait(alone, timeout_s=60)
     alone_s = time.monotonic() - started
 
-    before = log(poisonous).count("action=left_alone")
+    before = log(poisonous).count("action=job_refused")
     newer(client, "newer", chunks=30)
     eventually(lambda: client.status("newer").problem, within_s=30)
     assert "written by another version" in (client.status("newer").problem or "")
@@ -134,7 +134,7 @@ def test_a_job_of_a_newer_release_is_left_alone_and_can_be_listed_and_cancelled(
     assert client.wait(beside, timeout_s=60).done == 24
     assert time.monotonic() - started < 2 * alone_s + 3
     # It does not come back to it in a circle, and its messages are there for those who can do it.
-    assert log(poisonous).count("action=left_alone") - before <= 2
+    assert log(poisonous).count("action=job_refused") - before <= 2
     assert client.status("newer").state is JobState.RUNNING
     eventually(lambda: client.table.redis.llen("gradcam:queue:default") >= 29)
 

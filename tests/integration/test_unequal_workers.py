@@ -75,7 +75,7 @@ def test_jobs_go_on_beside_badly_provisioned_workers_and_fail_when_none_else_is_
         assert any("AccessDenied" in problem or "elsewhere" in problem for problem in problems)
         # Each looked at it once, and left it alone.
         for bad in ("read-only", "prefix"):
-            assert (own.directory / f"{bad}.log").read_text().count("action=left_alone") <= 2
+            assert (own.directory / f"{bad}.log").read_text().count("action=job_refused") <= 2
 
         good.stop()
         eventually(lambda: len(names(client)) == 2, within_s=60)

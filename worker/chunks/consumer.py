@@ -217,7 +217,7 @@ class ChunkConsumer:
         try:
             self._faults.chunk_broke_off(claim, error)
         finally:
-            # To its priority, where it is read in its turn: what fails must not be what is tried first.
+            # To the end of its priority's queue: what fails must not be what is tried first.
             self._messages.release(claim, claim.spec.queue)
 
     # -- one chunk -------------------------------------------------------------------------------------------------

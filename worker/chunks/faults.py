@@ -98,7 +98,7 @@ class FaultHandler:
 
     def leave_to_others(self, job: str, error: NotHere, claim: Claim | None = None) -> None:
         """Leave a job to others that this worker cannot do. Where no worker can, the job fails."""
-        log.warning("action=left_alone job=%s This worker cannot do it: %s", job, error)
+        log.warning("action=job_refused job=%s This worker cannot do it: %s", job, error)
         kind = Kind.VERSION if isinstance(error, OtherVersion) else Kind.REFUSED
         self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
         # No other job can be done here either: each is looked at once, and nothing is computed for it.

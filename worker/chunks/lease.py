@@ -34,10 +34,10 @@ class Lease:
 
     Args:
         table: The job table.
-        claim: The chunk in hand.
+        claim: The chunk.
         claim_id: What it was claimed with.
         lease_s: How long the chunk stays ours when this process dies.
-        busy_file: Exists while the chunk is in hand; its time is when the step in hand must be over.
+        busy_file: Exists while the chunk is in flight; its time is the deadline of the present step.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Lease:
             raise LeaseLost
 
     def _tell(self, marked: Sequence[int], *, loading: bool = False) -> None:
-        """Tell the parent what is in hand; it may be the only one left to know."""
+        """Tell the parent what is in flight; it may be the only one left to know."""
         if self._file is None:
             return
         claim = self._claim

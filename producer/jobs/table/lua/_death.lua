@@ -1,4 +1,4 @@
--- What a dead holder had in hand comes under suspicion. `marks` holds the offsets it was about to decode or compute,
+-- What a dead holder had in flight comes under suspicion. `marks` holds the offsets it was about to decode or compute,
 -- by commas; `suspects` holds offset=weight pairs. Only an item that was *alone* under the mark gets the death's weight:
 -- of many, nobody knows which one it was, and a holder that had marked nothing accuses nobody.
 local function parse_suspects(text)

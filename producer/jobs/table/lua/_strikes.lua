@@ -1,4 +1,4 @@
--- What keeps count of a job in trouble: a process died with a chunk of it in hand, or an error came up that nobody
+-- What keeps count of a job in trouble: a process died with a chunk of it in flight, or an error came up that nobody
 -- foresaw. Each is a strike. Below two the job is treated as any other; from two on it is put off, 1 s to 30 s, twice as
 -- long each time: until `not_before` other jobs go first, and no chunk of it is handed out out of turn. What happens
 -- within a second is one accident: a machine that is gone takes many chunks along. Strikes are forgotten after a while.

@@ -1,5 +1,5 @@
 -- Make a job; making the same one again changes nothing. `since` is the first token that its records may have.
--- KEYS  1 job  2 gradcam:jobs  3 gradcam:active  4 round_robin of its class
+-- KEYS  1 job  2 gradcam:jobs  3 gradcam:active  4 round robin of its priority
 -- ARGV  1 id  2 spec (JSON)  3 name or ''  4 network  5 queue  6 lifetime (s)  7 chunk size  8 a life, if it is new
 -- gives {'created' | 'same', life, since} | {'differs'} | {state of one that is being repaired or deleted}
 local state = settled_state(KEYS[1], KEYS[3], ARGV[1])

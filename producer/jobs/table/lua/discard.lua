@@ -1,5 +1,5 @@
 -- Take back a job that was just made, of which nothing was sent: its name belongs to another one in the store.
--- KEYS  1 job  2 gradcam:jobs  3 gradcam:active  4 round_robin of its class
+-- KEYS  1 job  2 gradcam:jobs  3 gradcam:active  4 round robin of its priority
 -- ARGV  1 id  2 life
 -- gives 'discarded' | 'kept'
 local f = redis.call('HMGET', KEYS[1], 'life', 'total', 'ingest', 'state')

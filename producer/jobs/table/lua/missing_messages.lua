@@ -1,7 +1,7 @@
 -- Find out whether fewer messages are left than chunks wait in a priority: then some were lost, and as many are
 -- sent again. A message may be on its way (sent a moment later than its chunk was added, read a moment before it is
 -- claimed), so that only what has been missing all along for `grace` seconds counts.
--- KEYS  1 round_robin of the class  2 its queue  3 the queue recovery  4 missing_messages of the class; of the jobs in round_robin also
+-- KEYS  1 round robin of the priority  2 its queue  3 the queue recovery  4 missing messages of the priority; of the jobs in round_robin also
 --       `gradcam:job:<job>` and `gradcam:job:<job>:waiting`
 -- ARGV  1 grace (s)  2 at most
 -- gives {job, chunk, job, chunk, ...}

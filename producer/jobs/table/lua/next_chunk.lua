@@ -1,21 +1,20 @@
--- Which chunk a message is worth. A message is leave to work at one waiting chunk of its priority; whose turn it
--- is, is decided here: of the jobs that have one waiting, that one whose last turn is longest ago. A job in trouble is
--- put off while others wait, and one that this worker leaves alone is not its. A message of the queue `recovery` means
--- the very chunk it names, as long as that waits and its job is in no trouble; after that it is leave like any other of
--- its job's class, since one of those was used up for its chunk.
--- KEYS  1 round_robin of the class; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
+-- Pick the chunk that a message lets a worker take: of the jobs of that priority with a waiting chunk, the job that was
+-- picked longest ago. A job in trouble is delayed while others wait; a job that this worker has refused is left out. A
+-- message of the queue `recovery` names its chunk, as long as that waits and its job is in no trouble; after that it is
+-- like any other message of its job's priority, since one of those was used up for its chunk.
+-- KEYS  1 round robin of the priority; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
 -- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker
--- gives {job, chunk} | {class} where nothing waits but what this worker leaves alone | {}
+-- gives {job, chunk} | {priority} where nothing waits but jobs that this worker has refused | {}
 local t = now()
-local function left_alone(job)
+local function refused(job)
   local word = redis.call('HGET', 'gradcam:job:' .. job .. ':troubles', 'worker:' .. ARGV[4])
   return word and tonumber(cjson.decode(word)['until']) > t
 end
-local function put_off(not_before)
+local function delayed(not_before)
   return not_before and tonumber(not_before) > t
 end
 local function taken(job, chunk)
-  -- To the end of its job's row: who asks in the same moment gets another.
+  -- To the end of its job's waiting chunks: who asks in the same moment gets another.
   redis.call('ZADD', 'gradcam:job:' .. job .. ':waiting', 'XX', stamp(t), chunk)
   return {job, tonumber(chunk)}
 end
@@ -23,8 +22,8 @@ local round_robin = KEYS[1]
 if ARGV[3] == '1' then
   local meant = 'gradcam:job:' .. ARGV[1]
   local f = redis.call('HMGET', meant, 'state', 'not_before', 'queue')
-  if f[1] == 'running' and not put_off(f[2]) and redis.call('ZSCORE', meant .. ':waiting', ARGV[2])
-      and not left_alone(ARGV[1]) then
+  if f[1] == 'running' and not delayed(f[2]) and redis.call('ZSCORE', meant .. ':waiting', ARGV[2])
+      and not refused(ARGV[1]) then
     return taken(ARGV[1], ARGV[2])
   end
   round_robin = 'gradcam:round-robin:' .. (f[3] or '')
@@ -33,9 +32,9 @@ local later, left
 for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
   local f = redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
   local first = f[1] == 'running' and redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, 0)[1]
-  if first and left_alone(job) then
+  if first and refused(job) then
     left = true
-  elseif first and put_off(f[2]) then
+  elseif first and delayed(f[2]) then
     later = later or {job, first}
   elseif first then
     to_the_end(round_robin, job)

@@ -1,4 +1,4 @@
--- Nothing more is handed out until the job is resumed; holders stop after the batch in hand, which may be committed.
+-- Nothing more is handed out until the job is resumed; holders stop after the batch on the device, which may be committed.
 -- KEYS  1 job
 -- gives state | 'gone'
 local state = redis.call('HGET', KEYS[1], 'state')

@@ -1,7 +1,7 @@
 -- Begin a new generation of a job that has ended: its keys live on, and until `reopened` it cannot end again.
 -- The same retry id asking again (its first reply was lost) gets the same generation. A repair asks with the id under
 -- which it holds the job. A submission goes on so with a job that failed while it was being sent: nothing is reopened.
--- KEYS  1 job  2 gradcam:active  3 round_robin of its class  4 reasons  5.. every other key of the job
+-- KEYS  1 job  2 gradcam:active  3 round robin of its priority  4 reasons  5.. every other key of the job
 -- ARGV  1 id  2 retry id  3 reason or ''  4 '', 'repair' (done items are reopened as well) or 'submit'
 -- gives {'begun', generation, life} | {'nothing'} | {'open'} | {'damaged'} | {'gone'} | {state}
 if redis.call('HGET', KEYS[1], 'retry') == ARGV[2] then

@@ -2,7 +2,7 @@
 -- KEYS  1 job  2 reasons  3 gradcam:workers  4 gradcam:problems  5 chunks  6 items  7 waiting  8 leases
 --       9 timings  10 troubles
 -- ARGV  1 seconds after which a silent worker does not count  2.. fields
--- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in hand, timings, troubles, now,
+-- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in flight, timings, troubles, now,
 --        a problem of a worker or nil}
 -- What a worker said that is gone by now is no trouble any more.
 local troubles, found, since = {}, redis.call('HGETALL', KEYS[10]), now() - tonumber(ARGV[1])
