@@ -149,3 +149,15 @@ def test_every_target_is_in_the_documentation_and_those_there_exist() -> None:
 
 def test_many_commands_are_looked_at() -> None:
     assert sum(len(list(typed(line))) for text in CURRENT.values() for line in code_of(text)) > 100
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_files_that_the_documentation_names_exist(name: str) -> None:
+    found = re.findall(r"`((?:producer|worker|deploy|tests|gradcam_queue)/[\w/.]+?)`", PAGES[name])
+    assert [path for path in found if not (ROOT / path).exists()] == []
+
+
+def test_an_image_passes_at_most_fifteen_files() -> None:
+    rows = re.findall(r"^\| (\d+) \| `[\w/.]+`", PAGES["docs/follow-an-image.md"], re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) <= 15
