@@ -118,7 +118,8 @@ def test_an_image_that_breaks_a_shared_batch_is_its_own_jobs_trouble(core: Core)
 def test_what_was_finished_before_a_fault_is_committed(core: Core) -> None:
     core.job("fault", [*(core.image(color) for color in range(BATCH)), core.image(BAD)])
     core.model.bad_gate.clear()
-    run = core.begin(core.claim("fault"), commit_every_s=0.0)
+    # A suspect comes last, and alone.
+    run = core.begin(replace(core.claim("fault"), suspects={BATCH: 1}), commit_every_s=0.0)
     core.wait_until(lambda: counts(core, "fault") == (BATCH, 0))
     core.model.bad_gate.set()
     with pytest.raises(GradcamError, match="a white picture"):

@@ -26,7 +26,9 @@ class Device:
             raise ValueError("no")
 
     def open(self, job: str, count: int, *, order: int = 0) -> Stream[str]:
-        return self.queue.open(BatchKey("key", 0, "input"), order=order, count=count, job=job, since=time.monotonic())
+        return self.queue.open(
+            BatchKey("key", 0, "input"), order=(0, order), count=count, job=job, since=time.monotonic()
+        )
 
     def send(self, stream: Stream[str], *items: str) -> None:
         for item in items:

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import ModelError
+from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.waits import waiting
 from worker import metrics
 from worker.chunks import stages
@@ -89,8 +90,9 @@ class Pipeline:
         self._sizes.size(key.size)  # here, as it may ask Redis
         # What is drawn on originals keeps all of them in memory: fewer wait for the device.
         most = sys.maxsize if chunk.claim.spec.output_size == "input" else _MOST_ORIGINALS
+        order = (PRIORITIES.index(chunk.claim.spec.queue), chunk.order)
         return self._queue.open(
-            key, order=chunk.order, count=count, job=chunk.claim.job, since=chunk.since, most=1 if alone else most
+            key, order=order, count=count, job=chunk.claim.job, since=chunk.since, most=1 if alone else most
         )
 
     def close(self, stream: Stream[ImageTask]) -> None:

@@ -38,8 +38,8 @@ class Stream(Generic[T]):
     """The images of one chunk on their way to the device. Only `BatchQueue` changes it."""
 
     key: BatchKey
-    #: The lower, the sooner.
-    order: int
+    #: The lower, the sooner: priority, then the chunk's place among those taken.
+    order: tuple[int, int]
     job: str
     #: When its chunk came into flight, in seconds of the monotonic clock.
     since: float
@@ -81,13 +81,20 @@ class BatchQueue(Generic[T]):
         self._behind = 0
 
     def open(
-        self, key: BatchKey, *, order: int, count: int, job: str = "", since: float = 0.0, most: int = sys.maxsize
+        self,
+        key: BatchKey,
+        *,
+        order: tuple[int, int],
+        count: int,
+        job: str = "",
+        since: float = 0.0,
+        most: int = sys.maxsize,
     ) -> Stream[T]:
         """Announce the images of a chunk.
 
         Args:
             key: What may share a batch.
-            order: Of the chunk: the lowest goes first.
+            order: The lowest goes first: the rank of the job's priority, then the chunk's place among those taken.
             count: How many images come.
             job: Whose.
             since: When the chunk came into flight, in seconds of the monotonic clock.
