@@ -85,7 +85,7 @@ bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and h
 .PHONY: coverage
 coverage: $(VENV)/test.stamp ## run all tests and print which lines and branches they reach, those in workers too
 	@rm -f .coverage .coverage.*
-	COVERAGE_FILE="$(CURDIR)/.coverage" $(BIN)/coverage run -m pytest $(TESTS)
+	COVERAGE_FILE="$(CURDIR)/.coverage" $(BIN)/coverage run -m pytest $(LANES) $(TESTS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 

@@ -128,12 +128,15 @@ def test_batches_never_take_so_long_that_a_stop_has_to_wait_for_them() -> None:
     assert work(BatchSizes(256), lambda size: 0.1 + 0.2 * size) * 0.2 <= LONGEST_S
 
 
-def test_sizes_that_no_chunk_can_fill_are_left_out() -> None:
-    sizes = BatchSizes(64)
+def test_small_jobs_teach_nothing_that_later_large_ones_would_suffer_from() -> None:
+    """The size is the most that leaves at once: a supply that does not fill it says nothing of the device."""
+    told: list[tuple[str, int]] = []
+    sizes = BatchSizes(64, remember=lambda key, size: told.append((key, size)))
     for _ in range(100):
-        size = min(sizes.size(KIND), 8)
-        sizes.ran(KIND, size, 0.03)
-    assert sizes.size(KIND) == 8
+        sizes.ran(KIND, 2, 0.03)
+    assert (sizes.size(KIND), told) == (FIRST, [])
+    assert work(sizes, lambda _: 0.03) == 64
+    assert told == [(KIND, 64)]
 
 
 def test_what_did_not_fit_later_is_not_told_to_others() -> None:

@@ -38,8 +38,6 @@ class _Search:
     #: 0 while it grows, then the round.
     round: int = 0
     over: bool = False
-    #: How many batches were smaller than what was asked for.
-    short: int = 0
     #: size → images/s of each batch of that size
     speeds: dict[int, list[float]] = field(default_factory=dict)
 
@@ -83,11 +81,13 @@ class BatchSizes:
             return self._search(key, known).size
 
     def ran(self, key: str, size: int, seconds: float) -> None:
-        """Take note of a batch that fitted; one of another size than asked for (the last of a chunk) tells nothing."""
+        """Take note of a batch that fitted.
+
+        One of another size than asked for tells nothing: it was the last of a job, or there were no more images.
+        """
         with self._lock:
             search = self._search(key)
             if search.over or size != search.size:
-                self._fell_short(key, search, size)
                 return
             speeds = search.speeds.setdefault(size, [])
             speeds.append(size / max(seconds, 1e-9))
@@ -108,14 +108,6 @@ class BatchSizes:
                 search.size = min(search.size, search.ceiling)
             elif search.size > search.ceiling:
                 self._next_size(key, search)
-
-    def _fell_short(self, key: str, search: _Search, size: int) -> None:
-        """Chunks that are smaller than the size that is tried never fill a batch: it is left out."""
-        search.short += size < search.size
-        if not search.over and search.short >= _SHORT:
-            search.short, search.ceiling = 0, max(1, search.size // 2)
-            search.sizes = [each for each in search.sizes if each < search.size] or [search.ceiling]
-            self._next_size(key, search)
 
     def _search(self, key: str, known: int | None = None) -> _Search:
         search = self._searches.get(key)
