@@ -108,7 +108,7 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
             click.echo(finding.model_dump_json(exclude={"result"}, exclude_none=True))
         else:
             where = finding.key if finding.line is None else f"{finding.key} line {finding.line}"
-            click.echo(one_line(f"{finding.kind}\t{'-' if finding.index is None else finding.index}\t{where}"))
+            click.echo(f"{finding.kind}\t{'-' if finding.index is None else finding.index}\t{one_line(where)}")
     status = client.status(job)
     talk.print(f"{status.done} images done: {_found(counts)}")
     if not counts:

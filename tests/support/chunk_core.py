@@ -115,6 +115,8 @@ class Core:
         )
         self._pool = ThreadPoolExecutor(8)
         self._uploaded: dict[int, str] = {}
+        #: The chunk that was begun last.
+        self.chunk: ChunkContext | None = None
 
     def image(self, color: int = 100, *, broken: bool = False) -> str:
         """The address of a picture of one color."""
@@ -161,7 +163,7 @@ class Core:
                     commit_every_s=commit_every_s,
                     shard=shard,
                 )
-                chunk = ChunkContext(claim, self.network, lease, order=slot.order, since=time.monotonic())
+                chunk = self.chunk = ChunkContext(claim, self.network, lease, order=slot.order, since=time.monotonic())
                 return ChunkRun(
                     chunk,
                     self.pipeline,

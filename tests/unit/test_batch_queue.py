@@ -126,9 +126,18 @@ def test_finished_images_make_room_again() -> None:
     arrive(queue, queue.open(key("a"), order=(0, 0), count=8), *"12345678")
     for _ in range(3):
         taken(queue)
-    queue.finished()
-    queue.finished()
+    queue.finished(key("a"))
+    queue.finished(key("a"))
     assert taken(queue).items == ["7", "8"]
+
+
+def test_results_of_one_model_that_go_out_slowly_do_not_hold_up_another() -> None:
+    queue = queue_of(2)
+    arrive(queue, queue.open(key("slow"), order=(1, 0), count=8), *"12345678")
+    for _ in range(3):
+        taken(queue)
+    arrive(queue, queue.open(key("urgent"), order=(0, 1), count=1, most=1), "x")
+    assert taken(queue).items == ["x"]
 
 
 def test_what_waits_of_a_closed_chunk_is_dropped() -> None:
@@ -171,8 +180,8 @@ def test_every_image_leaves_exactly_once_whoever_brings_it(threads: int) -> None
             pool.submit(arrive, queue, stream, *(f"{stream.order[1]}-{n}" for n in range(count)))
         left: list[str] = []
         while len(left) < threads * count:
-            items = queue.take().items
-            left += items
-            for _ in items:
-                queue.finished()
+            batch = queue.take()
+            left += batch.items
+            for _ in batch.items:
+                queue.finished(batch.streams[0].key)
     assert sorted(left) == sorted(f"{order}-{n}" for order in range(threads) for n in range(count))

@@ -20,7 +20,7 @@ class Device:
 
     def _compute(self, batch: Batch[str], idle_s: float) -> None:
         self.computed.put((batch.items[0], threading.get_ident(), idle_s))
-        self.queue.finished()
+        self.queue.finished(batch.streams[0].key)
         time.sleep(self.takes_s)
         if batch.items[0] == "broken":
             raise ValueError("no")

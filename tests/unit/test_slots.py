@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from producer.jobs.model.errors import WorkerError
 from worker.chunks.slots import Slot, Slots
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def test_who_wants_to_be_alone_waits_for_chunks_and_for_what_broken_off_ones_lef
     alone = threading.Event()
 
     def wait() -> None:
-        world.slots.wait_until_exclusive(mine, lambda: None)
+        world.slots.wait_until_exclusive(mine, lambda: None, limit_s=60)
         alone.set()
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -138,7 +139,7 @@ def test_a_thread_that_hangs_is_not_waited_for(world: World) -> None:
     mine = world.take()
     world.slots.hangs()
     with world.slots.running():
-        world.slots.wait_until_exclusive(mine, lambda: pytest.fail("it waited"))
+        world.slots.wait_until_exclusive(mine, lambda: pytest.fail("it waited"), limit_s=60)
     assert world.slots.hanging() == 1
 
 
@@ -150,7 +151,23 @@ def test_who_waits_to_be_alone_is_asked_whether_its_chunk_is_still_its_own(world
         raise RuntimeError("not ours any more")
 
     with pytest.raises(RuntimeError, match="not ours"):
-        world.slots.wait_until_exclusive(mine, lost)
+        world.slots.wait_until_exclusive(mine, lost, limit_s=60)
+
+
+def test_what_a_chunk_that_broke_off_left_hanging_ends_the_process_and_not_its_work(world: World) -> None:
+    """Its image is nobody's any more, so nobody else finds out that it hangs."""
+    mine = world.take()
+    with world.slots.running():
+        with pytest.raises(WorkerError, match="starts anew"):
+            world.slots.wait_until_exclusive(mine, lambda: None, limit_s=0.3)
+        assert world.slots.hanging() == 1
+
+
+def test_a_process_that_was_told_to_stop_stops_though_the_word_is_tidied_away(world: World) -> None:
+    world.drained = True
+    assert world.slots.stopping()
+    world.drained = False
+    assert world.slots.stopping()
 
 
 def test_room_that_comes_ends_the_waiting_for_it(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -34,6 +34,15 @@ _NETWORK_S = 600.0
 _OF_SERVERS = frozenset({"fetch", "upload"})
 #: What is said of stages that take long.
 _WORK = {"decode": "an image to be decoded", "render": "pictures to be drawn", "encode": "pictures to be encoded"}
+
+
+def longest_stage_s(limit_s: float) -> float:
+    """How long any stage may take, one that talks to servers included.
+
+    Args:
+        limit_s: How long a stage may take that does not.
+    """
+    return limit_s + _NETWORK_S
 
 
 @dataclass(eq=False)
@@ -67,6 +76,8 @@ class ImageTask:
     error: ItemError | None = None
     #: Whether it left for the device: what has not is dropped when the process stops.
     left_for_device: bool = False
+    #: Whether it counts as being behind the device.
+    behind: bool = False
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -182,9 +193,27 @@ class ChunkContext:
             computed: Whether it leaves for the device now: then it is dropped only if the chunk breaks off.
         """
         with self._lock:
-            goes_on = self._in_flight.get(task.offset) is task and not self._closed
-            task.left_for_device = task.left_for_device or (goes_on and computed)
+            goes_on = self._goes_on(task)
+            if goes_on and computed:
+                task.left_for_device = task.behind = True
             return goes_on
+
+    def arrive(self, task: ImageTask, then: Callable[[], None]) -> bool:
+        """Do what follows an image's first stages, if it goes on; nobody gives it up meanwhile."""
+        with self._lock:
+            goes_on = self._goes_on(task)
+            if goes_on:
+                then()
+            return goes_on
+
+    def leaves_behind(self, task: ImageTask) -> bool:
+        """Whether an image counted as being behind the device until now; it does not any more."""
+        with self._lock:
+            behind, task.behind = task.behind, False
+            return behind
+
+    def _goes_on(self, task: ImageTask) -> bool:
+        return self._in_flight.get(task.offset) is task and not self._closed
 
     def complete(self, task: ImageTask, ended: Ended | None = None, error: BaseException | None = None) -> None:
         """An image has come out; of one that was given up nobody wants to know."""
@@ -194,10 +223,19 @@ class ChunkContext:
             del self._in_flight[task.offset]
             self._out.put(Completed(task, ended, error))
 
-    def give_up(self, task: ImageTask) -> bool:
-        """Take an image out that a thread still has, and may have for ever; False when it has just come out."""
+    def give_up(self, task: ImageTask, then: Callable[[], None]) -> bool:
+        """Take an image out that a thread still has, and may have for ever; False when it has just come out.
+
+        Args:
+            task: The image.
+            then: Called at once if it is taken out.
+        """
         with self._lock:
-            return self._in_flight.pop(task.offset, None) is not None
+            if self._in_flight.get(task.offset) is not task:
+                return False
+            del self._in_flight[task.offset]
+            then()
+            return True
 
     def drop_early(self) -> None:
         """Take out every image that has not left for the device."""

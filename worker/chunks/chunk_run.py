@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import CrashedWorker, ItemError, ItemTimeout, WorkerError
 from producer.jobs.model.stage_times import IDLE
-from worker.chunks.chunk import ImageTask
+from worker.chunks.chunk import ImageTask, longest_stage_s
 from worker.chunks.outcome import failed
 from worker.supervise.deaths import CONVICTING, HUNG
 
@@ -96,7 +96,11 @@ class ChunkRun:
         self._stream(healthy)
         # Each alone, so that the next death says whose fault it is; last, so that it takes nobody along.
         if suspects:
-            self._slots.wait_until_exclusive(self._slot, lambda: self._chunk.lease.step(self._item_timeout_s))
+            self._slots.wait_until_exclusive(
+                self._slot,
+                lambda: self._chunk.lease.step(self._item_timeout_s),
+                limit_s=longest_stage_s(self._item_timeout_s),
+            )
         for task in suspects:
             # A thread that hangs at another image would take part: the chunk goes back, and this process retires.
             if not self._slots.stopping() and not self._slots.hanging():

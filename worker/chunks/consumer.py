@@ -21,7 +21,7 @@ from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
 from producer.jobs.table.claims import OnlyRefusedJobs
-from worker.chunks.chunk import ChunkContext
+from worker.chunks.chunk import ChunkContext, longest_stage_s
 from worker.chunks.chunk_run import ChunkRun
 from worker.chunks.lease import Lease, LeaseLost
 from worker.chunks.messages import Message
@@ -277,7 +277,8 @@ class ChunkConsumer:
         else:
             if claim.load_suspect:
                 # Alone, so that the next death says whose fault it is, and takes nobody along.
-                self._slots.wait_until_exclusive(slot, lambda: lease.step(self._settings.item_timeout_s))
+                step_s = self._settings.item_timeout_s
+                self._slots.wait_until_exclusive(slot, lambda: lease.step(step_s), limit_s=longest_stage_s(step_s))
             lease.load(limit_s)
         with waiting("a model to be loaded", server=False):
             network = self._models.get(claim.spec)

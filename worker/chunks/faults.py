@@ -163,11 +163,11 @@ class FaultHandler:
         """Take note of a chunk that came to its end."""
         with self._lock:
             had_fault, self._faulty, self._pause_s = self._faulty, False, _FIRST_PAUSE_S
-            troubled = claim.troubled or self._tried.pop(claim.job, 0) > 0
+            tried = self._tried.pop(claim.job, 0)
         if had_fault:
             self._health.recovered()
             self._table.registry.recovered(self._worker)
-        if troubled:
+        if claim.troubled or tried:
             self._table.troubles.over(claim.job, self._worker)
 
 

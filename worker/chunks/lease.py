@@ -45,12 +45,15 @@ class Lease:
     ) -> None:
         self._table, self._claim, self._claim_id, self._lease_s = table, claim, claim_id, lease_s
         self._file = None if busy_file is None else BusyFile(busy_file)
-        self._until = time.monotonic() + lease_s
+        #: Guards the deadlines and the file: several threads begin and end steps.
+        self._lock = threading.Lock()
+        self._step_until = time.monotonic() + lease_s
+        #: While a batch with images of the chunk is on the device, its deadline counts, whatever else goes on.
+        self._batch_until: float | None = None
+        self._closed = False
         #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
         self._lost = False
-        #: Whether a batch with images of the chunk is on the device: its time runs, whatever else goes on.
-        self._in_batch = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -61,9 +64,11 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        # First: a renewal that waits for Redis is no hanging image.
-        if self._file is not None:
-            self._file.remove()
+        # First: a renewal that waits for Redis is no hanging image. The next chunk in this place has the same file.
+        with self._lock:
+            self._closed = True
+            if self._file is not None:
+                self._file.remove()
         self._thread.join()
 
     def step(self, limit_s: float) -> None:
@@ -74,29 +79,35 @@ class Lease:
         """
         if self._lost:
             raise LeaseLost
-        if not self._in_batch:
-            self._begin(limit_s)
+        self._set_deadlines(step_s=limit_s)
 
     @contextmanager
     def batch(self, limit_s: float) -> Iterator[None]:
         """Take note that a batch with images of the chunk is on the device, for so long at most.
 
-        Other steps extend nothing meanwhile: a device that hangs must not be hidden by uploads that go on.
+        Its deadline counts meanwhile: a device that hangs must not be hidden by uploads that go on. Afterwards that of
+        the chunk's own step counts again: an outage of the store is not taken for a batch that hangs.
 
         Raises:
             LeaseLost: As `step`.
         """
-        self.step(limit_s)
-        self._in_batch = True
+        if self._lost:
+            raise LeaseLost
+        self._set_deadlines(batch_s=limit_s)
         try:
             yield
         finally:
-            self._in_batch = False
-            self._begin(limit_s)
+            self._set_deadlines()
 
-    def _begin(self, limit_s: float) -> None:
-        self._until = time.monotonic() + limit_s
-        self._set_time()
+    def _set_deadlines(self, *, step_s: float | None = None, batch_s: float | None = None) -> None:
+        """Begin a step of the chunk's own thread, or begin a batch; neither: a batch has ended."""
+        now = time.monotonic()
+        with self._lock:
+            if step_s is not None:
+                self._step_until = now + step_s
+            else:
+                self._batch_until = None if batch_s is None else now + batch_s
+            self._set_time()
 
     def hold(self) -> None:
         """Make sure that the chunk is ours before something is written that is its holder's alone to write.
@@ -141,17 +152,22 @@ class Lease:
             return
         claim = self._claim
         busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading)
-        self._file.write(busy)
-        self._set_time()
+        with self._lock:
+            if not self._closed:
+                self._file.write(busy)
+                self._set_time()
+
+    def _deadline(self) -> float:
+        return self._step_until if self._batch_until is None else self._batch_until
 
     def _set_time(self) -> None:
-        if self._file is not None:
-            self._file.set_deadline(max(self._until - time.monotonic(), 0.0))
+        if self._file is not None and not self._closed:
+            self._file.set_deadline(max(self._deadline() - time.monotonic(), 0.0))
 
     def _keep(self) -> None:
         while not self._over.wait(self._lease_s / 8):
             due = time.monotonic() - self._renewed >= self._lease_s / 3
-            if due and not self._lost and time.monotonic() < self._until:
+            if due and not self._lost and time.monotonic() < self._deadline():
                 # Redis is away: it hands out our chunk no more than it renews it.
                 with suppress(ServiceError):
                     self._renew(None)

@@ -115,11 +115,15 @@ class Pipeline:
 
     def give_up(self, task: ImageTask, stream: Stream[ImageTask]) -> bool:
         """Do without an image that hangs; False when it has come out meanwhile."""
-        if not task.chunk.give_up(task):
-            return False
-        if not task.left_for_device:
-            self._queue.lose(stream)
-        return True
+
+        def leave() -> None:
+            if task.behind:
+                task.behind = False
+                self._queue.finished(stream.key)
+            elif not task.left_for_device:
+                self._queue.lose(stream)
+
+        return task.chunk.give_up(task, leave)
 
     # -- the stages ------------------------------------------------------------------------------------------------
 
@@ -133,14 +137,11 @@ class Pipeline:
                 stages.load(task, self._fetcher, chunk.network, chunk.claim.spec)
         except BaseException as raised:  # told by the chunk's own thread
             error = raised
-        if not chunk.goes_on(task):
-            return  # it was dropped, or given up
         if error is None and task.error is None:
             task.waits_from_now()
-            self._queue.put(stream, task)
-            return
-        self._queue.lose(stream)
-        chunk.complete(task, None if error else failed(task), error)
+            chunk.arrive(task, lambda: self._queue.put(stream, task))
+        elif chunk.arrive(task, lambda: self._queue.lose(stream)):
+            chunk.complete(task, None if error else failed(task), error)
 
     def _compute(self, batch: Batch[ImageTask], idle_s: float) -> None:
         """Runs in the device's thread."""
@@ -162,7 +163,7 @@ class Pipeline:
         else:
             leaving = [task for task in batch.items if task.chunk.goes_on(task, computed=True)]
         for _ in range(len(batch.items) - len(leaving)):
-            self._queue.finished()
+            self._queue.finished(batch.streams[0].key)
         return leaving
 
     def _explain(self, tasks: Sequence[ImageTask], key: BatchKey, *, telling: bool) -> None:
@@ -177,13 +178,13 @@ class Pipeline:
                     self._explain([task for task in tasks if task.chunk is chunk], key, telling=False)
                 return
             for task in tasks:
-                self._queue.finished()
+                self._finished(task, key)
                 task.chunk.complete(task, error=error)
             return
         seconds = time.monotonic() - began
         for task, answer in zip(tasks, answers, strict=True):
             task.computed(answer, began, seconds / len(tasks))
-            self._behind.submit(self._finish, task)
+            self._behind.submit(self._finish, task, key)
         self._computed()
         self._note_size(key, len(tasks), seconds, halved, telling=telling)
         self._warn_if_unguided(tasks[0].chunk.network, answers)
@@ -208,7 +209,11 @@ class Pipeline:
             raise AssertionError("a batch came back with another length")
         return answers
 
-    def _finish(self, task: ImageTask) -> None:
+    def _finished(self, task: ImageTask, key: BatchKey) -> None:
+        if task.chunk.leaves_behind(task):
+            self._queue.finished(key)
+
+    def _finish(self, task: ImageTask, key: BatchKey) -> None:
         chunk = task.chunk
         try:
             if not chunk.goes_on(task):
@@ -221,7 +226,7 @@ class Pipeline:
         else:
             chunk.complete(task, ended)
         finally:
-            self._queue.finished()
+            self._finished(task, key)
 
     # -- batch sizes -----------------------------------------------------------------------------------------------
 

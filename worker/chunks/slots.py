@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from producer.jobs.model.errors import WorkerError
+
 if TYPE_CHECKING:
     from producer.jobs.table.claims import Claim
 
@@ -59,6 +61,7 @@ class Slots:
         self._paused_until = 0.0
         self._retires: str | None = None
         self._worn_out: str | None = None
+        self._told = False
 
     # -- whether anything is begun ---------------------------------------------------------------------------------
 
@@ -69,7 +72,8 @@ class Slots:
 
     def told_to_stop(self) -> bool:
         """Whether it was told to from outside."""
-        return self._drained()
+        with self._changed:
+            return self._is_told_to_stop()
 
     def retire(self, why: str) -> None:
         """Make way for a new process now: nothing more is begun, not even of the chunks in flight."""
@@ -131,7 +135,12 @@ class Slots:
         return time.monotonic() < self._paused_until
 
     def _is_stopping(self) -> bool:
-        return self._retires is not None or self._drained()
+        return self._retires is not None or self._is_told_to_stop()
+
+    def _is_told_to_stop(self) -> bool:
+        # Once told, for ever: what was dropped for it is not taken up again, should the file be tidied away.
+        self._told = self._told or self._drained()
+        return self._told
 
     # -- chunks in flight ------------------------------------------------------------------------------------------
 
@@ -174,7 +183,7 @@ class Slots:
         with self._changed:
             return not self._open
 
-    def wait_until_exclusive(self, slot: Slot, meanwhile: Callable[[], None]) -> None:
+    def wait_until_exclusive(self, slot: Slot, meanwhile: Callable[[], None], *, limit_s: float) -> None:
         """Wait until nothing else is in flight or running.
 
         The other chunks never wait so: none is begun beside one that is exclusive.
@@ -182,13 +191,25 @@ class Slots:
         Args:
             slot: Whose chunk waits.
             meanwhile: Called again and again; what it raises ends the waiting.
+            limit_s: How long a stage may take that a chunk left running which broke off.
+
+        Raises:
+            WorkerError: Such a stage hangs. Nobody else looks for it, since its chunk is gone.
         """
+        since: float | None = None
         while True:
             with self._changed:
                 slot.exclusive = True
                 # What a chunk had begun that broke off goes on to its end; what hangs has none.
                 if self._changed.wait_for(lambda: self._is_alone(slot), timeout=_LOOK_EVERY_S):
                     return
+                if len(self._open) > 1:
+                    since = None
+                elif since is None:
+                    since = time.monotonic()
+                elif time.monotonic() - since > limit_s:
+                    self._hanging = self._running
+                    raise WorkerError("what an earlier chunk left running does not end; this process starts anew")
             meanwhile()
 
     def _is_alone(self, slot: Slot) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 #: How long an image waits for its batch to fill up.
 LINGER_S: Final = 1.0
-#: Batches of results that may be under way behind the device: memory stays flat when the store is slow.
+#: Batches of results of one key that may be under way behind the device: memory stays flat when the store is slow.
 _BEHIND: Final = 2
 
 
@@ -77,8 +77,8 @@ class BatchQueue(Generic[T]):
         self._size, self._linger_s = size, linger_s
         self._changed = threading.Condition()
         self._streams: list[Stream[T]] = []
-        #: How many images have left and are not finished.
-        self._behind = 0
+        #: Key → how many images have left and are not finished.
+        self._behind: Counter[BatchKey] = Counter()
 
     def open(
         self,
@@ -158,10 +158,12 @@ class BatchQueue(Generic[T]):
                     return batch
                 self._changed.wait(within_s)
 
-    def finished(self) -> None:
+    def finished(self, key: BatchKey) -> None:
         """An image that has left is finished, whatever came of it."""
         with self._changed:
-            self._behind -= 1
+            self._behind[key] -= 1
+            if not self._behind[key]:
+                del self._behind[key]
             self._changed.notify_all()
 
     def _next(self, now: float) -> tuple[Batch[T] | None, float | None]:
@@ -173,7 +175,7 @@ class BatchQueue(Generic[T]):
             if not full:
                 continue
             size = min(self._size(key), *(stream.most for stream in full))
-            if self._behind > _BEHIND * size:
+            if self._behind[key] > _BEHIND * size:
                 continue
             telling = sum(len(stream.waiting) for stream in full) >= size or not any(
                 stream.coming for stream in streams
@@ -193,5 +195,5 @@ class BatchQueue(Generic[T]):
                 items += [stream.waiting.popleft()[1] for _ in range(count)]
                 stream.ahead -= count
                 used.append(stream)
-        self._behind += len(items)
+        self._behind[streams[0].key] += len(items)
         return Batch(items, used, telling)

@@ -66,6 +66,8 @@ class BatchSizes:
         self._limit, self._recall, self._remember, self._allows = limit, recall, remember, allows
         self._lock = threading.Lock()
         self._searches: dict[str, _Search] = {}
+        #: What was found and nobody was told yet: keys and sizes.
+        self._found: list[tuple[str, int]] = []
 
     def size(self, key: str) -> int:
         """How many images the next batch should have.
@@ -96,6 +98,7 @@ class BatchSizes:
             if search.round == 0 and self._try_larger(search):
                 return
             self._next_size(key, search)
+        self._tell()
 
     def too_large(self, key: str, size: int) -> None:
         """Take note of a batch that did not fit into the memory of the device."""
@@ -108,6 +111,7 @@ class BatchSizes:
                 search.size = min(search.size, search.ceiling)
             elif search.size > search.ceiling:
                 self._next_size(key, search)
+        self._tell()
 
     def _search(self, key: str, known: int | None = None) -> _Search:
         search = self._searches.get(key)
@@ -141,5 +145,12 @@ class BatchSizes:
 
     def _end(self, key: str, search: _Search, size: int) -> None:
         search.size, search.over = size, True
-        log.info("action=batch_size %s: %d images a batch.", key, size)
-        self._remember(key, size)
+        self._found.append((key, size))
+
+    def _tell(self) -> None:
+        """Say what was found, outside of the lock: whoever is told may be away."""
+        with self._lock:
+            found, self._found = self._found, []
+        for key, size in found:
+            log.info("action=batch_size %s: %d images a batch.", key, size)
+            self._remember(key, size)

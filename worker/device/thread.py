@@ -1,6 +1,7 @@
-"""The one thread that uses the device.
+"""The one thread that computes on the device.
 
-CUDA's streams and torch's own threads belong to the thread that calls them, so that one thread makes all calls.
+CUDA's streams and torch's own threads belong to the thread that calls them, so that one thread computes all batches.
+Models are loaded, and let go, by the threads of chunks.
 """
 
 from __future__ import annotations
