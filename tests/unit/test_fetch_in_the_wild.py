@@ -152,10 +152,10 @@ def test_a_picture_is_a_picture_whatever_the_server_says_of_it(wild: Wild, said:
 @pytest.mark.parametrize(
     ("said", "body"),
     [
-        ("gzip", gzip.compress(JPEG)),
-        ("X-GZip", gzip.compress(JPEG)),
-        ("aws-chunked,gzip", gzip.compress(JPEG)),
-        ("gzip", gzip.compress(JPEG[:1000]) + gzip.compress(JPEG[1000:]) + b"\0" * 512),
+        ("gzip", gzip.compress(JPEG, mtime=0)),
+        ("X-GZip", gzip.compress(JPEG, mtime=0)),
+        ("aws-chunked,gzip", gzip.compress(JPEG, mtime=0)),
+        ("gzip", gzip.compress(JPEG[:1000], mtime=0) + gzip.compress(JPEG[1000:], mtime=0) + b"\0" * 512),
         ("deflate", zlib.compress(JPEG)),
     ],
 )
@@ -164,7 +164,7 @@ def test_what_is_packed_although_nobody_asked_is_unpacked(wild: Wild, said: str,
 
 
 def test_a_body_that_comes_byte_by_byte_is_judged_all_the_same(wild: Wild) -> None:
-    body = gzip.compress(JPEG)[:20] + gzip.compress(JPEG)[20:]
+    body = gzip.compress(JPEG, mtime=0)[:20] + gzip.compress(JPEG, mtime=0)[20:]
     pieces = b"".join(b"1\r\n" + bytes([byte]) + b"\r\n" for byte in body[:30]) + b"%x\r\n" % (len(body) - 30)
     uri = wild.put("/a.jpg", b"")
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
@@ -178,9 +178,9 @@ def test_a_body_that_comes_byte_by_byte_is_judged_all_the_same(wild: Wild) -> No
         ("br", b"\x0b\x02\x80not known here", r"packs it \(br\), although it was asked not to"),
         ("zstd", zstandard.compress(JPEG), r"packs it \(zstd\)"),
         ("x-compress", b"\x1f\x9d\x90some", r"packs it \(x-compress\)"),
-        ("gzip", gzip.compress(JPEG)[:-20], "its end is missing"),
-        ("gzip", gzip.compress(JPEG)[:-8] + bytes(8), "does not unpack"),
-        ("gzip", gzip.compress(b""), "is empty"),
+        ("gzip", gzip.compress(JPEG, mtime=0)[:-20], "its end is missing"),
+        ("gzip", gzip.compress(JPEG, mtime=0)[:-8] + bytes(8), "does not unpack"),
+        ("gzip", gzip.compress(b"", mtime=0), "is empty"),
     ],
 )
 def test_what_cannot_be_unpacked_is_told_at_once(wild: Wild, said: str, body: bytes, why: str) -> None:
@@ -198,11 +198,11 @@ def test_a_small_body_that_unpacks_to_a_large_one_is_cut_at_the_limit(wild: Wild
 @pytest.mark.parametrize(
     ("name", "said", "body"),
     [
-        ("list.csv.gz", "x-gzip", gzip.compress(LIST)),
-        ("list.csv.gz?version=2", "gzip", gzip.compress(LIST)),
-        ("LIST.CSV.GZ", "gzip", gzip.compress(LIST)),
+        ("list.csv.gz", "x-gzip", gzip.compress(LIST, mtime=0)),
+        ("list.csv.gz?version=2", "gzip", gzip.compress(LIST, mtime=0)),
+        ("LIST.CSV.GZ", "gzip", gzip.compress(LIST, mtime=0)),
         ("list.csv.zst", "zstd", zstandard.compress(LIST)),
-        ("list.csv", "gzip", gzip.compress(LIST)),
+        ("list.csv", "gzip", gzip.compress(LIST, mtime=0)),
         ("list.csv", "utf-8", LIST),
     ],
 )
