@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import StoreError, UsageError
-from producer.jobs.model.prefetch import prefetch_map
 from producer.output.atomic_file import atomic_file
+from producer.output.prefetch import prefetch_map
 
 if TYPE_CHECKING:
     from producer.output.objects import Objects

@@ -10,8 +10,8 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from producer.jobs.model import keys
-from producer.jobs.model.prefetch import prefetch_map
 from producer.output.manifest import ChunkRecords
+from producer.output.prefetch import prefetch_map
 
 if TYPE_CHECKING:
     from producer.jobs.model.keys import ManifestPart

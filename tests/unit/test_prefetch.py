@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from producer.jobs.model.prefetch import prefetch_map
+from producer.output.prefetch import prefetch_map
 
 
 @pytest.fixture
