@@ -41,7 +41,7 @@ with warnings.catch_warnings():
 from worker.device import batches
 from worker.engine.explain import View, as_they_are, explain_many
 from worker.models.batchnorm import make_fast
-from worker.pictures.geometry import average_maps
+from worker.pictures.render import heat_of
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "inception_v3")
 OURS = "gradcam-queue"
@@ -182,7 +182,7 @@ def limit(name: str, inputs: Tensor) -> Callable[[], float]:
 def differences(answer: Answer, reference: Answer, size: tuple[int, int]) -> tuple[float, float]:
     """Largest difference of maps, each in 0..1 and resized; and of gradients, as a share of the largest."""
     maps = max(
-        float(np.abs(average_maps([a], size) - average_maps([b], size)).max())
+        float(np.abs(heat_of([a], size)[0] - heat_of([b], size)[0]).max())
         for a, b in zip(answer[0], reference[0], strict=True)
     )
     return maps, float(np.abs(answer[1] - reference[1]).max() / np.abs(reference[1]).max())

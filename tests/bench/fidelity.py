@@ -18,11 +18,12 @@ import skimage.data
 import torch
 from torch import Tensor
 
+from worker.device.inputs import normalized
 from worker.engine.explain import Explanations, View, as_they_are, explain_many
 from worker.models import networks
 from worker.models.batchnorm import make_fast
-from worker.pictures.decode import normalize
-from worker.pictures.geometry import average_maps, fit
+from worker.pictures.geometry import fit
+from worker.pictures.render import heat_of
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 
@@ -30,13 +31,13 @@ PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 def photographs(network: networks.Network) -> Tensor:
     """(N, 3, H, W) as workers prepare them."""
     pictures = [fit(getattr(skimage.data, name)(), network.size, "squash")[0] for name in PHOTOS]
-    return torch.from_numpy(np.stack([normalize(picture, network.mean, network.std) for picture in pictures]))
+    return normalized(torch.from_numpy(np.stack(pictures)), network.mean, network.std)
 
 
 def compare(half: Explanations, full: Explanations, size: tuple[int, int]) -> tuple[float, float, float]:
     """Most gray levels between two maps, the mean of each image's, and the smallest cosine of guided gradients."""
     levels = [
-        float(np.abs(average_maps([a.numpy()], size) - average_maps([b.numpy()], size)).max() * 255)
+        float(np.abs(heat_of([a.numpy()], size)[0] - heat_of([b.numpy()], size)[0]).max() * 255)
         for a, b in zip(half.maps[0][:, 0], full.maps[0][:, 0], strict=True)
     ]
     cosine = torch.nn.functional.cosine_similarity(half.guided.flatten(1), full.guided.flatten(1))

@@ -70,10 +70,10 @@ def explain(run: str, index: int, key: str) -> None:
     storage = _storage()
     picture = decode.decode(storage.get(key))
     fitted, _frame = geometry.fit(picture, network.size, "squash", network.resize_px)
-    array = decode.normalize(fitted, network.mean, network.std)
-    (answer,) = batches.explain_classes(network, [array], [None])
+    (answer,) = batches.explain_classes(network, [fitted], [None]).answers()
     assert not isinstance(answer, Exception), answer
     (explained,) = answer
+    assert explained.guided is not None
     for kind, drawn in render.render(fitted / 255, explained.map, explained.guided).items():
         storage.put(f"naive/{run}/{index:08d}/{kind}.jpg", render.encode(drawn))
     _redis().incr(DONE.format(run=run))

@@ -21,7 +21,7 @@ BATCH, ARRAYS = 16, 64
 
 
 def serve_pure(pipe: Connection, name: str, paths: list[Path], core: int | None) -> None:
-    """Only `explain_classes`, on arrays that are there already; in a process of its own."""
+    """Only `explain_classes`, on pictures that are decoded already; in a process of its own."""
     cores = os.sched_getaffinity(0) if core is None else {core}
     os.sched_setaffinity(0, cores)
     import torch
@@ -33,16 +33,16 @@ def serve_pure(pipe: Connection, name: str, paths: list[Path], core: int | None)
     torch.set_num_threads(len(cores))
     batches.open_device("cpu")
     network = networks.load(name, WEIGHTS[name])
-    arrays = []
+    pictures = []
     for path in paths[:ARRAYS]:
         fitted, _ = geometry.fit(decode.decode(path.read_bytes()), network.size, "squash", network.resize_px)
-        arrays.append(decode.normalize(fitted, network.mean, network.std))
+        pictures.append(fitted)
 
     def run(images: int) -> tuple[float, float]:
         started, cpu = time.perf_counter(), time.process_time()
         for first in range(0, images, BATCH):
-            batch = [arrays[n % len(arrays)] for n in range(first, min(first + BATCH, images))]
-            answers = batches.explain_classes(network, batch, [None] * len(batch))
+            batch = [pictures[n % len(pictures)] for n in range(first, min(first + BATCH, images))]
+            answers = batches.explain_classes(network, batch, [None] * len(batch)).answers()
             assert len(answers) == len(batch)
         return time.perf_counter() - started, time.process_time() - cpu
 

@@ -59,11 +59,7 @@ def print_stages(rig: Rig, network: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(  # noqa: PLR0915
-    network_name: str, servers: dict[str, int], uris: list[str]
-) -> dict[str, dict[str, float]]:
-    import numpy as np
-
+def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict[str, dict[str, float]]:
     from producer.client.client import Client
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.fetch.policy import FetchPolicy
@@ -77,7 +73,7 @@ def measure(  # noqa: PLR0915
     from worker.chunks.outcome import done
     from worker.device.batches import explain_classes, open_device
     from worker.models import networks
-    from worker.pictures import decode, geometry, min_max, render
+    from worker.pictures import decode, geometry, render
 
     open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
@@ -85,23 +81,20 @@ def measure(  # noqa: PLR0915
     fetcher, clock = Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path), _Clock(servers)
     images = len(uris)
 
-    def decoded(data: bytes) -> tuple[Any, Any]:
-        fitted, _frame = geometry.fit(decode.decode(data), network.size, "squash", network.resize_px)
-        return fitted, decode.normalize(fitted, network.mean, network.std)
+    def decoded(data: bytes) -> Any:
+        return geometry.fit(decode.decode(data), network.size, "squash", network.resize_px)[0]
 
     def explained(batch: list[Any]) -> list[Any]:
-        return explain_classes(network, batch, [None] * len(batch))
+        return explain_classes(network, batch, [None] * len(batch)).answers()
 
     def drawn(pair: tuple[Any, Any]) -> dict[str, Any]:
-        (fitted, _), (answer,) = pair
-        min_max.min_max_scaled(answer.map)
-        heat = geometry.average_maps(answer.maps, answer.guided.shape[:2])
-        return render.draw(fitted / np.float32(255), heat, answer.guided)
+        picture, (answer,) = pair
+        heat, _flat = render.heat_of(answer.maps, network.size)
+        return render.draw(picture, heat, answer.guided)
 
     files = clock.each("fetch", fetcher.fetch, uris)
     pictures = clock.each("decode", decoded, files)
-    arrays = [array for _, array in pictures]
-    batches = [arrays[first : first + _BATCH] for first in range(0, images, _BATCH)]
+    batches = [pictures[first : first + _BATCH] for first in range(0, images, _BATCH)]
     answers = [each for batch in clock.each("explain", explained, batches) for each in batch]
     drawings = clock.each("render", drawn, list(zip(pictures, answers, strict=True)))
     encoded = clock.each("encode", lambda found: {kind: render.encode(p) for kind, p in found.items()}, drawings)

@@ -23,14 +23,16 @@ pytestmark = [
 
 
 def test_a_gpu_gives_the_cpus_explanations() -> None:
-    batch = list(np.random.default_rng(0).standard_normal((4, 3, 224, 224)).astype(np.float32))
+    batch = list(np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8))
     on_gpu = explain_classes(
         networks.load("resnet50", weights="random", device=open_device("cuda")), batch, [0, 1, 2, 3]
-    )
-    on_cpu = explain_classes(networks.load("resnet50", weights="random"), batch, [0, 1, 2, 3])
+    ).answers()
+    on_cpu = explain_classes(networks.load("resnet50", weights="random"), batch, [0, 1, 2, 3]).answers()
     for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
         assert isinstance(gpu, list)
         assert isinstance(cpu, list)
+        assert gpu[0].guided is not None
+        assert cpu[0].guided is not None
         assert np.corrcoef(gpu[0].guided.ravel(), cpu[0].guided.ravel())[0, 1] > 0.999
 
 

@@ -17,7 +17,8 @@ from torchvision.models import shufflenet_v2_x0_5
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.states import JobState
-from worker.pictures.decode import decode, normalize
+from worker.device.inputs import normalized
+from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
 
 NETWORK = "shufflenet_v2_x0_5"
@@ -46,9 +47,8 @@ def test_a_network_with_one_logit_is_explained_from_a_checkpoint_with_its_own_pr
     assert (status["state"], status["done"]) == ("succeeded", 1)
 
     picture, _frame = fit(decode(CAT.read_bytes()), SIZE, "squash")
-    array = normalize(picture, MEAN, STD)
     with torch.no_grad():
-        expected = float(net(torch.from_numpy(array)[None]).sigmoid())
+        expected = float(net(normalized(torch.from_numpy(picture)[None], MEAN, STD)).sigmoid())
     (result,) = client.results(status["job"])
     assert (result.class_id, result.class_name) == (0, "ill")
     assert 0.01 < expected < 0.4

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from producer.jobs.model.errors import ImageError
-from worker.pictures.decode import MAX_PIXELS, decode, normalize
+from worker.pictures.decode import MAX_PIXELS, decode
 
 
 def _picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -204,19 +204,3 @@ def test_decoding_needs_no_torch() -> None:
     program = "import sys; import worker.pictures.decode, worker.pictures.render; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert run.stdout.strip() == b"False"
-
-
-def test_a_network_reads_planes_less_mean_over_deviation() -> None:
-    picture = _picture()
-    planes = normalize(picture, (0.5, 0.25, 0), (0.5, 0.25, 1))
-    assert planes.dtype == np.float32
-    assert planes.shape == (3, *picture.shape[:2])
-    assert planes.flags.c_contiguous
-    expected = (picture / 255.0 - [0.5, 0.25, 0]) / [0.5, 0.25, 1]
-    np.testing.assert_allclose(planes, expected.transpose(2, 0, 1), atol=1e-6)
-
-
-def test_255_times_what_a_network_reads_without_mean_is_the_bytes() -> None:
-    picture = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    planes = normalize(picture, (0, 0, 0), (1, 1, 1))
-    assert np.array_equal(planes * np.float32(255), picture.transpose(2, 0, 1))

@@ -2,28 +2,63 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import pytest
+
 from worker.device.batch_queue import Batch, BatchKey, BatchQueue, Stream
-from worker.device.thread import DeviceThread
+from worker.device.thread import DeviceThread, DeviceTime
+
+
+@dataclass
+class Launched:
+    """One image, that the device works at until its gate opens."""
+
+    image: str
+    overlaps: bool
+    launched_by: int
+    gate: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Ended:
+    image: str
+    time: DeviceTime
+    launched_by: int
+    finished_by: int
 
 
 class Device:
-    """Takes note of what it computes."""
+    """Takes note of what it computes; one that overlaps works at a batch until it is told to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlaps: bool) -> None:
         self.queue: BatchQueue[str] = BatchQueue(lambda _key: 1)
-        #: What was computed, in which thread, and how long there was nothing to do before.
-        self.computed: SimpleQueue[tuple[str, int, float]] = SimpleQueue()
+        self.overlaps = overlaps
+        self.launched: SimpleQueue[Launched] = SimpleQueue()
+        self.ended: SimpleQueue[Ended] = SimpleQueue()
         self.takes_s = 0.0
-        DeviceThread(self.queue, self._compute)
+        DeviceThread(self.queue, self._launch, self._finish)
 
-    def _compute(self, batch: Batch[str], idle_s: float) -> None:
-        self.computed.put((batch.items[0], threading.get_ident(), idle_s))
-        self.queue.finished(batch.streams[0].key)
-        time.sleep(self.takes_s)
-        if batch.items[0] == "broken":
+    def _launch(self, batch: Batch[str]) -> Iterator[Launched]:
+        if batch.items[0] == "broken at launch":
             raise ValueError("no")
+        for image in batch.items[0].split("+"):
+            launched = Launched(image, self.overlaps, threading.get_ident())
+            if not self.overlaps:
+                time.sleep(self.takes_s)
+                launched.gate.set()
+            self.launched.put(launched)
+            yield launched
+
+    def _finish(self, launched: Launched, ended: Callable[[], DeviceTime]) -> None:
+        assert launched.gate.wait(30)
+        time_ = ended()
+        self.queue.finished(BatchKey("key", 0, "input"))
+        if launched.image == "broken":
+            raise ValueError("no")
+        self.ended.put(Ended(launched.image, time_, launched.launched_by, threading.get_ident()))
 
     def open(self, job: str, count: int, *, order: int = 0) -> Stream[str]:
         return self.queue.open(
@@ -35,46 +70,91 @@ class Device:
             self.queue.dispatch(stream)
             self.queue.put(stream, item)
 
-    def next(self) -> tuple[str, int, float]:
-        return self.computed.get(timeout=10)
+    def next(self) -> Ended:
+        return self.ended.get(timeout=10)
 
 
-def test_all_batches_run_in_one_thread_that_is_not_the_callers() -> None:
-    device = Device()
+@pytest.fixture(params=[False, True], ids=["computes itself", "overlaps"])
+def device(request: pytest.FixtureRequest) -> Device:
+    made = Device(overlaps=request.param)
+    if made.overlaps:
+        # Whatever is launched ends at once, unless a test says otherwise.
+        def open_gates() -> None:
+            while True:
+                made.launched.get().gate.set()
+
+        threading.Thread(target=open_gates, daemon=True).start()
+    return made
+
+
+def test_all_batches_are_launched_by_one_thread_that_is_not_the_callers(device: Device) -> None:
     device.send(device.open("a", 3), "1", "2", "3")
-    threads = {device.next()[1] for _ in range(3)}
+    threads = {device.next().launched_by for _ in range(3)}
     assert len(threads) == 1
     assert threading.get_ident() not in threads
 
 
-def test_a_batch_that_breaks_the_rule_does_not_end_the_thread() -> None:
-    device = Device()
-    stream = device.open("a", 2)
-    device.send(stream, "broken", "next")
-    assert [device.next()[0], device.next()[0]] == ["broken", "next"]
+@pytest.mark.parametrize("broken", ["broken", "broken at launch"])
+def test_a_batch_that_breaks_the_rule_does_not_end_the_thread(device: Device, broken: str) -> None:
+    device.send(device.open("a", 2), broken, "next")
+    assert device.next().image == "next"
 
 
-def test_the_time_without_a_batch_is_told_within_a_job() -> None:
-    device = Device()
+def test_a_batch_may_become_several(device: Device) -> None:
+    device.send(device.open("a", 2), "1+2+3", "4")
+    assert [device.next().image for _ in range(4)] == ["1", "2", "3", "4"]
+
+
+def test_the_time_without_a_batch_is_told_within_a_job(device: Device) -> None:
     stream = device.open("a", 2)
     device.send(stream, "1")
     device.next()
     time.sleep(0.2)
     device.send(stream, "2")
-    assert device.next()[2] >= 0.2
+    assert device.next().time.idle_s >= 0.2
 
 
-def test_before_another_job_only_the_time_since_its_chunk_came_counts() -> None:
-    device = Device()
+def test_before_another_job_only_the_time_since_its_chunk_came_counts(device: Device) -> None:
     device.send(device.open("a", 1), "1")
     device.next()
     time.sleep(0.2)
     device.send(device.open("b", 1, order=1), "2")
-    assert device.next()[2] < 0.1
+    assert device.next().time.idle_s < 0.1
 
 
 def test_a_device_that_always_has_a_batch_ready_is_never_idle() -> None:
-    device = Device()
+    device = Device(overlaps=False)
     device.takes_s = 0.02
     device.send(device.open("a", 5), *"12345")
-    assert sum([device.next()[2] for _ in range(5)][1:]) < 0.05
+    times = [device.next().time for _ in range(5)]
+    assert sum(each.idle_s for each in times[1:]) < 0.05
+    assert all(each.seconds >= 0.02 for each in times)
+
+
+def test_a_device_that_works_by_itself_gets_the_next_batch_before_it_is_done() -> None:
+    device = Device(overlaps=True)
+    device.send(device.open("a", 3), "1", "2", "3")
+    first, second = device.launched.get(timeout=10), device.launched.get(timeout=10)
+    assert not first.gate.is_set()
+    # Its time counts from the end of the one before: it waited behind it.
+    time.sleep(0.1)
+    first.gate.set()
+    ended = device.next()
+    assert ended.image == "1"
+    assert ended.time.seconds >= 0.1
+    assert ended.finished_by != ended.launched_by
+    second.gate.set()
+    ended = device.next()
+    assert ended.image == "2"
+    assert ended.time.seconds < 0.1
+    assert ended.time.idle_s < 0.1
+
+
+def test_no_more_batches_are_under_way_than_the_queue_lets_go() -> None:
+    device = Device(overlaps=True)
+    device.send(device.open("a", 6), *"123456")
+    under_way = [device.launched.get(timeout=10) for _ in range(3)]
+    time.sleep(0.2)
+    assert device.launched.empty()
+    under_way[0].gate.set()
+    assert device.launched.get(timeout=10).image == "4"

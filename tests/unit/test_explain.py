@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from producer.jobs.model.errors import WorkerError
+from worker.device.inputs import normalized
 from worker.engine.explain import Explanation, OutOfMemory, explain
 from worker.models.networks import Network, load
-from worker.pictures.decode import normalize
 from worker.pictures.geometry import fit
 from worker.pictures.min_max import min_max_scaled
 
@@ -438,8 +438,8 @@ def lite0() -> Network:
 
 def _explain_picture(network: Network, picture: Any) -> tuple[list[str], Explanation]:
     fitted, _frame = fit(picture, network.size, "squash")
-    planes = normalize(fitted, network.mean, network.std)
-    answer = explain(network.model, network.layer, torch.from_numpy(planes)[None])
+    inputs = normalized(torch.from_numpy(fitted)[None], network.mean, network.std)
+    answer = explain(network.model, network.layer, inputs)
     assert network.categories is not None
     return [network.categories[i] for i in answer.logits[0].topk(2).indices], answer
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from worker.engine.explain import View, as_they_are, explain_many
 from worker.engine.methods import METHODS, gradcam_plus_plus, xgradcam
-from worker.pictures.geometry import average_maps
+from worker.pictures.render import heat_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,8 +44,9 @@ def _ours(method: str, layers: list[int]) -> list[np.ndarray]:
     """For each image the average of its maps at the layers, stretched once more, as pytorch-grad-cam does."""
     model, inputs = _model()
     answer = explain_many(model, [View(model[i], as_they_are) for i in layers], inputs, [3, 1], method=method)
-    averages = [average_maps([maps[n, 0].numpy() for maps in answer.maps], (16, 16)) for n in range(2)]
-    return [(a - a.min()) / (a - a.min()).max() for a in averages]
+    heats = [heat_of([maps[n, 0].numpy() for maps in answer.maps], (16, 16))[0] for n in range(2)]
+    # It stretches the map of one layer again, too, after it was resized.
+    return [(a - a.min()) / (a - a.min()).max() for a in heats]
 
 
 def _reference(method: str, layers: list[int]) -> Any:
@@ -106,14 +107,12 @@ def test_a_denominator_of_zero_weighs_nothing() -> None:
 def test_averaged_maps_are_normalised_each_by_itself() -> None:
     """A layer whose values are a thousand times as large weighs no more."""
     small, large = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[5000.0, 3000.0], [3000.0, 3000.0]])
-    assert average_maps([small, large, np.full((3, 3), 7.0)], (2, 2)).tolist() == [
-        [np.float32(1 / 3), np.float32(1 / 3)],
-        [0, 0],
-    ]
+    heat, flat = heat_of([small, large, np.full((3, 3), 7.0)], (2, 2))
+    assert (heat.tolist(), flat) == ([[1, 1], [0, 0]], False)
 
 
 def test_averaged_maps_are_resized_as_torch_does() -> None:
     map_ = np.random.default_rng(0).random((7, 7))
     stretched = torch.tensor((map_ - map_.min()) / (map_.max() - map_.min()))[None, None]
     expected = F.interpolate(stretched, (30, 20), mode="bilinear")[0, 0]
-    np.testing.assert_allclose(average_maps([map_], (30, 20)), expected, atol=1e-5)
+    np.testing.assert_allclose(heat_of([map_], (30, 20))[0], expected, atol=1e-5)

@@ -16,9 +16,6 @@ from worker.device.batch_queue import BatchKey
 from worker.device.batches import size_key
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from producer.jobs.model.errors import ItemError
     from producer.jobs.model.items import Item
     from producer.jobs.model.results import Failure, Result
@@ -68,8 +65,8 @@ class ImageTask:
     picture: Picture | None = None
     #: The way back to the original's geometry.
     frame: Frame | None = None
-    #: What the network reads, (3, H, W).
-    input: NDArray[np.float32] | None = None
+    #: What the network reads, before mean and standard deviation: (H, W, C) uint8.
+    input: Picture | None = None
     #: One a class, once explained.
     explained: list[Explained] = field(default_factory=list)
     #: Why it fails alone.
@@ -173,7 +170,8 @@ class ChunkContext:
     def batch_key(self) -> BatchKey:
         """What its images have in common: the model itself, and how it is asked."""
         spec = self.claim.spec
-        return BatchKey(size_key(self.network, spec), id(self.network.model), spec.output_size)
+        drawn = f"{spec.output_size} {','.join(spec.outputs)} {spec.raw}"
+        return BatchKey(size_key(self.network, spec), id(self.network.model), drawn)
 
     def enter(self, task: ImageTask) -> None:
         """Take note of an image that begins its way."""

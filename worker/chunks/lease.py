@@ -48,8 +48,8 @@ class Lease:
         #: Guards the deadlines and the file: several threads begin and end steps.
         self._lock = threading.Lock()
         self._step_until = time.monotonic() + lease_s
-        #: While a batch with images of the chunk is on the device, its deadline counts, whatever else goes on.
-        self._batch_until: float | None = None
+        #: While batches with images of the chunk are on the device, their deadlines count, whatever else goes on.
+        self._batches_until: list[float] = []
         self._closed = False
         #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
@@ -79,7 +79,9 @@ class Lease:
         """
         if self._lost:
             raise LeaseLost
-        self._set_deadlines(step_s=limit_s)
+        with self._lock:
+            self._step_until = time.monotonic() + limit_s
+            self._set_time()
 
     @contextmanager
     def batch(self, limit_s: float) -> Iterator[None]:
@@ -93,21 +95,16 @@ class Lease:
         """
         if self._lost:
             raise LeaseLost
-        self._set_deadlines(batch_s=limit_s)
+        until = time.monotonic() + limit_s
+        with self._lock:
+            self._batches_until.append(until)
+            self._set_time()
         try:
             yield
         finally:
-            self._set_deadlines()
-
-    def _set_deadlines(self, *, step_s: float | None = None, batch_s: float | None = None) -> None:
-        """Begin a step of the chunk's own thread, or begin a batch; neither: a batch has ended."""
-        now = time.monotonic()
-        with self._lock:
-            if step_s is not None:
-                self._step_until = now + step_s
-            else:
-                self._batch_until = None if batch_s is None else now + batch_s
-            self._set_time()
+            with self._lock:
+                self._batches_until.remove(until)
+                self._set_time()
 
     def hold(self) -> None:
         """Make sure that the chunk is ours before something is written that is its holder's alone to write.
@@ -158,7 +155,7 @@ class Lease:
                 self._set_time()
 
     def _deadline(self) -> float:
-        return self._step_until if self._batch_until is None else self._batch_until
+        return min(self._batches_until, default=self._step_until)
 
     def _set_time(self) -> None:
         if self._file is not None and not self._closed:

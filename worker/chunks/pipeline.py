@@ -1,6 +1,6 @@
 """The one pipeline of a process: images of all chunks in flight go through it.
 
-    fetch + decode (threads) ─► batch ─► device (one thread) ─► render + encode + upload (threads)
+    fetch + decode (threads) ─► batch ─► device (one thread) ─► draw + encode + upload (threads)
 
 Queues between the stages are bounded: a chunk dispatches no more images than fill the next batches, and no batch leaves
 while too many results are under way. What has come out goes back to the image's chunk (`chunk_run.py`), which records
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import ModelError
@@ -24,8 +24,8 @@ from worker import metrics
 from worker.chunks import stages
 from worker.chunks.outcome import failed
 from worker.device.batch_queue import Batch, BatchKey, BatchQueue, Stream
-from worker.device.batches import Explained, explain_classes
-from worker.device.thread import DeviceThread
+from worker.device.batches import Answers, Computation, explain_classes
+from worker.device.thread import DeviceThread, DeviceTime
 
 if TYPE_CHECKING:
     from producer.jobs.fetch.fetcher import Fetcher
@@ -38,8 +38,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: So many at most go through the network at once whose originals are kept to be drawn on: one may have 48 MB.
 _MOST_ORIGINALS: Final = 16
-#: Of each image its explanations, or why there are none.
-Answers = list[list[Explained] | ModelError]
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch that the device was given, and what is held until it ends."""
+
+    tasks: Sequence[ImageTask]
+    key: BatchKey
+    computation: Computation
+    #: Sizes that did not fit.
+    halved: Sequence[int]
+    #: Whether its time says anything of its size.
+    telling: bool
+    #: Ends the leases' steps, and what else counts a batch that is running.
+    held: ExitStack
+
+    @property
+    def overlaps(self) -> bool:
+        return self.computation.overlaps
 
 
 class Pipeline:
@@ -69,12 +86,12 @@ class Pipeline:
         computed: Callable[[], None],
     ) -> None:
         self._fetcher, self._storage, self._queue, self._sizes, self._slots = fetcher, storage, queue, sizes, slots
-        self._io_threads, self._item_timeout_s, self._computed = io_threads, item_timeout_s, computed
+        self._io_threads, self._item_timeout_s, self._at_work = io_threads, item_timeout_s, computed
         self._before = ThreadPoolExecutor(io_threads, thread_name_prefix="fetch")
         self._behind = ThreadPoolExecutor(io_threads, thread_name_prefix="upload")
         #: The network whose lack of ReLUs was told of last.
         self._told = ""
-        DeviceThread(self._queue, self._compute)
+        DeviceThread(self._queue, self._launch, self._computed)
 
     # -- for a chunk -----------------------------------------------------------------------------------------------
 
@@ -143,17 +160,16 @@ class Pipeline:
         elif chunk.arrive(task, lambda: self._queue.lose(stream)):
             chunk.complete(task, None if error else failed(task), error)
 
-    def _compute(self, batch: Batch[ImageTask], idle_s: float) -> None:
+    def _launch(self, batch: Batch[ImageTask]) -> Iterator[_Launched]:
         """Runs in the device's thread."""
         tasks = self._leaving(batch)
         for chunk in {task.chunk for task in batch.items}:
             chunk.wake()  # it may dispatch more while these are computed
         self._slots.wake()
         if tasks:
-            tasks[0].chunk.add_idle(idle_s)
             # An image that is alone by intent says nothing of the size that pays.
             telling = batch.telling and len(tasks) == len(batch.items) and batch.streams[0].most > 1
-            self._explain(tasks, batch.streams[0].key, telling=telling)
+            yield from self._explain(tasks, batch.streams[0].key, telling=telling)
 
     def _leaving(self, batch: Batch[ImageTask]) -> list[ImageTask]:
         """What of a batch is still wanted."""
@@ -166,48 +182,65 @@ class Pipeline:
             self._queue.finished(batch.streams[0].key)
         return leaving
 
-    def _explain(self, tasks: Sequence[ImageTask], key: BatchKey, *, telling: bool) -> None:
-        """Compute a batch. What fails in company is computed again by itself: each chunk answers for its own images."""
-        began, halved = time.monotonic(), list[int]()
-        try:
-            answers = self._answers(tasks, halved)
-        except BaseException as error:
-            chunks = dict.fromkeys(task.chunk for task in tasks)
-            if len(chunks) > 1:
-                for chunk in chunks:
-                    self._explain([task for task in tasks if task.chunk is chunk], key, telling=False)
+    def _explain(self, tasks: Sequence[ImageTask], key: BatchKey, *, telling: bool) -> Iterator[_Launched]:
+        """Launch a batch. What fails in company is launched again by itself: each chunk answers for its own images."""
+        with ExitStack() as held:
+            halved: list[int] = []
+            try:
+                computation = self._computation(tasks, held, halved)
+            except Exception as error:
+                failure = error
+            else:
+                yield _Launched(tasks, key, computation, halved, telling, held.pop_all())
                 return
-            for task in tasks:
-                self._finished(task, key)
-                task.chunk.complete(task, error=error)
+        chunks = dict.fromkeys(task.chunk for task in tasks)
+        if len(chunks) == 1:
+            self._failed(tasks, key, failure)
             return
-        seconds = time.monotonic() - began
+        for chunk in chunks:
+            yield from self._explain([task for task in tasks if task.chunk is chunk], key, telling=False)
+
+    def _computation(self, tasks: Sequence[ImageTask], held: ExitStack, halved: list[int]) -> Computation:
+        spec, network = tasks[0].chunk.claim.spec, tasks[0].chunk.network
+        held.enter_context(self._slots.running())
+        held.enter_context(waiting("the device", server=False))
+        for chunk in dict.fromkeys(task.chunk for task in tasks):
+            held.enter_context(chunk.lease.batch(self._item_timeout_s))
+        draw = stages.drawn_by_device(network, spec)
+        return explain_classes(
+            network,
+            [task.input for task in tasks if task.input is not None],
+            [task.asked for task in tasks],
+            top_k=spec.top_k,
+            method=spec.method,
+            precision=spec.precision,
+            draw=draw,
+            numbers=spec.raw or not draw,
+            halved=halved.append,
+        )
+
+    def _computed(self, launched: _Launched, ended: Callable[[], DeviceTime]) -> None:
+        """Wait for a batch, and pass its images on; in a thread of its own where the device works by itself."""
+        tasks, key = launched.tasks, launched.key
+        with launched.held:
+            try:
+                answers = launched.computation.answers()
+            except Exception as error:
+                self._failed(tasks, key, error)
+                return
+            time = ended()
+        tasks[0].chunk.add_idle(time.idle_s)
         for task, answer in zip(tasks, answers, strict=True):
-            task.computed(answer, began, seconds / len(tasks))
+            task.computed(answer, time.began, time.seconds / len(tasks))
             self._behind.submit(self._finish, task, key)
-        self._computed()
-        self._note_size(key, len(tasks), seconds, halved, telling=telling)
+        self._at_work()
+        self._note_size(launched, time.seconds)
         self._warn_if_unguided(tasks[0].chunk.network, answers)
 
-    def _answers(self, tasks: Sequence[ImageTask], halved: list[int]) -> Answers:
-        spec, network = tasks[0].chunk.claim.spec, tasks[0].chunk.network
-        with ExitStack() as stack:
-            stack.enter_context(self._slots.running())
-            stack.enter_context(waiting("the device", server=False))
-            for chunk in dict.fromkeys(task.chunk for task in tasks):
-                stack.enter_context(chunk.lease.batch(self._item_timeout_s))
-            answers = explain_classes(
-                network,
-                [task.input for task in tasks if task.input is not None],
-                [task.asked for task in tasks],
-                top_k=spec.top_k,
-                method=spec.method,
-                precision=spec.precision,
-                halved=halved.append,
-            )
-        if len(answers) != len(tasks):
-            raise AssertionError("a batch came back with another length")
-        return answers
+    def _failed(self, tasks: Sequence[ImageTask], key: BatchKey, error: BaseException) -> None:
+        for task in tasks:
+            self._finished(task, key)
+            task.chunk.complete(task, error=error)
 
     def _finished(self, task: ImageTask, key: BatchKey) -> None:
         if task.chunk.leaves_behind(task):
@@ -230,12 +263,13 @@ class Pipeline:
 
     # -- batch sizes -----------------------------------------------------------------------------------------------
 
-    def _note_size(self, key: BatchKey, count: int, seconds: float, halved: Sequence[int], *, telling: bool) -> None:
-        for size in halved:
+    def _note_size(self, launched: _Launched, seconds: float) -> None:
+        size = launched.key.size
+        for count in launched.halved:
             metrics.halved()
-            self._sizes.too_large(key.size, size)
-        if telling and not halved:
-            self._sizes.ran(key.size, count, seconds)
+            self._sizes.too_large(size, count)
+        if launched.telling and not launched.halved:
+            self._sizes.ran(size, len(launched.tasks), seconds)
 
     def _warn_if_unguided(self, network: Network, answers: Answers) -> None:
         explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)

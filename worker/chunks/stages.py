@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ImageError, JobError, ModelError
@@ -15,12 +13,13 @@ from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
 from worker.pictures.arrays import to_npz
-from worker.pictures.decode import Picture, decode, normalize
-from worker.pictures.geometry import average_maps, fit
-from worker.pictures.min_max import min_max_scaled
-from worker.pictures.render import draw, encode
+from worker.pictures.decode import Picture, decode
+from worker.pictures.geometry import fit
+from worker.pictures.render import draw, encode, heat_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from producer.jobs.fetch.fetcher import Fetcher
     from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
@@ -44,9 +43,8 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
             data = fetcher.fetch(task.item.uri)
         with task.timed("decode"):
             original = decode(data)
-            fitted, task.frame = fit(original, network.size, spec.fit, network.resize_px)
-            task.input = normalize(fitted, network.mean, network.std)
-            task.picture = fitted if spec.output_size == "input" else _small_enough(original)
+            task.input, task.frame = fit(original, network.size, spec.fit, network.resize_px)
+            task.picture = task.input if spec.output_size == "input" else _small_enough(original)
         task.waits_from_now()
 
 
@@ -113,24 +111,35 @@ def _small_enough(original: Picture) -> Picture:
     return original
 
 
+def drawn_by_device(network: Network, spec: JobSpec) -> Sequence[str]:
+    """The outputs that are drawn on the device; none: the host draws, from what comes back.
+
+    A CPU draws faster with OpenCV. Pictures of the originals' sizes are of other sizes each, and are the host's.
+    """
+    return spec.outputs if network.device.type == "cuda" and spec.output_size == "input" else ()
+
+
 def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, bool]:
     """One class's files, and whether its map is flat."""
-    if task.picture is None or task.frame is None:
-        raise AssertionError("an image was explained that was never decoded")
     with task.timed("render"):
-        flat = all([min_max_scaled(map_)[1] for map_ in explained.maps])
-        heat = average_maps(explained.maps, explained.guided.shape[:2])
-        if len(explained.maps) > 1:
-            heat, _ = min_max_scaled(heat)  # as pytorch-grad-cam does with an average
-        guided = explained.guided
-        if spec.output_size == "original":
-            heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)
-        pictures = draw(task.picture / np.float32(255), heat, guided, spec.outputs)
+        pictures, flat = _pictures(task, explained, spec)
     with task.timed("encode"):
         files: Files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
-        if spec.raw:
+        if spec.raw and explained.guided is not None:
             files["raw"] = ("npz", to_npz(list(explained.maps), explained.guided))
     return files, flat
+
+
+def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dict[str, Picture], bool]:
+    if explained.drawn is not None:
+        return explained.drawn.pictures, explained.drawn.flat
+    guided = explained.guided
+    if task.picture is None or task.frame is None or guided is None:
+        raise AssertionError("an image was explained that was never decoded")
+    heat, flat = heat_of(explained.maps, task.frame.size)
+    if spec.output_size == "original":
+        heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)
+    return draw(task.picture, heat, guided, spec.outputs), flat
 
 
 def shard_of(storage: Storage, claim: Claim) -> str:

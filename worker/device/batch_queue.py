@@ -29,8 +29,8 @@ class BatchKey(NamedTuple):
     size: str
     #: The identity of the model.
     model: int
-    #: What is drawn on: the network's input or the original.
-    output_size: str
+    #: What is drawn, and on what, in words.
+    drawn: str
 
 
 @dataclass(eq=False)

@@ -1,11 +1,15 @@
-"""The device that this process owns: batches of arrays go in, arrays of explanations come out."""
+"""The device that this process owns: batches of pictures go in, explanations and pictures come out.
+
+Nothing here waits for a GPU: work is put into its streams, and whoever wants the answers waits for them.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,15 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom, NotHere, WorkerError
-from worker.engine.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
+from worker.device.draw import draw_batch
+from worker.device.inputs import normalized
+from worker.device.transfer import Copies, Transfers
+from worker.engine.explain import OutOfMemory, View, as_they_are, explain_many
 from worker.engine.methods import GRADCAM
 from worker.models.memory import available_bytes
+from worker.pictures.min_max import not_finite
 
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
     from worker.models.networks import Network
 
 Floats = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
 #: The classes asked of one image: one, several, or None for the most likely.
 Asked = int | Sequence[int] | None
 
@@ -35,6 +44,16 @@ _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
 
 
 @dataclass(frozen=True)
+class DrawnOne:
+    """The pictures of one class of one image, drawn on the device, in host memory."""
+
+    #: Output → (H, W, 3) uint8 RGB.
+    pictures: dict[str, Picture]
+    #: Whether each map was the same number everywhere.
+    flat: bool
+
+
+@dataclass(frozen=True)
 class Explained:
     """What one class has to do with one image of an explained batch, in host memory."""
 
@@ -43,14 +62,43 @@ class Explained:
     class_id: int
     #: One (h, w) a layer looked at, not normalized.
     maps: tuple[Floats, ...]
-    #: (H, W, 3), signed.
-    guided: Floats
+    #: (H, W, C), signed; None where only pictures were asked for.
+    guided: Floats | None
     guided_relus: int
+    #: What the device drew; None where it draws nothing.
+    drawn: DrawnOne | None = None
 
     @property
     def map(self) -> Floats:
         """(h, w), the map of the only or first layer, not normalized."""
         return self.maps[0]
+
+
+Answers = list[list[Explained] | ModelError]
+
+
+class Computation:
+    """A batch that is under way on the device, in one part, or in several where it did not fit at once."""
+
+    def __init__(self, parts: Sequence[_Part], *, overlaps: bool) -> None:
+        self._parts = parts
+        #: Whether the device works at it while the caller does something else.
+        self.overlaps = overlaps
+
+    def answers(self) -> Answers:
+        """Wait for its end.
+
+        Returns:
+            Of each image one explanation a class, most likely first where none was asked for; an error in place of an
+            image whose logits or pictures are not finite.
+
+        Raises:
+            DeviceError: The device failed meanwhile.
+        """
+        try:
+            return [answer for part in self._parts for answer in part.answers()]
+        except RuntimeError as error:
+            raise _device_error("the device", error) from error
 
 
 def open_device(kind: str) -> torch.device:
@@ -100,30 +148,31 @@ def memory_allows_twice() -> bool:
 
 def explain_classes(
     network: Network,
-    inputs: Sequence[Floats],
+    pictures: Sequence[Picture],
     class_ids: Sequence[Asked],
     *,
     top_k: int = 1,
     method: str = GRADCAM,
     precision: str = FP32,
+    draw: Collection[str] = (),
+    numbers: bool = True,
     halved: Callable[[int], object] = lambda _: None,
-) -> list[list[Explained] | ModelError]:
+) -> Computation:
     """Explain a batch; when it does not fit into the device's memory, its halves one after the other.
 
-    The whole batch costs as many backward passes as the image with the most classes.
+    The whole batch costs as many backward passes as the image with the most classes. A GPU has only been told when this
+    returns; what is asked of it next, it does next.
 
     Args:
         network: Model and layers on their device.
-        inputs: N arrays (3, H, W) float32, of one size.
+        pictures: N (H, W, C) uint8, of the network's size and channels.
         class_ids: Of each image a class id, several, or None for the `top_k` most likely classes; in range.
         top_k: At most as many as the network knows are taken.
         method: How maps are made, a name of `worker.engine.methods.METHODS`.
         precision: A name of `PRECISIONS`.
+        draw: The outputs to draw on the device, of an input of 1 or 3 channels.
+        numbers: Whether guided gradients come back.
         halved: Called with the size of each batch that did not fit.
-
-    Returns:
-        Of each image one explanation a class, most likely first where none was given; an error in place of an image
-        whose logits are not finite.
 
     Raises:
         JobError: The network cannot be explained at this layer, or not in this precision.
@@ -131,24 +180,37 @@ def explain_classes(
     """
     autocast = _autocast(precision, network.device)
     try:
-        return _explain(network, inputs, class_ids, top_k, method, autocast)
+        return _explain(network, pictures, class_ids, top_k, method, autocast, draw, numbers=numbers)
     except OutOfMemory as error:
-        if len(inputs) == 1:
+        if len(pictures) == 1:
             raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
     except ValueError as error:
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
     except RuntimeError as error:
-        raise DeviceError(f"{network.device} failed: {str(error).splitlines()[0]}") from error
-    halved(len(inputs))
+        raise _device_error(str(network.device), error) from error
+    halved(len(pictures))
     if network.device.type == "cuda":
         torch.cuda.empty_cache()
-    answers: list[list[Explained] | ModelError] = []
-    middle = len(inputs) // 2
-    for half in (slice(middle), slice(middle, None)):
-        answers += explain_classes(
-            network, inputs[half], class_ids[half], top_k=top_k, method=method, precision=precision, halved=halved
+    middle = len(pictures) // 2
+    halves = [
+        explain_classes(
+            network,
+            pictures[half],
+            class_ids[half],
+            top_k=top_k,
+            method=method,
+            precision=precision,
+            draw=draw,
+            numbers=numbers,
+            halved=halved,
         )
-    return answers
+        for half in (slice(middle), slice(middle, None))
+    ]
+    return Computation([part for each in halves for part in each._parts], overlaps=halves[0].overlaps)
+
+
+def _device_error(device: str, error: RuntimeError) -> DeviceError:
+    return DeviceError(f"{device} failed: {str(error).splitlines()[0]}")
 
 
 def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
@@ -161,23 +223,86 @@ def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
 
 def _explain(
     network: Network,
-    inputs: Sequence[Floats],
+    pictures: Sequence[Picture],
     class_ids: Sequence[Asked],
     top_k: int,
     method: str,
     autocast: torch.dtype | None,
-) -> list[list[Explained] | ModelError]:
+    draw: Collection[str],
+    *,
+    numbers: bool,
+) -> Computation:
     views = network.views or [View(network.layer, as_they_are)]
     asked = [_row(ids, min(top_k, network.classes)) for ids in class_ids]
+    transfers = _transfers(network.device)
+    batch = transfers.to_device(pictures)  # (N, H, W, C) uint8
     answer = explain_many(
         network.model,
         views,
-        _batch(inputs, network.device),
+        normalized(batch, network.mean, network.std),
         _rectangle(asked),
         method=method,
         autocast=autocast,
     )
-    return _unpacked(answer, [len(row) for row in asked])
+    there = {"logits": answer.logits, "class_ids": answer.class_ids}
+    there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)
+    if numbers:
+        there["guided"] = answer.guided.float().permute(0, 1, 3, 4, 2)  # (N, K, H, W, C)
+    if draw:
+        drawn = draw_batch(batch, answer.maps, answer.guided, draw)
+        there |= {"flat": drawn.flat, "finite": drawn.finite, **drawn.pictures}
+    part = _Part(transfers.to_host(there), [len(row) for row in asked], len(answer.maps), draw, answer.guided_relus)
+    return Computation([part], overlaps=transfers.overlap)
+
+
+def _layer(number: int) -> str:
+    return f"map {number}"
+
+
+@lru_cache(maxsize=4)
+def _transfers(device: torch.device) -> Transfers:
+    return Transfers(device)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was computed at once, on its way to the host."""
+
+    copies: Copies
+    #: Of each image how many classes it asked for.
+    classes: Sequence[int]
+    layers: int
+    #: The outputs that the device drew.
+    drawn: Collection[str]
+    guided_relus: int
+
+    def answers(self) -> Answers:
+        """Part it into its images, of each as many classes as it asked for."""
+        here: dict[str, NDArray[Any]] = self.copies.wait()
+        if not len(self.classes) == len(here["logits"]) == len(here["class_ids"]):
+            raise AssertionError("a batch came back with another length")
+        known = np.isfinite(here["logits"]).all(axis=1)  # (N,)
+        return [
+            self._of_image(here, image, classes)
+            if known[image]
+            else ModelError("the network's answer is not finite for this image")
+            for image, classes in enumerate(self.classes)
+        ]
+
+    def _of_image(self, here: dict[str, NDArray[Any]], image: int, classes: int) -> list[Explained] | ModelError:
+        if self.drawn and not here["finite"][image, :classes].all():
+            return not_finite()
+        return [self._of_class(here, (image, column)) for column in range(classes)]
+
+    def _of_class(self, here: dict[str, NDArray[Any]], at: tuple[int, int]) -> Explained:
+        return Explained(
+            here["logits"][at[0]],
+            int(here["class_ids"][at]),
+            tuple(here[_layer(number)][at] for number in range(self.layers)),
+            here["guided"][at] if "guided" in here else None,
+            self.guided_relus,
+            DrawnOne({name: here[name][at] for name in self.drawn}, bool(here["flat"][at])) if self.drawn else None,
+        )
 
 
 def _row(asked: Asked, top_k: int) -> list[int]:
@@ -191,33 +316,3 @@ def _rectangle(rows: Sequence[list[int]]) -> Tensor:
     """(N, K) of rows of other lengths; what is filled in is explained in vain, in passes that others need."""
     columns = max(map(len, rows))
     return torch.tensor([row + [-1] * (columns - len(row)) for row in rows])
-
-
-def _batch(inputs: Sequence[Floats], device: torch.device) -> Tensor:
-    """(N, 3, H, W) on the device, channels last in memory: copied once on the host, and to a GPU while it works on."""
-    on_cuda = device.type == "cuda"
-    batch = torch.empty(
-        (len(inputs), *inputs[0].shape), memory_format=torch.channels_last, pin_memory=on_cuda, dtype=torch.float32
-    )
-    for image, array in zip(batch, inputs, strict=True):
-        image.copy_(torch.from_numpy(array))
-    return batch.to(device, non_blocking=True) if on_cuda else batch
-
-
-def _unpacked(answer: Explanations, classes: Sequence[int]) -> list[list[Explained] | ModelError]:
-    """Part a batch into its images, of each as many classes as it asked for."""
-    logits = answer.logits.cpu().numpy()  # (N, number of classes)
-    class_ids = answer.class_ids.tolist()  # N of K
-    views = [maps.cpu().numpy() for maps in answer.maps]  # each (N, K, h, w)
-    guided = answer.guided.float().permute(0, 1, 3, 4, 2).cpu().numpy()  # (N, K, H, W, 3)
-    if not len(classes) == len(logits) == len(guided) == len(class_ids):
-        raise AssertionError("a batch came back with another length")
-    return [
-        [
-            Explained(row, class_ids[n][k], tuple(maps[n, k] for maps in views), guided[n, k], answer.guided_relus)
-            for k in range(classes[n])
-        ]
-        if np.isfinite(row).all()
-        else ModelError("the network's answer is not finite for this image")
-        for n, row in enumerate(logits)
-    ]

@@ -1,4 +1,4 @@
-"""Bytes become a picture, and a picture becomes what the network reads.
+"""Bytes become a picture.
 
 docs/pictures.md says what is read and how, and what is refused; `formats/` has a module for each format. A truncated
 file is an error, never a picture that is half gray.
@@ -6,7 +6,7 @@ file is an error, never a picture that is half gray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -55,23 +55,3 @@ def decode(data: bytes) -> Picture:
     if other is not None:
         raise refused.not_read(other, "only JPEG, PNG, WebP, GIF, BMP and TIFF are", "save it as JPEG or PNG")
     raise ImageError("not a picture (JPEG, PNG, WebP, GIF, BMP or TIFF)")
-
-
-def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """Turn a picture of the network's size into the network's input: (picture / 255 - mean) / std.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB.
-        mean: three numbers, of RGB in [0, 1].
-        std: three numbers, of RGB in [0, 1].
-
-    Returns:
-        (3, H, W) float32.
-    """
-    # Plane by plane: three times as fast as along the last axis of three.
-    planes = np.ascontiguousarray(picture.transpose(2, 0, 1)).astype(np.float32)  # (3, H, W)
-    # Division, not a product with 1/255: so that 255 times the picture gives the bytes back exactly.
-    planes /= 255
-    planes -= np.asarray(mean, np.float32)[:, None, None]
-    planes /= np.asarray(std, np.float32)[:, None, None]
-    return planes

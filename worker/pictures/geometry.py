@@ -5,7 +5,6 @@ Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.pictures.min_max import Floats, min_max_scaled
+from worker.pictures.min_max import Floats
 
 Picture = NDArray[np.uint8]
 
@@ -125,27 +124,6 @@ def fit(
     picture[:] = border
     picture[rows, columns] = shown
     return picture, frame
-
-
-def average_maps(maps: Sequence[Floats], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Average the maps of several layers, each first brought to [0, 1] by its own range, and to one size.
-
-    Args:
-        maps: one (h, w) a layer, each of its own size; a constant one counts as 0.
-        size: (H, W) of the answer; resized bilinearly with half-pixel centers.
-
-    Returns:
-        (H, W) float32 in [0, 1]. Its maximum is 1 only where the layers agree: pytorch-grad-cam stretches it again.
-
-    Raises:
-        ModelError: a map is not finite.
-    """
-    height, width = size
-    total = np.zeros(size, np.float32)
-    for values in maps:
-        scaled, _flat = min_max_scaled(values)  # (h, w)
-        total += cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)  # (H, W)
-    return total / np.float32(len(maps))
 
 
 def _inside(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ multiplied by 255: the quotient q/255 gives q for every level q, and a maximum i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import cv2
@@ -49,19 +49,47 @@ def render(picture: Floats, map: Floats, guided: Floats, outputs: Collection[str
         ModelError: map or guided gradient is not finite.
         ValueError: an output is not known.
     """
-    height, width = picture.shape[:2]
-    small, _flat = min_max_scaled(map)  # (h, w)
-    resized = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return draw(picture, np.asarray(resized, np.float32), guided, outputs)
+    heat, _flat = heat_of([map], (picture.shape[0], picture.shape[1]))
+    return draw(np.float32(255) * np.asarray(picture, np.float32), heat, guided, outputs)
+
+
+def heat_of(maps: Sequence[Floats], size: tuple[int, int]) -> tuple[NDArray[np.float32], bool]:
+    """Bring the map of a layer to the picture's size and [0, 1]; of several, their average, stretched again.
+
+    Args:
+        maps: one (h, w) a layer, each of its own size; each is brought to [0, 1] by its own range, then resized.
+        size: (H, W) of the answer; resized bilinearly with half-pixel centers.
+
+    Returns:
+        (H, W) float32 in [0, 1], and whether every map was constant; a constant one counts as 0. An average is
+        stretched to its own range, as pytorch-grad-cam does: its maximum is 1 only where the layers agree.
+
+    Raises:
+        ModelError: a map is not finite.
+    """
+    height, width = size
+    scaled = [min_max_scaled(values) for values in maps]  # each (h, w)
+    resized = [
+        np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+        for small, _ in scaled
+    ]
+    flat = all(flat for _, flat in scaled)
+    if len(resized) == 1:
+        return resized[0], flat
+    heat, _ = min_max_scaled(np.sum(resized, axis=0) / np.float32(len(resized)))
+    return heat, flat
 
 
 def draw(
-    picture: Floats, heat: NDArray[np.float32], guided: Floats, outputs: Collection[str] = OUTPUTS
+    picture: Picture | NDArray[np.float32],
+    heat: NDArray[np.float32],
+    guided: Floats,
+    outputs: Collection[str] = OUTPUTS,
 ) -> dict[str, Picture]:
     """Draw pictures as `render` does, from a map that is in [0, 1] and has the picture's size already.
 
     Args:
-        picture: (H, W, 3) RGB in [0, 1].
+        picture: (H, W, 3) RGB in [0, 255].
         heat: (H, W) float32 in [0, 1]; not scaled again.
         guided: (H, W, 3), signed guided gradient.
         outputs: which of `OUTPUTS` to draw.
@@ -76,7 +104,7 @@ def draw(
     make: dict[str, Callable[[], Picture]] = {
         "heatmap": lambda: heatmap,
         # 255 times heatmap/255 + picture: the stretch does not see the factor, and bytes stay whole numbers.
-        "cam": lambda: _stretched(np.float32(255) * np.asarray(picture, np.float32) + heatmap.astype(np.float32)),
+        "cam": lambda: _stretched(np.asarray(cv2.add(picture, heatmap, dtype=cv2.CV_32F), np.float32)),
         "gb": lambda: _stretched(guided),
         "cam_gb": lambda: _stretched(guided * cv2.merge((heat, heat, heat))),  # faster than along an axis of three
     }
