@@ -7,18 +7,22 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import redis
 from chunk_core import BAD, BATCH, Core
 
 from producer.client.client import Client
 from producer.jobs.model import keys
-from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.errors import DeviceError, GradcamError
 from producer.jobs.model.states import JobState
 from producer.jobs.table.table import JobTable
 from producer.output.results import read_chunks
+from worker.chunks import pipeline, stages
 from worker.chunks.chunk import ChunkContext
 from worker.chunks.lease import Lease, LeaseLost
+from worker.device.batches import Answers, Computation, explain_classes
 
 
 @pytest.fixture
@@ -227,6 +231,77 @@ def test_uploads_that_go_on_do_not_hide_a_device_that_hangs(core: Core, tmp_path
             assert busy.stat().st_mtime < until + 100
         # What the chunk itself does counts again: recording, while the store is away.
         assert busy.stat().st_mtime > until + 500
+
+
+def test_of_two_batches_on_the_device_the_one_that_is_due_first_counts(core: Core, tmp_path: Path) -> None:
+    core.job("two", [core.image(1)])
+    busy = tmp_path / "busy"
+    with Lease(core.table, core.claim("two"), claim_id="core/two", lease_s=30, busy_file=busy) as lease:
+        lease.step(5)
+        first, second = lease.batch(1000), lease.batch(2000)
+        first.__enter__()
+        due = busy.stat().st_mtime
+        second.__enter__()
+        assert abs(busy.stat().st_mtime - due) < 100
+        first.__exit__(None, None, None)
+        assert busy.stat().st_mtime > due + 500
+        second.__exit__(None, None, None)
+        assert busy.stat().st_mtime < due
+
+
+class Overlapping:
+    """A real computation that the pipeline waits for in another thread, as it does for a GPU."""
+
+    overlaps = True
+
+    def __init__(self, computation: Computation) -> None:
+        self._computation = computation
+
+    def answers(self) -> Answers:
+        return self._computation.answers()
+
+
+def test_a_device_that_works_by_itself_and_draws_makes_the_hosts_pictures(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [core.image(color) for color in range(BATCH + 2)]
+    core.job("host", [*images, core.image(broken=True)], format="png", top_k=2)
+    assert core.run(core.claim("host"))
+    monkeypatch.setattr(pipeline, "explain_classes", lambda *a, **named: Overlapping(explain_classes(*a, **named)))
+    monkeypatch.setattr(stages, "drawn_by_device", lambda _network, spec: spec.outputs)
+    core.job("device", [*images, core.image(broken=True)], format="png", top_k=2, raw=True)
+    assert core.run(core.claim("device"))
+    assert counts(core, "device") == counts(core, "host") == (BATCH + 2, 1)
+
+    by_host, by_device = (objects(core, job) for job in ("host", "device"))
+    pictures = [key for key in by_device if key.endswith(".png")]
+    assert [key.rsplit("/", 2)[1:] for key in pictures] == [key.rsplit("/", 2)[1:] for key in by_host]
+    assert len(by_device) - len(pictures) == 2 * (BATCH + 2)
+    for one, other in zip(by_host, pictures, strict=True):
+        a, b = (cv2.imdecode(np.frombuffer(core.storage.get(key), np.uint8), cv2.IMREAD_COLOR) for key in (one, other))
+        assert a is not None
+        assert b is not None
+        away = np.abs(a.astype(int) - b).max()
+        assert away <= (0 if one.endswith("-gb.png") else 8), one  # a level of the heatmap is a step of 4 to 8
+
+
+def test_an_error_of_a_device_that_works_by_itself_is_nobodys_image(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Overlapping):
+        def answers(self) -> Answers:
+            raise DeviceError("cuda failed: an illegal memory access was encountered")
+
+    monkeypatch.setattr(pipeline, "explain_classes", lambda *a, **named: Broken(explain_classes(*a, **named)))
+    core.job("fails", [core.image(color) for color in range(BATCH + 1)])
+    with pytest.raises(DeviceError):
+        core.run(core.claim("fails"))
+    assert counts(core, "fails") == (0, 0)
+    # What was held for the batch is free again: the next chunk runs.
+    monkeypatch.setattr(pipeline, "explain_classes", explain_classes)
+    core.job("works", [core.image(1)])
+    assert core.run(core.claim("works"))
+    assert not core.queue._behind
 
 
 def test_a_batch_that_outlives_its_chunk_leaves_the_next_ones_file_alone(core: Core, tmp_path: Path) -> None:
