@@ -47,21 +47,18 @@ def done(draw: st.DrawFn, index: int) -> Result:
     logits = np.array(draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=7)), np.float32)
     names = draw(st.none() | st.lists(texts, min_size=len(logits), max_size=len(logits)))
     explained = draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=3, unique=True))
-    chosen, top5 = top_predictions(logits, explained[0], names)
+    chosen, top5 = top_predictions(logits, explained, names)
     flats = [draw(st.booleans()) for _ in explained]
-    several = [
-        ExplainedClass(**top_predictions(logits, one, names)[0].model_dump(), flat=flat)
-        for one, flat in zip(explained, flats, strict=True)
-    ]
+    several = [ExplainedClass(**each.model_dump(), flat=flat) for each, flat in zip(chosen, flats, strict=True)]
     return Result(
         index=index,
         uri=draw(texts),
         id=draw(st.none() | texts),
         state="done",
         keep=draw(st.none() | st.dictionaries(texts, texts, max_size=3)),
-        class_id=chosen.class_id,
-        class_name=chosen.class_name,
-        probability=chosen.probability,
+        class_id=chosen[0].class_id,
+        class_name=chosen[0].class_name,
+        probability=chosen[0].probability,
         top5=top5,
         label=draw(st.none() | texts),
         predicted=str(top5[0].class_name),

@@ -71,27 +71,25 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         files: Where pictures are packed: member name → content, until they are in the shard.
     """
     claim, network = task.chunk.claim, task.chunk.network
-    first = task.explained[0]
-    chosen, top5 = top_predictions(first.logits, first.class_id, network.categories)
-    several = [top_predictions(each.logits, each.class_id, network.categories)[0] for each in task.explained]
+    first = task.explained[0]  # all have the logits of the one image
+    chosen, top5 = top_predictions(first.logits, [each.class_id for each in task.explained], network.categories)
+    several = zip(chosen, flats, strict=True) if len(chosen) > 1 else ()
     result = Result(
         index=claim.index(task.offset),
         uri=addresses.redact(task.item.uri),
         id=task.item.id,
         state="done",
         keep=task.item.keep,
-        class_id=chosen.class_id,
-        class_name=chosen.class_name,
-        probability=chosen.probability,
+        class_id=chosen[0].class_id,
+        class_name=chosen[0].class_name,
+        probability=chosen[0].probability,
         top5=top5,
         label=task.item.label,
         predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,
         predicted_probability=top5[0].probability,
         # Of one class alone there is nothing to choose.
         correct=None if task.label is None or network.classes == 1 else task.label == top5[0].class_id,
-        classes=tuple(ExplainedClass(**each.model_dump(), flat=flat) for each, flat in zip(several, flats, strict=True))
-        if len(several) > 1
-        else (),
+        classes=tuple(ExplainedClass(**each.model_dump(), flat=flat) for each, flat in several),
         network=claim.spec.network,
         layer=",".join(network.layer_names),
         flat=flats[0],
