@@ -37,11 +37,14 @@ from service_stages import print_stages
 from service_targets import Targets
 
 from deploy.stack import Stack
+from producer.jobs.model.spec import Pack
 
 NETWORKS = ("resnet50", "efficientnet_lite0")
 PARTS = ("cpu", "scaling", "gpu-shape", "stages", "memory")
 DEVICE_MS = (30, 100)
 DEVICE_BATCH = 32
+#: Size of chunks, how pictures are packed, and what is said of it.
+GPU_JOBS: tuple[tuple[int, Pack, str], ...] = ((64, "none", ""), (128, "none", ""), (128, "tar", ", tar"))
 #: Of jobs that one and two workers share: many chunks, so that it hardly matters who has the last one.
 SHARED_CHUNK = 32
 Contest = dict[str, tuple[Callable[[int], Timed], int]]
@@ -189,6 +192,8 @@ def gpu_shape(
     for ms in device_ms:
         lock = str(rig.folder / "device.lock")
         extra = {"BENCH_DEVICE_MS": str(ms), "BENCH_DEVICE_LOCK": lock}
+        if ms == DEVICE_MS[0]:
+            extra["BENCH_DEVICE_THREAD"] = str(rig.folder / "device-thread")
         ours = extra | {"GRADCAM_WORKER_BATCH_SIZE": str(DEVICE_BATCH)}
         peer = f"{ms} ms: Celery, a task an image"
         with ExitStack() as held:
@@ -196,25 +201,54 @@ def gpu_shape(
             held.callback(naive.stop)
             naive.timed(8)
             found = rounds_of({peer: (naive.timed, max(32, len(rig.photos) // 3))}, rounds)
-        for processes in (1, 2):
+        for processes, words in ((1, "one process"), (2, "two processes")):
             worker = rig.start_worker(processes=processes, extra=ours)
             try:
                 rig.warm([worker], network, processes)
                 contest: Contest = {
-                    f"{ms} ms: ours, {processes} process(es), chunk {chunk}": (
-                        partial(rig.timed, [worker], network, chunk=chunk),
+                    f"{ms} ms: {words}, chunk {chunk}{packed}": (
+                        partial(rig.timed, [worker], network, chunk=chunk, pack=pack),
                         4 * len(rig.photos),  # else a second of beginning and end is a third of it
                     )
-                    for chunk in (64, 128)
+                    for chunk, pack, packed in GPU_JOBS
                 }
                 found |= rounds_of(contest, rounds)
             finally:
                 worker.stop()
         show(f"{network}, a device of {ms} ms a batch of up to {DEVICE_BATCH}", found, peer)
         best = max(per_s(each) for label, each in found.items() if label != peer)
+        if ms == DEVICE_MS[0]:
+            gpu_targets(found, ms, targets)
+            share = device_share(rig.folder, ms)
+            targets.add("host work on the device's thread, of a batch's time", share, 0.10, True, most=True)
         targets.add(f"device of {ms} ms a batch: ours / Celery, a task an image", best / per_s(found[peer]), 5.0, True)
         every |= found
     return every
+
+
+def gpu_targets(found: dict[str, list[Timed]], ms: int, targets: Targets) -> None:
+    """How fast a fast device is fed, and what of the host an image takes."""
+
+    def of(words: str, packed: bool) -> list[list[Timed]]:
+        return [each for label, each in found.items() if f"ms: {words}, " in label and ("tar" in label) == packed]
+
+    def worker_ms(rounds: list[Timed]) -> float:
+        return statistics.median(each.core_ms["worker child"] + each.core_ms["worker main"] for each in rounds)
+
+    one, two = (max(map(per_s, of(words, False))) for words in ("one process", "two processes"))
+    targets.add(f"device of {ms} ms: images/s, one process", one, 220, True)
+    targets.add(f"device of {ms} ms: images/s, two processes", two, 260, True)
+    least = min(map(worker_ms, of("one process", False)))
+    targets.add(f"device of {ms} ms: worker's core-ms an image", least, 4.0, True, most=True)
+    least = min(map(worker_ms, of("one process", True)))
+    targets.add(f"device of {ms} ms: worker's core-ms an image, --pack tar", least, 2.5, True, most=True)
+
+
+def device_share(folder: Path, ms: int) -> float:
+    """What the devices' threads did themselves, in CPU time, as a share of the time of their batches."""
+    notes = [file.read_text().split() for file in folder.glob("device-thread.*")]
+    batches, seconds = (sum(float(note[column]) for note in notes) for column in (0, 1))
+    return 1000 * seconds / max(batches, 1) / ms
 
 
 def memory(rig: Rig, network: str, quick: bool, targets: Targets) -> list[dict[str, float]]:

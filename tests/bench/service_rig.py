@@ -24,7 +24,7 @@ from producer.jobs.model.states import JobState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from producer.jobs.model.spec import Queue
+    from producer.jobs.model.spec import Pack, Queue
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -184,22 +184,26 @@ class Rig:
                 return
         raise AssertionError(f"not every worker came to work: {loaded}")
 
-    def timed(self, programs: Sequence[Workers], network: str, images: int, chunk: int = CHUNK) -> Timed:
+    def timed(
+        self, programs: Sequence[Workers], network: str, images: int, chunk: int = CHUNK, pack: Pack = "none"
+    ) -> Timed:
         """Time a job from its submission to its end, and count what is in the store then."""
         uris = [self.uris[number % len(self.uris)] for number in range(images)]
         jobs: list[tuple[str, float]] = []
 
         def run() -> float:
-            jobs.append(self._job(network, uris, chunk, programs[0].queue))
+            jobs.append(self._job(network, uris, chunk, programs[0].queue, pack))
             return jobs[0][1]
 
         found = self.measured(images, run, programs)
-        found.status = self.check(jobs[0][0], images)["status"]
+        found.status = self.check(jobs[0][0], images, pack)["status"]
         return found
 
-    def _job(self, network: str, uris: Sequence[str], chunk: int, queue: Queue) -> tuple[str, float]:
+    def _job(
+        self, network: str, uris: Sequence[str], chunk: int, queue: Queue, pack: Pack = "none"
+    ) -> tuple[str, float]:
         started = time.time()
-        job = self.submit(network, uris, chunk, queue)
+        job = self.submit(network, uris, chunk, queue, pack)
         while not (status := self.client.status(job)).ended:
             time.sleep(_LOOK_EVERY_S)
         assert status.state is JobState.SUCCEEDED, status
@@ -207,17 +211,25 @@ class Rig:
         # By the clock of Redis, which is this machine's: how often we looked does not count.
         return job, status.finished_at.timestamp() - started
 
-    def submit(self, network: str, uris: Sequence[str], chunk: int = CHUNK, queue: Queue = "default") -> str:
+    def submit(
+        self, network: str, uris: Sequence[str], chunk: int = CHUNK, queue: Queue = "default", pack: Pack = "none"
+    ) -> str:
         """Send a job."""
-        return self.client.submit(uris, network=network, weight_path=WEIGHTS[network], chunk_size=chunk, queue=queue)
+        return self.client.submit(
+            uris, network=network, weight_path=WEIGHTS[network], chunk_size=chunk, queue=queue, pack=pack
+        )
 
-    def check(self, job: str, images: int) -> dict[str, Any]:
+    def check(self, job: str, images: int, pack: Pack = "none") -> dict[str, Any]:
         """Make sure that a job succeeded with all its objects; gives its summary."""
         storage = self.client.storage
         pictures = self.count(keys.images_prefix(storage.prefix, job))
         manifests = self.count(keys.manifest_prefix(storage.prefix, job))
         summary: dict[str, Any] = json.loads(storage.get(keys.summary(storage.prefix, job)))
-        assert pictures == 4 * images, f"{pictures} pictures of {images} images"
+        if pack == "none":
+            assert pictures == 4 * images, f"{pictures} pictures of {images} images"
+        else:
+            chunks = -(-images // summary["spec"]["chunk_size"])
+            assert self.count(keys.shards_prefix(storage.prefix, job)) == chunks
         assert manifests >= 1
         assert summary["status"]["done"] == images, summary["status"]
         return summary
