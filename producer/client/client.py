@@ -21,7 +21,7 @@ from producer.client.monitor import Monitor
 from producer.client.services import Services
 from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
 from producer.jobs.model import settings
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.spec import OUTPUTS, new_job_id
 from producer.jobs.model.status import JobStatus
@@ -146,6 +146,7 @@ class Client:
         """
         request = Request.read(
             reading_of(images, reading),
+            registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
             top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
             mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
@@ -166,12 +167,19 @@ class Client:
         Raises:
             UsageError: Something typed cannot be used.
         """
-        request = Request.read(reading_of(images, reading), **parameters)
+        request = Request.read(reading_of(images, reading), registered=self.registered_networks, **parameters)
         size = request.options.chunk_size or self._services.submission.chunk_size(request)
         spec = request.spec(chunk_size=size, weights=str(request.options.weight_path or "DEFAULT"))
         with opened(images, reading, lambda: self.storage) as sources:
             found = plan(sources, line_maker(self.storage, request.options.name or new_job_id()), spec)
             return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
+
+    def registered_networks(self) -> set[str]:
+        """Return the networks that workers which are alive have registered; none where Redis cannot be asked now."""
+        try:
+            return self.table.registry.networks(patience_s=0)
+        except ServiceError:
+            return set()
 
     def cancel(self, job: str) -> JobStatus:
         """Stop a job for good: what is done stays, workers stop after the current batch.

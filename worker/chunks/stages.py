@@ -14,6 +14,7 @@ from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
+from worker.pictures import channels
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode, normalize
 from worker.pictures.geometry import average_maps, fit
@@ -45,8 +46,11 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
         with task.timed("decode"):
             original = decode(data)
             fitted, task.frame = fit(original, network.size, spec.fit, network.resize_px)
-            task.input = normalize(fitted, network.mean, network.std)
-            task.picture = fitted if spec.output_size == "input" else _small_enough(original)
+            fitted = channels.as_read(fitted, network.channels)
+            task.input = normalize(fitted, network.mean, network.std)[: network.channels]
+            task.picture = fitted
+            if spec.output_size == "original":
+                task.picture = channels.as_read(_small_enough(original), network.channels)
         task.waits_from_now()
 
 
@@ -122,7 +126,7 @@ def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, 
         heat = average_maps(explained.maps, explained.guided.shape[:2])
         if len(explained.maps) > 1:
             heat, _ = min_max_scaled(heat)  # as pytorch-grad-cam does with an average
-        guided = explained.guided
+        guided = channels.as_drawn(explained.guided)
         if spec.output_size == "original":
             heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)
         pictures = draw(task.picture / np.float32(255), heat, guided, spec.outputs)

@@ -176,6 +176,7 @@ def _explain(
         _rectangle(asked),
         method=method,
         autocast=autocast,
+        output=network.output,
     )
     return _unpacked(answer, [len(row) for row in asked])
 

@@ -62,8 +62,8 @@ def normalize(picture: Picture, mean: Sequence[float], std: Sequence[float]) -> 
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        mean: three numbers, of RGB in [0, 1].
-        std: three numbers, of RGB in [0, 1].
+        mean: three numbers, of RGB in [0, 1], or one for all.
+        std: three numbers, of RGB in [0, 1], or one for all.
 
     Returns:
         (3, H, W) float32.
