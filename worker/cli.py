@@ -236,7 +236,8 @@ def try_command(
 ) -> None:
     """Explain one image with NETWORK on the CPU, and write its pictures.
 
-    It is the first thing to do with a model of one's own. What does not fit is told in a sentence. Notes say what works, and is perhaps not what was meant.
+    It is the first thing to do with a model of one's own. What does not fit is told in a sentence. Notes say what
+    works, and is perhaps not what was meant.
 
     \b
     Examples:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from gradcam_queue import NetworkSpec
 
+CATEGORIES = ["clear", "opacity"]
+
 
 class Lungs(nn.Module):
     """Three convolutions; it gives a dict, as many networks of research do."""
@@ -27,6 +29,7 @@ class Lungs(nn.Module):
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Give the logits under `scores`, and the features beside them."""
         maps = self.features(x)  # (N, 16, H / 4, W / 4)
         pooled = maps.mean(dim=(2, 3))  # (N, 16)
         return {"features": pooled, "scores": self.head(pooled)}  # (N, num_classes)
@@ -48,7 +51,7 @@ def build_lungs(num_classes: int = 2) -> NetworkSpec:
         channels=1,
         mean=0.5,
         std=0.25,
-        categories=["clear", "opacity"] if num_classes == 2 else None,
+        categories=CATEGORIES if num_classes == len(CATEGORIES) else None,
         layer="features.7",
         output="scores",
     )
