@@ -219,6 +219,7 @@ def layers_command(network: str, as_json: bool) -> None:
     metavar="FILE|NAME",
     help="A file of weights, a name of weights, or random.  [default: the network's own]",
 )
+@click.option("--weight-key", metavar="NAME", help="Which weights of a file that holds several, as in a job.")
 @click.option("--layer-name", default="last-conv", show_default=True, help="Where to look, as in a job.")
 @click.option("--class-id", type=click.IntRange(0), help="Class to explain.  [default: the predicted one]")
 @click.option("--class-name", help="The same by its name.")
@@ -228,6 +229,7 @@ def try_command(
     network: str,
     image: str,
     weight_path: str | None,
+    weight_key: str | None,
     layer_name: str,
     class_id: int | None,
     class_name: str | None,
@@ -257,6 +259,7 @@ def try_command(
         Path(image),
         Path(output_dir),
         weights=weight_path,
+        weight_key=weight_key,
         layer=layer_name,
         class_id=class_id,
         class_name=class_name,

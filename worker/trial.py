@@ -58,6 +58,7 @@ def run_trial(
     output_dir: Path,
     *,
     weights: str | None = None,
+    weight_key: str | None = None,
     layer: str,
     class_id: int | None = None,
     class_name: str | None = None,
@@ -69,6 +70,7 @@ def run_trial(
         image: The file.
         output_dir: Where the pictures are written; made if need be.
         weights: A file, a name of weights, or `random`; None for the network's own.
+        weight_key: As in a job.
         layer: As in a job.
         class_id: The class to explain; None for `class_name`, or the predicted one.
         class_name: The same by its name.
@@ -79,7 +81,7 @@ def run_trial(
     """
     picture = _read(image)
     try:
-        network = load(name, weights, layer)
+        network = load(name, weights, layer, weight_key=weight_key)
         asked = checked_class(network, class_id, class_name)
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px)
         seen = channels.as_read(fitted, network.channels)

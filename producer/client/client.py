@@ -78,6 +78,7 @@ class Client:
         *,
         network: str = "resnet50",
         weight_path: str | os.PathLike[str] | None = None,
+        weight_key: str | None = None,
         layer_name: str = "last-conv",
         class_id: int | None = None,
         class_name: str | None = None,
@@ -112,6 +113,7 @@ class Client:
             network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
             weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
                 name, or `random`. Default: torchvision's own, which the worker downloads.
+            weight_key: Which weights of a file that holds several, as model_ema. Default: the plain weights.
             layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
             class_id: Class to explain. Default: the predicted one.
             class_name: The same by its name, such as `tabby`.
@@ -151,6 +153,7 @@ class Client:
             top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
             mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
             chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+            weight_key=weight_key,
         )  # fmt: skip
         self._services.check_redis()
         with opened(images, reading, lambda: self.storage) as sources:

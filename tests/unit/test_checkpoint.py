@@ -223,7 +223,7 @@ def test_weights_beside_options_and_other_classes_are_read(
     """The training programs of torchvision and timm save their options, Lightning its hyperparameters."""
     path = _saved(tmp_path, content, "checkpoint.pth", _use_new_zipfile_serialization=zipped)
     assert _same(checkpoint.read(path)[key])
-    left = {f"{each.__module__}.{each.__qualname__}" for each in torch.serialization.get_safe_globals()}
+    left = {f"{each.__module__}.{getattr(each, '__qualname__', '')}" for each in torch.serialization.get_safe_globals()}
     assert not left & {"argparse.Namespace", "collections.defaultdict", "types.SimpleNamespace"}
 
 

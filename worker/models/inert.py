@@ -31,7 +31,7 @@ class _Inert(list[Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
 
 
-def inert_classes(names: Iterable[str]) -> list[Callable[..., Any]]:
+def inert_classes(names: Iterable[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Return a stand-in for each of the names, `module.name`, which torch finds by that name; none for too many."""
     wanted = list(names)
     return [] if len(wanted) > _MOST else [_stand_in(name) for name in wanted]

@@ -87,6 +87,7 @@ def load(
     labels: Sequence[str] | None = None,
     *,
     size: tuple[int, int] | None = None,
+    weight_key: str | None = None,
     prepared: bool = True,
     make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
@@ -105,6 +106,7 @@ def load(
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
         size: (height, width) in px of what it reads, in place of that of the weights.
+        weight_key: the name under which the weights are in a file that holds several, such as an average.
         prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
         make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
@@ -126,7 +128,7 @@ def load(
             digest, read = files.digest_of(model), f"those it came with, of {architecture.own.function}"
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            architecture, model, read = build_with_weights(architecture, path, size)
+            architecture, model, read = build_with_weights(architecture, path, size, weight_key)
             digest = sha256_of(path)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
