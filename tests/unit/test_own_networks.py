@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from importlib.metadata import EntryPoint
@@ -216,6 +217,16 @@ def test_grey_is_the_luminance_of_rec_601() -> None:
     assert np.abs(grey - expected[..., None]).max() <= 0.51
     assert channels.as_read(picture, 3) is picture
     assert channels.as_drawn(np.ones((4, 5, 1))).shape == (4, 5, 3)
+
+
+def test_the_function_of_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "own-model.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "documented_model.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GRADCAM_WORKER_NETWORKS", "lungs=documented_model:build_lungs")
+    network = load("lungs")
+    assert (network.classes, network.channels, network.categories) == (2, 1, ["clear", "opacity"])
 
 
 # --- who may register -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
 from worker.models import own_model
 from worker.models import weights as files
+from worker.models.layers import LAST_CONV
 from worker.models.registered import Registered, registered
 
 DEFAULT: Final = "DEFAULT"
@@ -54,8 +55,8 @@ class Architecture:
     features: int = 0
     #: How many channels it reads: 3, or 1 (grey).
     channels: int = 3
-    #: The layer that `last-conv` means; "" where it means what it says.
-    layer: str = ""
+    #: The layers that `last-conv` means.
+    layer: str = LAST_CONV
     #: Where in its output the logits are, where that is not the usual place.
     output: str | int | None = None
     #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.

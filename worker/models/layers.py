@@ -73,6 +73,8 @@ class Reads:
     channels: int = 3
     #: Where in its output the logits are; None for the usual place.
     output: str | int | None = None
+    #: The layers that `last-conv` means, as a job names them.
+    layer: str = LAST_CONV
 
 
 @dataclass(frozen=True)
@@ -143,20 +145,20 @@ class LayerLine:
 def listed(seen: Survey) -> list[LayerLine]:
     """List the modules that run, in the order in which they end; `last-conv` and `last-features` are marked."""
     times = Counter(run.module for run in seen.runs)
-    marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
+    marked = [_if_any(seen, LAST_CONV), _if_any(seen, LAST_FEATURES)]
     lines = {}
     for run in seen.runs:
         maps = to_maps(seen, run) if times[run.module] == 1 else None
         made = tuple(maps(torch.empty(run.shape)).shape[1:]) if maps else None
-        kind, marks = type(run.module).__name__, [run.name == name for name in marked]
+        kind, marks = type(run.module).__name__, [run.name in names for names in marked]
         lines[run.name] = LayerLine(run.name, kind, run.shape[1:], times[run.module], made, *marks)
     return list(lines.values())
 
 
-def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
+def _if_any(seen: Survey, wanted: str) -> list[str]:
     with suppress(JobError):
-        return rule(seen)
-    return None
+        return list(select_layers(seen, wanted))
+    return []
 
 
 def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
@@ -169,6 +171,7 @@ def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
     Raises:
         JobError: a layer does not exist, does not run exactly once, or gives no maps; or there is none of the kind.
     """
+    wanted = seen.reads.layer if wanted == LAST_CONV else wanted
     return dict(_choose(seen, name.strip()) for name in wanted.split(","))
 
 

@@ -138,7 +138,7 @@ class Models:
                 raise
             memory.give_back(self._device.type)
         if not network.random:
-            log.info("action=weights_read network=%s Of the weights file: %s.", key.network, network.weights_read)
+            log.info("action=weights_read network=%s The weights: %s.", key.network, network.weights_read)
         log.info(
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
             key.network,

@@ -133,7 +133,7 @@ def load(
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
-        views = select_layers(seen, architecture.layer or layer if layer == LAST_CONV else layer)
+        views = select_layers(seen, layer)
         if prepared:
             make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads)
         else:
@@ -272,7 +272,12 @@ def _check_classifier(architecture: Architecture, weights: str | Path | None) ->
 def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
     height, width = architecture.size
     with as_job_error(f"{architecture.name} cannot read pictures of {height} x {width} px"):
-        return survey(architecture.name, model, architecture.size, Reads(architecture.channels, architecture.output))
+        return survey(
+            architecture.name,
+            model,
+            architecture.size,
+            Reads(architecture.channels, architecture.output, architecture.layer),
+        )
 
 
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
