@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ class Scores(nn.Module):
         self.net = net
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)["scores"]  # type: ignore[no-any-return]
+        return self.net(x)["scores"]
 
 
 def test_the_example_is_explained_end_to_end_as_captum_does(
@@ -172,7 +173,7 @@ def test_a_forged_job_reaches_no_code_either(stack: Stack, client: Client) -> No
             client.table.redis.hset(key, "spec", json.dumps(spec | {field: value}))
             jobs.append(job)
     for job in jobs:
-        eventually(lambda job=job: refused(client, job), within_s=60)
+        eventually(partial(refused, client, job), within_s=60)
     assert not (stack.evil / "ran").exists()  # type: ignore[attr-defined]
 
 

@@ -147,6 +147,7 @@ def build_always_training() -> NetworkSpec:
             return super().train(True)  # it never leaves training mode
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).mean(dim=(2, 3))
+            maps: Tensor = self.conv(x)
+            return maps.mean(dim=(2, 3))
 
     return NetworkSpec(AlwaysTraining(), size=32)

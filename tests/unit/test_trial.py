@@ -49,7 +49,9 @@ def test_one_image_is_explained_as_by_the_functions_that_other_programs_use(trie
     assert set(found["pictures"]) == set(expected)
     for kind, path in found["pictures"].items():
         assert Path(path).name == f"chelsea-mine-{kind}.jpg"
-        got = cv2.cvtColor(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        written = cv2.imread(path)
+        assert written is not None
+        got = cv2.cvtColor(written, cv2.COLOR_BGR2RGB)
         assert np.abs(got.astype(int) - expected[kind]).mean() < 6  # JPEG
     assert found["explained"]["class_id"] == 1
     assert found["explained"]["probability"] == pytest.approx(float(answer.logits.softmax(1)[0, 1]), abs=1e-6)
@@ -64,7 +66,7 @@ def test_a_grey_network_draws_on_grey(tried: Any) -> None:
     assert "Explained is 'logits' of a dict of 2; NetworkSpec(output=…) takes another part" in out
     assert "it is explained in eval mode" in out
     (gb,) = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.endswith("-gb.jpg")]
-    picture = cv2.imdecode(np.fromfile(gb, np.uint8), cv2.IMREAD_COLOR)
+    picture = cv2.imread(gb)
     assert picture is not None
     assert picture.shape == (32, 48, 3)
     assert np.ptp(picture.astype(int), axis=2).max() <= 2

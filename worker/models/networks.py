@@ -165,7 +165,7 @@ def load(
 def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
     if architecture.was_training:
         yield "Its function left it in training mode; it is explained in eval mode."
-    if seen.output_read and architecture.output is None:
+    if seen.output_read and architecture.own is not None and architecture.output is None:
         yield f"Explained is {seen.output_read}; NetworkSpec(output=…) takes another part of the output."
 
 
