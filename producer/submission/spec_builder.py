@@ -88,6 +88,8 @@ def check_typed(reading: ReadOptions, *, registered: Callable[[], Collection[str
             raise UsageError(f"--explain {explain} explains the class of each image's label: leave {other} out")
     if reading.label_column is not None and reading.label_from is not None:
         raise UsageError("give --label-column or --label-from, not both")
+    if given["weight_key"] is not None and given["weight_path"] in (None, "random"):
+        raise UsageError("--weight-key names weights in a file: give the file by --weight-path")
     if not given["any_network"]:
         check_network(str(given["network"]), registered)
 
