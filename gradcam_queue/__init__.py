@@ -37,6 +37,7 @@ from producer.maintenance.audit import Finding
 from producer.output.download import Downloaded, Fetched
 from producer.output.job_results import PictureUrl
 from producer.submission.plan import Plan
+from worker.models.network_spec import NetworkSpec
 
 __all__ = [
     "TERMINAL",
@@ -54,6 +55,7 @@ __all__ = [
     "JobError",
     "JobState",
     "JobStatus",
+    "NetworkSpec",
     "PictureUrl",
     "Plan",
     "Prediction",

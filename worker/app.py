@@ -29,6 +29,7 @@ from producer.jobs.table.redis_scripts import Scripts, make_redis_client
 from producer.jobs.table.table import JobTable
 from producer.jobs.table.workers import WorkerRegistry
 from worker import logs, tasks
+from worker.models.registered import usable_names
 from worker.recover.reconciler import Death, Reconciler
 from worker.recover.watchdog import Watchdog
 from worker.settings import WorkerSettings
@@ -176,6 +177,7 @@ class WorkerProcess:
             publish=self._publish,
             who=settings.name,
             queues=settings.queues,
+            networks=usable_names(),
             interval_s=settings.interval_s,
             # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
             grace_s=settings.lease_s,

@@ -89,6 +89,7 @@ def cli(
       gradcam-worker check
       gradcam-worker networks
       gradcam-worker layers resnet50
+      gradcam-worker try resnet50 --image cat.jpg
     """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
         sys.exit(_run(devices, processes_per_device, queues, preload, (metrics_address, metrics_port)))
@@ -146,7 +147,10 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
 @click.option("--timm", is_flag=True, help="Also those of timm, more than a thousand.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 def networks_command(timm: bool, as_json: bool) -> None:
-    """List the networks: input size in px, classes, family and weights; a * marks weights that need no download.
+    """List the networks: input size in px, classes, family, where each comes from, and weights.
+
+    A * marks weights that need no download. Networks of one's own come last, with their functions; making each of them
+    takes its time.
 
     \b
     Examples:
@@ -160,12 +164,16 @@ def networks_command(timm: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(network) for network in found], indent=1))
         return
-    rows = [("NAME", "INPUT", "CLASSES", "FAMILY", "WEIGHTS")]
+    rows = [("NAME", "INPUT", "CLASSES", "FAMILY", "FROM", "WEIGHTS")]
     for network in found:
         weights = " ".join(f"{name}*" if name in network.at_hand else name for name in network.weights)
         name = f"{network.name} ({', '.join(network.aliases)})" if network.aliases else network.name
-        rows.append((name, _by(network.size), str(network.classes or "-"), network.family or "-", weights))
+        classes, family = str(network.classes or "-"), network.family or "-"
+        rows.append((name, _by(network.size), classes, family, network.source, weights))
     _print_table(rows)
+    for network in found:
+        if network.problem:
+            click.echo(f"Warning: {network.problem}", err=True)
 
 
 @cli.command("layers", short_help="List the layers of a network.")
@@ -201,6 +209,77 @@ def layers_command(network: str, as_json: bool) -> None:
         ]
         rows.append((layer.name, layer.kind, _by(layer.shape), _by(layer.maps), " ".join(marks)))
     _print_table(rows)
+
+
+@cli.command("try", short_help="Explain one image here, without Redis and S3.")
+@click.argument("network")
+@click.option("--image", required=True, metavar="FILE", help="The picture.")
+@click.option(
+    "--weight-path",
+    metavar="FILE|NAME",
+    help="A file of weights, a name of weights, or random.  [default: the network's own]",
+)
+@click.option("--weight-key", metavar="NAME", help="Which weights of a file that holds several, as in a job.")
+@click.option("--layer-name", default="last-conv", show_default=True, help="Where to look, as in a job.")
+@click.option("--class-id", type=click.IntRange(0), help="Class to explain.  [default: the predicted one]")
+@click.option("--class-name", help="The same by its name.")
+@click.option("--output-dir", default="results", show_default=True, metavar="FOLDER", help="Where pictures go.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line on stdout.")
+def try_command(
+    network: str,
+    image: str,
+    weight_path: str | None,
+    weight_key: str | None,
+    layer_name: str,
+    class_id: int | None,
+    class_name: str | None,
+    output_dir: str,
+    as_json: bool,
+) -> None:
+    """Explain one image with NETWORK on the CPU, and write its pictures.
+
+    It is the first thing to do with a model of one's own. What does not fit is told in a sentence. Notes say what
+    works, and is perhaps not what was meant.
+
+    \b
+    Examples:
+      gradcam-worker try efficientnet_lite0 --image cat.jpg
+      gradcam-worker try resnet50 --image cat.jpg --weight-path cats.pth --layer-name layer3
+      GRADCAM_WORKER_NETWORKS=lungs=mylab.models:build_lungs gradcam-worker try lungs --image scan.png --json
+    """  # noqa: D301 - click reads the backspace
+    _need_worker_packages()
+    if class_id is not None and class_name is not None:
+        raise UsageError("give --class-id or --class-name, not both")
+    if weight_path is not None and "://" in weight_path:
+        raise UsageError("try reads weights of this machine: download them, and give the file by --weight-path")
+    from worker.trial import run_trial
+
+    found = run_trial(
+        network,
+        Path(image),
+        Path(output_dir),
+        weights=weight_path,
+        weight_key=weight_key,
+        layer=layer_name,
+        class_id=class_id,
+        class_name=class_name,
+    )
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+        return
+    likely = found.explained
+    named = likely.class_name if likely.class_name is not None else f"class {likely.class_id}"
+    lines = [
+        ("network", found.network),
+        ("reads", found.preprocessing),
+        ("weights", found.weights),
+        ("layer", found.layer),
+        ("class", f"{named}, {likely.probability:.1%}"),
+        ("ReLUs", f"{found.guided_relus} guided"),
+        *(("picture", path) for path in found.pictures.values()),
+        *(("note", note) for note in found.notes),
+    ]
+    _print_table(lines)
 
 
 def _by(shape: Sequence[int] | None) -> str:

@@ -11,6 +11,7 @@
 | `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish its current batches      | 25      |
 | `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models, of each process                             | a share |
 | `GRADCAM_WORKER_PRELOAD`          | models to load first: `NETWORK` or `NETWORK=WEIGHTS`, by commas | none   |
+| `GRADCAM_WORKER_NETWORKS`         | networks of one's own: `NAME=MODULE:FUNCTION`, by commas       | none    |
 | `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
 | `GRADCAM_WORKER_WEIGHTS_CACHE_BYTES`| what these files may take                                    | 20 GiB  |
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
@@ -29,14 +30,16 @@ it starts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
+from producer.jobs.model.network_names import known as known_names
 from producer.jobs.model.spec import PRIORITIES
 from worker.supervise.busy_file import BUSY_KINDS
 
@@ -46,6 +49,29 @@ def _by_commas(value: Any) -> Any:
 
 
 _Preloaded = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}(=.+)?$")]
+
+#: What a network of one's own may be called.
+NETWORK_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+_NETWORK_LINE: Final = re.compile(rf"({NETWORK_NAME})=[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def checked_networks(lines: Sequence[str]) -> tuple[str, ...]:
+    """Check that these register networks: `NAME=MODULE:FUNCTION`, each name once, and none that has a meaning.
+
+    Raises:
+        ValueError: They do not; says what they must be.
+    """
+    names: list[str] = []
+    for line in lines:
+        found = _NETWORK_LINE.fullmatch(line)
+        if found is None:
+            raise ValueError(f"must be NAME=MODULE:FUNCTION, such as lungs=mylab.models:build_lungs, not {line[:80]!r}")
+        if found[1] in names:
+            raise ValueError(f"names {found[1]} twice")
+        if found[1] in known_names().names:
+            raise ValueError(f"must not give the known network {found[1]} another meaning: choose another name")
+        names.append(found[1])
+    return tuple(lines)
 
 
 def checked_queues(names: Sequence[str]) -> tuple[str, ...]:
@@ -106,6 +132,8 @@ class WorkerSettings(BaseSettings):
     weights_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
     #: Models to load before the first message, each `NETWORK` or `NETWORK=WEIGHTS`.
     preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+    #: Networks of one's own, each `NAME=MODULE:FUNCTION`.
+    networks: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_networks), BeforeValidator(_by_commas)] = ()
     #: Largest image file.
     max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     #: Most pixels of an image; a decoded one takes 3 bytes a pixel.

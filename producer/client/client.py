@@ -21,7 +21,7 @@ from producer.client.monitor import Monitor
 from producer.client.services import Services
 from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
 from producer.jobs.model import settings
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.spec import OUTPUTS, new_job_id
 from producer.jobs.model.status import JobStatus
@@ -78,6 +78,7 @@ class Client:
         *,
         network: str = "resnet50",
         weight_path: str | os.PathLike[str] | None = None,
+        weight_key: str | None = None,
         layer_name: str = "last-conv",
         class_id: int | None = None,
         class_name: str | None = None,
@@ -112,6 +113,7 @@ class Client:
             network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
             weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
                 name, or `random`. Default: torchvision's own, which the worker downloads.
+            weight_key: Which weights of a file that holds several, as model_ema. Default: the plain weights.
             layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
             class_id: Class to explain. Default: the predicted one.
             class_name: The same by its name, such as `tabby`.
@@ -146,10 +148,12 @@ class Client:
         """
         request = Request.read(
             reading_of(images, reading),
+            registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
             top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
             mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
             chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+            weight_key=weight_key,
         )  # fmt: skip
         self._services.check_redis()
         with opened(images, reading, lambda: self.storage) as sources:
@@ -166,12 +170,19 @@ class Client:
         Raises:
             UsageError: Something typed cannot be used.
         """
-        request = Request.read(reading_of(images, reading), **parameters)
+        request = Request.read(reading_of(images, reading), registered=self.registered_networks, **parameters)
         size = request.options.chunk_size or self._services.submission.chunk_size(request)
         spec = request.spec(chunk_size=size, weights=str(request.options.weight_path or "DEFAULT"))
         with opened(images, reading, lambda: self.storage) as sources:
             found = plan(sources, line_maker(self.storage, request.options.name or new_job_id()), spec)
             return found.model_copy(update={"bad_rows": sources.bad_count, "left_out": dict(sources.left_out)})
+
+    def registered_networks(self) -> set[str]:
+        """Return the networks that workers which are alive have registered; none where Redis cannot be asked now."""
+        try:
+            return self.table.registry.networks(patience_s=0)
+        except ServiceError:
+            return set()
 
     def cancel(self, job: str) -> JobStatus:
         """Stop a job for good: what is done stays, workers stop after the current batch.

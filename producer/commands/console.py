@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from producer.jobs.model.errors import GradcamError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -82,6 +84,14 @@ def client_from_env() -> Client:
     from producer.client.client import Client
 
     return Client.from_env()
+
+
+def registered_networks() -> set[str]:
+    """The networks that workers which are alive have registered; none where nobody can be asked."""
+    try:
+        return client_from_env().registered_networks()
+    except GradcamError:
+        return set()
 
 
 def make_talk() -> Console:

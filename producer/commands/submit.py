@@ -15,6 +15,7 @@ from producer.commands.console import (
     follow_job,
     make_talk,
     one_line,
+    registered_networks,
 )
 from producer.commands.results import check_output_dir, download_to
 from producer.jobs.model.errors import UsageError
@@ -99,7 +100,7 @@ def submit(
         raise UsageError(f"--explain {parameters['explain']} needs labels: give --label-column or --label-from folder")
     reading = ReadOptions(**{name: parameters.pop(name) for name in parameters_of(ReadOptions)})
     # What was typed is looked at before the settings are: it is nearer to the one who typed it.
-    check_typed(reading, **parameters)
+    check_typed(reading, registered=registered_networks, **parameters)
     check_file(bad_rows, reading)
     with open_sources([*source, *image_path], reading, storage=lambda: client_from_env().storage) as sources:
         client, talk = client_from_env(), make_talk()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,17 +30,20 @@ class Request:
     draft: JobSpec
 
     @classmethod
-    def read(cls, reading: ReadOptions, **typed: Any) -> Request:
+    def read(
+        cls, reading: ReadOptions, *, registered: Callable[[], Collection[str]] = frozenset, **typed: Any
+    ) -> Request:
         """Check what was typed.
 
         Args:
             reading: How the images are read.
+            registered: As in `check_network`.
             typed: What `Client.submit` takes, by its names.
 
         Raises:
             UsageError: Names everything that contradicts itself or cannot be used.
         """
-        check_typed(reading, **typed)
+        check_typed(reading, registered=registered, **typed)
         own = {name: typed.pop(name) for name in parameters(SubmitOptions) if name in typed}
         labels = own.get("labels")
         fields = spec_fields(**typed) | {"labels": read_labels(None if labels is None else Path(labels))}
@@ -58,11 +61,12 @@ class Request:
         return make_spec(**(dict(self.draft) | found))
 
 
-def check_typed(reading: ReadOptions, **typed: Any) -> None:
+def check_typed(reading: ReadOptions, *, registered: Callable[[], Collection[str]] = frozenset, **typed: Any) -> None:
     """Refuse what contradicts itself, and a network that nobody knows, before anything is read or sent.
 
     Args:
         reading: How the images are read.
+        registered: As in `check_network`.
         typed: What `Client.submit` takes, by its names.
 
     Raises:
@@ -84,8 +88,10 @@ def check_typed(reading: ReadOptions, **typed: Any) -> None:
             raise UsageError(f"--explain {explain} explains the class of each image's label: leave {other} out")
     if reading.label_column is not None and reading.label_from is not None:
         raise UsageError("give --label-column or --label-from, not both")
+    if given["weight_key"] is not None and given["weight_path"] in (None, "random"):
+        raise UsageError("--weight-key names weights in a file: give the file by --weight-path")
     if not given["any_network"]:
-        check_network(str(given["network"]))
+        check_network(str(given["network"]), registered)
 
 
 def spec_fields(**typed: Any) -> dict[str, Any]:

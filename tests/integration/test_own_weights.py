@@ -67,7 +67,7 @@ def test_a_network_with_one_logit_is_explained_from_a_checkpoint_with_its_own_pr
     [
         (
             NETWORK,
-            {"model": {"a.weight": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)},
+            {"model": torch.nn.Linear(1, 1), "args": argparse.Namespace(lr=0.1)},
             r"if you trust it, save its",
         ),
         (NETWORK, {"model": {"a.weight": torch.ones(1)}}, "the weights do not fit shufflenet_v2_x0_5: "),

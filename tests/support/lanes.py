@@ -17,6 +17,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_blame": 24,
     "test_two_chunks": 23,
     "test_sweep_sample": 19,
+    "test_own_networks": 19,
     "test_messages": 18,
     "test_quiet": 17,
     "test_loader": 17,

@@ -404,12 +404,12 @@ def test_a_layer_without_maps_is_refused() -> None:
 
 
 def test_a_model_without_one_tensor_of_logits_is_refused() -> None:
-    class Two(_Net):
+    class Named(_Net):
         def forward(self, x: Tensor) -> Any:
-            return super().forward(x), x
+            return {"out": super().forward(x)}
 
-    net = Two(KINDS["module"][0]).double().eval()
-    with pytest.raises(ValueError, match="gives a tuple for 2 images"):
+    net = Named(KINDS["module"][0]).double().eval()
+    with pytest.raises(ValueError, match="gives a dict for 2 images"):
         explain(net, net.second, _inputs())
 
 

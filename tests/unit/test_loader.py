@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import subprocess
@@ -135,13 +134,13 @@ def test_a_checkpoint_that_is_refused_is_told_by_its_address_and_one_that_is_rea
     caplog.set_level(logging.INFO)
     uri = _saved(tmp_path / "w.pth")
     content = {"net": torch.load(tmp_path / "w.pth", weights_only=True), "acc": 93.1}
-    torch.save(content | {"args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    torch.save({"net": torch.nn.Linear(1, 1)}, tmp_path / "w.pth")
     with pytest.raises(JobError, match=f'^the weights file {uri} is refused: .*torch.load."FILE"'):
         make().get(JobSpec(network=NETWORK, weights=uri))
     torch.save(content, tmp_path / "w.pth")
     make().get(JobSpec(network=NETWORK, weights=uri))
     lines = [record.getMessage() for record in caplog.records]
-    assert f"action=weights_read network={NETWORK} Of the weights file: taken: net.*." in lines
+    assert f"action=weights_read network={NETWORK} The weights: taken: net.*." in lines
 
 
 def test_weights_that_are_gone_are_the_jobs_fault(make: Make, tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_networks_are_known_by_all_their_names(name: str) -> None:
     check_network(name)
 
 
+def test_a_key_without_a_file_of_weights_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for weights in ((), ("--weight-path", "random")):
+        error = told(capsys, "submit", A, "--weight-key", "model_ema", *weights)
+        assert "--weight-key names weights in a file: give the file by --weight-path" in error
+
+
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 

@@ -85,9 +85,10 @@ def test_a_wrong_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_networks_are_listed_with_what_they_need() -> None:
     lines = [line.split() for line in _run("networks").stdout.splitlines()]
-    assert lines[0] == ["NAME", "INPUT", "CLASSES", "FAMILY", "WEIGHTS"]
-    assert ["resnet50", "(resnet)", "224x224", "1000", "resnet", "DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2"] in lines
-    assert ["efficientnet_lite0", "224x224", "1000", "efficientnet", "DEFAULT*"] in lines
+    assert lines[0] == ["NAME", "INPUT", "CLASSES", "FAMILY", "FROM", "WEIGHTS"]
+    weights = ["DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2"]
+    assert ["resnet50", "(resnet)", "224x224", "1000", "resnet", "torchvision", *weights] in lines
+    assert ["efficientnet_lite0", "224x224", "1000", "efficientnet", "timm", "DEFAULT*"] in lines
 
 
 def test_weights_at_hand_are_told_from_those_to_download(hub: Path) -> None:

@@ -12,6 +12,7 @@ from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
+from worker.pictures import channels
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
@@ -43,8 +44,11 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
             data = fetcher.fetch(task.item.uri)
         with task.timed("decode"):
             original = decode(data)
-            task.input, task.frame = fit(original, network.size, spec.fit, network.resize_px)
-            task.picture = task.input if spec.output_size == "input" else _small_enough(original)
+            fitted, task.frame = fit(original, network.size, spec.fit, network.resize_px)
+            task.picture = channels.as_read(fitted, network.channels)
+            task.input = task.picture[..., : network.channels]
+            if spec.output_size == "original":
+                task.picture = channels.as_read(_small_enough(original), network.channels)
         task.waits_from_now()
 
 
@@ -136,6 +140,7 @@ def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dic
     guided = explained.guided
     if task.picture is None or task.frame is None or guided is None:
         raise AssertionError("an image was explained that was never decoded")
+    guided = channels.as_drawn(guided)
     heat, flat = heat_of(explained.maps, task.frame.size)
     if spec.output_size == "original":
         heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)

@@ -243,6 +243,7 @@ def _explain(
         _rectangle(asked),
         method=method,
         autocast=autocast,
+        output=network.output,
     )
     there = {"logits": answer.logits, "class_ids": answer.class_ids}
     there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from producer.jobs.model.errors import WorkerError
 from worker.engine import guided_relu
 from worker.engine.methods import GRADCAM, METHODS
+from worker.engine.output import logits_of
 
 #: (N,) or (N, K) class ids; None or -1 in place of one means the most likely.
 ClassIds = Sequence[int | None] | Sequence[Sequence[int | None]] | Tensor | None
@@ -51,7 +52,7 @@ class Explanations:
     class_ids: Tensor
     #: One (N, K, h, w) a view, after ReLU, neither normalized nor resized, float32 or float64.
     maps: list[Tensor]
-    #: (N, K, 3, H, W), signed guided gradient of each class's logit with respect to the normalized input.
+    #: (N, K, C, H, W), signed guided gradient of each class's logit with respect to the normalized input.
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
@@ -67,7 +68,7 @@ class Explanation:
     class_ids: Tensor
     #: (N, h, w), Grad-CAM after ReLU, >= 0, neither normalized nor resized.
     maps: Tensor
-    #: (N, 3, H, W), signed guided gradient of the class's logit with respect to the normalized input.
+    #: (N, C, H, W), signed guided gradient of the class's logit with respect to the normalized input.
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
@@ -78,14 +79,19 @@ def explain(
     layer: nn.Module,
     inputs: Tensor,
     class_ids: Sequence[int | None] | Tensor | None = None,
+    *,
+    output: str | int | None = None,
 ) -> Explanation:
     """Explain a batch with one forward and two backward passes (the first only down to `layer`).
 
     Args:
-        model: gives (N, K) logits; in eval mode, so that images do not influence each other; not compiled or scripted.
+        model: gives (N, K) logits, or what `worker.engine.output` finds them in; in eval mode, so that images do not
+            influence each other; not compiled or scripted.
         layer: the module of `model` whose (N, C, h, w) output is looked at; runs once in a forward pass.
-        inputs: (N, 3, H, W) floating point, normalized for the network, on the model's device; not changed.
+        inputs: (N, C, H, W) floating point, normalized for the network, on the model's device; not changed. C is the
+            number of channels that the model reads, mostly 3.
         class_ids: (N,) integers; None, or None or -1 in place of one, means the class predicted.
+        output: the key, attribute or place of the logits in what the model gives, where it is not the usual one.
 
     Unlike the paper's figures the maps are not normalized. Where a ReLU follows `layer` in place, the maps are of the
     output before it.
@@ -94,7 +100,7 @@ def explain(
         ValueError: the model, layer, inputs or class ids cannot be used so; the caller's mistake.
         OutOfMemory: the device's memory does not suffice; a smaller batch may fit.
     """
-    answer = explain_many(model, [View(layer, as_they_are)], inputs, class_ids)
+    answer = explain_many(model, [View(layer, as_they_are)], inputs, class_ids, output=output)
     (maps,) = answer.maps  # (N, 1, h, w)
     return Explanation(answer.logits, answer.class_ids[:, 0], maps[:, 0], answer.guided[:, 0], answer.guided_relus)
 
@@ -108,6 +114,7 @@ def explain_many(
     top_k: int = 1,
     method: str = GRADCAM,
     autocast: torch.dtype | None = None,
+    output: str | int | None = None,
 ) -> Explanations:
     """Explain a batch for K classes an image at several layers: one forward and K backward passes.
 
@@ -121,6 +128,7 @@ def explain_many(
         top_k: K, where `class_ids` is None.
         method: how maps are made, a name of `worker.engine.methods.METHODS`.
         autocast: runs the forward pass in this half precision where torch deems it safe; maps are made in float32.
+        output: as in `explain`.
 
     Raises:
         ValueError: the model, views, inputs, class ids or method cannot be used so; the caller's mistake.
@@ -133,7 +141,7 @@ def explain_many(
         class_ids = torch.full((len(inputs), top_k), -1)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _explain(model, views, inputs, class_ids, METHODS[method], autocast)
+            return _explain(model, views, inputs, class_ids, METHODS[method], autocast, output)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -159,15 +167,16 @@ def _explain(
     class_ids: Sequence[Any] | Tensor,
     to_map: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
+    output: str | int | None,
 ) -> Explanations:
     # An inference tensor never takes part in autograd; its copy does.
-    x = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()  # (N, 3, H, W)
+    x = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()  # (N, C, H, W)
     with ExitStack() as hooks:
         kept = [hooks.enter_context(_output_of(view.module)) for view in views]
         if autocast is not None:
             hooks.enter_context(torch.autocast(x.device.type, autocast))
-        logits = model(x)  # (N, number of classes)
-    activations = [_checked(*each, logits, len(x)) for each in zip(views, kept, strict=True)]  # each as the module's
+        logits = logits_of(model(x), len(x), output)  # (N, number of classes)
+    activations = [_checked(*each, len(x)) for each in zip(views, kept, strict=True)]  # each as the module's
     logits = _at_least_float32(logits)
     classes = _classes(class_ids, logits.detach())  # (N, K)
     # By gather: logits[:, c] would mix the images. Their sum is safe as images are independent in eval mode.
@@ -177,7 +186,7 @@ def _explain(
     maps = [_maps(score, views, activations, to_map) for score in scores]  # K lists of (N, h, w), one a view
     with guided_relu.guided(logits) as count:
         guided = [
-            torch.autograd.grad(score, x, retain_graph=score is not scores[-1])[0]  # (N, 3, H, W)
+            torch.autograd.grad(score, x, retain_graph=score is not scores[-1])[0]  # (N, C, H, W)
             for score in scores
         ]
     by_view = [_stack(list(of_view)) for of_view in zip(*maps, strict=True)]
@@ -228,7 +237,7 @@ def _output_of(layer: nn.Module) -> Iterator[list[Any]]:
 
 def _refuse_unusable(model: nn.Module, inputs: Tensor) -> None:
     if inputs.ndim != _NCHW or not inputs.is_floating_point() or len(inputs) == 0:
-        raise ValueError(f"inputs must be (N, 3, H, W) floating point, not {tuple(inputs.shape)} {inputs.dtype}")
+        raise ValueError(f"inputs must be (N, C, H, W) floating point, not {tuple(inputs.shape)} {inputs.dtype}")
     for module in model.modules():
         if module.training:
             raise ValueError("the model is in training mode; call model.eval() first")
@@ -238,10 +247,8 @@ def _refuse_unusable(model: nn.Module, inputs: Tensor) -> None:
             raise ValueError("a compiled or scripted model hides its ReLUs; hand in the model it was made from")
 
 
-def _checked(view: View, kept: list[Any], logits: Any, batch: int) -> Tensor:
-    """The module's output, if it and the logits are what Grad-CAM is defined for."""
-    if not isinstance(logits, Tensor) or logits.ndim != _NK or len(logits) != batch:
-        raise ValueError(f"the model gives {_shape(logits)} for {batch} images, not one tensor of (N, K) logits")
+def _checked(view: View, kept: list[Any], batch: int) -> Tensor:
+    """The module's output, if it is what Grad-CAM is defined for."""
     if len(kept) != 1:
         raise ValueError(f"the chosen layer ran {len(kept)} times in one forward pass, not once")
     (activation,) = kept

@@ -1,6 +1,7 @@
 """The known networks: how each is built, what its inputs are, and where its own weights come from.
 
-Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
+Names are those of torchvision's classification models, `efficientnet_lite0`, `timm/NAME` where timm is installed, and
+those that are registered here (`worker.models.registered`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from torchvision.models import get_model, get_model_builder, get_model_weights
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
+from worker.models import own_model
 from worker.models import weights as files
+from worker.models.layers import LAST_CONV
+from worker.models.registered import Registered, registered
 
 DEFAULT: Final = "DEFAULT"
 _EMBEDDING_STEP: Final = 128
@@ -49,6 +53,16 @@ class Architecture:
     own_file: Callable[[files.Download | None], Path]
     #: How many numbers it puts out, where they are features of a picture and not classes; 0 where it is not known.
     features: int = 0
+    #: How many channels it reads: 3, or 1 (grey).
+    channels: int = 3
+    #: The layers that `last-conv` means.
+    layer: str = LAST_CONV
+    #: Where in its output the logits are, where that is not the usual place.
+    output: str | int | None = None
+    #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.
+    own: Registered | None = None
+    #: Whether its function left it in training mode.
+    was_training: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,10 @@ class NetworkLine:
     #: Names of the weights that come with it, and of those that need no download here.
     weights: list[str]
     at_hand: list[str]
+    #: Where it comes from: torchvision, timm, a package and its function, or the setting and the function.
+    source: str
+    #: Why it cannot be used here; "" where nothing speaks against it.
+    problem: str = ""
 
 
 def names() -> list[str]:
@@ -78,7 +96,7 @@ def catalog(with_timm: bool = False) -> list[NetworkLine]:
     known = sorted({*names()} - ALIASES.keys())
     if with_timm:
         known += [TIMM + name for name in _optional("timm").list_models()]
-    return [_listed(name) for name in known]
+    return [*(_listed(name) for name in known), *map(_listed_own, registered().values())]
 
 
 def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = None) -> Architecture:
@@ -96,9 +114,48 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
         return _resized(_lite0(), size)
     if name.startswith(TIMM):
         return _timm(name, size)
+    if (own := own_network(name)) is not None:
+        return _resized(_own(own), size)
     if name not in names():
-        raise NotHere(f"no network is called {name!r}{nearest(name, names())}")
+        raise NotHere(f"no network is called {name!r}{nearest(name, [*names(), *registered()])}")
     return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
+
+
+def own_network(name: str) -> Registered | None:
+    """Return the registered network of a name, if it is one; a name that torchvision or timm has means theirs."""
+    is_known = name == LITE0 or name.startswith(TIMM) or name in names()
+    return None if is_known else registered().get(name)
+
+
+def _own(own: Registered) -> Architecture:
+    made = own_model.make(own)
+    kept = [made.model]
+
+    def build(classes: int) -> nn.Module:
+        # The first time it is the model that was looked at: making it may mean reading a large file.
+        if classes == made.classes and kept:
+            return kept.pop()
+        return own_model.make(own, classes).model
+
+    def own_file(_download: files.Download | None) -> Path:
+        raise JobError(f"the weights of {own.name} come with its function, not in a file")
+
+    return Architecture(
+        name=own.name,
+        build=build,
+        size=made.size,
+        mean=made.mean,
+        std=made.std,
+        resize_px=None,
+        classes=made.classes,
+        categories=made.categories,
+        own_file=own_file,
+        channels=made.channels,
+        layer=made.layer,
+        output=made.output,
+        own=own,
+        was_training=made.was_training,
+    )
 
 
 def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
@@ -216,7 +273,7 @@ def side_px(model: nn.Module, places: int) -> int | None:
 
 def weights_names(name: str) -> list[str]:
     """Return the names of the weights that come with a network."""
-    own = [] if name == LITE0 or name.startswith(TIMM) else list(get_model_weights(name))
+    own = list(get_model_weights(name)) if name in names() and name != LITE0 else []
     # Those of vgg16's features alone have no classes, so there is nothing to explain.
     return sorted({DEFAULT, *(weights.name for weights in own if weights.meta["categories"])})
 
@@ -226,11 +283,26 @@ def _listed(name: str) -> NetworkLine:
     try:
         found = {weights: find(name, weights) for weights in own}
     except NotHere:  # its package is missing here
-        return NetworkLine(name, "", [], None, None, own, [])
+        return NetworkLine(name, "", [], None, None, own, [], _source(name))
     default = found[DEFAULT]
     at_hand = [weights for weights in own if _is_at_hand(found[weights])]
     aliases = [alias for alias, long in ALIASES.items() if long == name]
-    return NetworkLine(name, _family(name), aliases, default.size, default.classes, own, at_hand)
+    return NetworkLine(name, _family(name), aliases, default.size, default.classes, own, at_hand, _source(name))
+
+
+def _listed_own(own: Registered) -> NetworkLine:
+    source = f"{own.function} ({own.origin})"
+    if own_network(own.name) is None:  # its problem says so
+        return NetworkLine(own.name, "", [], None, None, [], [], source, own.problem)
+    try:
+        found = _own(own)
+    except (JobError, WorkerError) as error:
+        return NetworkLine(own.name, "", [], None, None, [DEFAULT], [], source, str(error))
+    return NetworkLine(own.name, "", [], found.size, found.classes, [DEFAULT], [DEFAULT], source)
+
+
+def _source(name: str) -> str:
+    return "timm" if name == LITE0 or name.startswith(TIMM) else "torchvision"
 
 
 def _is_at_hand(found: Architecture) -> bool:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from worker.engine import guided_relu
+from worker.engine.output import logits_of
+from worker.models.layers import Reads
 
 #: Largest difference of the folded model's answers, as a share of the largest value, in float64. Random deep networks
 #: amplify rounding a million times.
@@ -57,7 +59,11 @@ class _Run:
 
 
 def make_fast(
-    model: nn.Module, layer_modules: Sequence[nn.Module], size: tuple[int, int], device: str | torch.device = "cpu"
+    model: nn.Module,
+    layer_modules: Sequence[nn.Module],
+    size: tuple[int, int],
+    device: str | torch.device = "cpu",
+    reads: Reads | None = None,
 ) -> FoldedModel:
     """Fold a freshly loaded model on the CPU, in place; then move it to the device in channels-last memory.
 
@@ -66,16 +72,18 @@ def make_fast(
         layer_modules: modules of `model` that are looked at; they stay in it, and their outputs stay the same.
         size: (height, width) of its input in px.
         device: where the model is put.
+        reads: how it is fed and read; None for three channels, and logits in the usual place.
     """
-    example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    _, folded = fold_batch_norms(model, layer_modules, example)
+    reads = reads or Reads()
+    example = torch.randn(1, reads.channels, *size, generator=torch.Generator().manual_seed(0))
+    _, folded = fold_batch_norms(model, layer_modules, example, reads.output)
     # Both in one step: a model of channels first never lies on the device.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FoldedModel(model, folded)
 
 
 def fold_batch_norms(
-    model: nn.Module, layer_modules: Sequence[nn.Module], example_input: Tensor
+    model: nn.Module, layer_modules: Sequence[nn.Module], example_input: Tensor, output: str | int | None = None
 ) -> tuple[nn.Module, int]:
     """Fold each BatchNorm that alone reads a convolution's output, in place, and replace it by its activation.
 
@@ -85,7 +93,8 @@ def fold_batch_norms(
     Args:
         model: in eval mode, with frozen parameters, all of one floating point dtype; it is changed.
         layer_modules: modules of `model` that are looked at.
-        example_input: (N, 3, H, W) of noise, not zeros, on the model's device.
+        example_input: (N, C, H, W) of noise, not zeros, on the model's device.
+        output: where in the model's output its logits are; None for the usual place.
 
     Returns:
         The same model, and how many BatchNorms were folded.
@@ -96,12 +105,12 @@ def fold_batch_norms(
     with torch.inference_mode(False), _in_float64(model, dtype):
         example = example_input.detach().double()
         try:
-            before = _run(model, layer_modules, example)
+            before = _run(model, layer_modules, example, output)
         except RuntimeError:  # it holds float32 tensors that are no buffers: no check is possible
             return model, 0
         pairs = _pairs(before, layer_modules)
         undo = [change for pair in pairs for change in _fold(model, pair)]
-        if pairs and not _answers_alike(model, layer_modules, example, before.answers):
+        if pairs and not _answers_alike(model, layer_modules, example, before.answers, output):
             for owner, name, value in reversed(undo):
                 setattr(owner, name, value)
             return model, 0
@@ -124,7 +133,9 @@ def _can_fold(module: nn.Module) -> bool:
     return known and module.running_var is not None
 
 
-def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor) -> _Run:
+def _run(
+    model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor, output: str | int | None = None
+) -> _Run:
     found = _Run([], Counter(), {}, {})
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -138,7 +149,7 @@ def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor) 
     handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with torch.enable_grad():
-            logits = model(example.clone().requires_grad_())
+            logits = logits_of(model(example.clone().requires_grad_()), len(example), output)
     finally:
         for handle in handles:
             handle.remove()
@@ -194,10 +205,14 @@ def _fold(model: nn.Module, pair: _Pair) -> list[_Change]:
 
 
 def _answers_alike(
-    model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor, expected: Sequence[Tensor]
+    model: nn.Module,
+    layer_modules: Sequence[nn.Module],
+    example: Tensor,
+    expected: Sequence[Tensor],
+    output: str | int | None,
 ) -> bool:
     try:
-        got = _run(model, layer_modules, example).answers
+        got = _run(model, layer_modules, example, output).answers
     except (AttributeError, RuntimeError, TypeError):  # the model reads an attribute that `nn.Identity` lacks
         return False
     # Not finite is not alike: there is nothing to compare then.

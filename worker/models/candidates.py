@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from producer.jobs.model.errors import JobError
+
 State = dict[str, Tensor]
 
 #: What DataParallel, compile, Fabric and FSDP put into the names of what they wrap.
@@ -101,7 +103,13 @@ class Choice:
 
 
 def choose_state_dict(
-    content: Any, own: Mapping[str, Tensor], *, classes: int = 0, head: str = "", auxiliary: tuple[str, ...] = ()
+    content: Any,
+    own: Mapping[str, Tensor],
+    *,
+    classes: int = 0,
+    head: str = "",
+    auxiliary: tuple[str, ...] = (),
+    key: str | None = None,
 ) -> Choice | None:
     """Find the network's weights in what a file holds.
 
@@ -114,15 +122,22 @@ def choose_state_dict(
         classes: How many classes that network has; weights may have another number of them.
         head: The name of the weight that makes its logits.
         auxiliary: Prefixes of names that the network need not have.
+        key: The name of a mapping, or of words before names: only weights under it are looked at.
 
     Returns:
         The choice; None where there is no mapping with tensors.
+
+    Raises:
+        JobError: No weights of the network are under `key`; names those that there are.
     """
     file = _File(content)
     if not file.entries:
         return None
     names = _Names(own, classes, head, auxiliary)
-    found = [names.behind(prefix, file) for prefix in names.prefixes(file)]
+    prefixes = names.prefixes(file)
+    if key is not None:
+        prefixes = _under(key, prefixes)
+    found = [names.behind(prefix, file) for prefix in prefixes]
     if not found:
         largest = file.largest()
         return Choice(Candidate("", {}, list(own), list(largest), [], []), largest=largest)
@@ -130,6 +145,16 @@ def choose_state_dict(
     if fitting:
         return Choice(fitting[0], fitting[1:])
     return Choice(max(found, key=_nearness))
+
+
+def _under(key: str, prefixes: Sequence[str]) -> list[str]:
+    there = [prefix for prefix in prefixes if f".{key}." in f".{prefix}"]
+    if not there:
+        known = (
+            ", ".join(f"{prefix}*" for prefix in prefixes[:_NAMED] if prefix) or "names without any word before them"
+        )
+        raise JobError(f"--weight-key {key}: the file has no weights of this network under that name; it has {known}")
+    return there
 
 
 @dataclass(frozen=True, eq=False)

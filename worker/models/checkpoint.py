@@ -1,14 +1,14 @@
 """Read a weights file that a stranger may have written: its bytes tell its kind, and no code in it runs.
 
 It reads two kinds: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
-For every other kind the error names it and says what to do.
+For every other kind the error names it and says what to do. Classes beside the tensors are never imported.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import torch
 
 from producer.jobs.model.errors import JobError
 from worker.engine.explain import is_out_of_memory
+from worker.models.inert import inert_classes
 from worker.models.pickled import Pickled, look_into
 
 #: Enough bytes to know a file by; a tar archive has its mark at byte 257.
@@ -29,6 +30,9 @@ _LEGACY_HEAD_BYTES: Final = 15
 _LATE_PROTOCOL: Final = re.compile(rb"\x80[\x04-\xff](\x95.{8})?\x8a\nl\xfc", re.DOTALL)
 #: Pickles of the protocols 0 and 1: a dict, a list, a class.
 _OLD_PICKLE: Final = (b"(dp", b"(lp", b"}q", b"]q", b"ccollections\n", b"ccopy_reg\n", b"cnumpy", b"ctorch")
+#: Mappings within mappings, at most; and how many tensors are more than a number beside others.
+_DEEPEST: Final = 8
+_FEW: Final = 2
 #: A safetensors file is a length of 8 bytes, little endian, then that many bytes of JSON, then the numbers.
 _LENGTH_BYTES: Final = 8
 
@@ -61,6 +65,8 @@ _TEXTS: Final[tuple[tuple[bytes, str], ...]] = (
 
 def read(path: Path) -> Any:
     """Read the content of a weights file on the CPU: mostly mappings with tensors.
+
+    Whatever else it holds beside them, such as a program's options, becomes an inert object without content.
 
     Raises:
         JobError: The file cannot be read, is of another kind, is truncated, or holds more than tensors, maybe code.
@@ -96,9 +102,34 @@ def _read_torch(path: Path) -> Any:
             ) from None
         found = look_into(path)
         unsafe = re.search(r"(?:GLOBAL|class|type|instruction|opcode) ([\w.$]+)", str(error))
-        if "nsupported" in str(error) and (unsafe or found.late_protocol):
+        if "nsupported" not in str(error) or not (unsafe or found.late_protocol):
+            raise _broken(path) from None
+        content = None if found.dangerous or found.late_protocol else _read_beside_classes(path, found)
+        if content is None:
             raise _not_trusted(path, found, unsafe[1] if unsafe else "") from None
-        raise _broken(path) from None
+        return content
+
+
+def _read_beside_classes(path: Path, found: Pickled) -> Any:
+    """Read weights that lie beside classes of others; None if it does not work, or the weights are in such a class."""
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(inert_classes(found.foreign)):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    # Whatever a broken or hostile pickle raises: the caller refuses the file then.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return content if _has_weights(content) else None
+
+
+def _has_weights(content: Any, depth: int = 0) -> bool:
+    """Return whether a mapping that is no optimizer's has several tensors."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return False
+    if sum(isinstance(value, torch.Tensor) for value in content.values()) >= _FEW:
+        return True
+    return any(_has_weights(value, depth + 1) for key, value in content.items() if "optim" not in str(key))
 
 
 def _read_safetensors(path: Path) -> Any:

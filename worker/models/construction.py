@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ _TRIAL_CLASSES: Final = 1000
 
 
 def build_with_weights(
-    architecture: Architecture, path: Path, size: tuple[int, int] | None
+    architecture: Architecture, path: Path, size: tuple[int, int] | None, key: str | None = None
 ) -> tuple[Architecture, nn.Module, str]:
     """Build a network for the weights of a file, and put them in.
 
@@ -31,6 +31,7 @@ def build_with_weights(
         architecture: The network for its usual size of inputs, or for `size`.
         path: The file.
         size: (height, width) that the job asks for; None where it asks for none.
+        key: The name under which the weights are in the file; None for the plain ones.
 
     Returns:
         The architecture for the size that the weights are for, the model, and what was taken of the file.
@@ -42,7 +43,8 @@ def build_with_weights(
     model = build(architecture, classes)
     own, head = model.state_dict(), weights.head_of(model, classes)
     auxiliary = AUXILIARY.get(name, ())
-    choice = candidates.choose_state_dict(checkpoint.read(path), own, classes=classes, head=head, auxiliary=auxiliary)
+    content = checkpoint.read(path)
+    choice = candidates.choose_state_dict(content, own, classes=classes, head=head, auxiliary=auxiliary, key=key)
     if choice is None:
         raise JobError(f"the weights file {path} holds no state dict")
     state, unexpected = choice.taken.state, choice.taken.unexpected
@@ -51,7 +53,7 @@ def build_with_weights(
         state, unexpected = weights.renamed_by_position(choice.largest, list(own)), []
     weights.check_whole(state, name)
     rows = _rows(state.get(head))
-    _check_head(architecture, state, own, head, rows)
+    _check_head(architecture, state, own, head, rows, unexpected)
     side = _side(model, state, own) if size is None else None
     if side is not None:
         architecture = find(name, None, (side, side))
@@ -74,16 +76,33 @@ def _rows(head: Tensor | None) -> int | None:
 
 
 def _check_head(
-    architecture: Architecture, state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str, rows: int | None
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    head: str,
+    rows: int | None,
+    unexpected: Sequence[str],
 ) -> None:
-    """Refuse weights without a classifier.
+    """Refuse weights without a classifier, or with one of another name: what it does may differ, too.
 
     Raises:
         JobError: Only the head is missing, or it has no classes.
     """
     bare = {name for name in own if name not in state and not name.endswith(".num_batches_tracked")}
     advice = "give weights with a head of classes: fine-tuned ones, not those of a backbone alone"
-    if rows == 0 or (head in bare and bare <= {head, head.removesuffix("weight") + "bias"}):
+    only_head = head in bare and bare <= {head, head.removesuffix("weight") + "bias"}
+    if only_head and unexpected:
+        own_layer, layers = head.removesuffix(".weight"), list(dict.fromkeys(n.rpartition(".")[0] for n in unexpected))
+        advice = (
+            f"where it is the same layer, rename {layers[0]}.* to {own_layer}.* in the file"
+            if len(layers) == 1
+            else "register the network with this head as one of your own"
+        )
+        raise JobError(
+            f"the weights do not fit {architecture.name}: its head is {own_layer}, and the head in the file is "
+            f"{', '.join(layers[:3])}; {advice}"
+        )
+    if rows == 0 or only_head:
         what = f"{head} has no rows" if rows == 0 else f"{head} is missing"
         raise JobError(f"these weights of {architecture.name} have no classifier ({what}); {advice}")
     if rows is not None and rows == architecture.features:

@@ -22,9 +22,12 @@ from torchvision import models
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.suggestions import nearest
 from worker.engine.explain import View
+from worker.engine.output import chosen_entry, logits_of
 
 LAST_CONV: Final = "last-conv"
 LAST_FEATURES: Final = "last-features"
+#: How many layers with maps an error names.
+_NAMED: Final = 5
 #: The last map with all its channels before global pooling, in torchvision's families; code finds transformers'.
 _LAST_FEATURES: Final[dict[type[nn.Module], str]] = {
     models.AlexNet: "features",
@@ -63,6 +66,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """How a model is fed and read."""
+
+    #: How many channels its pictures have.
+    channels: int = 3
+    #: Where in its output the logits are; None for the usual place.
+    output: str | int | None = None
+    #: The layers that `last-conv` means, as a job names them.
+    layer: str = LAST_CONV
+
+
+@dataclass(frozen=True)
 class Survey:
     """What ran in a forward pass of one image, in the order in which it ended."""
 
@@ -73,10 +88,18 @@ class Survey:
     size: tuple[int, int]
     runs: list[Run]
     classes: int
+    reads: Reads = Reads()
+    #: Which part of the model's output is read, in words; "" where the output is the logits.
+    output_read: str = ""
 
 
-def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
-    """Run the model once on an empty picture of `size`, in eval mode and on the CPU; no hook stays."""
+def survey(name: str, model: nn.Module, size: tuple[int, int], reads: Reads | None = None) -> Survey:
+    """Run the model once on an empty picture of `size`, in eval mode and on the CPU; no hook stays.
+
+    Raises:
+        JobError: The model gives no logits.
+    """
+    reads = reads or Reads()
     runs: list[Run] = []
     weighted: list[Run] = []
 
@@ -91,11 +114,15 @@ def survey(name: str, model: nn.Module, size: tuple[int, int]) -> Survey:
     handles = [module.register_forward_hook(partial(note, layer)) for layer, module in model.named_modules() if layer]
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, 3, *size))
+            output = model(torch.zeros(1, reads.channels, *size))
     finally:
         for handle in handles:
             handle.remove()
-    return Survey(name, model, size, runs, logits.shape[-1])
+    try:
+        logits = logits_of(output, 1, reads.output)
+    except ValueError as error:
+        raise JobError(f"{name} cannot be explained: {error}") from None
+    return Survey(name, model, size, runs, logits.shape[1], reads, chosen_entry(output, reads.output))
 
 
 @dataclass(frozen=True)
@@ -118,20 +145,20 @@ class LayerLine:
 def listed(seen: Survey) -> list[LayerLine]:
     """List the modules that run, in the order in which they end; `last-conv` and `last-features` are marked."""
     times = Counter(run.module for run in seen.runs)
-    marked = [_if_any(last_conv, seen), _if_any(last_features, seen)]
+    marked = [_if_any(seen, LAST_CONV), _if_any(seen, LAST_FEATURES)]
     lines = {}
     for run in seen.runs:
         maps = to_maps(seen, run) if times[run.module] == 1 else None
         made = tuple(maps(torch.empty(run.shape)).shape[1:]) if maps else None
-        kind, marks = type(run.module).__name__, [run.name == name for name in marked]
+        kind, marks = type(run.module).__name__, [run.name in names for names in marked]
         lines[run.name] = LayerLine(run.name, kind, run.shape[1:], times[run.module], made, *marks)
     return list(lines.values())
 
 
-def _if_any(rule: Callable[[Survey], str], seen: Survey) -> str | None:
+def _if_any(seen: Survey, wanted: str) -> list[str]:
     with suppress(JobError):
-        return rule(seen)
-    return None
+        return list(select_layers(seen, wanted))
+    return []
 
 
 def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
@@ -144,6 +171,7 @@ def select_layers(seen: Survey, wanted: str) -> dict[str, View]:
     Raises:
         JobError: a layer does not exist, does not run exactly once, or gives no maps; or there is none of the kind.
     """
+    wanted = seen.reads.layer if wanted == LAST_CONV else wanted
     return dict(_choose(seen, name.strip()) for name in wanted.split(","))
 
 
@@ -200,15 +228,29 @@ def _choose(seen: Survey, wanted: str) -> tuple[str, View]:
         wanted = last_conv(seen) if wanted == LAST_CONV else last_features(seen)
     known = dict(seen.model.named_modules(remove_duplicate=False))
     if not wanted or wanted not in known:
-        raise JobError(f"{seen.name} has no layer {wanted!r}{nearest(wanted, filter(None, known))}")
+        like = nearest(wanted, filter(None, known)) or f"; {_with_maps(seen)}"
+        raise JobError(f"{seen.name} has no layer {wanted!r}{like}")
     runs = [run for run in seen.runs if run.module is known[wanted]]
     if len(runs) != 1:
-        raise JobError(f"layer {wanted!r} of {seen.name} runs {len(runs)} times in a forward pass, not once")
+        raise JobError(
+            f"layer {wanted!r} of {seen.name} runs {len(runs)} times in a forward pass, not once; {_with_maps(seen)}"
+        )
     maps = to_maps(seen, runs[0])
     if maps is None:
         shape = runs[0].shape or "no tensor"
-        raise JobError(f"layer {wanted!r} of {seen.name} gives {shape}, not maps (images, channels, height, width)")
+        raise JobError(
+            f"layer {wanted!r} of {seen.name} gives {shape}, not maps (images, channels, height, width); "
+            f"{_with_maps(seen)}"
+        )
     return wanted, View(known[wanted], maps)
+
+
+def _with_maps(seen: Survey) -> str:
+    """Say which layers have maps, the last ones first."""
+    names = list(dict.fromkeys(run.name for run in reversed(_usable(seen))))
+    if not names:
+        return "none of its layers has maps"
+    return f"maps come from {', '.join(names[:_NAMED])}" + (", …" if len(names) > _NAMED else "")
 
 
 def _usable(seen: Survey) -> list[Run]:

@@ -129,6 +129,7 @@ class Models:
                         self._device,
                         self._download,
                         size=key.input_size,
+                        weight_key=key.weight_key,
                         make_room=partial(self._kept().make_room, key),
                     )
             except memory.DeviceFull:
@@ -137,7 +138,7 @@ class Models:
                 raise
             memory.give_back(self._device.type)
         if not network.random:
-            log.info("action=weights_read network=%s Of the weights file: %s.", key.network, network.weights_read)
+            log.info("action=weights_read network=%s The weights: %s.", key.network, network.weights_read)
         log.info(
             "action=model_loaded network=%s layer=%s device=%s Loaded in %.1f s.",
             key.network,
@@ -164,7 +165,7 @@ def model_key(spec: JobSpec) -> JobSpec:
     Layers decide, as a layer looked at is not folded. So does the size of inputs: some networks are built for it, and
     it tells layers. Mean and standard deviation, classes and labels do not decide: they are read at use.
     """
-    kept = ("weights", "weights_sha256", "layer", "input_size")
+    kept = ("weights", "weights_sha256", "weight_key", "layer", "input_size")
     return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})
 
 

@@ -1,11 +1,12 @@
 """Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
-Names are those of torchvision's classification models, `efficientnet_lite0`, and `timm/NAME` where timm is installed.
+Names are those of torchvision's classification models, `efficientnet_lite0`, `timm/NAME` where timm is installed, and
+those of networks that are registered here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,11 +19,11 @@ from producer.jobs.model.network_names import ALIASES
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
-from worker.models.architectures import Architecture, find, weights_names, with_classes
+from worker.models.architectures import DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
-from worker.models.layers import LAST_CONV, Survey, select_layers, survey
+from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
 
 RANDOM: Final = "random"
 
@@ -38,7 +39,7 @@ class Network:
     #: one convolution is its entrance, is `last-features`.
     layer: nn.Module
     layer_name: str
-    #: (height, width) of the input in px; mean and standard deviation of RGB in [0, 1].
+    #: (height, width) of the input in px; mean and standard deviation of each channel in [0, 1].
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -48,7 +49,7 @@ class Network:
     #: The name of each class; None where the weights have classes of their own.
     categories: list[str] | None
     device: torch.device
-    #: SHA-256 of the weights file in hexadecimal, or "random".
+    #: SHA-256 in hexadecimal of the weights file, or of the numbers that a registered network came with; or "random".
     weights_digest: str
     random: bool
     #: Each layer that the job asks for with the way to its maps, and their dotted names.
@@ -56,12 +57,21 @@ class Network:
     layer_names: tuple[str, ...] = ()
     #: What was taken of the weights file, what would have fitted as well, what was left; or "random".
     weights_read: str = ""
+    #: How many channels it reads: 3 (RGB) or 1 (grey).
+    channels: int = 3
+    #: Where in its output the logits are: a key, an attribute or a place; None for the usual one.
+    output: str | int | None = None
+    #: Which part of its output is read, in words; "" where the output is the logits.
+    output_read: str = ""
+    #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
+    remarks: tuple[str, ...] = ()
 
     @property
     def preprocessing(self) -> str:
         """Say for people what the network reads: height and width, mean and standard deviation."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
-        return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}"
+        grey = ", grey" if self.channels == 1 else ""
+        return f"{height} x {width} px{grey}, mean {numbers[0]}, std {numbers[1]}"
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -77,6 +87,7 @@ def load(
     labels: Sequence[str] | None = None,
     *,
     size: tuple[int, int] | None = None,
+    weight_key: str | None = None,
     prepared: bool = True,
     make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
@@ -84,16 +95,18 @@ def load(
 
     Args:
         name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
-        weights: None or "DEFAULT"; a torchvision weights name; the path of a file; or "random", the same on each call.
+        weights: None or "DEFAULT", of a registered network those that it comes with; a torchvision weights name; the
+            path of a file; or "random", the same on each call.
             The head of a file's weights gives the number of classes, and preprocessing is that of the default weights.
             `worker.models.candidates` says which weights of a file are taken.
         layer: "last-conv", the last convolution with a map that runs in a forward pass (in a transformer, as the next);
             "last-features", the last map with all its channels before global pooling; a module's dotted name; or
-            several of them with commas between.
+            several of them with commas between. "last-conv" of a registered network is the layer that it names itself.
         device: where the model is put.
         download: `(url, path)` fetches weights that are not yet among torch.hub's checkpoints; raises what it likes.
         labels: the name of each class, in place of those that come with the weights.
         size: (height, width) in px of what it reads, in place of that of the weights.
+        weight_key: the name under which the weights are in a file that holds several, such as an average.
         prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
         make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
@@ -110,16 +123,19 @@ def load(
         if weights == RANDOM:
             digest, read, model = RANDOM, RANDOM, build(architecture, architecture.classes)
             files.randomize(model)
+        elif architecture.own is not None and weights in (None, DEFAULT):
+            model = build(architecture, architecture.classes)
+            digest, read = files.digest_of(model), f"those it came with, of {architecture.own.function}"
         else:
             path = _weights_file(architecture, weights, download or files.download)
-            architecture, model, read = build_with_weights(architecture, path, size)
+            architecture, model, read = build_with_weights(architecture, path, size, weight_key)
             digest = sha256_of(path)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
         views = select_layers(seen, layer)
         if prepared:
-            make_fast(model, [view.module for view in views.values()], architecture.size, device)
+            make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads)
         else:
             model.to(device)
     return Network(
@@ -139,7 +155,18 @@ def load(
         views=tuple(views.values()),
         layer_names=tuple(views),
         weights_read=read,
+        channels=architecture.channels,
+        output=architecture.output,
+        output_read=seen.output_read,
+        remarks=tuple(_remarks(architecture, seen)),
     )
+
+
+def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
+    if architecture.was_training:
+        yield "Its function left it in training mode; it is explained in eval mode."
+    if seen.output_read and architecture.own is not None and architecture.output is None:
+        yield f"Explained is {seen.output_read}; NetworkSpec(output=…) takes another part of the output."
 
 
 def full_name(name: str) -> str:
@@ -149,6 +176,8 @@ def full_name(name: str) -> str:
 
 def fetch_weights(name: str, weights: str, download: files.Download | None = None) -> None:
     """Bring the weights of a network to this machine if they are not here; raises what `load` raises for them."""
+    if own_network(name) is not None and weights == DEFAULT:
+        return
     architecture = find(full_name(name), weights)
     if weights != RANDOM:
         _weights_file(architecture, weights, download or files.download)
@@ -182,7 +211,22 @@ def preprocessed(
     """Return the network with another mean or standard deviation, if given; the model is the same one."""
     if mean is None and std is None:
         return network
-    return replace(network, mean=mean or network.mean, std=std or network.std)
+    return replace(
+        network, mean=_of_channels(network, mean) or network.mean, std=_of_channels(network, std) or network.std
+    )
+
+
+def _of_channels(network: Network, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Return a number a channel; a grey network takes one.
+
+    Raises:
+        JobError: There are several numbers for one channel.
+    """
+    if numbers is None or len(numbers) == network.channels:
+        return numbers
+    if len(set(numbers)) > 1:
+        raise JobError(f"{network.name} reads grey pictures: give --mean and --std one number each")
+    return numbers[: network.channels]
 
 
 def survey_of(name: str) -> Survey:
@@ -228,7 +272,12 @@ def _check_classifier(architecture: Architecture, weights: str | Path | None) ->
 def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
     height, width = architecture.size
     with as_job_error(f"{architecture.name} cannot read pictures of {height} x {width} px"):
-        return survey(architecture.name, model, architecture.size)
+        return survey(
+            architecture.name,
+            model,
+            architecture.size,
+            Reads(architecture.channels, architecture.output, architecture.layer),
+        )
 
 
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:

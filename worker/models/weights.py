@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import os
 import re
@@ -197,6 +198,15 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
             elif isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
                 # Some networks start with closed residual branches, and every map inside them would be zero.
                 module.weight.fill_(1)
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's names and numbers in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:

@@ -126,6 +126,7 @@ class Reconciler(threading.Thread):
         publish: As in `reconcile`.
         who: The name of this worker.
         queues: The priorities that it reads.
+        networks: The networks that are registered here.
         interval_s: How often it does all this.
         grace_s: As in `reconcile`.
         before_each: Called first each time; may end the process.
@@ -140,13 +141,15 @@ class Reconciler(threading.Thread):
         publish: Publish,
         who: str,
         queues: Sequence[str],
+        networks: Sequence[str] = (),
         interval_s: float,
         grace_s: float,
         before_each: Callable[[], None],
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._table, self._storage, self._republish = table, storage, republish
-        self._who, self._queues, self._interval_s, self._before_each = who, queues, interval_s, before_each
+        self._who, self._queues, self._networks = who, queues, networks
+        self._interval_s, self._before_each = interval_s, before_each
         self._reconcile = partial(reconcile, table, storage, republish, who=who, grace_s=grace_s, publish=publish)
         #: By the monotonic clock; until then other workers lead.
         self._leads_from = 0.0
@@ -185,7 +188,7 @@ class Reconciler(threading.Thread):
         while self._deaths:
             self._reclaim(self._deaths[0])
             self._deaths.popleft()
-        self._table.registry.heartbeat(self._who, self._queues)
+        self._table.registry.heartbeat(self._who, self._queues, self._networks)
         if time.monotonic() < self._leads_from:
             return
         # The lock is shorter than the interval: the death of its holder delays others by one interval at most.

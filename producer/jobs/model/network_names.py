@@ -7,6 +7,7 @@ workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from importlib.resources import files
 from typing import Final, NamedTuple
@@ -41,16 +42,27 @@ def known() -> Names:
     return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names))
 
 
-def check_network(name: str) -> None:
-    """Make sure that a network is called so. Raises UsageError with the nearest names."""
+def check_network(name: str, registered: Callable[[], Collection[str]] = frozenset) -> None:
+    """Make sure that a network is called so.
+
+    Args:
+        name: The name.
+        registered: Asks which networks are registered with workers that are alive; called for a name that is not known.
+
+    Raises:
+        UsageError: There is none; names the nearest.
+    """
     versions, names = known()
     if name in names:
+        return
+    there = registered()
+    if name in there:
         return
     # Who writes ResNet50 means resnet50; who forgets timm/ is told.
     lower = name.lower()
     own = [other for other in names if other.startswith(TIMM) == lower.startswith(TIMM)]
-    like = f"; there is {TIMM}{lower}" if TIMM + lower in names else nearest(lower, sorted(own))
+    like = f"; there is {TIMM}{lower}" if TIMM + lower in names else nearest(lower, sorted({*own, *there}))
     raise UsageError(
-        f"no network is called {name[:100]!r} in {' and '.join(versions)}{like}. Where your "
-        "workers have newer versions that know it, add --any-network"
+        f"no network is called {name[:100]!r} in {' and '.join(versions)}, and no worker that is alive has registered "
+        f"one{like}. Where workers that know it come later, add --any-network"
     )

@@ -69,6 +69,10 @@ class JobSpec(Frozen):
     weights_sha256: Annotated[
         Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None, Option(name="weight_path", computed=True)
     ] = Field(default=None, description="SHA-256 of the weights file where the producer knows it.")
+    weight_key: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$")] | None,
+        Option(must_be="a name in the weights file, such as model_ema", absent="the plain weights"),
+    ] = Field(default=None, description="Which weights of a file that holds several, as model_ema.")
     layer: Annotated[
         str,
         Field(min_length=1, max_length=1000, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$"),

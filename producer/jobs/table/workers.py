@@ -49,10 +49,10 @@ class WorkerRegistry:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    def heartbeat(self, worker: str, queues: Sequence[str] = ()) -> None:
-        """Report that a worker is alive, its release, and the priorities that it reads.
+    def heartbeat(self, worker: str, queues: Sequence[str] = (), networks: Sequence[str] = ()) -> None:
+        """Report that a worker is alive, its release, the priorities that it reads, and the networks registered there.
 
-        It reads all where none is named.
+        It reads all priorities where none is named.
         """
         now = self.now()
 
@@ -61,12 +61,16 @@ class WorkerRegistry:
                 pipe.zadd(keys.WORKERS, {worker: now})
                 if queues:
                     pipe.hset(keys.QUEUES, worker, ",".join(queues))
-                # One worker of each release will do: there are few releases, and many workers.
+                # One worker of each release, and of each network, will do: there are few of them, and many workers.
                 pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
+                if networks:
+                    pipe.hset(keys.NETWORKS, mapping=dict.fromkeys(networks, f"{now:.3f} {worker}"))
                 pipe.hgetall(keys.RELEASES)
-                found = cast("dict[bytes, bytes]", pipe.execute()[-1])
-            if silent := [name for name, told in found.items() if not _alive(told, now)]:
-                client.hdel(keys.RELEASES, *silent)
+                pipe.hgetall(keys.NETWORKS)
+                *_, releases, registered = cast("list[dict[bytes, bytes]]", pipe.execute())
+            for key, found in ((keys.RELEASES, releases), (keys.NETWORKS, registered)):
+                if silent := [name for name, told in found.items() if not _alive(told, now)]:
+                    client.hdel(key, *silent)
 
         self._scripts.do(heartbeat)
 
@@ -74,6 +78,16 @@ class WorkerRegistry:
         """The releases of the workers that are alive, each with the name of one of them."""
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
         return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
+
+    def networks(self, *, patience_s: float | None = None) -> set[str]:
+        """The networks that are registered with workers that are alive."""
+
+        def networks(client: redis.Redis) -> set[str]:
+            seconds, _ = client.time()
+            found = cast("dict[bytes, bytes]", client.hgetall(keys.NETWORKS))
+            return {text(name) for name, told in found.items() if _alive(told, seconds)}
+
+        return self._scripts.do(networks, patience_s=patience_s)
 
     def deregister(self, worker: str) -> None:
         """Remove a worker that ends; it ends also when Redis is away."""

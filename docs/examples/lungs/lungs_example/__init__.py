@@ -1,0 +1,1 @@
+"""An example: a network that reads grey pictures and tells two classes apart."""

@@ -1,0 +1,193 @@
+"""The example package of the documentation, installed as a user does it, and a real worker that explains with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from captum.attr import GuidedBackprop, LayerGradCam
+from click.testing import CliRunner
+from command import gradcam
+from stacks import asleep, eventually, own_stack
+from torch import nn
+
+from producer.client.client import Client
+from producer.jobs.model import keys
+from producer.jobs.model.states import JobState
+from worker.cli import cli
+from worker.pictures.decode import decode
+from worker.pictures.geometry import fit
+
+if TYPE_CHECKING:
+    from deploy.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "examples" / "lungs"
+CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example package, its entry point among it."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", folder)
+    copy = tmp_path_factory.mktemp("source") / "lungs"
+    subprocess.run(["cp", "-r", EXAMPLE, copy], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, copy], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A worker that finds the package, and code that nobody has registered."""
+    evil = tmp_path_factory.mktemp("evil")
+    (evil / "evil_of_mine.py").write_text(f"open({str(evil / 'ran')!r}, 'w').close()\n\n\ndef build():\n    pass\n")
+    path = os.pathsep.join([str(installed), str(evil), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"PYTHONPATH": path, "GRADCAM_WORKER_NETWORKS": "broken=evil_not_there:build"}
+    with own_stack(tmp_path_factory.mktemp("stack"), settings) as running:
+        running.evil = evil  # type: ignore[attr-defined]
+        running.start_worker()
+        yield running
+
+
+@pytest.fixture
+def client(stack: Stack) -> Client:
+    made = Client.from_env()
+    eventually(made.registered_networks)
+    return made
+
+
+class Scores(nn.Module):
+    """The example's network with its scores alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)["scores"]
+
+
+def test_the_example_is_explained_end_to_end_as_captum_does(
+    client: Client, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(installed)
+    network: Any = __import__("lungs_example.network", fromlist=["network"])
+    torch.manual_seed(3)
+    net = network.Lungs().eval()
+    torch.save({"state_dict": {f"net.{name}": value for name, value in net.state_dict().items()}}, tmp_path / "w.ckpt")
+    run = gradcam(
+        "submit", str(CAT), "--network", "lungs", "--weight-path", str(tmp_path / "w.ckpt"), "--raw", "--format", "png",
+        "--class-name", "opacity", "--wait", "--json",
+    )  # fmt: skip
+    job = json.loads(run.stdout)["job"]
+    (result,) = client.results(job)
+
+    picture, _frame = fit(decode(CAT.read_bytes()), (96, 128), "squash")
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    x = ((torch.from_numpy(grey)[None, None] / 255) - 0.5) / 0.25
+    scores = Scores(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # captum says that it sets hooks
+        maps = (
+            LayerGradCam(scores, net.features[7]).attribute(x, target=1, relu_attributions=True)[0, 0].detach().numpy()
+        )
+        guided = GuidedBackprop(scores).attribute(x.clone().requires_grad_(), target=1)
+    assert (result.class_name, result.layer) == ("opacity", "features.7")
+    assert result.probability == pytest.approx(float(scores(x).detach().softmax(1)[0, 1]), abs=1e-5)
+
+    (tmp_path / "raw.npz").write_bytes(client.storage.get(result.objects["raw"]))
+    with np.load(tmp_path / "raw.npz") as raw:
+        (name,) = [name for name in raw.files if name.startswith("map")]
+        np.testing.assert_allclose(raw[name], maps, atol=2e-3 * maps.max())
+        gradient = raw["guided"].astype(np.float32) * raw["guided_scale"]
+    expected = guided[0, 0].detach().numpy()
+    np.testing.assert_allclose(gradient[..., 0], expected, atol=2e-3 * np.abs(expected).max())
+
+    gb = cv2.imdecode(np.frombuffer(client.storage.get(result.objects["gb"]), np.uint8), cv2.IMREAD_COLOR)
+    assert gb is not None
+    stretched = (expected - expected.min()) / np.ptp(expected) * 255
+    assert gb.shape == (96, 128, 3)
+    assert np.abs(gb.astype(int) - stretched[..., None]).max() <= 2
+    found = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))["found"]
+    assert found["preprocessing"] == "96 x 128 px, grey, mean 0.5, std 0.25"
+    assert found["weights_read"] == "taken: state_dict.net.*"
+
+
+def test_a_registered_network_needs_no_weights(client: Client) -> None:
+    status = client.wait(client.submit([CAT], network="lungs", outputs=["cam"]), timeout_s=90)
+    assert (status.state, status.done) == (JobState.SUCCEEDED, 1)
+
+
+def test_names_are_known_where_a_live_worker_has_registered_them(client: Client) -> None:
+    assert client.registered_networks() == {"lungs", "broken"}
+    error = gradcam("submit", str(CAT), "--network", "lungz", code=2).stderr
+    assert "no worker that is alive has registered one; the nearest are lungs" in error
+
+
+@pytest.mark.parametrize(
+    ("network", "weights", "words"),
+    [
+        ("evil_of_mine.build", None, "no network is called 'evil_of_mine.build'"),
+        ("os.system", None, "no network is called 'os.system'"),
+        ("lungz", None, "no network is called 'lungz'; the nearest are lungs"),
+        ("broken", None, "network 'broken' cannot be used: evil_not_there:build (GRADCAM_WORKER_NETWORKS)"),
+    ],
+)
+def test_a_job_reaches_no_code_that_is_not_registered(
+    stack: Stack, client: Client, network: str, weights: str | None, words: str
+) -> None:
+    job = client.submit([CAT], network=network, weight_path=weights, any_network=True)
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.FAILED
+    assert words in (status.error or "")
+    assert not (stack.evil / "ran").exists()  # type: ignore[attr-defined]
+
+
+def test_a_forged_job_reaches_no_code_either(stack: Stack, client: Client) -> None:
+    """Whoever can write to Redis can write any spec."""
+    forged = {
+        "network": "evil_of_mine:build",
+        "weights": "evil_of_mine:build",
+        "layer": "os:system",
+        "weight_key": "a:b",
+    }
+    jobs = []
+    with asleep(stack):
+        for field, value in forged.items():
+            job = client.submit([CAT], network="lungs", outputs=["cam"])
+            key = keys.JobKeys(job).hash
+            spec = json.loads(client.table.redis.hget(key, "spec") or b"{}")
+            assert field in spec
+            client.table.redis.hset(key, "spec", json.dumps(spec | {field: value}))
+            jobs.append(job)
+    for job in jobs:
+        eventually(partial(refused, client, job), within_s=60)
+    assert not (stack.evil / "ran").exists()  # type: ignore[attr-defined]
+
+
+def refused(client: Client, job: str) -> bool:
+    outline = client.table.queries.existing_outline(job)
+    return outline.state is JobState.FAILED or bool(client.table.redis.hgetall(keys.JobKeys(job).part("troubles")))
+
+
+def test_networks_are_listed_with_where_they_come_from(
+    stack: Stack, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(installed)
+    lines = {line["name"]: line for line in json.loads(CliRunner().invoke(cli, ["networks", "--json"]).stdout)}
+    assert lines["lungs"]["source"] == "lungs_example.network:build_lungs (lungs-example 1.0)"
+    assert (lines["lungs"]["size"], lines["lungs"]["classes"]) == ([96, 128], 2)
+    assert "cannot be imported: No module named 'evil_not_there'" in lines["broken"]["problem"]
+    assert lines["resnet50"]["source"] == "torchvision"

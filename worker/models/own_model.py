@@ -1,0 +1,175 @@
+"""Make a registered network: call its function, and check what it gives before anything relies on it."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from producer.jobs.model.errors import GradcamError, JobError, NotHere
+from worker.engine.explain import is_out_of_memory
+from worker.engine.output import logits_of
+from worker.models.network_spec import NetworkSpec
+from worker.models.registered import Registered
+
+#: The channels of pictures: grey, or red, green and blue.
+CHANNELS: Final = (1, 3)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Sides of inputs in px, as a job may ask for them.
+_LEAST_PX, _MOST_PX = 8, 2048
+#: The parameter by which a function says that it can build for any number of classes.
+_NUM_CLASSES: Final = "num_classes"
+#: Every model that a function has given in this process; loading changes a model.
+_GIVEN: Final[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class OwnModel:
+    """A registered network, made once and checked."""
+
+    model: nn.Module
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    categories: list[str] | None
+    #: As the function's `NetworkSpec` has them.
+    layer: str
+    output: str | int | None
+    #: How many classes it puts out.
+    classes: int
+    #: Whether its function left it in training mode.
+    was_training: bool
+
+
+def make(own: Registered, classes: int | None = None) -> OwnModel:
+    """Call the function of a registered network.
+
+    Args:
+        own: The network.
+        classes: The number of classes that it shall have; None for its own.
+
+    Raises:
+        JobError: The function fails, or what it gives cannot be explained; says what to do.
+        NotHere: This machine lacks the function, or a file that it reads.
+    """
+    spec = _spec(own, _called(own, own.resolve(), classes))
+    model = spec.model
+    if model in _GIVEN:
+        raise JobError(
+            f"the function of {own.name} ({own.function}) gave the same model twice; make a new one each time"
+        )
+    _GIVEN.add(model)
+    was_training = model.training
+    model.cpu().float().eval()
+    size, channels = _size(own, spec), _channels(own, spec)
+    found = _classes(own, spec, size, channels)
+    if classes is not None and found != classes:
+        raise JobError(
+            f"these weights of {own.name} have {classes} classes, and its function builds it for {found}: "
+            f"let {own.function} take {_NUM_CLASSES}"
+        )
+    categories = None if spec.categories is None else [str(name) for name in spec.categories]
+    if categories is not None and classes is None and len(categories) != found:
+        raise JobError(f"{own.name} names {len(categories)} categories, but puts out {found} classes")
+    return OwnModel(
+        model=model,
+        size=size,
+        channels=channels,
+        mean=_numbers(own, "mean", spec.mean, channels, _IMAGENET_MEAN if channels > 1 else (0.0,)),
+        std=_numbers(own, "std", spec.std, channels, _IMAGENET_STD if channels > 1 else (1.0,)),
+        categories=categories,
+        layer=spec.layer,
+        output=spec.output,
+        classes=found,
+        was_training=was_training,
+    )
+
+
+def _called(own: Registered, function: Callable[..., Any], classes: int | None) -> Any:
+    options = {_NUM_CLASSES: classes} if classes is not None and _takes_classes(function) else {}
+    try:
+        # Building draws random numbers, which must not change what the process draws next.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return function(**options)
+    except GradcamError:
+        raise
+    # What somebody else's function may raise, nobody can list; a lack of memory is this machine's fault.
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        kind = NotHere if isinstance(error, OSError | ImportError) else JobError
+        raise kind(f"{own.name} cannot be built by its function {own.function}: {first}") from error
+
+
+def _takes_classes(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # it is written in C
+        return False
+    return any(each.name == _NUM_CLASSES or each.kind is each.VAR_KEYWORD for each in parameters)
+
+
+def _spec(own: Registered, given: Any) -> NetworkSpec:
+    spec = NetworkSpec(given) if isinstance(given, nn.Module) else given
+    if not isinstance(spec, NetworkSpec) or not isinstance(spec.model, nn.Module):
+        kind = type(spec.model if isinstance(spec, NetworkSpec) else given).__name__
+        raise JobError(f"the function of {own.name} ({own.function}) gives a {kind}, not an nn.Module or a NetworkSpec")
+    return spec
+
+
+def _size(own: Registered, spec: NetworkSpec) -> tuple[int, int]:
+    sides = (spec.size, spec.size) if isinstance(spec.size, int) else tuple(spec.size)
+    if len(sides) != 2 or not all(isinstance(side, int) and _LEAST_PX <= side <= _MOST_PX for side in sides):  # noqa: PLR2004 - height and width
+        raise JobError(
+            f"the size of {own.name} must be (height, width) of {_LEAST_PX} to {_MOST_PX} px, not {spec.size!r}"
+        )
+    return sides[0], sides[1]
+
+
+def _channels(own: Registered, spec: NetworkSpec) -> int:
+    """Return how many channels it reads: as it says, or as its first convolution does."""
+    first = next((module for module in spec.model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = spec.channels or (first.in_channels if first else max(CHANNELS))
+    if channels not in CHANNELS:
+        how = "" if spec.channels else "; where it takes one of these, say so by NetworkSpec(channels=…)"
+        raise JobError(f"{own.name} reads {channels} channels; pictures have 1 (grey) or 3 (red, green and blue){how}")
+    return channels
+
+
+def _numbers(
+    own: Registered, what: str, given: float | Sequence[float] | None, channels: int, usual: tuple[float, ...]
+) -> tuple[float, ...]:
+    if given is None:
+        return usual
+    numbers = (float(given),) * channels if isinstance(given, int | float) else tuple(map(float, given))
+    if len(numbers) != channels or (what == "std" and min(numbers) <= 0):
+        must = "a number above 0" if what == "std" else "a number"
+        raise JobError(f"the {what} of {own.name} must be {must} for each of its {channels} channels, not {given!r}")
+    return numbers
+
+
+def _classes(own: Registered, spec: NetworkSpec, size: tuple[int, int], channels: int) -> int:
+    """Return how many logits it puts out for an empty picture."""
+    try:
+        with torch.no_grad():
+            output = spec.model(torch.zeros(1, channels, *size))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        raise JobError(
+            f"{own.name} cannot read a picture of {channels} x {size[0]} x {size[1]} (channels, height, width): "
+            f"{first}; correct size and channels of its NetworkSpec"
+        ) from error
+    try:
+        return logits_of(output, 1, spec.output).shape[1]
+    except ValueError as error:
+        raise JobError(f"{own.name} cannot be explained: {error}") from None

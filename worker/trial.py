@@ -1,0 +1,160 @@
+"""Explain one image here, without Redis and a store: the first thing to do with a model of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from producer.jobs.model import keys
+from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
+from producer.jobs.model.results import Prediction
+from worker.device.batches import Explained, explain_classes
+from worker.models.classes import checked_class
+from worker.models.networks import Network, load
+from worker.models.predictions import top_predictions
+from worker.pictures import channels
+from worker.pictures.decode import Picture, decode
+from worker.pictures.geometry import fit
+from worker.pictures.render import draw, encode, heat_of
+
+_FORMAT: Final = "jpg"
+#: How a job that says nothing brings pictures to the network's size.
+_FIT: Final = "squash"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one image."""
+
+    network: str
+    #: Where the weights are from, and what the network reads, in words.
+    weights: str
+    preprocessing: str
+    #: Which part of the network's output is read; "" where the output is the logits.
+    output: str
+    layer: str
+    explained: Prediction
+    top5: tuple[Prediction, ...]
+    guided_relus: int
+    #: Kind → file.
+    pictures: dict[str, str]
+    #: What works, and is perhaps not what was meant; sentences.
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        predictions = {"explained": self.explained.model_dump(), "top5": [each.model_dump() for each in self.top5]}
+        return asdict(self) | predictions
+
+
+def run_trial(
+    name: str,
+    image: Path,
+    output_dir: Path,
+    *,
+    weights: str | None = None,
+    weight_key: str | None = None,
+    layer: str,
+    class_id: int | None = None,
+    class_name: str | None = None,
+) -> Trial:
+    """Explain one image on the CPU as a worker would, and write its pictures.
+
+    Args:
+        name: The network's.
+        image: The file.
+        output_dir: Where the pictures are written; made if need be.
+        weights: A file, a name of weights, or `random`; None for the network's own.
+        weight_key: As in a job.
+        layer: As in a job.
+        class_id: The class to explain; None for `class_name`, or the predicted one.
+        class_name: The same by its name.
+
+    Raises:
+        UsageError: Network, image or folder cannot be used; says what does not fit, and what to do.
+        WorkerError: Something is missing on this machine.
+    """
+    picture = _read(image)
+    try:
+        network = load(name, weights, layer, weight_key=weight_key)
+        asked = checked_class(network, class_id, class_name)
+        fitted, _frame = fit(picture, network.size, _FIT, network.resize_px)
+        seen = channels.as_read(fitted, network.channels)
+        answer = _explained(network, seen, asked)
+        drawn, flat = _drawn(seen, answer)
+    except (JobError, ModelError) as error:
+        raise UsageError(str(error)) from None
+    (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories)
+    files = _write(drawn, image, network.name, output_dir)
+    return Trial(
+        network=network.name,
+        weights=network.weights_read,
+        preprocessing=network.preprocessing,
+        output=network.output_read,
+        layer=",".join(network.layer_names),
+        explained=explained,
+        top5=top5,
+        guided_relus=answer.guided_relus,
+        pictures=files,
+        notes=tuple(_notes(network, flat, answer.guided_relus)),
+    )
+
+
+def _read(image: Path) -> Picture:
+    try:
+        return decode(image.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--image {image} cannot be read: {error.strerror or error}") from None
+    except ImageError as error:
+        raise UsageError(f"--image {image}: {error}") from None
+
+
+def _explained(network: Network, seen: Picture, asked: int | None) -> Explained:
+    where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
+    try:
+        (answer,) = explain_classes(network, [seen[..., : network.channels]], [asked]).answers()
+    except DeviceError as error:
+        # On a CPU nothing fails but the model itself.
+        raise JobError(f"{where}: {error}") from None
+    if isinstance(answer, ModelError):
+        raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
+    return answer[0]
+
+
+def _drawn(seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
+    """The pictures, and whether the map is the same everywhere."""
+    if explained.guided is None:
+        raise AssertionError("numbers come back unless only pictures were asked for")
+    heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))
+    return draw(seen, heat, channels.as_drawn(explained.guided)), flat
+
+
+def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path) -> dict[str, str]:
+    files = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, picture in pictures.items():
+            path = folder / keys.picture_name(image.stem, network, kind, _FORMAT)
+            path.write_bytes(encode(picture, _FORMAT))
+            files[kind] = str(path)
+    except OSError as error:
+        raise UsageError(f"--output-dir {folder} cannot be written: {error.strerror or error}") from None
+    return files
+
+
+def _notes(network: Network, flat: bool, guided_relus: int) -> list[str]:
+    notes = list(network.remarks)
+    if network.random:
+        notes.append("The weights are random, so the pictures mean nothing.")
+    if flat:
+        notes.append(
+            "The map is the same everywhere: nothing at this layer speaks for the class. Name another by --layer-name; "
+            f"`gradcam-worker layers {network.name}` lists them."
+        )
+    if not guided_relus:
+        notes.append(
+            "No ReLU was seen, so gb is the plain gradient. Where the network has a ReLU of its own, write it with "
+            "torch.relu or clamp(min=0)."
+        )
+    return notes
