@@ -82,7 +82,7 @@ def measure(  # noqa: PLR0915
     open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
-    fetcher, clock = Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path), _Clock(servers)
+    fetcher, clock = Fetcher(FetchPolicy(), storage.client, object_data=storage.object_data), _Clock(servers)
     images = len(uris)
 
     def decoded(data: bytes) -> tuple[Any, Any]:
