@@ -79,6 +79,7 @@ bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and h
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/object_data.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
 
