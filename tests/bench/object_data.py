@@ -1,4 +1,4 @@
-"""What moving objects costs a client: core-milliseconds of 20 kB written and read by 8 threads, boto3 beside obstore."""
+"""What moving objects costs a client: core-ms of 20 kB written and read by 8 threads, boto3 beside obstore."""
 
 from __future__ import annotations
 
