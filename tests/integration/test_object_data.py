@@ -63,7 +63,7 @@ LEFT = ["double//slash", "trailing/", "a/./b", "a/../b", "..", ".", "new\nline",
 IMPOSSIBLE = {"trailing/", "a/./b", "a/../b", "..", ".", "\ud800"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def storage(stack: Stack) -> Storage:
     return Storage.from_settings(read(Connections))
 
