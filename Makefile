@@ -14,7 +14,7 @@ NEEDS := pyproject.toml constraints.txt
 # tests/conftest.py gives them. (`loadgroup` of xdist 3.8 does not group under pytest 9.2, and does not say so.)
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
-ON_MINIO := control data_sets fault_proxy main_job minio pack results s3_fast_path sources_s3 storage
+ON_MINIO := control data_sets fault_proxy main_job minio object_data pack results sources_s3 storage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -79,6 +79,7 @@ bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and h
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/explain.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/fidelity.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/job_table.py
+	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/object_data.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
 

@@ -56,7 +56,9 @@ def make_consumer(
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
     table = JobTable(make_redis_client(connections))
-    fetcher = Fetcher(settings.fetch_policy, storage.client, store_answers=storage.answers, fast_path=storage.fast_path)
+    fetcher = Fetcher(
+        settings.fetch_policy, storage.client, store_answers=storage.answers, object_data=storage.object_data
+    )
 
     sizes = _batch_sizes(table, settings)
     queue: BatchQueue[ImageTask] = BatchQueue(lambda key: sizes.size(key.size))

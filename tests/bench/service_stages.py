@@ -78,7 +78,7 @@ def measure(network_name: str, servers: dict[str, int], uris: list[str]) -> dict
     open_device("cpu")
     network = networks.load(network_name, WEIGHTS[network_name])
     storage = Storage.from_settings(read(Connections))
-    fetcher, clock = Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path), _Clock(servers)
+    fetcher, clock = Fetcher(FetchPolicy(), storage.client, object_data=storage.object_data), _Clock(servers)
     images = len(uris)
 
     def decoded(data: bytes) -> Any:

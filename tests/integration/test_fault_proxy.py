@@ -89,7 +89,7 @@ def storage(stack: Stack, store: HttpFaultProxy, s3_client: S3Client) -> Storage
 
 
 @pytest.fixture(scope="module")
-def fast_path(stack: Stack) -> Iterator[Storage]:
+def past_it(stack: Stack) -> Iterator[Storage]:
     """The same bucket, past the proxy."""
     with closing(stack.s3.client()) as client:
         yield Storage(client, stack.s3.bucket, "")
@@ -290,12 +290,12 @@ def test_nothing_is_left_of_a_stopped_proxy(stack: Stack, fault: str) -> None:
 # S3: HTTP.
 
 
-def test_objects_small_large_and_none_pass_unchanged(storage: Storage, fast_path: Storage) -> None:
+def test_objects_small_large_and_none_pass_unchanged(storage: Storage, past_it: Storage) -> None:
     large = os.urandom(9_000_000)  # in two parts
     storage.client.upload_fileobj(io.BytesIO(large), storage.bucket, "proxy/large")
     storage.put("proxy/small", b"small")
     storage.put("proxy/nothing", b"")
-    assert fast_path.get("proxy/large") == storage.get("proxy/large") == large
+    assert past_it.get("proxy/large") == storage.get("proxy/large") == large
     assert (storage.get("proxy/small"), storage.get("proxy/nothing")) == (b"small", b"")
     assert (storage.size("proxy/large"), storage.size("proxy/absent")) == (9_000_000, None)
     storage.client.delete_object(Bucket=storage.bucket, Key="proxy/small")
@@ -315,26 +315,24 @@ def test_chunked_bodies_pass_and_the_connection_is_kept(storage: Storage, store:
             assert storage.get("proxy/chunked") == b"".join(pieces)
 
 
-def test_a_burst_of_slow_down_is_got_over_by_retries(
-    storage: Storage, store: HttpFaultProxy, fast_path: Storage
-) -> None:
+def test_a_burst_of_slow_down_is_got_over_by_retries(storage: Storage, store: HttpFaultProxy, past_it: Storage) -> None:
     store.answer_errors(503, "SlowDown", n=2)
     storage.put("proxy/burst", b"body")
-    assert fast_path.get("proxy/burst") == b"body"
+    assert past_it.get("proxy/burst") == b"body"
     assert store.counts == {"answer_errors": 2}
 
 
 def test_errors_that_do_not_end_reach_the_caller_but_not_the_server(
-    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
+    impatient: S3Client, store: HttpFaultProxy, past_it: Storage
 ) -> None:
     store.answer_errors(500, "InternalError")
     with pytest.raises(ClientError, match="InternalError"):
-        _put(impatient, fast_path.bucket, "proxy/never")
-    assert fast_path.size("proxy/never") is None
+        _put(impatient, past_it.bucket, "proxy/never")
+    assert past_it.size("proxy/never") is None
     assert store.counts == {"answer_errors": 2}
     store.passing()
-    _put(impatient, fast_path.bucket, "proxy/never")
-    assert fast_path.size("proxy/never") == 4
+    _put(impatient, past_it.bucket, "proxy/never")
+    assert past_it.size("proxy/never") == 4
 
 
 def test_errors_hit_only_what_they_are_meant_for(storage: Storage, store: HttpFaultProxy) -> None:
@@ -347,21 +345,21 @@ def test_errors_hit_only_what_they_are_meant_for(storage: Storage, store: HttpFa
 
 
 def test_a_put_whose_reply_is_lost_is_repeated_and_there(
-    storage: Storage, store: HttpFaultProxy, fast_path: Storage
+    storage: Storage, store: HttpFaultProxy, past_it: Storage
 ) -> None:
     store.lose_replies(1, only=_puts)
     storage.put("proxy/lost", b"body")
-    assert storage.get("proxy/lost") == fast_path.get("proxy/lost") == b"body"
+    assert storage.get("proxy/lost") == past_it.get("proxy/lost") == b"body"
     assert store.counts == {"lose_replies": 1}
 
 
 def test_a_put_whose_reply_is_lost_reached_the_server(
-    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
+    impatient: S3Client, store: HttpFaultProxy, past_it: Storage
 ) -> None:
     store.lose_replies(None)
     with pytest.raises(BotoCoreError, match="Connection was closed"):
-        _put(impatient, fast_path.bucket, "proxy/once", b"body" * 50_000)
-    assert fast_path.get("proxy/once") == b"body" * 50_000
+        _put(impatient, past_it.bucket, "proxy/once", b"body" * 50_000)
+    assert past_it.get("proxy/once") == b"body" * 50_000
     assert store.counts == {"lose_replies": 2}
 
 
@@ -425,12 +423,12 @@ def test_a_frozen_download_goes_on(storage: Storage, store: HttpFaultProxy) -> N
 
 
 def test_a_lost_pooled_connection_costs_one_timeout(
-    impatient: S3Client, store: HttpFaultProxy, fast_path: Storage
+    impatient: S3Client, store: HttpFaultProxy, past_it: Storage
 ) -> None:
     store.blackhole()
     store.passing()
-    assert _seconds(lambda: _put(impatient, fast_path.bucket, "proxy/dead")) >= 0.5
-    assert fast_path.size("proxy/dead") == 4
+    assert _seconds(lambda: _put(impatient, past_it.bucket, "proxy/dead")) >= 0.5
+    assert past_it.size("proxy/dead") == 4
 
 
 def test_replies_of_the_store_wait_when_there_is_a_delay(storage: Storage, store: HttpFaultProxy) -> None:

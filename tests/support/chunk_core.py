@@ -104,7 +104,7 @@ class Core:
         self.queue: BatchQueue[ImageTask] = BatchQueue(lambda key: sizes.size(key.size))
         self.slots = Slots(8, drained=lambda: self.drained, hungry=self.queue.hungry)
         self.pipeline = Pipeline(
-            Fetcher(FetchPolicy(), storage.client, fast_path=storage.fast_path),
+            Fetcher(FetchPolicy(), storage.client, object_data=storage.object_data),
             storage,
             self.queue,
             sizes,

@@ -24,6 +24,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_explain": 17,
     "test_unequal_workers": 15,
     "test_results": 14,
+    "test_object_data": 13,
     "test_data_sets": 13,
     "test_local_stack": 12,
     "test_light_imports": 11,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "cv2", "numpy", "boto3", "celery", "kombu", "redis", "pydantic", "rich")
+HEAVY = ("torch", "cv2", "numpy", "boto3", "celery", "kombu", "obstore", "redis", "pydantic", "rich")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -26,7 +26,7 @@ def test_help_of_submit_loads_the_models_of_its_options_and_nothing_else_that_is
 
 
 def test_the_client_needs_no_torch_numpy_or_opencv_and_celery_only_to_submit() -> None:
-    assert not loaded_by("import producer.client.client") & {"torch", "cv2", "numpy", "celery"}
+    assert not loaded_by("import producer.client.client") & {"torch", "cv2", "numpy", "celery", "obstore"}
 
 
 def test_the_public_module_is_as_light_as_the_client() -> None:

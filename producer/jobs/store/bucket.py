@@ -1,4 +1,4 @@
-"""The object store: one bucket, through one boto3 client a process."""
+"""The object store: one bucket, through one boto3 client a process and, for what objects hold, obstore."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError
 from producer.jobs.model import keys
 from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
+from producer.jobs.store.object_data import BrokenOff
 from producer.jobs.store.s3_client import client_like, open_s3
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
     from producer.jobs.model.settings import Connections
-    from producer.jobs.store.s3_fast_path import S3FastPath
+    from producer.jobs.store.object_data import ObjectData
 
 _TYPES = {
     "jpg": "image/jpeg",
@@ -58,19 +59,19 @@ class Storage:
         client: What everything can be done with.
         bucket: Its name.
         prefix: Of all our keys.
-        direct: The short way to small objects, where there is one.
+        object_data: What moves objects faster than the client, where it can.
     """
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, fast_path: S3FastPath | None = None) -> None:
-        self.client, self.fast_path = client, fast_path
+    def __init__(self, client: S3Client, bucket: str, prefix: str, object_data: ObjectData | None = None) -> None:
+        self.client, self.object_data = client, object_data
         self.bucket = bucket
         self.prefix = prefix
 
     @classmethod
     def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
         """Open the bucket that the settings name."""
-        client, fast_path = open_s3(settings, connections)
-        return cls(client, settings.s3_bucket, settings.s3_prefix, fast_path)
+        client, object_data = open_s3(settings, connections)
+        return cls(client, settings.s3_bucket, settings.s3_prefix, object_data)
 
     @property
     def place(self) -> str:
@@ -101,7 +102,7 @@ class Storage:
             JobError, WorkerError: As `check`.
         """
         kind = _TYPES.get(key.rsplit(".", 1)[-1], "application/octet-stream")
-        if self.fast_path is not None and self.fast_path.put(self.bucket, key, body, kind):
+        if self.object_data is not None and self.object_data.put(self.bucket, key, body, kind):
             return
 
         def put() -> object:
@@ -118,6 +119,8 @@ class Storage:
 
         with path.open("rb") as file:
             file.read(1)  # whether it can be read is told before the store's faults are
+            if self._moved_file(key, file):
+                return
         self._patiently("be written to", put, probe=self.accepts_writes)
 
     def put_open_file(self, key: str, file: IO[bytes]) -> None:
@@ -130,11 +133,22 @@ class Storage:
                 self.client.upload_fileobj(again, self.bucket, key, Callback=wait.moved)
 
         file.flush()
+        if self._moved_file(key, file):
+            return
         self._patiently("be written to", put, probe=self.accepts_writes)
+
+    def _moved_file(self, key: str, file: IO[bytes]) -> bool:
+        if self.object_data is None:
+            return False
+        with waiting(STORE) as wait:
+            return self.object_data.put_file(self.bucket, key, file, wait.moved)
 
     @waiting(STORE)
     def get(self, key: str) -> bytes:
         """Read an object whole. Errors as `put`."""
+        if self.object_data is not None and (answer := self.object_data.get(self.bucket, key)):
+            with closing(answer), suppress(BrokenOff):
+                return answer.read()
 
         def get() -> bytes:
             return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
@@ -144,11 +158,19 @@ class Storage:
     def get_to(self, key: str, file: IO[bytes]) -> None:
         """Read an object into a file, in pieces. Errors as `put`; OSError when the file cannot be written."""
 
-        def get() -> None:
+        def write(pieces: Iterator[bytes]) -> None:
             file.seek(0)
             file.truncate()
-            for piece in self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(_PIECE_BYTES):
+            for piece in pieces:
                 file.write(piece)
+
+        if self.object_data is not None and (answer := self.object_data.get(self.bucket, key)):
+            with closing(answer), suppress(BrokenOff):
+                write(answer.pieces(_PIECE_BYTES))
+                return
+
+        def get() -> None:
+            write(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].iter_chunks(_PIECE_BYTES))
 
         self._patiently("be read", get, probe=self.answers)
 

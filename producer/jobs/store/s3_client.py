@@ -11,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from producer.jobs.model.errors import ServiceError
-from producer.jobs.store.s3_fast_path import S3FastPath
+from producer.jobs.store.object_data import ObjectData
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _EXPRESS = "s3express"
 
 
-def open_s3(settings: Connections, connections: int) -> tuple[S3Client, S3FastPath]:
-    """Make the S3 client of this process, and its fast way; about 100 ms, before any thread starts.
+def open_s3(settings: Connections, connections: int) -> tuple[S3Client, ObjectData]:
+    """Make the S3 client of this process, and what moves objects beside it; about 100 ms, before any thread starts.
 
     Args:
         settings: Which endpoint; credentials and region are boto3's to find.
@@ -36,7 +36,7 @@ def open_s3(settings: Connections, connections: int) -> tuple[S3Client, S3FastPa
     try:
         session = boto3.session.Session()
         client = _make_client(session, settings, connections)
-        return client, S3FastPath(session, _locator(session, client, settings), connections=connections)
+        return client, ObjectData(session, _locator(session, client, settings))
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
         raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
