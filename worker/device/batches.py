@@ -16,6 +16,7 @@ from torch import Tensor
 from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom, NotHere, WorkerError
 from worker.engine.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
 from worker.engine.methods import GRADCAM
+from worker.engine.precision import float32_products, has_tf32
 from worker.models.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ Floats = NDArray[np.floating[Any]]
 Asked = int | Sequence[int] | None
 
 FP32: Final = "fp32"
-#: In what the forward pass runs where it may, by the precision's name in a job.
-PRECISIONS: Final[dict[str, torch.dtype | None]] = {FP32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TF32: Final = "tf32"
+#: In what the forward pass runs where it may, by the precision's name in a job; None is float32 throughout.
+PRECISIONS: Final[dict[str, torch.dtype | None]] = {
+    FP32: None,
+    TF32: None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 #: glibc's numbers of two options of its allocator (malloc.h), and the largest values they take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
@@ -131,7 +138,8 @@ def explain_classes(
     """
     autocast = _autocast(precision, network.device)
     try:
-        return _explain(network, inputs, class_ids, top_k, method, autocast)
+        with float32_products(tf32=precision == TF32):
+            return _explain(network, inputs, class_ids, top_k, method, autocast)
     except OutOfMemory as error:
         if len(inputs) == 1:
             raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
@@ -156,6 +164,9 @@ def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
         raise JobError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
         raise NotHere(f"fp16 needs a CUDA device, and this one is {device.type}; use bf16")
+    if precision == TF32 and not has_tf32(device):
+        what = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        raise NotHere(f"tf32 needs an NVIDIA GPU of Ampere or later, and this is {what}; use fp32")
     return PRECISIONS[precision]
 
 
