@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom, NotHere, WorkerError
-from worker.engine.explain import Explanations, OutOfMemory, View, as_they_are, explain_many
+from worker.engine.explain import Explanations, OutOfMemory, View, as_they_are, explain_many, half_precision
 from worker.engine.methods import GRADCAM
 from worker.engine.precision import float32_products, has_tf32
 from worker.models.memory import available_bytes
@@ -91,6 +91,7 @@ def size_key(network: Network, spec: JobSpec) -> str:
     where = torch.cuda.get_device_name(network.device) if cuda else f"{torch.get_num_threads()} CPU threads"
     how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
     how += " and its label" if spec.explain == "both" else ""
+    how += " whole model" if half_precision(network.model) else ""
     return f"{network.name} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
 
 
@@ -136,7 +137,7 @@ def explain_classes(
         JobError: The network cannot be explained at this layer, or not in this precision.
         WorkerError: The device failed.
     """
-    autocast = _autocast(precision, network.device)
+    autocast = _autocast(precision, network)
     try:
         with float32_products(tf32=precision == TF32):
             return _explain(network, inputs, class_ids, top_k, method, autocast)
@@ -159,7 +160,8 @@ def explain_classes(
     return answers
 
 
-def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
+def _autocast(precision: str, network: Network) -> torch.dtype | None:
+    device = network.device
     if precision not in PRECISIONS:
         raise JobError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
@@ -167,7 +169,8 @@ def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == TF32 and not has_tf32(device):
         what = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         raise NotHere(f"tf32 needs an NVIDIA GPU of Ampere or later, and this is {what}; use fp32")
-    return PRECISIONS[precision]
+    # A model that is in half precision itself needs no help.
+    return None if half_precision(network.model) else PRECISIONS[precision]
 
 
 def _explain(

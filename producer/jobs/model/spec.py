@@ -101,7 +101,8 @@ class JobSpec(Frozen):
     method: Annotated[Method, Option()] = Field(default="gradcam", description="How maps are made.")
     precision: Annotated[Precision, Option()] = Field(
         default="fp32",
-        description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU, tf32 one of Ampere or later.",
+        description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU, tf32 one of Ampere or "
+        "later.",
     )
     input_size: Annotated[
         tuple[Side, Side] | None,
