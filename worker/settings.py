@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -89,8 +89,8 @@ class WorkerSettings(BaseSettings):
     run_dir: Path | None = None
     #: Images in one forward pass at most; a search finds the size.
     batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
-    #: `half`: jobs in half precision have models whose numbers all are in it; `eager` leaves to torch what is safe in it.
-    engine: Annotated[str, Field(pattern=r"^(eager|half)$")] = "eager"
+    #: `half`: jobs in half precision have models whose numbers all are in it; `eager` leaves it to torch.
+    engine: Literal["eager", "half"] = "eager"
     #: Threads that fetch and decode, and as many that encode and upload.
     io_threads: Annotated[int, Field(ge=1, le=128)] = 8
     #: How long a dead process keeps its chunk.

@@ -213,7 +213,8 @@ class Asks(nn.Module):
 
 
 def switches() -> tuple[str, ...]:
-    return tuple(each.fp32_precision for each in (torch.backends.cudnn.conv, torch.backends.cuda.matmul))
+    backends: Any = torch.backends
+    return tuple(each.fp32_precision for each in (backends.cudnn.conv, backends.cuda.matmul))
 
 
 def test_fp32_is_fp32_while_a_batch_is_computed_and_torch_is_as_before_afterwards() -> None:
