@@ -40,7 +40,8 @@ def stack(place: Place) -> Found:
             seconds = time.monotonic() - began
             found.values[precision] = {"done": status.done, "images_per_s": images / seconds}
             found.lines.append(
-                f"{precision}: {status.done} of {images} images in {seconds:.1f} s, the worker's start included"
+                f"{precision}: {status.done} of {images} images in {seconds:.1f} s"
+                + (", the worker's start included" if len(found.values) == 1 else "")
             )
             if status.done != images:
                 found.wrong.append(f"{status.failed} images of a job in {precision} failed: {status.failures}")
