@@ -57,7 +57,11 @@ class _Run:
 
 
 def make_fast(
-    model: nn.Module, layer_modules: Sequence[nn.Module], size: tuple[int, int], device: str | torch.device = "cpu"
+    model: nn.Module,
+    layer_modules: Sequence[nn.Module],
+    size: tuple[int, int],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> FoldedModel:
     """Fold a freshly loaded model on the CPU, in place; then move it to the device in channels-last memory.
 
@@ -66,11 +70,12 @@ def make_fast(
         layer_modules: modules of `model` that are looked at; they stay in it, and their outputs stay the same.
         size: (height, width) of its input in px.
         device: where the model is put.
+        dtype: in what its parameters and buffers are there; None leaves them as they are.
     """
     example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     _, folded = fold_batch_norms(model, layer_modules, example)
-    # Both in one step: a model of channels first never lies on the device.
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # All in one step: a model of channels first, or of twice the size, never lies on the device.
+    model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FoldedModel(model, folded)
 
 

@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch import nn
 
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
-from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
 from worker.models.architectures import Architecture, find, weights_names, with_classes
@@ -78,6 +78,7 @@ def load(
     *,
     size: tuple[int, int] | None = None,
     prepared: bool = True,
+    dtype: torch.dtype | None = None,
     make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
@@ -96,6 +97,7 @@ def load(
         size: (height, width) in px of what it reads, in place of that of the weights.
         prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
+        dtype: in what the model's numbers are kept and computed, such as `torch.bfloat16`; None leaves them in float32.
         make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
 
     Raises:
@@ -119,9 +121,9 @@ def load(
         seen = _surveyed(architecture, model)
         views = select_layers(seen, layer)
         if prepared:
-            make_fast(model, [view.module for view in views.values()], architecture.size, device)
+            make_fast(model, [view.module for view in views.values()], architecture.size, device, dtype)
         else:
-            model.to(device)
+            model.to(device=device, dtype=dtype)
     return Network(
         name=name,
         model=model,
