@@ -6,6 +6,8 @@ OUTPUT ?= results
 # What `make coverage` runs, and how many mutants `make mutants` makes.
 TESTS ?= tests
 SAMPLE ?= 30
+# What `make gpu-check` is told. It installs nothing: it takes the Python that is named, else our environment, else any.
+CHECK ?= --json gpu-check.json
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -15,6 +17,8 @@ NEEDS := pyproject.toml constraints.txt
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
 ON_MINIO := control data_sets fault_proxy main_job minio object_data pack results sources_s3 storage
+
+GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -82,6 +86,10 @@ bench: $(VENV)/bench.stamp ## measure speed beside others, end to end too, and h
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/object_data.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/ingest.py
 	@PYTHONPATH=. $(BIN)/python -W ignore tests/bench/service.py
+
+.PHONY: gpu-check
+gpu-check: ## check a GPU: right or not, how fast; 8 min; needs torch, torchvision, OpenCV, NumPy; CHECK="--device cpu"
+	@PYTHONPATH=.:tests/bench "$(GPU_PYTHON)" -W ignore tests/gpu_check/gpu_check.py $(CHECK)
 
 .PHONY: coverage
 coverage: $(VENV)/test.stamp ## run all tests and print which lines and branches they reach, those in workers too

@@ -22,6 +22,7 @@
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
+| `GRADCAM_WORKER_ENGINE`           | `eager`; `half` computes all of a bf16 or fp16 job in half precision | eager |
 | `GRADCAM_WORKER_RUN_DIR`          | where launchers make their folders, for `gradcam-worker check` | `/tmp`  |
 
 The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE`, `_PROCESSES_ON_DEVICE`, `_QUEUES` and `_DRAIN_FILE` for each process
@@ -33,7 +34,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -114,6 +115,8 @@ class WorkerSettings(BaseSettings):
     run_dir: Path | None = None
     #: Images in one forward pass at most; a search finds the size.
     batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
+    #: `half`: jobs in half precision have models whose numbers all are in it; `eager` leaves it to torch.
+    engine: Literal["eager", "half"] = "eager"
     #: Threads that fetch and decode, and as many that encode and upload.
     io_threads: Annotated[int, Field(ge=1, le=128)] = 8
     #: How long a dead process keeps its chunk.

@@ -121,7 +121,8 @@ class Client:
             labels: A file of class names, one a line, for weights with classes of their own.
             explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
             method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
-            precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU. One of fp32, bf16, fp16.
+            precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU, tf32 one of Ampere or
+                later. One of fp32, tf32, bf16, fp16.
             input_size: Pixels that the network reads: 320, or HEIGHTxWIDTH. Default: those that belong to the network.
             mean: What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406. Default: the network's.
             std: What they are divided by then, as 0.229,0.224,0.225. Default: the network's.

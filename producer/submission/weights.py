@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, UsageError
-from producer.jobs.store.bucket import sha256_of
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage

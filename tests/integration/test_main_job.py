@@ -21,9 +21,9 @@ from rich.console import Console
 from producer.client.client import Client
 from producer.client.watch import table
 from producer.jobs.model import keys
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import UnknownJob, UsageError
 from producer.jobs.model.states import JobState
-from producer.jobs.store.bucket import sha256_of
 
 if TYPE_CHECKING:
     from fault_proxy import HttpFaultProxy

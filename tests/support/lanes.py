@@ -15,6 +15,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_chaos": 27,
     "test_standstill": 27,
     "test_blame": 24,
+    "test_gpu_check": 24,
     "test_two_chunks": 23,
     "test_sweep_sample": 19,
     "test_own_networks": 19,

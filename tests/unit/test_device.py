@@ -2,16 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from producer.jobs.model.errors import JobError, ModelError, WorkerError
+from producer.jobs.model.errors import JobError, ModelError, NotHere, WorkerError
+from worker.device import batches
 from worker.device.batches import Answers, Explained, explain_classes, open_device
+from worker.device.draw import Drawn, draw_batch
 from worker.engine.explain import View, as_they_are
+from worker.engine.precision import _switches, float32_products
 from worker.models.networks import Network
 
 
@@ -110,6 +114,22 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     assert narrow.largest == 2
 
 
+def test_pictures_that_do_not_fit_are_drawn_in_halves(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(pictures: torch.Tensor, *rest: Any) -> Drawn:
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw_batch(pictures, *rest)
+
+    monkeypatch.setattr(batches, "draw_batch", narrow)
+    halved: list[int] = []
+    answers = of(
+        explain_classes(small, images(5), [None] * 5, draw=["cam"], numbers=False, halved=halved.append).answers()
+    )
+    assert halved == [5, 3]
+    assert [list(answer[0].drawn.pictures) for answer in answers if answer[0].drawn] == [["cam"]] * 5
+    assert all(answer[0].guided is None for answer in answers)
+
+
 def test_one_image_that_does_not_fit_is_the_workers_fault() -> None:
     class Full(nn.Module):
         def forward(self, _x: torch.Tensor) -> torch.Tensor:
@@ -202,8 +222,51 @@ def test_precision_is_of_the_pass_not_of_the_answer(small: Network) -> None:
     assert 0 < np.abs(half.logits - full.logits).max() < 0.05
     with pytest.raises(JobError, match="fp16 needs a CUDA device"):
         explain_each(small, images(1), [1], precision="fp16")
-    with pytest.raises(JobError, match="unknown precision 'fp8'; known are fp32, bf16, fp16"):
+    with pytest.raises(JobError, match="unknown precision 'fp8'; known are fp32, tf32, bf16, fp16"):
         explain_each(small, images(1), [1], precision="fp8")
+
+
+def test_a_device_without_tf32_refuses_it_here_and_not_everywhere(small: Network) -> None:
+    with pytest.raises(NotHere, match="tf32 needs an NVIDIA GPU of Ampere or later, and this is the CPU; use fp32"):
+        explain_each(small, images(1), [1], precision="tf32")
+
+
+class Asks(nn.Module):
+    """Takes note of torch's switches while it runs."""
+
+    seen: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = switches()
+        return x
+
+
+def switches() -> tuple[str, ...]:
+    backends: Any = torch.backends
+    return tuple(each.fp32_precision for each in (backends.cudnn.conv, backends.cuda.matmul))
+
+
+def test_fp32_is_fp32_while_a_batch_is_computed_and_torch_is_as_before_afterwards() -> None:
+    """torch would compute convolutions in TF32, where there is any."""
+    before = switches()
+    asks, conv = Asks(), nn.Conv2d(3, 5, 3)
+    network = network_of(nn.Sequential(asks, conv, nn.Flatten(), nn.Linear(5 * 36, 4)), conv)
+    explain_each(network, images(1), [1])
+    assert before[0] == "tf32"
+    assert asks.seen == ("ieee", "ieee")
+    with float32_products(tf32=True):
+        assert switches() == ("tf32", "tf32")
+    with pytest.raises(JobError, match="class_ids"):
+        explain_each(network, images(1), [9])
+    assert switches() == before
+
+
+def test_older_torch_is_told_by_its_own_names() -> None:
+    """Before 2.9 there were no others, and newer ones raise where both are used."""
+    older = SimpleNamespace(allow_tf32=True)
+    assert [(each.name, each.without, each.allowed) for each in _switches(older, older)] == [
+        ("allow_tf32", False, True)
+    ] * 2
 
 
 def test_halvings_are_counted() -> None:

@@ -16,9 +16,9 @@ import torch
 
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.fetch.policy import FetchPolicy
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.spec import JobSpec
-from producer.jobs.store.bucket import sha256_of
 from worker.models import networks
 from worker.models.loader import Models, model_key
 from worker.settings import WorkerSettings
@@ -68,6 +68,15 @@ def test_jobs_that_differ_in_classes_labels_or_pictures_share_a_model(make: Make
 
 def test_short_and_full_name_share_a_model() -> None:
     assert model_key(JobSpec(network="vgg")) == model_key(JobSpec(network="vgg16"))
+
+
+def test_with_the_engine_half_a_job_in_half_precision_has_a_model_of_its_own(make: Make) -> None:
+    models, half = make(engine="half"), RANDOM.model_copy(update={"precision": "bf16"})
+    full = models.get(RANDOM)
+    assert not models.at_hand(half)
+    assert {each.dtype for each in models.get(half).model.parameters()} == {torch.bfloat16}
+    assert models.get(RANDOM).model is models.get(RANDOM.model_copy(update={"precision": "tf32"})).model is full.model
+    assert {each.dtype for each in full.model.parameters()} == {torch.float32}
 
 
 def test_jobs_that_look_at_other_layers_do_not_share_a_model(make: Make) -> None:

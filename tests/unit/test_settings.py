@@ -119,6 +119,7 @@ def test_the_most_pixels_of_an_image_are_what_the_settings_say(
     [
         ("MAX_PIXELS", "0", "greater than 0"),
         ("MAX_PIXELS", "2e9", "integer|less than"),
+        ("ENGINE", "cudagraph", "GRADCAM_WORKER_ENGINE is wrong .*eager"),
         ("MAX_REDIRECTS", "-1", "greater than or equal to 0"),
         ("MAX_REDIRECTS", "21", "less than or equal to 20"),
         ("USER_AGENT", "a\nX-Forwarded-For: b", "GRADCAM_WORKER_USER_AGENT must be a line"),

@@ -21,8 +21,9 @@ from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom
 from worker.device.draw import draw_batch
 from worker.device.inputs import normalized
 from worker.device.transfer import Copies, Transfers
-from worker.engine.explain import OutOfMemory, View, as_they_are, explain_many
+from worker.engine.explain import OutOfMemory, View, as_they_are, explain_many, half_precision, is_out_of_memory
 from worker.engine.methods import GRADCAM
+from worker.engine.precision import float32_products, has_tf32
 from worker.models.memory import available_bytes
 from worker.pictures.min_max import not_finite
 
@@ -36,8 +37,14 @@ Picture = NDArray[np.uint8]
 Asked = int | Sequence[int] | None
 
 FP32: Final = "fp32"
-#: In what the forward pass runs where it may, by the precision's name in a job.
-PRECISIONS: Final[dict[str, torch.dtype | None]] = {FP32: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TF32: Final = "tf32"
+#: In what the forward pass runs where it may, by the precision's name in a job; None is float32 throughout.
+PRECISIONS: Final[dict[str, torch.dtype | None]] = {
+    FP32: None,
+    TF32: None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 #: glibc's numbers of two options of its allocator (malloc.h), and the largest values they take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
@@ -132,6 +139,7 @@ def size_key(network: Network, spec: JobSpec) -> str:
     where = torch.cuda.get_device_name(network.device) if cuda else f"{torch.get_num_threads()} CPU threads"
     how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
     how += " and its label" if spec.explain == "both" else ""
+    how += " whole model" if half_precision(network.model) else ""
     return f"{network.name} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
 
 
@@ -178,16 +186,19 @@ def explain_classes(
         JobError: The network cannot be explained at this layer, or not in this precision.
         WorkerError: The device failed.
     """
-    autocast = _autocast(precision, network.device)
+    autocast = _autocast(precision, network)
     try:
-        return _explain(network, pictures, class_ids, top_k, method, autocast, draw, numbers=numbers)
-    except OutOfMemory as error:
-        if len(pictures) == 1:
-            raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
+        with float32_products(tf32=precision == TF32):
+            return _explain(network, pictures, class_ids, top_k, method, autocast, draw, numbers=numbers)
     except ValueError as error:
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
-    except RuntimeError as error:
-        raise _device_error(str(network.device), error) from error
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        # Also what goes there and back, and is drawn, may not fit.
+        if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+            raise _device_error(str(network.device), error) from error
+        if len(pictures) == 1:
+            raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
+    # Outside of the block: the error's traceback would keep alive what did not fit.
     halved(len(pictures))
     if network.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -209,16 +220,21 @@ def explain_classes(
     return Computation([part for each in halves for part in each._parts], overlaps=halves[0].overlaps)
 
 
-def _device_error(device: str, error: RuntimeError) -> DeviceError:
+def _device_error(device: str, error: Exception) -> DeviceError:
     return DeviceError(f"{device} failed: {str(error).splitlines()[0]}")
 
 
-def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
+def _autocast(precision: str, network: Network) -> torch.dtype | None:
+    device = network.device
     if precision not in PRECISIONS:
         raise JobError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
         raise NotHere(f"fp16 needs a CUDA device, and this one is {device.type}; use bf16")
-    return PRECISIONS[precision]
+    if precision == TF32 and not has_tf32(device):
+        what = "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        raise NotHere(f"tf32 needs an NVIDIA GPU of Ampere or later, and this is {what}; use fp32")
+    # A model that is in half precision itself needs no help.
+    return None if half_precision(network.model) else PRECISIONS[precision]
 
 
 def _explain(

@@ -25,6 +25,7 @@ ClassIds = Sequence[int | None] | Sequence[Sequence[int | None]] | Tensor | None
 
 #: Number of axes of a batch of maps (N, C, h, w) and of a batch of logits (N, K).
 _NCHW, _NK = 4, 2
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class OutOfMemory(WorkerError):
@@ -124,6 +125,7 @@ def explain_many(
         model: as in `explain`.
         views: the layers looked at, at least one.
         inputs: as in `explain`; fastest in channels_last memory, for a model prepared by `worker.models.batchnorm`.
+            A model whose parameters are in half precision reads them in it; its answers are float32 as any other's.
         class_ids: (N,) or (N, K) integers; None or -1 in column k means the class that is k-th most likely, from 0.
         top_k: K, where `class_ids` is None.
         method: how maps are made, a name of `worker.engine.methods.METHODS`.
@@ -170,7 +172,8 @@ def _explain(
     output: str | int | None,
 ) -> Explanations:
     # An inference tensor never takes part in autograd; its copy does.
-    x = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()  # (N, C, H, W)
+    x = inputs.clone() if inputs.is_inference() else inputs.detach()  # (N, C, H, W)
+    x = x.to(half_precision(model) or x.dtype).requires_grad_()
     with ExitStack() as hooks:
         kept = [hooks.enter_context(_output_of(view.module)) for view in views]
         if autocast is not None:
@@ -190,7 +193,7 @@ def _explain(
             for score in scores
         ]
     by_view = [_stack(list(of_view)) for of_view in zip(*maps, strict=True)]
-    return Explanations(logits.detach(), classes, by_view, _stack(guided), count)
+    return Explanations(logits.detach(), classes, by_view, _at_least_float32(_stack(guided)), count)
 
 
 def _maps(
@@ -210,8 +213,14 @@ def _maps(
     return maps
 
 
+def half_precision(model: nn.Module) -> torch.dtype | None:
+    """Return the half precision that the model's parameters are in; None where they are in another one."""
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
+    return dtype if dtype in _HALVES else None
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.float() if values.dtype in _HALVES else values
 
 
 def _stack(of_classes: list[Tensor]) -> Tensor:

@@ -64,6 +64,7 @@ def make_fast(
     size: tuple[int, int],
     device: str | torch.device = "cpu",
     reads: Reads | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FoldedModel:
     """Fold a freshly loaded model on the CPU, in place; then move it to the device in channels-last memory.
 
@@ -73,12 +74,13 @@ def make_fast(
         size: (height, width) of its input in px.
         device: where the model is put.
         reads: how it is fed and read; None for three channels, and logits in the usual place.
+        dtype: in what its parameters and buffers are there; None leaves them as they are.
     """
     reads = reads or Reads()
     example = torch.randn(1, reads.channels, *size, generator=torch.Generator().manual_seed(0))
     _, folded = fold_batch_norms(model, layer_modules, example, reads.output)
-    # Both in one step: a model of channels first never lies on the device.
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # All in one step: a model of channels first, or of twice the size, never lies on the device.
+    model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FoldedModel(model, folded)
 
 

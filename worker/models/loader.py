@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+import torch
+
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.spec import JobSpec
@@ -21,8 +23,6 @@ from worker.models.weights_cache import WeightsFiles
 from worker.supervise.weights_folder import default_folder
 
 if TYPE_CHECKING:
-    import torch
-
     from producer.jobs.fetch.fetcher import Fetcher
     from worker.models.networks import Network
     from worker.settings import WorkerSettings
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 MAX_WEIGHTS_BYTES = 8 * 2**30
 #: How long a fetch may take, with the wait for another process that fetches: 8 GiB at 4 MB/s.
 WEIGHTS_TIMEOUT_S = 1800.0
+#: In what the engine `half` keeps models, by a job's precision.
+_HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: How the address of uploaded weights ends.
 _UPLOADED: Final = re.compile(r"/weights/([0-9a-f]{64})$")
 
@@ -66,7 +68,7 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        network = networks.preprocessed(self._kept().get(model_key(spec)), spec.mean, spec.std)
+        network = networks.preprocessed(self._kept().get(self._key(spec)), spec.mean, spec.std)
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
@@ -74,7 +76,7 @@ class Models:
 
     def at_hand(self, spec: JobSpec) -> bool:
         """Return whether `get` returns the model without loading it."""
-        return model_key(spec) in self._kept()
+        return self._key(spec) in self._kept()
 
     def preload(self, names: Sequence[str]) -> None:
         """Load models before a job asks for them; a model that cannot be loaded is a warning, as a job may never ask.
@@ -98,6 +100,12 @@ class Models:
                 )
                 self._made = ModelCache(max_bytes, self._load, partial(memory.give_back, kind))
             return self._made
+
+    def _key(self, spec: JobSpec) -> JobSpec:
+        """With the engine `half` jobs in half precision have models of their own, kept beside the others."""
+        key = model_key(spec)
+        half = self._settings.engine == "half" and spec.precision in _HALVES
+        return key.model_copy(update={"precision": spec.precision}) if half else key
 
     def _load(self, key: JobSpec) -> Network:
         if "://" not in key.weights:
@@ -130,6 +138,7 @@ class Models:
                         self._download,
                         size=key.input_size,
                         weight_key=key.weight_key,
+                        dtype=_HALVES.get(key.precision),
                         make_room=partial(self._kept().make_room, key),
                     )
             except memory.DeviceFull:

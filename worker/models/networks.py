@@ -14,9 +14,9 @@ from typing import Final
 import torch
 from torch import nn
 
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
-from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
 from worker.models.architectures import DEFAULT, Architecture, find, own_network, weights_names, with_classes
@@ -89,6 +89,7 @@ def load(
     size: tuple[int, int] | None = None,
     weight_key: str | None = None,
     prepared: bool = True,
+    dtype: torch.dtype | None = None,
     make_room: Callable[[int], None] = _no_matter,
 ) -> Network:
     """Load a network, its weights and the layer to look at.
@@ -109,6 +110,7 @@ def load(
         weight_key: the name under which the weights are in a file that holds several, such as an average.
         prepared: whether to make the model faster: BatchNorms folded into convolutions, memory channels last. Its
             answers are the same to rounding; its state dict is not.
+        dtype: in what the model's numbers are kept and computed, such as `torch.bfloat16`; None leaves them in float32.
         make_room: called with the bytes that the model takes, while it is on the CPU and nothing has doubled it yet.
 
     Raises:
@@ -135,9 +137,9 @@ def load(
         seen = _surveyed(architecture, model)
         views = select_layers(seen, layer)
         if prepared:
-            make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads)
+            make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads, dtype)
         else:
-            model.to(device)
+            model.to(device=device, dtype=dtype)
     return Network(
         name=name,
         model=model,

@@ -23,8 +23,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere, NothingThere, WorkerError
-from producer.jobs.store.bucket import sha256_of
 
 State = dict[str, Tensor]
 #: Fetches an address into a file; may raise any error.

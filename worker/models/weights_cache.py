@@ -29,8 +29,8 @@ from typing import BinaryIO, Final
 from filelock import FileLock, Timeout
 
 from producer.jobs.fetch import addresses
+from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
-from producer.jobs.store.bucket import sha256_of
 from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ PRIORITIES: tuple[Queue, ...] = get_args(Queue)
 Explain = Literal["predicted", "label", "both"]
 #: How a map is made of activations and gradients.
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
-#: In what the forward pass runs where it may.
-Precision = Literal["fp32", "bf16", "fp16"]
+#: In what the network is computed: `tf32` rounds the factors of float32 products, the halves run where they may.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 #: How a picture is brought to the network's size.
 Fit = Literal["squash", "crop", "pad"]
 #: The size of the pictures that are made.
@@ -104,7 +104,9 @@ class JobSpec(Frozen):
     ] = Field(default=None, description="The name of each class, in place of those that come with the weights.")
     method: Annotated[Method, Option()] = Field(default="gradcam", description="How maps are made.")
     precision: Annotated[Precision, Option()] = Field(
-        default="fp32", description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU."
+        default="fp32",
+        description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU, tf32 one of Ampere or "
+        "later.",
     )
     input_size: Annotated[
         tuple[Side, Side] | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -325,9 +324,3 @@ class Storage:
                 return StoreAway(f"bucket {self.bucket} could not {verb}: the store answered {code}")
             case S3Fault.OTHER:
                 return StoreError(f"bucket {self.bucket} could not {verb}: the store answered {code}")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
