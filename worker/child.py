@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.model.errors import ServiceError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from worker.chunks.messages import Pop, Publish
     from worker.settings import WorkerSettings
     from worker.supervise.health import Health
+
+#: How often it is asked anew whether this process was told to stop.
+_LOOK_EVERY_S: Final = 0.05
 
 
 def make_consumer(
@@ -93,8 +97,17 @@ def _drained(settings: WorkerSettings) -> Callable[[], bool]:
     """Whether this process was told to stop, or its parent is gone: then nobody watches it or can stop it any more."""
     parent, drain = os.getppid(), settings.drain_file
 
-    # That the launcher's folder is gone says nothing: it may have been tidied away, and is made again.
-    return lambda: os.getppid() != parent or (drain is not None and drain.exists())
+    looked, told = 0.0, False
+
+    def drained() -> bool:
+        nonlocal looked, told
+        # Asked twice an image; the answer may be a twentieth of a second old.
+        if (now := time.monotonic()) - looked > _LOOK_EVERY_S:
+            # That the launcher's folder is gone says nothing: it may have been tidied away, and is made again.
+            looked, told = now, os.getppid() != parent or (drain is not None and drain.exists())
+        return told
+
+    return drained
 
 
 def _batch_sizes(table: JobTable, settings: WorkerSettings) -> BatchSizes:

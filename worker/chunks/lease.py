@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from producer.jobs.model.errors import GradcamError, ServiceError
 from worker.supervise.busy_file import Busy, BusyFile
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from producer.jobs.table.table import JobTable
 
 log = logging.getLogger(__name__)
+#: The share of a step's time by which its deadline may be told too early.
+_NO_MATTER: Final = 0.01
 
 
 class LeaseLost(GradcamError):
@@ -50,6 +52,8 @@ class Lease:
         self._step_until = time.monotonic() + lease_s
         #: While batches with images of the chunk are on the device, their deadlines count, whatever else goes on.
         self._batches_until: list[float] = []
+        #: The deadline that the file has.
+        self._told_deadline = 0.0
         self._closed = False
         #: When the renewal that was answered last was asked for.
         self._renewed = time.monotonic()
@@ -152,14 +156,20 @@ class Lease:
         with self._lock:
             if not self._closed:
                 self._file.write(busy)
+                self._told_deadline = 0.0  # a new file has none
                 self._set_time()
 
     def _deadline(self) -> float:
         return min(self._batches_until, default=self._step_until)
 
     def _set_time(self) -> None:
-        if self._file is not None and not self._closed:
-            self._file.set_deadline(max(self._deadline() - time.monotonic(), 0.0))
+        if self._file is None or self._closed:
+            return
+        deadline, now = self._deadline(), time.monotonic()
+        # Each image renews its chunk's step: a deadline that moves by a hundredth is not worth a call of the system.
+        if not 0 <= deadline - self._told_deadline < _NO_MATTER * (deadline - now):
+            self._told_deadline = deadline
+            self._file.set_deadline(max(deadline - now, 0.0))
 
     def _keep(self) -> None:
         while not self._over.wait(self._lease_s / 8):

@@ -116,16 +116,16 @@ def open_device(kind: str) -> torch.device:
     """
     if kind == "cuda" and not torch.cuda.is_available():
         raise WorkerError("no CUDA device can be used: check the driver with `nvidia-smi`, or use --devices cpu")
+    # Pictures and, on a CPU, tensors come and go.
+    _keep_freed_memory()
     if kind == "cuda":
         # Batches have one shape, so that the search for the fastest convolutions pays.
         torch.backends.cudnn.benchmark = True
-    else:
-        _keep_freed_memory()
     return torch.device(kind)
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep what large tensors leave: getting it anew from the kernel takes a tenth of the time."""
+    """Let the C library keep what large arrays leave: getting it anew from the kernel takes a tenth of the time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it; others do without
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

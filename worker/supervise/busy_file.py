@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +55,7 @@ class BusyFile:
             WorkerError: The disk cannot be written.
         """
         try:
-            replace_text(self.path, json.dumps(asdict(busy)))
+            replace_text(self.path, json.dumps(vars(busy)))
         except FileNotFoundError:
             pass  # the launcher's folder is gone: the launcher makes it again, and the next step writes the file
         except OSError as error:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Final
 
 #: File systems take 255 bytes; an index or the kind of a picture comes beside it.
@@ -46,6 +47,7 @@ _JAMO: Final = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
 _VIRAMA: Final = 9
 
 
+@lru_cache(maxsize=1024)
 def safe(text: str) -> str:
     """Make a text safe as a part of an object key and of a local file name.
 
