@@ -40,6 +40,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
+from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
 from producer.jobs.model.spec import PRIORITIES
 from worker.supervise.busy_file import BUSY_KINDS
@@ -51,9 +52,7 @@ def _by_commas(value: Any) -> Any:
 
 _Preloaded = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,100}(=.+)?$")]
 
-#: What a network of one's own may be called.
-NETWORK_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
-_NETWORK_LINE: Final = re.compile(rf"({NETWORK_NAME})=[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_NETWORK_LINE: Final = re.compile(rf"({OWN_NAME})=[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def checked_networks(lines: Sequence[str]) -> tuple[str, ...]:

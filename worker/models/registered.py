@@ -6,17 +6,17 @@ none of those functions' modules.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
 from producer.jobs.model.errors import NotHere
+from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
-from producer.jobs.model.settings import read
-from worker.settings import NETWORK_NAME, WorkerSettings
 
 GROUP: Final = "gradcam_queue.networks"
 _SETTING: Final = "GRADCAM_WORKER_NETWORKS"
@@ -73,15 +73,25 @@ def registered() -> dict[str, Registered]:
         # The same package may be found twice on the path.
         if other is not None and other.function != entry.value:
             problem = f"{other.origin} and {origin} both register it; say which by {_SETTING}={entry.name}=…"
-        elif not re.fullmatch(NETWORK_NAME, entry.name):
+        elif not re.fullmatch(OWN_NAME, entry.name):
             problem = f"{origin} registers it under a name that is none: use letters, digits, dots, dashes, underscores"
         elif entry.name in known_names().names:
             problem = f"{origin} registers it under the name of a known network; give it another name"
         found[entry.name] = Registered(entry.name, entry.value, origin, problem)
-    for line in read(WorkerSettings).networks:
+    for line in _of_setting():
         name, _, function = line.partition("=")
         found[name] = Registered(name, function, _SETTING)
     return {name: found[name] for name in sorted(found)}
+
+
+def _of_setting() -> Sequence[str]:
+    if _SETTING not in os.environ:
+        return ()
+    # Only here: `make gpu-check` loads networks where pydantic is not installed.
+    from producer.jobs.model.settings import read
+    from worker.settings import WorkerSettings
+
+    return read(WorkerSettings).networks
 
 
 def usable_names() -> list[str]:

@@ -20,6 +20,8 @@ ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121
 #: The one network whose real weights come in a Python package, for where nothing can be downloaded.
 LITE0: Final = "efficientnet_lite0"
 TIMM: Final = "timm/"
+#: What a network of one's own may be called.
+OWN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 
 
 class Names(NamedTuple):
