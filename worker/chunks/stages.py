@@ -44,7 +44,9 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
             data = fetcher.fetch(task.item.uri)
         with task.timed("decode"):
             original = decode(data)
-            fitted, task.frame = fit(original, network.size, spec.fit, network.resize_px)
+            fitted, task.frame = fit(
+                original, network.size, spec.fit, network.resize_px, resize_filter=network.resize_filter
+            )
             task.input = normalize(fitted, network.mean, network.std)
             task.picture = fitted if spec.output_size == "input" else _small_enough(original)
         task.waits_from_now()

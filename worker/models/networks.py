@@ -15,10 +15,11 @@ from torch import nn
 
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
+from producer.jobs.model.spec import RESIZE_FILTERS
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
-from worker.models.architectures import Architecture, find, weights_names, with_classes
+from worker.models.architectures import BILINEAR, Architecture, find, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
@@ -56,12 +57,15 @@ class Network:
     layer_names: tuple[str, ...] = ()
     #: What was taken of the weights file, what would have fitted as well, what was left; or "random".
     weights_read: str = ""
+    #: How pictures are resized, and how its own preprocessing does it; as of `Architecture`.
+    resize_filter: str = BILINEAR
+    own_filter: str = BILINEAR
 
     @property
     def preprocessing(self) -> str:
-        """Say for people what the network reads: height and width, mean and standard deviation."""
+        """Say for people what the network reads: height and width, mean and standard deviation, how it is resized."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
-        return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}"
+        return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}, resized {self.resize_filter}"
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -139,6 +143,8 @@ def load(
         views=tuple(views.values()),
         layer_names=tuple(views),
         weights_read=read,
+        resize_filter=architecture.resize_filter,
+        own_filter=architecture.own_filter,
     )
 
 
@@ -177,12 +183,28 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
 
 
 def preprocessed(
-    network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    network: Network,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    resize_filter: str | None = None,
 ) -> Network:
-    """Return the network with another mean or standard deviation, if given; the model is the same one."""
-    if mean is None and std is None:
+    """Return the network with another mean, standard deviation or filter, if given; the model is the same one.
+
+    Raises:
+        JobError: its pictures are resized in a way that is not known here.
+    """
+    if resize_filter is None:
+        resize_filter = network.resize_filter
+    elif resize_filter == "own":
+        resize_filter = network.own_filter
+    if resize_filter not in RESIZE_FILTERS:
+        raise JobError(
+            f"the pictures of {network.name} are resized by a filter that is not known here ({resize_filter}): "
+            f"give --resize-filter one of {', '.join(RESIZE_FILTERS)}"
+        )
+    if mean is None and std is None and resize_filter == network.resize_filter:
         return network
-    return replace(network, mean=mean or network.mean, std=std or network.std)
+    return replace(network, mean=mean or network.mean, std=std or network.std, resize_filter=resize_filter)
 
 
 def survey_of(name: str) -> Survey:

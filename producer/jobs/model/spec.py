@@ -38,6 +38,9 @@ Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 Precision = Literal["fp32", "bf16", "fp16"]
 #: How a picture is brought to the network's size.
 Fit = Literal["squash", "crop", "pad"]
+#: How it is resized there; `own` as the weights' own preprocessing does.
+ResizeFilter = Literal["bilinear", "bilinear-antialias", "bicubic-antialias", "own"]
+RESIZE_FILTERS: tuple[str, ...] = tuple(name for name in get_args(ResizeFilter) if name != "own")
 #: The size of the pictures that are made.
 OutputSize = Literal["input", "original"]
 PictureFormat = Literal["jpg", "png"]
@@ -121,6 +124,9 @@ class JobSpec(Frozen):
     fit: Annotated[Fit, Option()] = Field(
         default="squash", description="How a picture is brought to the network's size."
     )
+    resize_filter: Annotated[
+        ResizeFilter | None, Option(absent="bilinear, and for `--network hf` what its folder says")
+    ] = Field(default=None, description="How pictures are resized; own: as the weights' own preprocessing does.")
     output_size: Annotated[OutputSize, Option()] = Field(
         default="input", description="Pictures of the network's size, or of the original's."
     )
