@@ -126,7 +126,7 @@ class Client:
             std: What they are divided by then, as 0.229,0.224,0.225. Default: the network's.
             fit: How a picture is brought to the network's size. One of squash, crop, pad.
             resize_filter: How pictures are resized; own: as the weights' own preprocessing does. One of bilinear,
-                bilinear-antialias, bicubic-antialias, own. Default: bilinear, and for `--network hf` what its folder says.
+                bilinear-antialias, bicubic-antialias, own. Default: bilinear; with `--network hf` as its folder says.
             output_size: Pictures of the network's size, or of the original's. One of input, original.
             raw: Also store the map and the guided gradient as numbers (.npz).
             outputs: Which of the four pictures, by commas.

@@ -124,9 +124,9 @@ class JobSpec(Frozen):
     fit: Annotated[Fit, Option()] = Field(
         default="squash", description="How a picture is brought to the network's size."
     )
-    resize_filter: Annotated[
-        ResizeFilter | None, Option(absent="bilinear, and for `--network hf` what its folder says")
-    ] = Field(default=None, description="How pictures are resized; own: as the weights' own preprocessing does.")
+    resize_filter: Annotated[ResizeFilter | None, Option(absent="bilinear; with `--network hf` as its folder says")] = (
+        Field(default=None, description="How pictures are resized; own: as the weights' own preprocessing does.")
+    )
     output_size: Annotated[OutputSize, Option()] = Field(
         default="input", description="Pictures of the network's size, or of the original's."
     )
