@@ -17,9 +17,10 @@ from torch import nn
 from torchvision.models import get_model, get_model_builder, get_model_weights
 
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
-from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
+from producer.jobs.model.network_names import ALIASES, HF, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
 from worker.models import weights as files
+from worker.models.layers import Tokens
 
 DEFAULT: Final = "DEFAULT"
 #: How pictures are resized for networks by name.
@@ -55,6 +56,8 @@ class Architecture:
     #: `worker.pictures.geometry.FILTERS`; another word where that is none of them.
     resize_filter: str = BILINEAR
     own_filter: str = BILINEAR
+    #: Where the tokens of a transformer lie, if the model itself does not say.
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,11 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
         NotHere: no network has this name, or its package is missing; other versions of the packages may have it.
     """
     if name == LITE0:
-        return _resized(_lite0(), size)
+        return resized(_lite0(), size)
     if name.startswith(TIMM):
         return _timm(name, size)
+    if name == HF:
+        raise JobError(f"{HF} has no weights of its own: give a folder of config.json and model.safetensors as weights")
     if name not in names():
         raise NotHere(f"no network is called {name!r}{nearest(name, names())}")
     return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
@@ -130,10 +135,10 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
         own_file=lambda download: files.checkpoint(name, entry.url, download),
         own_filter=f"{transforms.interpolation.value}-antialias",
     )
-    return _resized(found, size)
+    return resized(found, size)
 
 
-def _resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
+def resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
     """Return the same for inputs of another size; the resize before a square crop keeps its proportion to the crop."""
     if size is None or size == found.size:
         return found
@@ -171,7 +176,7 @@ def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
         features=0 if has_classes else config.num_classes,
         own_filter=f"{config.interpolation}-antialias",
     )
-    return _resized(found, size)
+    return resized(found, size)
 
 
 def _are_classes(outputs: int) -> bool:

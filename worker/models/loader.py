@@ -6,15 +6,17 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.model.network_names import HF
 from producer.jobs.model.spec import JobSpec
-from worker.models import memory, networks
+from worker.models import bundles, memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class
 from worker.models.weights_cache import WeightsFiles
@@ -100,23 +102,25 @@ class Models:
             return self._made
 
     def _load(self, key: JobSpec) -> Network:
+        if key.network == HF:
+            return self._load_bundle(key)
         if "://" not in key.weights:
             networks.fetch_weights(key.network, key.weights, self._download)
             return self._loaded(key, key.weights)
-        try:
-            with self._files.file(key.weights, key.weights_sha256) as path:
-                try:
-                    return self._loaded(key, path)
-                except JobError as error:
-                    # The user knows the address, not the place on this worker's disk.
-                    given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
-                    raise type(error)(str(error).replace(str(path), given)) from None
-        except FetchError as error:
-            # Nobody finds what is not there; for other errors another machine may have access, or a way.
-            kind = JobError if isinstance(error, NothingThere) else NotHere
-            raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+        with _fetching(), self._files.file(key.weights, key.weights_sha256) as path, _told(key, path):
+            return self._loaded(key, path)
 
-    def _loaded(self, key: JobSpec, weights: str | Path) -> Network:
+    def _load_bundle(self, key: JobSpec) -> Network:
+        if "://" not in key.weights:  # no message opens a folder of this machine
+            raise JobError(f"the weights of {HF} are a folder, or an address that ends with a slash, not {key.weights}")
+        with (
+            _fetching(),
+            bundles.fetched(key.weights, key.weights_sha256, self._fetcher.fetch, self._files) as local,
+            _told(key, local.weights),
+        ):
+            return self._loaded(key, local)
+
+    def _loaded(self, key: JobSpec, weights: networks.Weights) -> Network:
         """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
         with self._one_at_a_time:
             started = time.monotonic()
@@ -156,6 +160,26 @@ class Models:
                 self._fetch_weights(uri, file, WEIGHTS_TIMEOUT_S)
         except OSError as error:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
+
+
+@contextmanager
+def _fetching() -> Iterator[None]:
+    try:
+        yield
+    except FetchError as error:
+        # Nobody finds what is not there; for other errors another machine may have access, or a way.
+        kind = JobError if isinstance(error, NothingThere) else NotHere
+        raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+
+
+@contextmanager
+def _told(key: JobSpec, path: Path) -> Iterator[None]:
+    """Let errors name what the user knows: the address, not the place on this worker's disk."""
+    try:
+        yield
+    except JobError as error:
+        given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
+        raise type(error)(str(error).replace(str(path), given)) from None
 
 
 def model_key(spec: JobSpec) -> JobSpec:

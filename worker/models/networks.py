@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from producer.jobs.model.errors import JobError, NotHere
-from producer.jobs.model.network_names import ALIASES
+from producer.jobs.model.network_names import ALIASES, HF
 from producer.jobs.model.spec import RESIZE_FILTERS
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
-from worker.models.architectures import BILINEAR, Architecture, find, weights_names, with_classes
+from worker.models.architectures import BILINEAR, DEFAULT, Architecture, find, weights_names, with_classes
 from worker.models.batchnorm import make_fast
+from worker.models.bundles import LocalBundle, of_folder
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
+from worker.models.hugging_face import load_bundle
 from worker.models.layers import LAST_CONV, Survey, select_layers, survey
 
 RANDOM: Final = "random"
@@ -62,10 +64,19 @@ class Network:
     own_filter: str = BILINEAR
 
     @property
+    def workload(self) -> str:
+        """Name what the work of a batch depends on: of Hugging Face's networks many have one name."""
+        return f"{self.name} {self.weights_digest[:12]}" if self.name.startswith(f"{HF}/") else self.name
+
+    @property
     def preprocessing(self) -> str:
         """Say for people what the network reads: height and width, mean and standard deviation, how it is resized."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
         return f"{height} x {width} px, mean {numbers[0]}, std {numbers[1]}, resized {self.resize_filter}"
+
+
+#: What is asked for: a name of weights, a file or a folder, or files that lie apart.
+Weights = str | Path | LocalBundle | None
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -74,7 +85,7 @@ def _no_matter(_size_bytes: int) -> None:
 
 def load(
     name: str,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     layer: str = LAST_CONV,
     device: str | torch.device = "cpu",
     download: files.Download | None = None,
@@ -87,7 +98,8 @@ def load(
     """Load a network, its weights and the layer to look at.
 
     Args:
-        name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
+        name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind; or `hf`,
+            of which the files in the folder `weights` say what it is.
         weights: None or "DEFAULT"; a torchvision weights name; the path of a file; or "random", the same on each call.
             The head of a file's weights gives the number of classes, and preprocessing is that of the default weights.
             `worker.models.candidates` says which weights of a file are taken.
@@ -109,15 +121,7 @@ def load(
     name = full_name(name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
-        architecture = find(name, weights, size)
-        _check_classifier(architecture, weights)
-        if weights == RANDOM:
-            digest, read, model = RANDOM, RANDOM, build(architecture, architecture.classes)
-            files.randomize(model)
-        else:
-            path = _weights_file(architecture, weights, download or files.download)
-            architecture, model, read = build_with_weights(architecture, path, size)
-            digest = sha256_of(path)
+        architecture, model, read, digest = _built(name, weights, size, download or files.download)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
@@ -127,7 +131,7 @@ def load(
         else:
             model.to(device)
     return Network(
-        name=name,
+        name=architecture.name,
         model=model,
         layer=next(iter(views.values())).module,
         layer_name=next(iter(views)),
@@ -146,6 +150,34 @@ def load(
         resize_filter=architecture.resize_filter,
         own_filter=architecture.own_filter,
     )
+
+
+def _built(
+    name: str, weights: Weights, size: tuple[int, int] | None, download: files.Download
+) -> tuple[Architecture, nn.Module, str, str]:
+    """Build a network with its weights; what it is, the model, what was taken of the file, and its digest."""
+    if name == HF:
+        local = _local_bundle(weights)
+        return *load_bundle(local, size), local.bundle.sha256
+    if isinstance(weights, LocalBundle):
+        raise JobError(f"the weights are a model of Hugging Face: give --network {HF}, not {name}")
+    architecture = find(name, weights, size)
+    _check_classifier(architecture, weights)
+    if weights == RANDOM:
+        model = build(architecture, architecture.classes)
+        files.randomize(model)
+        return architecture, model, RANDOM, RANDOM
+    path = _weights_file(architecture, weights, download)
+    return *build_with_weights(architecture, path, size), sha256_of(path)
+
+
+def _local_bundle(weights: Weights) -> LocalBundle:
+    if isinstance(weights, LocalBundle):
+        return weights
+    folder = None if weights in (None, RANDOM, DEFAULT) else Path(str(weights)).expanduser()
+    if folder is None or not folder.is_dir():
+        raise JobError(f"the weights of {HF} are a folder of config.json and model.safetensors, not {weights!r}")
+    return of_folder(folder)
 
 
 def full_name(name: str) -> str:
@@ -167,10 +199,18 @@ def check_names(name: str, weights: str | None = None) -> None:
         JobError: there is no such name; the error names the nearest.
         NotHere: an optional package is missing here.
     """
+    if name == HF:
+        _check_bundle(weights)
+        return
     architecture = find(full_name(name), weights)
     _check_classifier(architecture, weights)
     if weights is not None and "://" not in weights and weights not in (RANDOM, *weights_names(architecture.name)):
         _weights_file(architecture, weights, files.download)
+
+
+def _check_bundle(weights: str | None) -> None:
+    if weights is None or "://" not in weights:
+        _local_bundle(weights)
 
 
 def labelled(network: Network, labels: Sequence[str]) -> Network:
@@ -191,8 +231,13 @@ def preprocessed(
     """Return the network with another mean, standard deviation or filter, if given; the model is the same one.
 
     Raises:
-        JobError: its pictures are resized in a way that is not known here.
+        JobError: nobody says its mean and deviation, or its pictures are resized in a way that is not known here.
     """
+    if not ((mean or network.mean) and (std or network.std)):
+        raise JobError(
+            f"nothing says with which mean and standard deviation {network.name} was trained: give --mean and --std, "
+            "such as 0.485,0.456,0.406 and 0.229,0.224,0.225"
+        )
     if resize_filter is None:
         resize_filter = network.resize_filter
     elif resize_filter == "own":
@@ -250,7 +295,7 @@ def _check_classifier(architecture: Architecture, weights: str | Path | None) ->
 def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
     height, width = architecture.size
     with as_job_error(f"{architecture.name} cannot read pictures of {height} x {width} px"):
-        return survey(architecture.name, model, architecture.size)
+        return survey(architecture.name, model, architecture.size, architecture.tokens)
 
 
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:

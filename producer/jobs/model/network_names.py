@@ -19,6 +19,8 @@ ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121
 #: The one network whose real weights come in a Python package, for where nothing can be downloaded.
 LITE0: Final = "efficientnet_lite0"
 TIMM: Final = "timm/"
+#: A model in the layout of Hugging Face: its files say which network it is.
+HF: Final = "hf"
 
 
 class Names(NamedTuple):
@@ -44,7 +46,7 @@ def known() -> Names:
 def check_network(name: str) -> None:
     """Make sure that a network is called so. Raises UsageError with the nearest names."""
     versions, names = known()
-    if name in names:
+    if name in names or name == HF:
         return
     # Who writes ResNet50 means resnet50; who forgets timm/ is told.
     lower = name.lower()
