@@ -145,7 +145,7 @@ def _of_transformers(
     _hold_against(found, shapes)
     model = build(found, found.classes)
     state = _renamed(model, checkpoint.read(path))
-    poolers = (f"{model.base_model_prefix}.pooler.",) if not hasattr(model.base_model, "pooler") else ()
+    poolers = (f"{model.base_model_prefix}.pooler.",) if getattr(model.base_model, "pooler", None) is None else ()
     choice = candidates.choose_state_dict(state, model.state_dict(), auxiliary=poolers)
     if choice is None:
         raise JobError(f"{WEIGHTS} holds no weights")
