@@ -112,7 +112,8 @@ class Client:
                 gives one image a class or an id of its own.
             network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
             weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
-                name, or `random`. Default: torchvision's own, which the worker downloads.
+                name, or `random`; with `--network hf` a folder, or an address that ends with a slash. Default:
+                torchvision's own, which the worker downloads.
             layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
             class_id: Class to explain. Default: the predicted one.
             class_name: The same by its name, such as `tabby`.

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.fetch.policy import FetchPolicy
-from producer.jobs.model.errors import JobError, NotHere, UsageError
+from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.store.bundle import read_folder
-from producer.submission.weights import place_weights
 from worker.engine.explain import explain_many
 from worker.models import hugging_face
 from worker.models.loader import Models
@@ -148,9 +147,10 @@ def test_the_files_say_classes_names_and_preprocessing(vit: Path) -> None:
 def test_every_file_is_a_part_of_the_models_identity(vit: Path) -> None:
     digests = {load("hf", vit).weights_digest, read_folder(vit).sha256}
     assert len(digests) == 1
-    for name, values in {"config.json": {"layer_norm_eps": 1e-5}, "preprocessor_config.json": {"resample": 3}}.items():
-        changed(vit, name, **values)
-        digests.add(load("hf", vit).weights_digest)
+    changed(vit, layer_norm_eps=1e-5)
+    digests.add(load("hf", vit).weights_digest)
+    changed(vit, "preprocessor_config.json", resample=3)
+    digests.add(load("hf", vit).weights_digest)
     from safetensors.torch import load_file, save_file
 
     weights = vit / "model.safetensors"
@@ -253,16 +253,18 @@ def test_what_a_base_model_had_beside_is_left_and_what_another_had_is_refused(vi
     ("values", "words"),
     [
         ({"model_type": "bert"}, r"of the kind 'bert', which is no image classifier of transformers; the nearest are "),
-        ({"model_type": "clip"}, "'clip', which is more than a network for pictures"),
-        ({"model_type": "imagegpt"}, "'imagegpt', which is more than a network for pictures"),
+        ({"model_type": "clip"}, "'clip', which is not built here"),
+        ({"model_type": "imagegpt"}, "'imagegpt', which is not built here"),
         ({"model_type": None}, "says neither model_type nor architecture"),
         ({"model_type": "../vit"}, "model_type is not what it may be"),
         ({"num_channels": 1}, "pictures of 1 channels; only those of 3"),
-        ({"hidden_size": 10**9}, "hidden_size is 1000000000, more than the weights"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than the weights"),
+        ({"hidden_size": 10**9}, "hidden_size is 1000000000, more than any network"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than any network"),
         ({"num_hidden_layers": 60_000}, r"it is of a network with more than \d+ weights"),
         ({"hidden_size": 60_000, "num_attention_heads": 10}, r"would be \(.*60000.*\), more than any weight there"),
-        ({"image_size": 60_000}, r"position_embeddings would be \(1, 56250001, 32\), more than any weight"),
+        ({"image_size": 60_000}, "image_size is 60000, more than any network has"),
+        ({"image_size": 2048}, r"position_embeddings would be \(1, 65537, 32\), more than any weight there"),
+        ({"image_size": [48] * 65}, r"image_size is \[48, 48, .*more than any network has"),
         ({"image_size": [[[[48]]]]}, "image_size is "),
         ({"hidden_size": "a" * 1000}, "hidden_size is aaaa"),
         ({"hidden_size": "wide"}, "config.json cannot be used: "),
@@ -284,6 +286,20 @@ def test_a_config_that_cannot_be_is_refused_in_a_sentence_at_once(
         load("hf", vit)
     assert time.monotonic() - since < 10
     assert len(str(caught.value)) < 400
+
+
+def test_a_config_whose_layers_would_put_out_too_much_is_refused_before_it_runs(tmp_path: Path) -> None:
+    saved(tmp_path, "resnet")
+    made = hf_models.transformers()
+    made.ViTImageProcessor(size={"height": 2048, "width": 2048}, **hf_models.IMAGENET).save_pretrained(tmp_path)
+    assert hugging_face._MAX_OUTPUT > 2048 * 2048 * 64  # what a real network puts out
+    model = made.PoolFormerForImageClassification(
+        made.PoolFormerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], id2label={0: "cat", 1: "dog"})
+    )
+    model.save_pretrained(tmp_path)
+    changed(tmp_path, padding=[60_000, 1, 1, 1])
+    with pytest.raises(JobError, match=r"a layer would put out \(1, 8, \d+, \d+\) for one picture"):
+        load("hf", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -415,70 +431,15 @@ def test_a_prefix_is_fetched_file_by_file_and_has_the_identity_of_the_folder(mod
     assert models.get(_spec(resnet.as_uri() + "/", input_size=(96, 96), **given)).mean == (0.5, 0.5, 0.5)
 
 
-class _Folder:
-    """The part of a store that uploads need, as a folder."""
-
-    prefix = "p"
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.written = root, 0
-
-    def uri(self, key: str) -> str:
-        return (self.root / key).as_uri()
-
-    def size(self, key: str) -> int | None:
-        return (self.root / key).stat().st_size if (self.root / key).exists() else None
-
-    def put(self, key: str, body: bytes) -> None:
-        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / key).write_bytes(body)
-
-    def put_file(self, key: str, path: Path) -> None:
-        self.written += 1
-        self.put(key, path.read_bytes())
-
-
-def test_a_folder_is_uploaded_as_two_objects_once_and_loaded_again(
-    models: Models, resnet: Path, tmp_path: Path
-) -> None:
-    store: Any = _Folder(tmp_path / "store")
-    uri, digest = place_weights(str(resnet), store, "hf")
-    assert place_weights(str(resnet), store, "hf") == (uri, digest)
-    assert store.written == 1
-    assert len(list((tmp_path / "store/p/weights").iterdir())) == 2
-    network = models.get(_spec(uri, weights_sha256=digest, input_size=(64, 64)))
-    assert network.weights_digest == digest == read_folder(resnet).sha256
-    bundle = tmp_path / "store/p/weights" / str(digest)
-    bundle.write_bytes(bundle.read_bytes().replace(b"cat", b"cow"))
-    with pytest.raises(JobError, match="are not those that were uploaded"):
-        models.get(_spec(uri, weights_sha256=digest, input_size=(96, 96)))
-    with pytest.raises(JobError, match="no model of Hugging Face that was uploaded here"):
-        models.get(_spec((resnet / "config.json").as_uri()))
-
-
 @pytest.mark.parametrize("weights", ["/etc/", "/etc", "random", "DEFAULT"])
 def test_no_message_opens_a_folder_of_a_worker(models: Models, weights: str) -> None:
     with pytest.raises(JobError, match="are a folder, or an address that ends with a slash"):
         models.get(_spec(weights))
 
 
-@pytest.mark.parametrize(
-    ("network", "weights", "words"),
-    [
-        ("hf", None, "--network hf needs --weight-path with a folder"),
-        ("hf", "random", "'random' is neither"),
-        ("hf", "s3://bucket/model.safetensors", "an address of one that ends with a slash"),
-        ("hf", "ftp://host/vit/", "--weight-path: "),
-        ("hf", "{folder}", "--weight-path: there is no model.safetensors in "),
-        ("resnet50", "{folder}", "is a folder: give --network hf"),
-    ],
-)
-def test_what_is_no_folder_is_refused_before_anything_is_sent(
-    tmp_path: Path, network: str, weights: str | None, words: str
-) -> None:
-    typed = weights and weights.format(folder=tmp_path)
-    with pytest.raises(UsageError, match=words):
-        place_weights(typed, _Folder(tmp_path / "store"), network)  # type: ignore[arg-type]
+def test_what_is_no_bundle_is_refused(models: Models, resnet: Path) -> None:
+    with pytest.raises(JobError, match="no model of Hugging Face that was uploaded here"):
+        models.get(_spec((resnet / "config.json").as_uri()))
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------
@@ -490,7 +451,7 @@ def _timm(folder: Path, name: str, labels: list[str] | None = None, **options: A
 
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = timm.create_model(name, **options).eval()
-    save_for_hf(model, folder, model_config={"label_names": labels} if labels else None, safe_serialization=True)
+    save_for_hf(model, str(folder), model_config={"label_names": labels} if labels else None, safe_serialization=True)
     return model
 
 

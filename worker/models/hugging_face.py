@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -34,8 +34,14 @@ from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.image_processor import read_preprocessing
 from worker.models.layers import Tokens
 
-#: What a whole number in `config.json` may be, if no side of a weight is as large; and how deep and long its lists are.
-_MAX_NUMBER, _MAX_DEPTH, _MAX_LENGTH, _MAX_TEXT = 2**16, 3, 256, 200
+#: What a number in `config.json` may be, alone or all in a list together; how deep and long lists are, and texts.
+_MAX_NUMBER, _MAX_DEPTH, _MAX_LENGTH, _MAX_TEXT = 2**16, 3, 64, 200
+#: The side of a picture in px.
+_MAX_SIDE: Final = 2048
+#: How many numbers one layer may put out for one picture.
+_MAX_OUTPUT: Final = 2**29
+#: They build lists of places by loops that no weight ends.
+_SLOW: Final = ("levit",)
 #: How many numbers a network may have beside those of its weights: indices and masks that it makes itself.
 _OWN_NUMBERS: Final = 2**24
 #: In transformers: how the name of the layer ends that `last-features` means, and how many tokens stand before those of
@@ -123,7 +129,7 @@ def _of_transformers(
 ) -> tuple[Architecture, nn.Module, str]:
     shapes = _shapes(path)
     name = f"{HF}/{config.model_type}"
-    own = _own_config(config, content, max([_MAX_NUMBER, *(side for shape in shapes.values() for side in shape)]))
+    own = _own_config(config, content)
     auto = _transformers("models.auto.modeling_auto").AutoModelForImageClassification
     read = read_preprocessing(preprocessor)
     image_size = getattr(own, "image_size", None)
@@ -170,7 +176,7 @@ def _transformers(module: str) -> Any:
     return import_module(f"transformers.{module}") if module else package
 
 
-def _own_config(config: _Config, content: dict[str, Any], largest: int) -> Any:
+def _own_config(config: _Config, content: dict[str, Any]) -> Any:
     """Return transformers' config, of those fields alone that its class declares itself.
 
     The base class has fields that choose code (`auto_map`, attention kernels), types of numbers and forms of output.
@@ -190,11 +196,14 @@ def _own_config(config: _Config, content: dict[str, Any], largest: int) -> Any:
         model_classes = _transformers("models.auto.modeling_auto").MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[config_class]
         choice = model_classes if isinstance(model_classes, tuple) else (model_classes,)
         model_class = next((each for each in choice if each.__name__ in (config.architectures or ())), choice[0])
-        if config_class.sub_configs or model_class.main_input_name != "pixel_values":
-            raise JobError(f"{CONFIG} is of the kind {kind!r}, which is more than a network for pictures")
+        if kind in _SLOW or config_class.sub_configs or model_class.main_input_name != "pixel_values":
+            raise JobError(
+                f"{CONFIG} is of the kind {kind!r}, which is not built here: take a network for pictures alone"
+            )
         declared = {each.name for each in fields(config_class)} - {each.name for each in fields(_base_config())}
         own = {key: value for key, value in content.items() if key in declared and not key.startswith("_")}
-        _check_bounded(own, largest)
+        for key, value in own.items():
+            _check_bounded(key, value, _MAX_SIDE if key == "image_size" else _MAX_NUMBER)
         labels = config.id2label or {n: f"LABEL_{n}" for n in range(config.num_labels or 2)}
         made = _transformers("").AutoConfig.for_model(kind, **own, id2label=labels)
         made.architectures = [model_class.__name__]
@@ -205,27 +214,26 @@ def _base_config() -> Any:
     return _transformers("configuration_utils").PreTrainedConfig
 
 
-def _check_bounded(value: Any, largest: int, name: str = "", depth: int = 0) -> None:
+def _check_bounded(name: str, value: Any, largest: int, depth: int = 0) -> None:
     """Refuse what would let a builder run on and on. Raises JobError."""
+    inner: list[Any] = []
     match value:
         case None | bool():
-            return
-        case int():
-            fine = abs(value) <= largest
-        case float():
-            fine = math.isfinite(value) and abs(value) <= largest
+            fine = True
+        case int() | float():
+            fine = abs(value) <= largest  # which NaN is not
         case str():
             fine = len(value) <= _MAX_TEXT
         case list() | dict():
-            fine = depth < _MAX_DEPTH and len(value) <= _MAX_LENGTH
+            inner = list(value.values() if isinstance(value, dict) else value)
+            total = sum(abs(each) for each in inner if isinstance(each, int | float))
+            fine = depth < _MAX_DEPTH and len(inner) <= _MAX_LENGTH and total <= 2 * largest
         case _:
             fine = False
     if not fine:
-        shown = str(value)[:40]
-        raise JobError(f"{CONFIG} cannot be used: {name} is {shown}, more than the weights in {WEIGHTS} can be of")
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        _check_bounded(each, largest, name or str(key), depth + (1 if name else 0))
+        raise JobError(f"{CONFIG} cannot be used: {name} is {str(value)[:40]}, more than any network has")
+    for each in inner:
+        _check_bounded(name, each, largest, depth + 1)
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -253,6 +261,24 @@ def _hold_against(found: Architecture, shapes: Mapping[str, tuple[int, ...]]) ->
     own = [*model.parameters(), *model.buffers()]
     if (asked := sum(each.numel() for each in own)) > 2 * there + _OWN_NUMBERS:
         raise JobError(f"{CONFIG} does not fit {WEIGHTS}: it is of a network of {asked} numbers, and there are {there}")
+    _run_without_memory(found, model)
+
+
+def _run_without_memory(found: Architecture, model: nn.Module) -> None:
+    """Refuse a network whose layers put out too much for one picture; what else may be wrong, the real run tells.
+
+    Raises:
+        JobError: A layer does.
+    """
+
+    def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.numel() > _MAX_OUTPUT:
+            raise JobError(f"{CONFIG} cannot be used: a layer would put out {tuple(output.shape)} for one picture")
+
+    for module in model.modules():
+        module.register_forward_hook(watch)  # the model is thrown away
+    with suppress(RuntimeError, ValueError, TypeError, NotImplementedError), torch.no_grad():
+        model.eval()(torch.zeros(1, 3, *found.size, device="meta"))
 
 
 @contextmanager
