@@ -270,6 +270,8 @@ def test_what_a_base_model_had_beside_is_left_and_what_another_had_is_refused(vi
         ({"hidden_size": "wide"}, "config.json cannot be used: "),
         ({"hidden_size": float("inf")}, "hidden_size is inf"),
         ({"hidden_act": "nonsense"}, "hf/vit cannot be built: "),
+        ({"patch_size": 0}, "hf/vit cannot be built: "),
+        ({"num_attention_heads": 0}, "hf/vit cannot be built: "),
         ({"hidden_size": 16}, r"the weights do not fit hf/vit: .* is \(.*32.*\), not \(.*16.*\)"),
         ({"id2label": {"0": "cat", "1": "dog"}}, r"classifier\.weight is \(3, 32\), not \(2, 32\)"),
         ({"id2label": {"0": "cat", "1": "dog", "7": "cup"}}, "id2label leaves numbers out"),

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -277,8 +277,13 @@ def _run_without_memory(found: Architecture, model: nn.Module) -> None:
 
     for module in model.modules():
         module.register_forward_hook(watch)  # the model is thrown away
-    with suppress(RuntimeError, ValueError, TypeError, NotImplementedError), torch.no_grad():
-        model.eval()(torch.zeros(1, 3, *found.size, device="meta"))
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, *found.size, device="meta"))
+    except JobError:
+        raise
+    except Exception:  # noqa: S110 - see above
+        pass
 
 
 @contextmanager
