@@ -91,6 +91,7 @@ class Client:
         mean: str | float | Iterable[float] | None = None,
         std: str | float | Iterable[float] | None = None,
         fit: str = "squash",
+        resize_filter: str | None = None,
         output_size: str = "input",
         raw: bool = False,
         outputs: Iterable[str] = OUTPUTS,
@@ -112,7 +113,8 @@ class Client:
                 gives one image a class or an id of its own.
             network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
             weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
-                name, or `random`. Default: torchvision's own, which the worker downloads.
+                name, or `random`; with `--network hf` a folder, or an address that ends with a slash. Default:
+                torchvision's own, which the worker downloads.
             weight_key: Which weights of a file that holds several, as model_ema. Default: the plain weights.
             layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
             class_id: Class to explain. Default: the predicted one.
@@ -127,6 +129,8 @@ class Client:
             mean: What is subtracted from red, green and blue in [0, 1], as 0.485,0.456,0.406. Default: the network's.
             std: What they are divided by then, as 0.229,0.224,0.225. Default: the network's.
             fit: How a picture is brought to the network's size. One of squash, crop, pad.
+            resize_filter: How pictures are resized; own: as the weights' own preprocessing does. One of bilinear,
+                bilinear-antialias, bicubic-antialias, own. Default: bilinear; with `--network hf` as its folder says.
             output_size: Pictures of the network's size, or of the original's. One of input, original.
             raw: Also store the map and the guided gradient as numbers (.npz).
             outputs: Which of the four pictures, by commas.
@@ -152,8 +156,8 @@ class Client:
             registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
             top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
-            mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
-            chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+            mean=mean, std=std, fit=fit, resize_filter=resize_filter, output_size=output_size, raw=raw, outputs=outputs,
+            format=format, chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
             weight_key=weight_key,
         )  # fmt: skip
         self._services.check_redis()

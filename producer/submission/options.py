@@ -29,7 +29,7 @@ class SubmitOptions(Frozen):
     ] = Field(
         default=None,
         description="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights "
-        "name, or `random`.",
+        "name, or `random`; with `--network hf` a folder, or an address that ends with a slash.",
     )
     labels: Annotated[PathLike | None, Option(must_be="a file with one class name a line")] = Field(
         default=None, description="A file of class names, one a line, for weights with classes of their own."

@@ -57,7 +57,7 @@ class Submission:
         size = self.chunk_size(request)
         self._storage.check()
         path = request.options.weight_path
-        weights, digest = place_weights(None if path is None else os.fspath(path), self._storage)
+        weights, digest = place_weights(None if path is None else os.fspath(path), self._storage, request.draft.network)
         spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
         self._send(job, name, spec, sources, progress, waiting)
         return job

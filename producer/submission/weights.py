@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
 from producer.jobs.model.digests import sha256_of
-from producer.jobs.model.errors import FetchError, UsageError
+from producer.jobs.model.errors import FetchError, JobError, UsageError
+from producer.jobs.model.network_names import HF
+from producer.jobs.store.bundle import WEIGHTS, read_folder
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
 _WEIGHTS_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
-def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str | None]:
+def place_weights(weight_path: str | None, storage: Storage, network: str = "") -> tuple[str, str | None]:
     """Make weights reachable for every worker: a local file is uploaded once, named by its content.
+
+    Args:
+        weight_path: As it was typed.
+        storage: Where to.
+        network: `hf` reads a folder, or an address that ends with a slash.
 
     Returns:
         What the spec says of the weights, and their SHA-256 where it is known.
@@ -27,6 +34,8 @@ def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str |
     Raises:
         UsageError: It is neither a file here, nor an address, nor a name of weights.
     """
+    if network == HF:
+        return _place_folder(weight_path or "", storage)
     if weight_path is None:
         return "DEFAULT", None
     if "://" in weight_path:
@@ -36,15 +45,46 @@ def place_weights(weight_path: str | None, storage: Storage) -> tuple[str, str |
             raise UsageError(f"--weight-path: {error}") from None
         return weight_path, None
     path = Path(weight_path).expanduser()
+    if path.is_dir():
+        raise UsageError(f"--weight-path {weight_path[:200]!r} is a folder: give --network {HF}, or the file in it")
     if path.is_file():
         digest = sha256_of(path)
-        key = keys.weights(storage.prefix, digest)
-        if storage.size(key) != path.stat().st_size:
-            storage.put_file(key, path)
-        return storage.uri(key), digest
+        return _place_file(path, digest, storage), digest
     if weight_path == "random" or _WEIGHTS_NAME.fullmatch(weight_path):
         return weight_path, None
     raise UsageError(
         f"--weight-path {weight_path[:200]!r} is no file here: give a .pth, .pt or .safetensors file, its address "
         "(s3://, https://), a torchvision weights name such as IMAGENET1K_V1, or `random`"
     )
+
+
+def _place_folder(weight_path: str, storage: Storage) -> tuple[str, str | None]:
+    """Make a model of Hugging Face reachable: two objects, its weights and all else."""
+    if "://" in weight_path and weight_path.endswith("/"):
+        try:
+            addresses.parse(weight_path + WEIGHTS)
+        except FetchError as error:
+            raise UsageError(f"--weight-path: {error}") from None
+        return weight_path, None
+    folder = Path(weight_path).expanduser()
+    if not weight_path or "://" in weight_path or not folder.is_dir():
+        given = f", and {weight_path[:200]!r} is neither" if weight_path else ""
+        raise UsageError(
+            f"--network {HF} needs --weight-path with a folder of config.json and {WEIGHTS}, or an address of one that "
+            f"ends with a slash, as s3://bucket/my-vit/{given}"
+        )
+    try:
+        bundle = read_folder(folder)
+    except JobError as error:
+        raise UsageError(f"--weight-path: {error}") from None
+    _place_file(folder / WEIGHTS, bundle.weights_sha256, storage)
+    key = keys.weights(storage.prefix, bundle.sha256)
+    storage.put(key, bundle.to_bytes())
+    return storage.uri(key), bundle.sha256
+
+
+def _place_file(path: Path, digest: str, storage: Storage) -> str:
+    key = keys.weights(storage.prefix, digest)
+    if storage.size(key) != path.stat().st_size:
+        storage.put_file(key, path)
+    return storage.uri(key)

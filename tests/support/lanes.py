@@ -22,6 +22,8 @@ SECONDS: Final[dict[str, int]] = {
     "test_messages": 18,
     "test_quiet": 17,
     "test_loader": 17,
+    "test_hugging_face": 15,
+    "test_hugging_face_jobs": 12,
     "test_explain": 17,
     "test_unequal_workers": 15,
     "test_results": 14,

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import v2
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
 
-from worker.pictures.geometry import BORDER, FITS, Frame, fit
+from worker.pictures.geometry import BILINEAR, BORDER, FILTERS, FITS, Frame, fit
 
 SIZE = (224, 224)
 SHAPES = [(375, 500), (500, 375), (224, 224), (101, 640), (37, 21), (1, 1), (1, 5000), (5000, 1), (3, 2)]
@@ -167,6 +168,65 @@ def test_a_long_strip_is_never_resized_as_a_whole() -> None:
     tracemalloc.stop()
     assert peak_bytes < 20e6
     assert np.flatnonzero(back[0]).tolist() == [99_999, 100_000]
+
+
+# --- with antialiasing ------------------------------------------------------------------------------------------------
+
+ANTIALIASED = {
+    "bilinear-antialias": InterpolationMode.BILINEAR,
+    "bicubic-antialias": InterpolationMode.BICUBIC,
+}
+
+
+@pytest.mark.parametrize("name", ANTIALIASED)
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (224, 224), (101, 640), (37, 21), (1, 1), (3, 2)])
+def test_an_antialiased_crop_is_torchvisions_to_the_bit(shape: tuple[int, int], name: str) -> None:
+    rgb = _noise(*shape)
+    resize = v2.Compose([v2.Resize(256, ANTIALIASED[name]), v2.CenterCrop(224)])
+    cropped, frame = fit(rgb, SIZE, "crop", 256, resize_filter=name)
+    assert np.array_equal(cropped, np.asarray(resize(Image.fromarray(rgb))))
+    assert frame == fit(rgb, SIZE, "crop", 256)[1]
+
+
+@pytest.mark.parametrize("name", ANTIALIASED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_antialiased_squash_is_pillows_to_the_bit_and_a_pad_has_it_in_its_middle(
+    shape: tuple[int, int], name: str
+) -> None:
+    rgb, how = _noise(*shape), FILTERS[name]
+    squashed, _ = fit(rgb, (200, 260), "squash", resize_filter=name)
+    assert np.array_equal(squashed, np.asarray(Image.fromarray(rgb).resize((260, 200), how)))
+    padded, frame = fit(rgb, (200, 260), "pad", resize_filter=name)
+    inner = np.asarray(Image.fromarray(rgb).resize((frame.width, frame.height), how))
+    rows, columns = slice(frame.top, frame.top + frame.height), slice(frame.left, frame.left + frame.width)
+    assert np.array_equal(padded[rows, columns], inner)
+    padded[rows, columns] = BORDER
+    assert (padded == BORDER).all()
+
+
+def test_stripes_finer_than_the_network_sees_become_gray_with_antialiasing_alone() -> None:
+    stripes = _gray(np.tile([[0, 0, 255, 255]], (8, 1000)))
+    assert set(np.unique(fit(stripes, (8, 500), "squash", resize_filter="bilinear-antialias")[0][:, 1:-1])) <= {
+        127,
+        128,
+    }
+    assert np.ptp(fit(stripes, (8, 300), "squash", resize_filter=BILINEAR)[0]) == 255
+
+
+@pytest.mark.parametrize("name", ANTIALIASED)
+def test_an_antialiased_crop_of_a_long_strip_resizes_what_it_shows(name: str) -> None:
+    """3 x 200000 would be 256 x 17 million; what is shown is that of a shorter strip with the same middle."""
+    rgb = _noise(3, 200_000)
+    middle = rgb[:, 99_900:100_100]
+    shown, frame = fit(rgb, SIZE, "crop", resize_filter=name)
+    assert (frame.height, frame.width) == (256, 256 * 200_000 // 3)
+    wanted, _ = fit(middle, SIZE, "crop", resize_filter=name)
+    assert np.abs(shown.astype(int) - wanted).max() <= 2
+
+
+def test_an_unknown_filter_is_refused() -> None:
+    with pytest.raises(ValueError, match="bilinear, bilinear-antialias, bicubic-antialias"):
+        fit(_noise(4, 4), (8, 8), "squash", resize_filter="lanczos")
 
 
 def test_values_of_another_size_are_refused() -> None:

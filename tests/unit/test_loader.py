@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,21 @@ def test_jobs_that_differ_in_mean_and_deviation_share_a_model_and_other_sizes_do
     assert (usual.mean, usual.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     small = models.get(RANDOM.model_copy(update={"input_size": (96, 128)}))
     assert small.model is not usual.model
-    assert small.preprocessing == "96 x 128 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    assert small.preprocessing == "96 x 128 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225, resized bilinear"
+
+
+def test_a_job_names_the_filter_or_takes_that_of_the_weights(make: Make) -> None:
+    models = make()
+    usual = models.get(RANDOM)
+    named = models.get(RANDOM.model_copy(update={"resize_filter": "bicubic-antialias"}))
+    own = models.get(RANDOM.model_copy(update={"resize_filter": "own"}))
+    assert named.model is own.model is usual.model
+    filters = (usual.resize_filter, named.resize_filter, own.resize_filter)
+    assert filters == ("bilinear", "bicubic-antialias", "bilinear-antialias")
+    assert own.preprocessing.endswith(", resized bilinear-antialias")
+    unknown = replace(usual, own_filter="lanczos")
+    with pytest.raises(JobError, match=r"not known here \(lanczos\): give --resize-filter one of bilinear, "):
+        networks.preprocessed(unknown, resize_filter="own")
 
 
 @pytest.mark.parametrize(

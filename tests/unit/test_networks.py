@@ -453,10 +453,24 @@ def test_weights_of_a_backbone_alone_are_refused_as_such(tmp_path: Path, head: s
 # --- preprocessing ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("resnet50", "bilinear-antialias"),
+        ("efficientnet_b0", "bicubic-antialias"),
+        ("timm/convnext_tiny.in12k_ft_in1k", "bicubic-antialias"),
+        ("timm/resnet18.tv_in1k", "bilinear-antialias"),
+    ],
+)
+def test_pictures_are_resized_bilinearly_until_a_job_asks_for_the_filter_of_the_weights(name: str, own: str) -> None:
+    found = architectures.find(name, None)
+    assert (found.resize_filter, found.own_filter) == ("bilinear", own)
+
+
 def test_a_network_is_built_for_inputs_of_another_size() -> None:
     network = load("squeezenet1_1", "random", size=(160, 160))
     assert (network.size, network.resize_px) == ((160, 160), round(256 * 160 / 224))
-    assert network.preprocessing == "160 x 160 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+    assert network.preprocessing == "160 x 160 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225, resized bilinear"
     wide = load("squeezenet1_1", "random", size=(96, 160))
     assert (wide.size, wide.resize_px) == ((96, 160), None)
     vit = load("vit_b_32", "random", size=(96, 96), prepared=False)

@@ -44,7 +44,9 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
             data = fetcher.fetch(task.item.uri)
         with task.timed("decode"):
             original = decode(data)
-            fitted, task.frame = fit(original, network.size, spec.fit, network.resize_px)
+            fitted, task.frame = fit(
+                original, network.size, spec.fit, network.resize_px, resize_filter=network.resize_filter
+            )
             task.picture = channels.as_read(fitted, network.channels)
             task.input = task.picture[..., : network.channels]
             if spec.output_size == "original":

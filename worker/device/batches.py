@@ -140,7 +140,7 @@ def size_key(network: Network, spec: JobSpec) -> str:
     how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
     how += " and its label" if spec.explain == "both" else ""
     how += " whole model" if half_precision(network.model) else ""
-    return f"{network.name} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
+    return f"{network.workload} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
 
 
 def memory_allows_twice() -> bool:

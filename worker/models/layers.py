@@ -52,6 +52,18 @@ ToMaps = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Where the tokens of a transformer lie, for a model that does not say it itself."""
+
+    #: How many patches there are down and across; several where the network joins patches on its way.
+    grids: tuple[tuple[int, int], ...]
+    #: How many tokens stand before those of the patches.
+    prefix: int
+    #: The layer that `last-features` means; "" where it has to be found as in other networks.
+    last: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of one module in a forward pass."""
 
@@ -75,6 +87,8 @@ class Reads:
     output: str | int | None = None
     #: The layers that `last-conv` means, as a job names them.
     layer: str = LAST_CONV
+    #: Where its tokens lie, if it is a transformer that does not say so itself.
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,11 @@ class Survey:
     reads: Reads = Reads()
     #: Which part of the model's output is read, in words; "" where the output is the logits.
     output_read: str = ""
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Where its tokens lie, if the model itself does not say."""
+        return self.reads.tokens
 
 
 def survey(name: str, model: nn.Module, size: tuple[int, int], reads: Reads | None = None) -> Survey:
@@ -197,7 +216,7 @@ def last_features(seen: Survey) -> str:
     for family, layer in _LAST_FEATURES.items():
         if isinstance(seen.model, family):
             return layer
-    if layer := _last_tokens(seen):
+    if layer := seen.tokens.last if seen.tokens else _last_tokens(seen):
         return layer
     runs = [run for run in _usable(seen) if len(run.shape) == 4]  # noqa: PLR2004 - the axes of maps
     if not runs or _is_entrance(seen, runs[-1]):
@@ -217,9 +236,11 @@ def to_maps(seen: Survey, run: Run) -> ToMaps | None:
             if is_first and not _is_attention(seen, run):
                 return _unchanged
             return _channels_to_front if is_last else None
-        case (1, count, width) if channels == width and (places := _grid(seen)):
-            skipped = count - math.prod(places)
-            return partial(_tokens_to_maps, skipped, places) if skipped in (0, _prefix(seen.model)) else None
+        case (1, count, width) if channels == width:
+            for places in _grids(seen):
+                skipped = count - math.prod(places)
+                if skipped in (0, _prefix(seen)):
+                    return partial(_tokens_to_maps, skipped, places)
     return None
 
 
@@ -265,8 +286,8 @@ def _is_entrance(seen: Survey, run: Run) -> bool:
 def _is_attention(seen: Survey, run: Run) -> bool:
     """Return whether the output is (1, heads, tokens, tokens): it has a picture's proportions too and is no map."""
     tokens = {math.prod(run.source.shape[1:-1])} if run.source else set()
-    if grid := _grid(seen):
-        tokens |= {math.prod(grid), math.prod(grid) + _prefix(seen.model)}
+    for grid in _grids(seen):
+        tokens |= {math.prod(grid), math.prod(grid) + _prefix(seen)}
     return run.shape[-1] in tokens
 
 
@@ -285,18 +306,22 @@ def _last_tokens(seen: Survey) -> str:
     return before if before in tokens else ""
 
 
-def _grid(seen: Survey) -> tuple[int, int] | None:
-    """Return how many patches there are down and across, where the model says so; its tokens are in rows of them."""
+def _grids(seen: Survey) -> tuple[tuple[int, int], ...]:
+    """Return how many patches there are down and across, where that is said; tokens are in rows of them."""
+    if seen.tokens:
+        return seen.tokens.grids
     if isinstance(seen.model, models.VisionTransformer):
-        return seen.size[0] // seen.model.patch_size, seen.size[1] // seen.model.patch_size
+        return ((seen.size[0] // seen.model.patch_size, seen.size[1] // seen.model.patch_size),)
     entrance = getattr(seen.model, "patch_embed", getattr(seen.model, "stem", None))
     grid: tuple[int, int] | None = getattr(entrance, "grid_size", None)
-    return grid
+    return (grid,) if grid else ()
 
 
-def _prefix(model: nn.Module) -> int:
+def _prefix(seen: Survey) -> int:
     """Return how many tokens stand before those of the patches: class tokens, registers."""
-    return 1 if isinstance(model, models.VisionTransformer) else int(getattr(model, "num_prefix_tokens", 0))
+    if seen.tokens:
+        return seen.tokens.prefix
+    return 1 if isinstance(seen.model, models.VisionTransformer) else int(getattr(seen.model, "num_prefix_tokens", 0))
 
 
 def _channels(module: nn.Module) -> int | None:

@@ -6,7 +6,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -15,8 +16,9 @@ import torch
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.model.network_names import HF
 from producer.jobs.model.spec import JobSpec
-from worker.models import memory, networks
+from worker.models import bundles, memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class
 from worker.models.weights_cache import WeightsFiles
@@ -68,7 +70,7 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        network = networks.preprocessed(self._kept().get(self._key(spec)), spec.mean, spec.std)
+        network = networks.preprocessed(self._kept().get(self._key(spec)), spec.mean, spec.std, spec.resize_filter)
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
@@ -108,23 +110,25 @@ class Models:
         return key.model_copy(update={"precision": spec.precision}) if half else key
 
     def _load(self, key: JobSpec) -> Network:
+        if key.network == HF:
+            return self._load_bundle(key)
         if "://" not in key.weights:
             networks.fetch_weights(key.network, key.weights, self._download)
             return self._loaded(key, key.weights)
-        try:
-            with self._files.file(key.weights, key.weights_sha256) as path:
-                try:
-                    return self._loaded(key, path)
-                except JobError as error:
-                    # The user knows the address, not the place on this worker's disk.
-                    given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
-                    raise type(error)(str(error).replace(str(path), given)) from None
-        except FetchError as error:
-            # Nobody finds what is not there; for other errors another machine may have access, or a way.
-            kind = JobError if isinstance(error, NothingThere) else NotHere
-            raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+        with _fetching(), self._files.file(key.weights, key.weights_sha256) as path, _told(key, path):
+            return self._loaded(key, path)
 
-    def _loaded(self, key: JobSpec, weights: str | Path) -> Network:
+    def _load_bundle(self, key: JobSpec) -> Network:
+        if "://" not in key.weights:  # no message opens a folder of this machine
+            raise JobError(f"the weights of {HF} are a folder, or an address that ends with a slash, not {key.weights}")
+        with (
+            _fetching(),
+            bundles.fetched(key.weights, key.weights_sha256, self._fetcher.fetch, self._files) as local,
+            _told(key, local.weights),
+        ):
+            return self._loaded(key, local)
+
+    def _loaded(self, key: JobSpec, weights: networks.Weights) -> Network:
         """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
         with self._one_at_a_time:
             started = time.monotonic()
@@ -168,11 +172,31 @@ class Models:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
 
 
+@contextmanager
+def _fetching() -> Iterator[None]:
+    try:
+        yield
+    except FetchError as error:
+        # Nobody finds what is not there; for other errors another machine may have access, or a way.
+        kind = JobError if isinstance(error, NothingThere) else NotHere
+        raise kind(f"the weights cannot be fetched: {error}; correct --weight-path") from None
+
+
+@contextmanager
+def _told(key: JobSpec, path: Path) -> Iterator[None]:
+    """Let errors name what the user knows: the address, not the place on this worker's disk."""
+    try:
+        yield
+    except JobError as error:
+        given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
+        raise type(error)(str(error).replace(str(path), given)) from None
+
+
 def model_key(spec: JobSpec) -> JobSpec:
     """Return the part of a spec that decides the model; jobs that differ elsewhere share it.
 
     Layers decide, as a layer looked at is not folded. So does the size of inputs: some networks are built for it, and
-    it tells layers. Mean and standard deviation, classes and labels do not decide: they are read at use.
+    it tells layers. Mean and standard deviation, filter, classes and labels do not decide: they are read at use.
     """
     kept = ("weights", "weights_sha256", "weight_key", "layer", "input_size")
     return JobSpec(network=networks.full_name(spec.network), **{name: getattr(spec, name) for name in kept})

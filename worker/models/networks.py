@@ -16,13 +16,16 @@ from torch import nn
 
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
-from producer.jobs.model.network_names import ALIASES
+from producer.jobs.model.network_names import ALIASES, HF
+from producer.jobs.model.spec import RESIZE_FILTERS
 from worker.engine.explain import View
 from worker.models import weights as files
-from worker.models.architectures import DEFAULT, Architecture, find, own_network, weights_names, with_classes
+from worker.models.architectures import BILINEAR, DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
+from worker.models.bundles import LocalBundle, of_folder
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
+from worker.models.hugging_face import load_bundle
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
 
 RANDOM: Final = "random"
@@ -65,13 +68,25 @@ class Network:
     output_read: str = ""
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
+    #: How pictures are resized, and how its own preprocessing does it; as of `Architecture`.
+    resize_filter: str = BILINEAR
+    own_filter: str = BILINEAR
+
+    @property
+    def workload(self) -> str:
+        """Name what the work of a batch depends on: of Hugging Face's networks many have one name."""
+        return f"{self.name} {self.weights_digest[:12]}" if self.name.startswith(f"{HF}/") else self.name
 
     @property
     def preprocessing(self) -> str:
-        """Say for people what the network reads: height and width, mean and standard deviation."""
+        """Say for people what the network reads: height and width, mean and standard deviation, how it is resized."""
         (height, width), numbers = self.size, [" ".join(f"{n:.6g}" for n in each) for each in (self.mean, self.std)]
         grey = ", grey" if self.channels == 1 else ""
-        return f"{height} x {width} px{grey}, mean {numbers[0]}, std {numbers[1]}"
+        return f"{height} x {width} px{grey}, mean {numbers[0]}, std {numbers[1]}, resized {self.resize_filter}"
+
+
+#: What is asked for: a name of weights, a file or a folder, or files that lie apart.
+Weights = str | Path | LocalBundle | None
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -80,7 +95,7 @@ def _no_matter(_size_bytes: int) -> None:
 
 def load(
     name: str,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     layer: str = LAST_CONV,
     device: str | torch.device = "cpu",
     download: files.Download | None = None,
@@ -95,7 +110,8 @@ def load(
     """Load a network, its weights and the layer to look at.
 
     Args:
-        name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind.
+        name: as above; `vgg`, `resnet`, `densenet` and `inception` are short for the commonest of their kind; or `hf`,
+            of which the files in the folder `weights` say what it is.
         weights: None or "DEFAULT", of a registered network those that it comes with; a torchvision weights name; the
             path of a file; or "random", the same on each call.
             The head of a file's weights gives the number of classes, and preprocessing is that of the default weights.
@@ -120,18 +136,7 @@ def load(
     name = full_name(name)
     # Models outlive the call, and autograd can never use a tensor made in inference mode.
     with torch.inference_mode(False):
-        architecture = find(name, weights, size)
-        _check_classifier(architecture, weights)
-        if weights == RANDOM:
-            digest, read, model = RANDOM, RANDOM, build(architecture, architecture.classes)
-            files.randomize(model)
-        elif architecture.own is not None and weights in (None, DEFAULT):
-            model = build(architecture, architecture.classes)
-            digest, read = files.digest_of(model), f"those it came with, of {architecture.own.function}"
-        else:
-            path = _weights_file(architecture, weights, download or files.download)
-            architecture, model, read = build_with_weights(architecture, path, size, weight_key)
-            digest = sha256_of(path)
+        architecture, model, read, digest = _built(name, weights, size, download or files.download, weight_key)
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
@@ -141,7 +146,7 @@ def load(
         else:
             model.to(device=device, dtype=dtype)
     return Network(
-        name=name,
+        name=architecture.name,
         model=model,
         layer=next(iter(views.values())).module,
         layer_name=next(iter(views)),
@@ -161,6 +166,8 @@ def load(
         output=architecture.output,
         output_read=seen.output_read,
         remarks=tuple(_remarks(architecture, seen)),
+        resize_filter=architecture.resize_filter,
+        own_filter=architecture.own_filter,
     )
 
 
@@ -169,6 +176,37 @@ def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
         yield "Its function left it in training mode; it is explained in eval mode."
     if seen.output_read and architecture.own is not None and architecture.output is None:
         yield f"Explained is {seen.output_read}; NetworkSpec(output=…) takes another part of the output."
+
+
+def _built(
+    name: str, weights: Weights, size: tuple[int, int] | None, download: files.Download, weight_key: str | None
+) -> tuple[Architecture, nn.Module, str, str]:
+    """Build a network with its weights; what it is, the model, what was taken of the file, and its digest."""
+    if name == HF:
+        local = _local_bundle(weights)
+        return *load_bundle(local, size), local.bundle.sha256
+    if isinstance(weights, LocalBundle):
+        raise JobError(f"the weights are a model of Hugging Face: give --network {HF}, not {name}")
+    architecture = find(name, weights, size)
+    _check_classifier(architecture, weights)
+    if weights == RANDOM:
+        model = build(architecture, architecture.classes)
+        files.randomize(model)
+        return architecture, model, RANDOM, RANDOM
+    if architecture.own is not None and weights in (None, DEFAULT):
+        model = build(architecture, architecture.classes)
+        return architecture, model, f"those it came with, of {architecture.own.function}", files.digest_of(model)
+    path = _weights_file(architecture, weights, download)
+    return *build_with_weights(architecture, path, size, weight_key), sha256_of(path)
+
+
+def _local_bundle(weights: Weights) -> LocalBundle:
+    if isinstance(weights, LocalBundle):
+        return weights
+    folder = None if weights in (None, RANDOM, DEFAULT) else Path(str(weights)).expanduser()
+    if folder is None or not folder.is_dir():
+        raise JobError(f"the weights of {HF} are a folder of config.json and model.safetensors, not {weights!r}")
+    return of_folder(folder)
 
 
 def full_name(name: str) -> str:
@@ -192,10 +230,18 @@ def check_names(name: str, weights: str | None = None) -> None:
         JobError: there is no such name; the error names the nearest.
         NotHere: an optional package is missing here.
     """
+    if name == HF:
+        _check_bundle(weights)
+        return
     architecture = find(full_name(name), weights)
     _check_classifier(architecture, weights)
     if weights is not None and "://" not in weights and weights not in (RANDOM, *weights_names(architecture.name)):
         _weights_file(architecture, weights, files.download)
+
+
+def _check_bundle(weights: str | None) -> None:
+    if weights is None or "://" not in weights:
+        _local_bundle(weights)
 
 
 def labelled(network: Network, labels: Sequence[str]) -> Network:
@@ -208,13 +254,37 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
 
 
 def preprocessed(
-    network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    network: Network,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    resize_filter: str | None = None,
 ) -> Network:
-    """Return the network with another mean or standard deviation, if given; the model is the same one."""
-    if mean is None and std is None:
+    """Return the network with another mean, standard deviation or filter, if given; the model is the same one.
+
+    Raises:
+        JobError: nobody says its mean and deviation, or its pictures are resized in a way that is not known here.
+    """
+    if not ((mean or network.mean) and (std or network.std)):
+        raise JobError(
+            f"nothing says with which mean and standard deviation {network.name} was trained: give --mean and --std, "
+            "such as 0.485,0.456,0.406 and 0.229,0.224,0.225"
+        )
+    if resize_filter is None:
+        resize_filter = network.resize_filter
+    elif resize_filter == "own":
+        resize_filter = network.own_filter
+    if resize_filter not in RESIZE_FILTERS:
+        raise JobError(
+            f"the pictures of {network.name} are resized by a filter that is not known here ({resize_filter}): "
+            f"give --resize-filter one of {', '.join(RESIZE_FILTERS)}"
+        )
+    if mean is None and std is None and resize_filter == network.resize_filter:
         return network
     return replace(
-        network, mean=_of_channels(network, mean) or network.mean, std=_of_channels(network, std) or network.std
+        network,
+        mean=_of_channels(network, mean) or network.mean,
+        std=_of_channels(network, std) or network.std,
+        resize_filter=resize_filter,
     )
 
 
@@ -278,7 +348,7 @@ def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
             architecture.name,
             model,
             architecture.size,
-            Reads(architecture.channels, architecture.output, architecture.layer),
+            Reads(architecture.channels, architecture.output, architecture.layer, architecture.tokens),
         )
 
 

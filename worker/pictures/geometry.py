@@ -1,6 +1,7 @@
 """Bring a picture to the network's size by squash, crop or pad, and bring results back to the original's geometry.
 
-Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixel centers). Nothing is antialiased.
+Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixel centers). OpenCV resizes bilinearly
+without antialiasing; Pillow resizes with it, where that is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from worker.pictures.min_max import Floats
 
@@ -18,6 +20,15 @@ Picture = NDArray[np.uint8]
 
 #: How a picture is brought to the network's size.
 FITS: Final = ("squash", "crop", "pad")
+#: How a picture is resized: by OpenCV without antialiasing, or by one of Pillow's filters, all of which antialias.
+BILINEAR: Final = "bilinear"
+FILTERS: Final[dict[str, Image.Resampling | None]] = {
+    BILINEAR: None,
+    "bilinear-antialias": Image.Resampling.BILINEAR,
+    "bicubic-antialias": Image.Resampling.BICUBIC,
+}
+#: Pillow resizes a whole picture to at most so many pixels before a crop; of a larger one only what the crop shows.
+_WHOLE_PIXELS: Final = 2**24
 #: The share of a resized side that a center crop keeps; 224 px come from 256, 299 from 342.
 CROP_SHARE: Final = 0.875
 #: RGB of a padded picture's border: ImageNet's mean, which the network reads as about 0.
@@ -84,8 +95,9 @@ def fit(
     how: str,
     resize: tuple[int, int] | int | None = None,
     border: tuple[int, int, int] = BORDER,
+    resize_filter: str = BILINEAR,
 ) -> tuple[Picture, Frame]:
-    """Bring a picture to the network's size, bilinearly on bytes.
+    """Bring a picture to the network's size, on bytes.
 
     Args:
         rgb: (H0, W0, 3) uint8 RGB of any size.
@@ -96,13 +108,16 @@ def fit(
         resize: of `crop` only, as torchvision's `Resize` reads it: the shorter side in pixels, or (height, width);
             None is the least size that keeps the aspect ratio and covers (H, W) / `CROP_SHARE`, rounded.
         border: RGB bytes of what the picture does not cover: `pad`, and a `resize` below (H, W).
+        resize_filter: one of `FILTERS`.
 
     Returns:
         The (H, W, 3) uint8 RGB picture, and the frame that leads back.
 
     Raises:
-        ValueError: the fit is not known.
+        ValueError: the fit or the filter is not known.
     """
+    if resize_filter not in FILTERS:
+        raise ValueError(f"unknown filter {resize_filter!r}; known are {', '.join(FILTERS)}")
     if how not in FITS:
         raise ValueError(f"unknown fit {how!r}; known are {', '.join(FITS)}")
     original = (rgb.shape[0], rgb.shape[1])
@@ -114,7 +129,9 @@ def fit(
     top, left = _offset(size[0], inner[0]), _offset(size[1], inner[1])
     frame = Frame(original, size, top, left, *inner)
     rows, columns = frame._seen()
-    if inner == (rows.stop - rows.start, columns.stop - columns.start):
+    if (antialias := FILTERS[resize_filter]) is not None:
+        shown = _antialiased(rgb, frame, antialias)
+    elif inner == (rows.stop - rows.start, columns.stop - columns.start):
         shown = np.asarray(cv2.resize(rgb, (inner[1], inner[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
     else:
         shown = _cut(rgb, frame)
@@ -161,6 +178,20 @@ def _cut(rgb: Picture, frame: Frame) -> Picture:
     first, last = max(int(np.floor(xs[0])), 0), int(np.ceil(xs[-1])) + 1
     mixed = _along(_along(rgb[:, first:last], ys, axis=0), xs - first, axis=1)  # (h, w, 3) float32, of [0, 255]
     return np.rint(mixed).astype(np.uint8)
+
+
+def _antialiased(rgb: Picture, frame: Frame, how: Image.Resampling) -> Picture:
+    """Resize with Pillow, as torchvision does with a `PIL.Image`, and cut out what the crop shows."""
+    rows, columns = (
+        slice(s.start - at, s.stop - at) for s, at in zip(frame._seen(), (frame.top, frame.left), strict=True)
+    )
+    image, (height, width) = Image.fromarray(rgb), frame.original
+    if frame.height * frame.width <= _WHOLE_PIXELS:
+        return np.array(image.resize((frame.width, frame.height), how))[rows, columns]
+    # The filter looks beyond the box: the pixels are those of the whole, to a rounding.
+    y, x = height / frame.height, width / frame.width
+    box = (columns.start * x, rows.start * y, min(columns.stop * x, width), min(rows.stop * y, height))
+    return np.array(image.resize((columns.stop - columns.start, rows.stop - rows.start), how, box=box))
 
 
 def _covered(start: int, stop: int, inner: int, original: int) -> range:

@@ -22,6 +22,8 @@ LITE0: Final = "efficientnet_lite0"
 TIMM: Final = "timm/"
 #: What a network of one's own may be called.
 OWN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+#: A model in the layout of Hugging Face: its files say which network it is.
+HF: Final = "hf"
 
 
 class Names(NamedTuple):
@@ -55,7 +57,7 @@ def check_network(name: str, registered: Callable[[], Collection[str]] = frozens
         UsageError: There is none; names the nearest.
     """
     versions, names = known()
-    if name in names:
+    if name in names or name == HF:
         return
     there = registered()
     if name in there:

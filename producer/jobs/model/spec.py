@@ -38,6 +38,9 @@ Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 #: How a picture is brought to the network's size.
 Fit = Literal["squash", "crop", "pad"]
+#: How it is resized there; `own` as the weights' own preprocessing does.
+ResizeFilter = Literal["bilinear", "bilinear-antialias", "bicubic-antialias", "own"]
+RESIZE_FILTERS: tuple[str, ...] = tuple(name for name in get_args(ResizeFilter) if name != "own")
 #: The size of the pictures that are made.
 OutputSize = Literal["input", "original"]
 PictureFormat = Literal["jpg", "png"]
@@ -126,6 +129,9 @@ class JobSpec(Frozen):
     ] = Field(default=None, description="What they are divided by then, as 0.229,0.224,0.225.")
     fit: Annotated[Fit, Option()] = Field(
         default="squash", description="How a picture is brought to the network's size."
+    )
+    resize_filter: Annotated[ResizeFilter | None, Option(absent="bilinear; with `--network hf` as its folder says")] = (
+        Field(default=None, description="How pictures are resized; own: as the weights' own preprocessing does.")
     )
     output_size: Annotated[OutputSize, Option()] = Field(
         default="input", description="Pictures of the network's size, or of the original's."
