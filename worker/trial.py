@@ -79,7 +79,7 @@ def run_trial(
     try:
         network = load(name, weights, layer, weight_key=weight_key)
         asked = checked_class(network, class_id, class_name)
-        fitted, _frame = fit(picture, network.size, _FIT, network.resize_px)
+        fitted, _frame = fit(picture, network.size, _FIT, network.resize_px, resize_filter=network.resize_filter)
         seen = channels.as_read(fitted, network.channels)
         answer = _explained(network, seen, asked)
         drawn, flat = _drawn(seen, answer)

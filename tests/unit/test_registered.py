@@ -107,7 +107,7 @@ def test_a_grey_network_is_explained_as_captum_does(register: Any, prepared: boo
     network = load("lungs", layer="conv2", prepared=prepared)
     assert (network.channels, network.size, network.mean, network.std) == (1, (32, 48), (0.5,), (0.25,))
     assert network.categories == ["clear", "opacity"]
-    assert network.preprocessing == "32 x 48 px, grey, mean 0.5, std 0.25"
+    assert network.preprocessing == "32 x 48 px, grey, mean 0.5, std 0.25, resized bilinear"
     assert network.output_read == "'logits' of a dict of 2"
     assert isinstance(network.model, Net)
     x = torch.randn(2, 1, 32, 48)
