@@ -121,7 +121,7 @@ def test_the_example_is_explained_end_to_end_as_captum_does(
     assert gb.shape == (96, 128, 3)
     assert np.abs(gb.astype(int) - stretched[..., None]).max() <= 2
     found = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))["found"]
-    assert found["preprocessing"] == "96 x 128 px, grey, mean 0.5, std 0.25"
+    assert found["preprocessing"] == "96 x 128 px, grey, mean 0.5, std 0.25, resized bilinear"
     assert found["weights_read"] == "taken: state_dict.net.*"
 
 

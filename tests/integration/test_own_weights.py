@@ -59,7 +59,7 @@ def test_a_network_with_one_logit_is_explained_from_a_checkpoint_with_its_own_pr
 
     found = json.loads(client.storage.get(keys.summary(client.storage.prefix, status["job"])))["found"]
     assert found["weights_read"].startswith("taken: net.module.*; as well would fit: ema.module.*")
-    assert found["preprocessing"] == "96 x 128 px, mean 0.5 0.4 0.3, std 0.25 0.5 1"
+    assert found["preprocessing"] == "96 x 128 px, mean 0.5 0.4 0.3, std 0.25 0.5 1, resized bilinear"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_one_image_is_explained_as_by_the_functions_that_other_programs_use(trie
 def test_a_grey_network_draws_on_grey(tried: Any) -> None:
     code, out, _ = tried("build_grey", "--class-name", "opacity")
     assert code == 0
-    assert "reads    32 x 48 px, grey, mean 0.5, std 0.25" in out
+    assert "reads    32 x 48 px, grey, mean 0.5, std 0.25, resized bilinear" in out
     assert "class    opacity, " in out
     assert "Explained is 'logits' of a dict of 2; NetworkSpec(output=…) takes another part" in out
     assert "it is explained in eval mode" in out
