@@ -154,6 +154,7 @@ def explain_classes(
     top_k: int = 1,
     method: str = GRADCAM,
     precision: str = FP32,
+    down: bool = False,
     draw: Collection[str] = (),
     numbers: bool = True,
     halved: Callable[[int], object] = lambda _: None,
@@ -170,6 +171,7 @@ def explain_classes(
         top_k: At most as many as the network knows are taken.
         method: How maps are made, a name of `worker.engine.methods.METHODS`.
         precision: A name of `PRECISIONS`.
+        down: Whether to explain what speaks against a class.
         draw: The outputs to draw on the device, of an input of 1 or 3 channels.
         numbers: Whether guided gradients come back.
         halved: Called with the size of each batch that did not fit.
@@ -180,7 +182,7 @@ def explain_classes(
     """
     autocast = _autocast(precision, network.device)
     try:
-        return _explain(network, pictures, class_ids, top_k, method, autocast, draw, numbers=numbers)
+        return _explain(network, pictures, class_ids, top_k, method, autocast, draw, down=down, numbers=numbers)
     except OutOfMemory as error:
         if len(pictures) == 1:
             raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
@@ -200,6 +202,7 @@ def explain_classes(
             top_k=top_k,
             method=method,
             precision=precision,
+            down=down,
             draw=draw,
             numbers=numbers,
             halved=halved,
@@ -230,6 +233,7 @@ def _explain(
     autocast: torch.dtype | None,
     draw: Collection[str],
     *,
+    down: bool,
     numbers: bool,
 ) -> Computation:
     views = network.views or [View(network.layer, as_they_are)]
@@ -244,6 +248,7 @@ def _explain(
         method=method,
         autocast=autocast,
         output=network.output,
+        down=down,
     )
     there = {"logits": answer.logits, "class_ids": answer.class_ids}
     there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)

@@ -19,6 +19,7 @@ from torchvision.models import get_model, get_model_builder, get_model_weights
 
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
+from producer.jobs.model.spec import Activation
 from producer.jobs.model.suggestions import nearest
 from worker.models import own_model
 from worker.models import weights as files
@@ -59,6 +60,8 @@ class Architecture:
     layer: str = LAST_CONV
     #: Where in its output the logits are, where that is not the usual place.
     output: str | int | None = None
+    #: What makes a probability of an output, where the network says so.
+    activation: Activation | None = None
     #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.
     own: Registered | None = None
     #: Whether its function left it in training mode.
@@ -153,6 +156,7 @@ def _own(own: Registered) -> Architecture:
         channels=made.channels,
         layer=made.layer,
         output=made.output,
+        activation=made.activation,
         own=own,
         was_training=made.was_training,
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
+from producer.jobs.model.spec import Activation
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
 from worker.models import weights as files
@@ -63,6 +64,8 @@ class Network:
     output: str | int | None = None
     #: Which part of its output is read, in words; "" where the output is the logits.
     output_read: str = ""
+    #: What makes a probability of an output; None for the usual, `worker.models.predictions.usual`.
+    activation: Activation | None = None
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
 
@@ -158,6 +161,7 @@ def load(
         channels=architecture.channels,
         output=architecture.output,
         output_read=seen.output_read,
+        activation=architecture.activation,
         remarks=tuple(_remarks(architecture, seen)),
     )
 
@@ -214,6 +218,17 @@ def preprocessed(
     return replace(
         network, mean=_of_channels(network, mean) or network.mean, std=_of_channels(network, std) or network.std
     )
+
+
+def activated(network: Network, activation: Activation | None) -> Network:
+    """Return the network with another activation, if given; the model is the same one.
+
+    Raises:
+        JobError: The softmax of its one output would always be 1.
+    """
+    if activation == "softmax" and network.classes == 1:
+        raise JobError(f"{network.name} has one output, whose softmax is always 1: use --activation sigmoid or none")
+    return network if activation is None else replace(network, activation=activation)
 
 
 def _of_channels(network: Network, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
