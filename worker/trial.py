@@ -9,7 +9,7 @@ from typing import Any, Final
 from producer.jobs.model import keys
 from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
-from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.spec import Direction, JobSpec
 from worker.device.batches import Explained, explain_classes
 from worker.models.classes import checked_class
 from worker.models.networks import Network, activated, load
@@ -107,7 +107,7 @@ def run_trial(
         top5=top5,
         guided_relus=answers[0].guided_relus,
         pictures=files,
-        notes=tuple(_notes(network, flat, answers[0].guided_relus)),
+        notes=tuple(_notes(network, flat, answers[0].guided_relus, how.direction)),
     )
 
 
@@ -162,14 +162,14 @@ def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path
     return files
 
 
-def _notes(network: Network, flat: bool, guided_relus: int) -> list[str]:
+def _notes(network: Network, flat: bool, guided_relus: int, direction: Direction) -> list[str]:
     notes = list(network.remarks)
     if network.random:
         notes.append("The weights are random, so the pictures mean nothing.")
     if flat:
+        speaks = "speaks for" if direction == "up" else "speaks against"
         notes.append(
-            "The map is the same everywhere: nothing at this layer speaks for the class. Name another by --layer-name; "
-            f"`gradcam-worker layers {network.name}` lists them."
+            f"The map is the same everywhere: nothing at this layer {speaks} the class. Name another by --layer-name; `gradcam-worker layers {network.name}` lists them."
         )
     if not guided_relus:
         notes.append(
