@@ -169,7 +169,8 @@ def _notes(network: Network, flat: bool, guided_relus: int, direction: Direction
     if flat:
         speaks = "speaks for" if direction == "up" else "speaks against"
         notes.append(
-            f"The map is the same everywhere: nothing at this layer {speaks} the class. Name another by --layer-name; `gradcam-worker layers {network.name}` lists them."
+            f"The map is the same everywhere: nothing at this layer {speaks} the class. Name another by "
+            f"--layer-name; `gradcam-worker layers {network.name}` lists them."
         )
     if not guided_relus:
         notes.append(
