@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,7 +17,9 @@ from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
 
 if TYPE_CHECKING:
+    from producer.jobs.model.results import Prediction
     from producer.jobs.model.settings import Connections
+    from producer.jobs.model.spec import JobSpec
 
 #: `python -m worker.cli` runs it under another name.
 log = logging.getLogger("worker.cli")
@@ -223,6 +225,10 @@ def layers_command(network: str, as_json: bool) -> None:
 @click.option("--layer-name", default="last-conv", show_default=True, help="Where to look, as in a job.")
 @click.option("--class-id", type=click.IntRange(0), help="Class to explain.  [default: the predicted one]")
 @click.option("--class-name", help="The same by its name.")
+@click.option("--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="As in a job.")
+@click.option("--classes", metavar="above:P", help="Each class that is more likely, as in a job.")
+@click.option("--activation", metavar="softmax|sigmoid|none", help="As in a job.  [default: the network's]")
+@click.option("--direction", metavar="up|down", default="up", show_default=True, help="As in a job.")
 @click.option("--output-dir", default="results", show_default=True, metavar="FOLDER", help="Where pictures go.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line on stdout.")
 def try_command(
@@ -233,6 +239,10 @@ def try_command(
     layer_name: str,
     class_id: int | None,
     class_name: str | None,
+    top_k: int,
+    classes: str | None,
+    activation: str | None,
+    direction: str,
     output_dir: str,
     as_json: bool,
 ) -> None:
@@ -250,8 +260,11 @@ def try_command(
     _need_worker_packages()
     if class_id is not None and class_name is not None:
         raise UsageError("give --class-id or --class-name, not both")
+    if (class_id is not None or class_name is not None) and (classes is not None or top_k > 1):
+        raise UsageError("--classes and --top-k take the most likely classes: leave --class-id and --class-name out")
     if weight_path is not None and "://" in weight_path:
         raise UsageError("try reads weights of this machine: download them, and give the file by --weight-path")
+    how = _how({"top_k": top_k, "classes": classes, "activation": activation, "direction": direction})
     from worker.trial import run_trial
 
     found = run_trial(
@@ -263,23 +276,44 @@ def try_command(
         layer=layer_name,
         class_id=class_id,
         class_name=class_name,
+        how=how,
     )
     if as_json:
         click.echo(json.dumps(found.as_json()))
         return
-    likely = found.explained
-    named = likely.class_name if likely.class_name is not None else f"class {likely.class_id}"
     lines = [
         ("network", found.network),
         ("reads", found.preprocessing),
         ("weights", found.weights),
         ("layer", found.layer),
-        ("class", f"{named}, {likely.probability:.1%}"),
+        *(("class", _likely(each)) for each in found.classes),
+        *([("explains", "what lowers the output of the class")] if found.direction == "down" else []),
         ("ReLUs", f"{found.guided_relus} guided"),
         *(("picture", path) for path in found.pictures.values()),
         *(("note", note) for note in found.notes),
     ]
     _print_table(lines)
+
+
+def _how(typed: dict[str, Any]) -> JobSpec:
+    """What is asked of a network, as a job has it. Raises UsageError."""
+    from pydantic import ValidationError  # not above: a probe loads this module every few seconds
+
+    from producer.jobs.model.options import advice
+    from producer.jobs.model.spec import JobSpec, at_most, check_threshold
+
+    try:
+        how = JobSpec.model_validate(typed | {"top_k": at_most(typed["top_k"], typed["classes"])})
+    except ValidationError as error:
+        raise UsageError("; ".join(advice(JobSpec, error))) from None
+    check_threshold(how)
+    return how
+
+
+def _likely(one: Prediction) -> str:
+    """A class with its probability, or its output where that is no probability."""
+    named = one.class_name if one.class_name is not None else f"class {one.class_id}"
+    return f"{named}, {one.score:.6g}" if one.probability is None else f"{named}, {one.probability:.1%}"
 
 
 def _by(shape: Sequence[int] | None) -> str:

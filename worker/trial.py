@@ -9,10 +9,11 @@ from typing import Any, Final
 from producer.jobs.model import keys
 from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
+from producer.jobs.model.spec import Direction, JobSpec
 from worker.device.batches import Explained, explain_classes
 from worker.models.classes import checked_class
-from worker.models.networks import Network, load
-from worker.models.predictions import top_predictions
+from worker.models.networks import Network, activated, load
+from worker.models.predictions import above, top_predictions
 from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
@@ -34,18 +35,22 @@ class Trial:
     #: Which part of the network's output is read; "" where the output is the logits.
     output: str
     layer: str
+    #: The class explained, the most likely of several; and all of them.
     explained: Prediction
+    classes: tuple[Prediction, ...]
+    direction: str
     top5: tuple[Prediction, ...]
     guided_relus: int
-    #: Kind → file.
+    #: Kind → file; of several classes `class<ID>-<kind>`.
     pictures: dict[str, str]
     #: What works, and is perhaps not what was meant; sentences.
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
-        predictions = {"explained": self.explained.model_dump(), "top5": [each.model_dump() for each in self.top5]}
-        return asdict(self) | predictions
+        several = {"classes": self.classes, "top5": self.top5}
+        predictions = {name: [each.model_dump() for each in those] for name, those in several.items()}
+        return asdict(self) | predictions | {"explained": self.explained.model_dump()}
 
 
 def run_trial(
@@ -58,6 +63,7 @@ def run_trial(
     layer: str,
     class_id: int | None = None,
     class_name: str | None = None,
+    how: JobSpec | None = None,
 ) -> Trial:
     """Explain one image on the CPU as a worker would, and write its pictures.
 
@@ -70,22 +76,24 @@ def run_trial(
         layer: As in a job.
         class_id: The class to explain; None for `class_name`, or the predicted one.
         class_name: The same by its name.
+        how: Which classes of several, by what activation and in which direction; as a job has it.
 
     Raises:
         UsageError: Network, image or folder cannot be used; says what does not fit, and what to do.
         WorkerError: Something is missing on this machine.
     """
-    picture = _read(image)
+    picture, how = _read(image), how or JobSpec()
     try:
-        network = load(name, weights, layer, weight_key=weight_key)
+        network = activated(load(name, weights, layer, weight_key=weight_key), how.activation)
         asked = checked_class(network, class_id, class_name)
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px, resize_filter=network.resize_filter)
         seen = channels.as_read(fitted, network.channels)
-        answer = _explained(network, seen, asked)
-        drawn, flat = _drawn(seen, answer)
+        answers = _explained(network, seen, asked, how)
+        drawn, flat = _drawn(seen, answers)
     except (JobError, ModelError) as error:
         raise UsageError(str(error)) from None
-    (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories)
+    class_ids = [each.class_id for each in answers]
+    classes, top5 = top_predictions(answers[0].logits, class_ids, network.categories, network.activation)
     files = _write(drawn, image, network.name, output_dir)
     return Trial(
         network=network.name,
@@ -93,11 +101,13 @@ def run_trial(
         preprocessing=network.preprocessing,
         output=network.output_read,
         layer=",".join(network.layer_names),
-        explained=explained,
+        explained=classes[0],
+        classes=classes,
+        direction=how.direction,
         top5=top5,
-        guided_relus=answer.guided_relus,
+        guided_relus=answers[0].guided_relus,
         pictures=files,
-        notes=tuple(_notes(network, flat, answer.guided_relus)),
+        notes=tuple(_notes(network, flat, answers[0].guided_relus, how.direction)),
     )
 
 
@@ -110,24 +120,33 @@ def _read(image: Path) -> Picture:
         raise UsageError(f"--image {image}: {error}") from None
 
 
-def _explained(network: Network, seen: Picture, asked: int | None) -> Explained:
+def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec) -> list[Explained]:
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
     try:
-        (answer,) = explain_classes(network, [seen[..., : network.channels]], [asked]).answers()
+        (answer,) = explain_classes(
+            network, [seen[..., : network.channels]], [asked], top_k=how.top_k, down=how.direction == "down"
+        ).answers()
     except DeviceError as error:
         # On a CPU nothing fails but the model itself.
         raise JobError(f"{where}: {error}") from None
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
-    return answer[0]
+    if how.threshold is None:
+        return answer
+    return above(answer, how.threshold, network.activation)[0]
 
 
-def _drawn(seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
-    """The pictures, and whether the map is the same everywhere."""
-    if explained.guided is None:
-        raise AssertionError("numbers come back unless only pictures were asked for")
-    heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))
-    return draw(seen, heat, channels.as_drawn(explained.guided)), flat
+def _drawn(seen: Picture, answers: list[Explained]) -> tuple[dict[str, Picture], bool]:
+    """The pictures, and whether the first class's map is the same everywhere."""
+    drawn, flats = {}, []
+    for each in answers:
+        if each.guided is None:
+            raise AssertionError("numbers come back unless only pictures were asked for")
+        heat, flat = heat_of(each.maps, (seen.shape[0], seen.shape[1]))
+        flats.append(flat)
+        for kind, picture in draw(seen, heat, channels.as_drawn(each.guided)).items():
+            drawn[f"class{each.class_id}-{kind}" if len(answers) > 1 else kind] = picture
+    return drawn, flats[0]
 
 
 def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path) -> dict[str, str]:
@@ -143,14 +162,15 @@ def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path
     return files
 
 
-def _notes(network: Network, flat: bool, guided_relus: int) -> list[str]:
+def _notes(network: Network, flat: bool, guided_relus: int, direction: Direction) -> list[str]:
     notes = list(network.remarks)
     if network.random:
         notes.append("The weights are random, so the pictures mean nothing.")
     if flat:
+        speaks = "speaks for" if direction == "up" else "speaks against"
         notes.append(
-            "The map is the same everywhere: nothing at this layer speaks for the class. Name another by --layer-name; "
-            f"`gradcam-worker layers {network.name}` lists them."
+            f"The map is the same everywhere: nothing at this layer {speaks} the class. Name another by "
+            f"--layer-name; `gradcam-worker layers {network.name}` lists them."
         )
     if not guided_relus:
         notes.append(

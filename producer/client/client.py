@@ -83,6 +83,9 @@ class Client:
         class_id: int | None = None,
         class_name: str | None = None,
         top_k: int = 1,
+        classes: str | None = None,
+        activation: str | None = None,
+        direction: str = "up",
         labels: str | os.PathLike[str] | None = None,
         explain: str = "predicted",
         method: str = "gradcam",
@@ -120,6 +123,11 @@ class Client:
             class_id: Class to explain. Default: the predicted one.
             class_name: The same by its name, such as `tabby`.
             top_k: Explain so many most likely classes.
+            classes: above:0.5 explains each class that is more likely, and at least the most likely; at most 5, or as
+                many as a --top-k above 1 says.
+            activation: What makes a probability of an output; none tells the output itself. One of softmax, sigmoid,
+                none. Default: the network's; sigmoid for one output, else softmax.
+            direction: Explain what raises a class's output, or what lowers it. One of up, down.
             labels: A file of class names, one a line, for weights with classes of their own.
             explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
             method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
@@ -158,7 +166,7 @@ class Client:
             top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
             mean=mean, std=std, fit=fit, resize_filter=resize_filter, output_size=output_size, raw=raw, outputs=outputs,
             format=format, chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
-            weight_key=weight_key,
+            weight_key=weight_key, classes=classes, activation=activation, direction=direction,
         )  # fmt: skip
         self._services.check_redis()
         with opened(images, reading, lambda: self.storage) as sources:

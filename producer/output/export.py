@@ -24,11 +24,11 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 _OF_AN_IMAGE = (
     *("index", "uri", "id", "state", "class_id", "class_name", "probability", "layer", "flat"),
-    *("label", "predicted", "predicted_probability", "correct", "reason", "message"),
+    *("label", "predicted", "predicted_probability", "correct", "reason", "message", "score"),
 )
-_OF_A_CLASS = ("class_id", "class_name", "probability", "flat")
+_OF_A_CLASS = ("class_id", "class_name", "probability", "flat", "score")
 _TYPES: dict[str, Type] = {
-    **{"index": "int", "class_id": "int", "probability": "float", "predicted_probability": "float"},
+    **{"index": "int", "class_id": "int", "probability": "float", "predicted_probability": "float", "score": "float"},
     **{"flat": "bool", "correct": "bool"},
 }
 KEEP = "keep."

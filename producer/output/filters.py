@@ -30,7 +30,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
 }
-_NUMBERS = frozenset({"probability", "predicted_probability", "index"})
+_NUMBERS = frozenset({"probability", "predicted_probability", "score", "index"})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from producer.output.filters import KEEP
 #: What can be sorted by, beside `keep.COLUMN`.
 SORTED_BY = (
     *("index", "uri", "id", "state", "class_id", "class_name", "probability", "layer", "flat", "reason"),
-    *("label", "predicted", "predicted_probability", "correct"),
+    *("label", "predicted", "predicted_probability", "correct", "score"),
 )
 #: Lines that are sorted in memory; more lie in files that are merged. About 50 MB.
 _AT_ONCE = 50_000

@@ -13,7 +13,7 @@ from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.network_names import check_network
 from producer.jobs.model.options import advice, parameters
-from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec, checked_name
+from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec, at_most, check_threshold, checked_name
 from producer.submission.options import SubmitOptions
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -51,6 +51,7 @@ class Request:
         draft, more_wrong = _checked(JobSpec, fields)
         if options is None or draft is None:
             raise UsageError("; ".join([*more_wrong, *wrong]))
+        check_threshold(draft)
         if options.name is not None:
             checked_name(options.name)
         return cls(options, draft)
@@ -82,6 +83,11 @@ def check_typed(reading: ReadOptions, *, registered: Callable[[], Collection[str
         raise UsageError("--top-k takes the most likely classes: leave --class-id and --class-name out")
     if one and reading.class_column is not None:
         raise UsageError(f"--class-column gives each image a class of its own: leave {one} out")
+    if given["classes"] is not None:
+        own = one or ("--class-column" if reading.class_column is not None else None)
+        own = own or ("--explain" if explain != defaults["explain"] else None)
+        if own:
+            raise UsageError(f"--classes chooses among all classes of the network: leave {own} out")
     if explain != defaults["explain"]:
         other = one or ("--class-column" if reading.class_column is not None else "--top-k" if top_k > 1 else None)
         if other:
@@ -109,7 +115,12 @@ def spec_fields(**typed: Any) -> dict[str, Any]:
         "mean": lambda mean: numbers(mean, count=3, between=","),
         "std": lambda std: numbers(std, count=3, between=","),
     }
-    return {known[name].field: read[name](value) if name in read else value for name, value in typed.items()}
+    fields: dict[str, Any] = {
+        known[name].field: read[name](value) if name in read else value for name, value in typed.items()
+    }
+    if fields.get("classes") is not None:
+        fields["top_k"] = at_most(fields.get("top_k", 1), fields["classes"])
+    return fields
 
 
 def make_spec(**fields: Any) -> JobSpec:

@@ -6,6 +6,7 @@ import io
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,10 +89,11 @@ def test_chunks_of_one_model_share_batches_also_of_several_jobs(core: Core) -> N
     assert [counts(core, name) for name in names] == [(1, 0), (2, 0), (2, 0)]
 
 
-def test_jobs_that_ask_otherwise_do_not_share_a_batch(core: Core) -> None:
+@pytest.mark.parametrize("otherwise", [{"method": "layercam"}, {"direction": "down"}, {"mean": (0.5, 0.5, 0.5)}])
+def test_jobs_that_ask_otherwise_do_not_share_a_batch(core: Core, otherwise: dict[str, Any]) -> None:
     core.job("first", [core.image(1)])
     core.job("plain", [core.image(2)])
-    core.job("other", [core.image(3)], method="layercam")
+    core.job("other", [core.image(3)], **otherwise)
     core.model.gate.clear()
     runs = [core.begin(core.claim("first"))]
     core.wait_until(core.model.reached.is_set)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -19,6 +21,7 @@ import torch
 from captum.attr import GuidedBackprop, LayerGradCam
 from click.testing import CliRunner
 from command import gradcam
+from own_models import FINDINGS, Findings
 from stacks import asleep, eventually, own_stack
 from torch import nn
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "lungs"
+NETWORKS = "broken=evil_not_there:build,findings=own_models:build_findings,age=own_models:build_age"
 CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 
 
@@ -53,8 +57,9 @@ def stack(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A worker that finds the package, and code that nobody has registered."""
     evil = tmp_path_factory.mktemp("evil")
     (evil / "evil_of_mine.py").write_text(f"open({str(evil / 'ran')!r}, 'w').close()\n\n\ndef build():\n    pass\n")
-    path = os.pathsep.join([str(installed), str(evil), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"PYTHONPATH": path, "GRADCAM_WORKER_NETWORKS": "broken=evil_not_there:build"}
+    folders = map(str, (installed, evil, ROOT / "tests" / "support"))
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"PYTHONPATH": path, "GRADCAM_WORKER_NETWORKS": NETWORKS}
     with own_stack(tmp_path_factory.mktemp("stack"), settings) as running:
         running.evil = evil  # type: ignore[attr-defined]
         running.start_worker()
@@ -125,13 +130,89 @@ def test_the_example_is_explained_end_to_end_as_captum_does(
     assert found["weights_read"] == "taken: state_dict.net.*"
 
 
+class Negated(nn.Module):
+    """A network with all its outputs negated."""
+
+    def __init__(self, net: Findings) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = net.conv1, net.conv2, net.fc
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        negated: torch.Tensor = -self.fc(self.relu2(self.conv2(self.relu1(self.conv1(x)))).mean(dim=(2, 3)))
+        return negated
+
+
+def test_what_speaks_against_each_finding_above_a_threshold_is_explained_as_captum_does(
+    client: Client, tmp_path: Path
+) -> None:
+    asked = ("--classes", "above:0.5", "--direction", "down", "--raw", "--outputs", "cam")
+    run = gradcam("submit", str(CAT), "--network", "findings", *asked, "--wait", "--json")
+    job = json.loads(run.stdout)["job"]
+    (result,) = client.results(job)
+
+    picture, _frame = fit(decode(CAT.read_bytes()), (32, 32), "squash")
+    x = ((torch.from_numpy(picture).permute(2, 0, 1)[None] / 255) - 0.5) / 0.25
+    net = Findings().eval()
+    likely = net(x).detach()[0].sigmoid()
+    order = [number for number in likely.argsort(descending=True).tolist() if likely[number] > 0.5]
+    assert 1 < len(order) < 6
+    assert [each.class_name for each in result.classes] == [FINDINGS[number] for number in order]
+    assert [each.probability for each in result.classes] == pytest.approx(likely[order].tolist(), abs=1e-5)
+    assert (result.activation, result.direction, result.above) == ("sigmoid", "down", len(order))
+    assert set(result.objects) == {f"class{number}-{kind}" for number in order for kind in ("cam", "raw")}
+
+    negated = Negated(net)
+    for number in order:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # captum says that it sets hooks
+            attributed = LayerGradCam(negated, negated.conv2).attribute(x, target=number, relu_attributions=True)
+            maps = attributed[0, 0].detach().numpy()
+            guided = GuidedBackprop(negated).attribute(x.clone().requires_grad_(), target=number)
+        (tmp_path / "raw.npz").write_bytes(client.storage.get(result.objects[f"class{number}-raw"]))
+        with np.load(tmp_path / "raw.npz") as raw:
+            np.testing.assert_allclose(raw["map"], maps, atol=2e-3 * maps.max())
+            gradient = raw["guided"].astype(np.float32) * raw["guided_scale"]
+        expected = guided[0].permute(1, 2, 0).detach().numpy()
+        np.testing.assert_allclose(gradient, expected, atol=2e-3 * np.abs(expected).max())
+
+    # A table has a place for as many as there may be.
+    (row,) = csv.DictReader(io.StringIO(gradcam("results", job, "--csv").stdout, newline=""))
+    assert (row["class_name.2"], row["class_name.5"]) == (FINDINGS[order[1]], "")
+
+
+def test_the_most_likely_finding_is_explained_where_none_is_above_the_threshold(client: Client) -> None:
+    job = client.submit([CAT], network="findings", classes="above:0.9999", outputs=["cam"])
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    (result,) = client.results(job)
+    assert (result.above, result.classes, list(result.objects)) == (0, (), ["cam"])
+    assert (result.class_id, result.probability) == (result.top5[0].class_id, result.top5[0].probability)
+
+
+def test_an_output_that_is_no_probability_is_a_score_that_can_be_asked_for(client: Client) -> None:
+    jobs = [client.submit([CAT], network="age", activation=which, outputs=["cam"]) for which in (None, "sigmoid")]
+    for job in jobs:
+        assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    ((age,), (other,)) = (list(client.results(job)) for job in jobs)
+    assert age.score is not None
+    assert (age.class_name, age.probability, age.activation, age.direction) == ("age", None, "none", None)
+    assert (other.score, other.activation) == (None, None)  # the usual of one output
+    assert other.probability == pytest.approx(1 / (1 + np.exp(-age.score)), abs=1e-6)
+    job, _ = jobs
+    assert "probability" not in json.loads(age.line)
+    assert len(list(client.results(job, where=[f"score>{age.score - 1}"], sort="-score"))) == 1
+    assert list(client.results(job, where=[f"score>{age.score + 1}"])) == []
+    (row,) = csv.DictReader(io.StringIO(gradcam("results", job, "--csv").stdout, newline=""))
+    assert (row["probability"], float(row["score"])) == ("", age.score)
+
+
 def test_a_registered_network_needs_no_weights(client: Client) -> None:
     status = client.wait(client.submit([CAT], network="lungs", outputs=["cam"]), timeout_s=90)
     assert (status.state, status.done) == (JobState.SUCCEEDED, 1)
 
 
 def test_names_are_known_where_a_live_worker_has_registered_them(client: Client) -> None:
-    assert client.registered_networks() == {"lungs", "broken"}
+    assert client.registered_networks() == {"lungs", "broken", "findings", "age"}
     error = gradcam("submit", str(CAT), "--network", "lungz", code=2).stderr
     assert "no worker that is alive has registered one; the nearest are lungs" in error
 

@@ -168,13 +168,13 @@ def test_a_parquet_file_has_types_and_groups_of_rows(client: Client, small: str,
         "index": "int64", "uri": "string", "id": "string", "state": "string", "class_id": "int64",
         "class_name": "string", "probability": "double", "layer": "string", "flat": "bool", "label": "string",
         "predicted": "string", "predicted_probability": "double", "correct": "bool", "reason": "string",
-        "message": "string", "cam": "string", "keep.split": "string",
+        "message": "string", "score": "double", "cam": "string", "keep.split": "string",
     }  # fmt: skip
     assert table.slice(99, 1).to_pylist()[0] == {
         "index": 99, "uri": line(99).uri, "id": "photo 99", "state": "done", "class_id": 9,
         "class_name": "class number 9", "probability": 0.99, "layer": "conv_head", "flat": False,
         "label": None, "predicted": None, "predicted_probability": None, "correct": None, "reason": None,
-        "message": None, "cam": client.storage.uri(line(99).objects["cam"]), "keep.split": "val",
+        "message": None, "score": None, "cam": client.storage.uri(line(99).objects["cam"]), "keep.split": "val",
     }  # fmt: skip
     assert client.export(small, tmp_path / "none.parquet", where=["class=nobody"]) == 0
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0

@@ -31,7 +31,7 @@ from worker.chunks.slots import Slots
 from worker.chunks.stages import shard_of
 from worker.device.batch_queue import BatchQueue
 from worker.device.batch_size import BatchSizes
-from worker.models.networks import Network
+from worker.models.networks import Network, preprocessed
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
@@ -163,7 +163,8 @@ class Core:
                     commit_every_s=commit_every_s,
                     shard=shard,
                 )
-                chunk = self.chunk = ChunkContext(claim, self.network, lease, order=slot.order, since=time.monotonic())
+                network = preprocessed(self.network, claim.spec.mean, claim.spec.std)
+                chunk = self.chunk = ChunkContext(claim, network, lease, order=slot.order, since=time.monotonic())
                 return ChunkRun(
                     chunk,
                     self.pipeline,

@@ -73,6 +73,37 @@ def build_grey() -> NetworkSpec:
     return NetworkSpec(Net(1, 2, "dict"), size=(32, 48), mean=0.5, std=0.25, categories=["clear", "opacity"])
 
 
+class Findings(nn.Module):
+    """A network of six findings, of which a picture may have several; what it puts out differs from class to class."""
+
+    def __init__(self, outputs: int = 6) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(11)
+            self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, padding=1)
+            self.fc = nn.Linear(8, outputs)
+            nn.init.normal_(self.fc.weight, std=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv2(self.conv1(x).relu()).relu().mean(dim=(2, 3)))
+        return logits
+
+
+FINDINGS = ["edema", "effusion", "nodule", "opacity", "fracture", "hernia"]
+
+
+def build_findings() -> NetworkSpec:
+    return NetworkSpec(Findings(), size=32, mean=0.5, std=0.25, categories=FINDINGS, activation="sigmoid")
+
+
+def build_age() -> NetworkSpec:
+    return NetworkSpec(Findings(1), size=32, mean=0.5, std=0.25, categories=["age"], activation="none")
+
+
+def build_wrong_activation() -> NetworkSpec:
+    return NetworkSpec(Net(), size=32, activation="tanh")
+
+
 def build_any(num_classes: int = 3) -> NetworkSpec:
     return NetworkSpec(Net(classes=num_classes), size=32, layer="conv1")
 

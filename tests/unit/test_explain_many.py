@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import torch
 from built import network as network_of
+from captum.attr import GuidedBackprop, LayerGradCam
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
@@ -80,6 +82,52 @@ def test_what_is_not_asked_for_is_the_next_most_likely() -> None:
     asked: list[list[int | None]] = [[2, None], [-1, -1]]
     answer = explain_many(net, [view], _inputs(), asked)
     assert answer.class_ids.tolist() == [[2, likely[0, 1]], [likely[1, 0], likely[1, 1]]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_down_is_the_network_with_all_its_outputs_negated(method: str) -> None:
+    """But the most likely classes are those of the network itself."""
+
+    class Negated(_Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    net, negated = _net(), Negated().double().eval()
+    negated.load_state_dict(net.state_dict())
+    down = explain_many(net, [View(net.second, as_they_are)], _inputs(), top_k=2, method=method, down=True)
+    assert torch.equal(down.class_ids, down.logits.topk(2).indices)
+    view = View(negated.second, as_they_are)
+    of_negated = explain_many(negated, [view], _inputs(), down.class_ids, method=method)
+    assert torch.equal(down.maps[0], of_negated.maps[0])
+    assert torch.equal(down.guided, of_negated.guided)
+    up = explain_many(net, [View(net.second, as_they_are)], _inputs(), down.class_ids, method=method)
+    assert torch.equal(up.logits, down.logits)
+    assert not torch.equal(up.guided, -down.guided)  # ReLUs are guided by the sign of what comes back
+
+
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_down_is_what_captum_says_of_the_negated_network(layer: str) -> None:
+    class Negated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            self.between, self.behind, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.fc(self.behind(self.second(self.between(4 * self.first(x)))).mean((2, 3)))
+
+    net, negated = _net(), Negated().double().eval()
+    negated.load_state_dict(net.state_dict())
+    down = explain_many(net, [View(getattr(net, layer), as_they_are)], _inputs(), [3, 1], down=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # captum says that it sets hooks
+        maps = LayerGradCam(negated, getattr(negated, layer)).attribute(
+            _inputs(), target=[3, 1], relu_attributions=True
+        )
+        guided = GuidedBackprop(negated).attribute(_inputs().requires_grad_(), target=[3, 1])
+    assert maps.max() > 0
+    _close(down.maps[0][:, 0], maps[:, 0].detach())
+    _close(down.guided[:, 0], guided.detach())
 
 
 @pytest.mark.parametrize("class_ids", [[[4, 0], [0, 0]], [[0, 0]], torch.zeros(2, 0, dtype=torch.int64), [[0] * 5] * 2])

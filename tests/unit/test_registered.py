@@ -25,7 +25,7 @@ from worker.engine.explain import explain
 from worker.engine.output import logits_of
 from worker.models import registered
 from worker.models.architectures import catalog
-from worker.models.networks import Network, load, preprocessed, survey_of
+from worker.models.networks import Network, activated, load, preprocessed, survey_of
 from worker.pictures import channels
 
 RIGHT = (
@@ -138,6 +138,18 @@ def test_a_bare_module_is_read_as_one_of_imagenets_kind(register: Any) -> None:
     assert network.categories is None
     assert network.layer_name == "conv2"
     assert "training mode; it is explained in eval mode" in network.remarks[0]
+
+
+def test_what_makes_a_probability_is_said_by_the_network_and_by_the_job(register: Any) -> None:
+    register(findings="build_findings", age="build_age", mine="build_any", odd="build_wrong_activation")
+    findings, age = load("findings"), load("age")
+    assert (findings.activation, age.activation, load("mine").activation) == ("sigmoid", "none", None)
+    assert activated(findings, None) is findings
+    assert activated(findings, "softmax").activation == "softmax"
+    with pytest.raises(JobError, match=r"age has one output, whose softmax is always 1: use .*sigmoid or none"):
+        activated(age, "softmax")
+    with pytest.raises(JobError, match="the activation of odd must be softmax, sigmoid, none or None, not 'tanh'"):
+        load("odd")
 
 
 def test_the_layer_that_it_names_is_looked_at_where_the_job_names_none(register: Any) -> None:

@@ -271,7 +271,7 @@ def test_a_table_has_flat_columns_and_nothing_where_nothing_is_known() -> None:
     assert cat == {
         "index": "3", "uri": CAT.uri, "id": "cat 3", "state": "done", "class_id": "281", "class_name": "tabby",
         "probability": "0.5", "layer": "conv_head", "flat": "false", "label": "", "predicted": "",
-        "predicted_probability": "", "correct": "", "reason": "", "message": "",
+        "predicted_probability": "", "correct": "", "reason": "", "message": "", "score": "",
         "cam": "s3://bucket/gradcam/job/images/00000003/kitten-n-cam.jpg", "gb": "",
         "keep.split": "val", "keep.site": "'=A1",  # no formula for a spreadsheet
     }  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.items import Chunk, Item, compress_items, decompress_items, uri_line
-from producer.jobs.model.spec import JobSpec, checked_name, new_job_id
+from producer.jobs.model.spec import JobSpec, check_threshold, checked_name, new_job_id
 from producer.submission.spec_builder import make_spec, spec_fields
 
 ITEMS = [
@@ -52,6 +53,39 @@ def test_parameters_that_cannot_be_used_are_all_named() -> None:
     with pytest.raises(UsageError) as caught:
         make_spec(network="no such", class_id=-1, outputs=("cam", "camm"))
     assert all(word in str(caught.value) for word in ("--network", "--class-id", "--outputs"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "threshold", "top_k"),
+    [
+        ({}, None, 1),
+        ({"classes": "above:0.5"}, 0.5, 5),
+        ({"classes": "above:.25", "top_k": 12}, 0.25, 12),
+        ({"classes": "above:-3", "top_k": 2}, -3.0, 2),
+    ],
+)
+def test_classes_above_a_threshold_are_five_at_most_or_as_many_as_asked_for(
+    typed: dict[str, Any], threshold: float | None, top_k: int
+) -> None:
+    spec = make_spec(**spec_fields(**typed))
+    assert (spec.threshold, spec.top_k) == (threshold, top_k)
+
+
+@pytest.mark.parametrize(
+    ("classes", "activation", "is_one"),
+    [
+        ("above:0", None, True),
+        ("above:0.999", "sigmoid", True),
+        ("above:1", None, False),
+        ("above:50", "softmax", False),
+        ("above:-0.1", None, False),
+        ("above:50", "none", True),
+        ("above:-0.1", "none", True),
+    ],
+)
+def test_a_threshold_lies_between_no_probability_and_all(classes: str, activation: Any, is_one: bool) -> None:
+    with nullcontext() if is_one else pytest.raises(UsageError, match=r"--classes .*between 0 and 1"):
+        check_threshold(JobSpec(classes=classes, activation=activation))
 
 
 @pytest.mark.parametrize(

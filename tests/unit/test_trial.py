@@ -74,6 +74,30 @@ def test_a_grey_network_draws_on_grey(tried: Any) -> None:
     assert picture.std() > 5
 
 
+def test_classes_above_a_threshold_each_have_pictures(tried: Any) -> None:
+    code, out, _ = tried("build_findings", "--classes", "above:0.5", "--json")
+    assert code == 0
+    found = json.loads(out)
+    likely = [each for each in found["top5"] if each["probability"] > 0.5]
+    assert len(likely) > 1
+    assert found["classes"] == likely
+    assert found["explained"] == likely[0]
+    assert set(found["pictures"]) == {
+        f"class{each['class_id']}-{kind}" for each in likely for kind in ("heatmap", "cam", "gb", "cam_gb")
+    }
+
+
+def test_an_output_that_is_no_probability_is_told_and_what_lowers_it_is_another_picture(tried: Any) -> None:
+    up, down = (tried("build_age", "--direction", which) for which in ("up", "down"))
+    assert (up[0], down[0]) == (0, 0)
+    (age,) = [line.split(", ")[1] for line in down[1].splitlines() if line.startswith("class ")]
+    assert float(age) < 0
+    assert "explains  what lowers the output of the class" in down[1]
+    assert "explains" not in up[1]
+    told = tried("build_age", "--activation", "sigmoid", "--json")[1]
+    assert json.loads(told)["explained"]["probability"] == pytest.approx(1 / (1 + np.exp(-float(age))), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -101,6 +125,11 @@ def test_what_works_and_was_perhaps_not_meant_is_noted(tried: Any, function: str
         ("build_any", ("--weight-path", "s3://bucket/a.pth"), "try reads weights of this machine"),
         ("build_any", ("--weight-path", "/nowhere.pth"), "neither a file nor a name of weights of mine"),
         ("build_any", ("--class-id", "1", "--class-name", "a"), "give --class-id or --class-name, not both"),
+        ("build_findings", ("--classes", "above:50"), "a probability lies between 0 and 1"),
+        ("build_findings", ("--classes", "likely"), "--classes must be above: and a number, such as above:0.5"),
+        ("build_findings", ("--classes", "above:0.5", "--class-id", "1"), "leave --class-id and --class-name out"),
+        ("build_age", ("--activation", "tanh"), "--activation must be softmax, sigmoid or none"),
+        ("build_age", ("--activation", "softmax"), "mine has one output, whose softmax is always 1"),
         ("build_four", (), "reads 4 channels; pictures have 1 (grey) or 3"),
         ("build_maps", (), "gives (1, 3, 1, 1) for 1 images, not one tensor of (N, K) logits"),
         ("build_always_training", (), "the model is in training mode"),

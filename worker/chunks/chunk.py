@@ -69,6 +69,8 @@ class ImageTask:
     input: Picture | None = None
     #: One a class, once explained.
     explained: list[Explained] = field(default_factory=list)
+    #: How many classes are above the job's threshold, where it has one.
+    above: int | None = None
     #: Why it fails alone.
     error: ItemError | None = None
     #: Whether it left for the device: what has not is dropped when the process stops.
@@ -169,9 +171,10 @@ class ChunkContext:
 
     def batch_key(self) -> BatchKey:
         """What its images have in common: the model itself, and how it is asked."""
-        spec = self.claim.spec
-        drawn = f"{spec.output_size} {','.join(spec.outputs)} {spec.raw}"
-        return BatchKey(size_key(self.network, spec), id(self.network.model), drawn)
+        spec, network = self.claim.spec, self.network
+        asked = f"{spec.direction} mean {network.mean} std {network.std}"  # those of a job, on a model that jobs share
+        drawn = f"{asked} {spec.output_size} {','.join(spec.outputs)} {spec.raw}"
+        return BatchKey(size_key(network, spec), id(network.model), drawn)
 
     def enter(self, task: ImageTask) -> None:
         """Take note of an image that begins its way."""

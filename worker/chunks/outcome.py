@@ -11,7 +11,7 @@ from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
 from producer.jobs.model.results import ExplainedClass, Failure, Result
 from worker.chunks.chunk import Ended
-from worker.models.predictions import top_predictions
+from worker.models.predictions import top_predictions, usual
 
 if TYPE_CHECKING:
     from worker.chunks.chunk import ImageTask
@@ -72,7 +72,9 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
     """
     claim, network = task.chunk.claim, task.chunk.network
     first = task.explained[0]  # all have the logits of the one image
-    chosen, top5 = top_predictions(first.logits, [each.class_id for each in task.explained], network.categories)
+    chosen, top5 = top_predictions(
+        first.logits, [each.class_id for each in task.explained], network.categories, network.activation
+    )
     several = zip(chosen, flats, strict=True) if len(chosen) > 1 else ()
     result = Result(
         index=claim.index(task.offset),
@@ -83,6 +85,10 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         class_id=chosen[0].class_id,
         class_name=chosen[0].class_name,
         probability=chosen[0].probability,
+        score=chosen[0].score,
+        activation=None if network.activation == usual(network.classes) else network.activation,
+        direction=None if claim.spec.direction == "up" else claim.spec.direction,
+        above=task.above,
         top5=top5,
         label=task.item.label,
         predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,

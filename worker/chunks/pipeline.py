@@ -214,6 +214,7 @@ class Pipeline:
             top_k=spec.top_k,
             method=spec.method,
             precision=spec.precision,
+            down=spec.direction == "down",
             draw=draw,
             numbers=spec.raw or not draw,
             halved=halved.append,

@@ -12,6 +12,7 @@ from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.models.classes import PREDICTED, checked_class, label_of
+from worker.models.predictions import above
 from worker.pictures import channels
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode
@@ -66,6 +67,7 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
     members: dict[str, bytes] = {}
     flats: list[bool] = []
     with own_fault(task):
+        _leave_unlikely(task, claim.spec)
         several = len(task.explained) > 1
         for explained in task.explained:
             drawn, flat = _draw(task, explained, claim.spec)
@@ -81,6 +83,15 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
     if task.error is not None or not task.explained:
         return failed(task)
     return done(task, flats, objects, members)
+
+
+def _leave_unlikely(task: ImageTask, spec: JobSpec) -> None:
+    """Keep the classes above the job's threshold, of the most likely ones that were explained; at least the first.
+
+    How many there are is known when the network has answered, and a batch has the same number of each image.
+    """
+    if spec.threshold is not None and task.asked is None and task.explained:
+        task.explained, task.above = above(task.explained, spec.threshold, task.chunk.network.activation)
 
 
 def _asked_of(task: ImageTask, network: Network, spec: JobSpec) -> int | tuple[int, ...] | None:

@@ -162,6 +162,7 @@ def explain_classes(
     top_k: int = 1,
     method: str = GRADCAM,
     precision: str = FP32,
+    down: bool = False,
     draw: Collection[str] = (),
     numbers: bool = True,
     halved: Callable[[int], object] = lambda _: None,
@@ -178,6 +179,7 @@ def explain_classes(
         top_k: At most as many as the network knows are taken.
         method: How maps are made, a name of `worker.engine.methods.METHODS`.
         precision: A name of `PRECISIONS`.
+        down: Whether to explain what speaks against a class.
         draw: The outputs to draw on the device, of an input of 1 or 3 channels.
         numbers: Whether guided gradients come back.
         halved: Called with the size of each batch that did not fit.
@@ -189,7 +191,7 @@ def explain_classes(
     autocast = _autocast(precision, network)
     try:
         with float32_products(tf32=precision == TF32):
-            return _explain(network, pictures, class_ids, top_k, method, autocast, draw, numbers=numbers)
+            return _explain(network, pictures, class_ids, top_k, method, autocast, draw, down=down, numbers=numbers)
     except ValueError as error:
         raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
     except (OutOfMemory, RuntimeError, MemoryError) as error:
@@ -211,6 +213,7 @@ def explain_classes(
             top_k=top_k,
             method=method,
             precision=precision,
+            down=down,
             draw=draw,
             numbers=numbers,
             halved=halved,
@@ -246,6 +249,7 @@ def _explain(
     autocast: torch.dtype | None,
     draw: Collection[str],
     *,
+    down: bool,
     numbers: bool,
 ) -> Computation:
     views = network.views or [View(network.layer, as_they_are)]
@@ -260,6 +264,7 @@ def _explain(
         method=method,
         autocast=autocast,
         output=network.output,
+        down=down,
     )
     there = {"logits": answer.logits, "class_ids": answer.class_ids}
     there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)

@@ -82,6 +82,7 @@ def explain(
     class_ids: Sequence[int | None] | Tensor | None = None,
     *,
     output: str | int | None = None,
+    down: bool = False,
 ) -> Explanation:
     """Explain a batch with one forward and two backward passes (the first only down to `layer`).
 
@@ -93,6 +94,7 @@ def explain(
             number of channels that the model reads, mostly 3.
         class_ids: (N,) integers; None, or None or -1 in place of one, means the class predicted.
         output: the key, attribute or place of the logits in what the model gives, where it is not the usual one.
+        down: explain minus the class's logit: what speaks against the class.
 
     Unlike the paper's figures the maps are not normalized. Where a ReLU follows `layer` in place, the maps are of the
     output before it.
@@ -101,7 +103,7 @@ def explain(
         ValueError: the model, layer, inputs or class ids cannot be used so; the caller's mistake.
         OutOfMemory: the device's memory does not suffice; a smaller batch may fit.
     """
-    answer = explain_many(model, [View(layer, as_they_are)], inputs, class_ids, output=output)
+    answer = explain_many(model, [View(layer, as_they_are)], inputs, class_ids, output=output, down=down)
     (maps,) = answer.maps  # (N, 1, h, w)
     return Explanation(answer.logits, answer.class_ids[:, 0], maps[:, 0], answer.guided[:, 0], answer.guided_relus)
 
@@ -116,6 +118,7 @@ def explain_many(
     method: str = GRADCAM,
     autocast: torch.dtype | None = None,
     output: str | int | None = None,
+    down: bool = False,
 ) -> Explanations:
     """Explain a batch for K classes an image at several layers: one forward and K backward passes.
 
@@ -131,6 +134,7 @@ def explain_many(
         method: how maps are made, a name of `worker.engine.methods.METHODS`.
         autocast: runs the forward pass in this half precision where torch deems it safe; maps are made in float32.
         output: as in `explain`.
+        down: as in `explain`; which classes are the most likely stays the same.
 
     Raises:
         ValueError: the model, views, inputs, class ids or method cannot be used so; the caller's mistake.
@@ -143,7 +147,7 @@ def explain_many(
         class_ids = torch.full((len(inputs), top_k), -1)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _explain(model, views, inputs, class_ids, METHODS[method], autocast, output)
+            return _explain(model, views, inputs, class_ids, METHODS[method], autocast, output, down=down)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -170,6 +174,8 @@ def _explain(
     to_map: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
     output: str | int | None,
+    *,
+    down: bool,
 ) -> Explanations:
     # An inference tensor never takes part in autograd; its copy does.
     x = inputs.clone() if inputs.is_inference() else inputs.detach()  # (N, C, H, W)
@@ -183,7 +189,8 @@ def _explain(
     logits = _at_least_float32(logits)
     classes = _classes(class_ids, logits.detach())  # (N, K)
     # By gather: logits[:, c] would mix the images. Their sum is safe as images are independent in eval mode.
-    scores = [logits.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
+    explained = -logits if down else logits
+    scores = [explained.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
 
     # The maps come first: armed hooks would guide these gradients too.
     maps = [_maps(score, views, activations, to_map) for score in scores]  # K lists of (N, h, w), one a view

@@ -17,6 +17,7 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, get_model_builder, get_model_weights
 
+from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, HF, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
@@ -61,6 +62,8 @@ class Architecture:
     layer: str = LAST_CONV
     #: Where in its output the logits are, where that is not the usual place.
     output: str | int | None = None
+    #: What makes a probability of an output, where the network says so.
+    activation: Activation | None = None
     #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.
     own: Registered | None = None
     #: Whether its function left it in training mode.
@@ -163,6 +166,7 @@ def _own(own: Registered) -> Architecture:
         channels=made.channels,
         layer=made.layer,
         output=made.output,
+        activation=made.activation,
         own=own,
         was_training=made.was_training,
     )

@@ -71,6 +71,7 @@ class Models:
             WorkerError: The device or the disk cannot be used.
         """
         network = networks.preprocessed(self._kept().get(self._key(spec)), spec.mean, spec.std, spec.resize_filter)
+        network = networks.activated(network, spec.activation)
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)

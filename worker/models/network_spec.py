@@ -32,3 +32,6 @@ class NetworkSpec:
     #: Where in its output the logits are: a key or an attribute, or a place in a tuple. None: the output itself, the
     #: first tensor of a tuple, or what is called `logits`.
     output: str | int | None = None
+    #: What makes a probability of an output: `softmax`, `sigmoid` (each class by itself), or `none` for what is no
+    #: probability, or is one already. None: sigmoid for one output, else softmax.
+    activation: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import torch
 from torch import nn
@@ -17,16 +17,18 @@ from torch import nn
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES, HF
-from producer.jobs.model.spec import RESIZE_FILTERS
 from worker.engine.explain import View
 from worker.models import weights as files
 from worker.models.architectures import BILINEAR, DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
-from worker.models.bundles import LocalBundle, of_folder
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
-from worker.models.hugging_face import load_bundle
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
+from worker.pictures.geometry import FILTERS
+
+if TYPE_CHECKING:
+    from producer.jobs.model.activations import Activation
+    from worker.models.bundles import LocalBundle
 
 RANDOM: Final = "random"
 
@@ -66,6 +68,8 @@ class Network:
     output: str | int | None = None
     #: Which part of its output is read, in words; "" where the output is the logits.
     output_read: str = ""
+    #: What makes a probability of an output; None for the usual, `worker.models.predictions.usual`.
+    activation: Activation | None = None
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
     #: How pictures are resized, and how its own preprocessing does it; as of `Architecture`.
@@ -86,7 +90,7 @@ class Network:
 
 
 #: What is asked for: a name of weights, a file or a folder, or files that lie apart.
-Weights = str | Path | LocalBundle | None
+Weights: TypeAlias = "str | Path | LocalBundle | None"
 
 
 def _no_matter(_size_bytes: int) -> None:
@@ -165,6 +169,7 @@ def load(
         channels=architecture.channels,
         output=architecture.output,
         output_read=seen.output_read,
+        activation=architecture.activation,
         remarks=tuple(_remarks(architecture, seen)),
         resize_filter=architecture.resize_filter,
         own_filter=architecture.own_filter,
@@ -183,9 +188,13 @@ def _built(
 ) -> tuple[Architecture, nn.Module, str, str]:
     """Build a network with its weights; what it is, the model, what was taken of the file, and its digest."""
     if name == HF:
+        from worker.models.hugging_face import (
+            load_bundle,  # only here: it needs pydantic, which `make gpu-check` does not
+        )
+
         local = _local_bundle(weights)
         return *load_bundle(local, size), local.bundle.sha256
-    if isinstance(weights, LocalBundle):
+    if not (weights is None or isinstance(weights, str | Path)):
         raise JobError(f"the weights are a model of Hugging Face: give --network {HF}, not {name}")
     architecture = find(name, weights, size)
     _check_classifier(architecture, weights)
@@ -201,6 +210,8 @@ def _built(
 
 
 def _local_bundle(weights: Weights) -> LocalBundle:
+    from worker.models.bundles import LocalBundle, of_folder
+
     if isinstance(weights, LocalBundle):
         return weights
     folder = None if weights in (None, RANDOM, DEFAULT) else Path(str(weights)).expanduser()
@@ -273,10 +284,10 @@ def preprocessed(
         resize_filter = network.resize_filter
     elif resize_filter == "own":
         resize_filter = network.own_filter
-    if resize_filter not in RESIZE_FILTERS:
+    if resize_filter not in FILTERS:
         raise JobError(
             f"the pictures of {network.name} are resized by a filter that is not known here ({resize_filter}): "
-            f"give --resize-filter one of {', '.join(RESIZE_FILTERS)}"
+            f"give --resize-filter one of {', '.join(FILTERS)}"
         )
     if mean is None and std is None and resize_filter == network.resize_filter:
         return network
@@ -286,6 +297,17 @@ def preprocessed(
         std=_of_channels(network, std) or network.std,
         resize_filter=resize_filter,
     )
+
+
+def activated(network: Network, activation: Activation | None) -> Network:
+    """Return the network with another activation, if given; the model is the same one.
+
+    Raises:
+        JobError: The softmax of its one output would always be 1.
+    """
+    if activation == "softmax" and network.classes == 1:
+        raise JobError(f"{network.name} has one output, whose softmax is always 1: use --activation sigmoid or none")
+    return network if activation is None else replace(network, activation=activation)
 
 
 def _of_channels(network: Network, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from producer.jobs.model.activations import ACTIVATIONS, Activation
 from producer.jobs.model.errors import GradcamError, JobError, NotHere
 from worker.engine.explain import is_out_of_memory
 from worker.engine.output import logits_of
@@ -41,6 +42,7 @@ class OwnModel:
     #: As the function's `NetworkSpec` has them.
     layer: str
     output: str | int | None
+    activation: Activation | None
     #: How many classes it puts out.
     classes: int
     #: Whether its function left it in training mode.
@@ -86,6 +88,7 @@ def make(own: Registered, classes: int | None = None) -> OwnModel:
         categories=categories,
         layer=spec.layer,
         output=spec.output,
+        activation=_activation(own, spec),
         classes=found,
         was_training=was_training,
     )
@@ -142,6 +145,14 @@ def _channels(own: Registered, spec: NetworkSpec) -> int:
         how = "" if spec.channels else "; where it takes one of these, say so by NetworkSpec(channels=…)"
         raise JobError(f"{own.name} reads {channels} channels; pictures have 1 (grey) or 3 (red, green and blue){how}")
     return channels
+
+
+def _activation(own: Registered, spec: NetworkSpec) -> Activation | None:
+    found = next((each for each in ACTIVATIONS if each == spec.activation), None)
+    if spec.activation != found:
+        known = ", ".join(ACTIVATIONS)
+        raise JobError(f"the activation of {own.name} must be {known} or None, not {spec.activation!r}")
+    return found
 
 
 def _numbers(

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
+from producer.jobs.model.spec import Direction
 
 
 class Failure(Frozen):
@@ -28,7 +30,9 @@ class Prediction(Frozen):
     class_id: int
     #: None where nobody named the classes; lines leave it out then.
     class_name: str | None = None
-    probability: float
+    #: By the job's activation; under `none` there is none, but the output itself as `score`.
+    probability: float | None = None
+    score: float | None = None
 
 
 class ExplainedClass(Frozen):
@@ -36,7 +40,8 @@ class ExplainedClass(Frozen):
 
     class_id: int
     class_name: str | None = None
-    probability: float
+    probability: float | None = None
+    score: float | None = None
     flat: bool
 
 
@@ -49,12 +54,21 @@ class Result(Frozen):
     state: Literal["done", "failed"]
     class_id: int | None = None
     class_name: str | None = None
-    #: Softmax of the explained class; of a network with one logit, its sigmoid.
+    #: Softmax of the explained class; of a network with one logit, its sigmoid; else what `activation` says.
     probability: float | None = None
+    #: The output of the explained class as it is, in place of a probability: `activation` is `none`.
+    score: float | None = None
+    #: What made the probabilities, where it is not the usual.
+    activation: Activation | None = None
+    #: `down`: explained is what lowers the class's output.
+    direction: Direction | None = None
+    #: How many classes lie above the job's threshold: 0 where the most likely one is explained though it does not, more
+    #: than were explained where there were too many.
+    above: int | None = None
     top5: tuple[Prediction, ...] = ()
     #: What the user says that it shows, as given.
     label: str | None = None
-    #: The most likely class, whatever was explained: its name, or its number where it has none; and its softmax.
+    #: The most likely class, whatever was explained: its name, or its number where it has none; and its probability.
     predicted: str | None = None
     predicted_probability: float | None = None
     #: Whether that is the label's; none where there is no label, or no class of the network is called so.

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
+from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.limits import MAX_CLASS_ID
@@ -32,6 +33,9 @@ Queue = Literal["high", "default", "low"]
 PRIORITIES: tuple[Queue, ...] = get_args(Queue)
 #: Which class is explained of an image with a label.
 Explain = Literal["predicted", "label", "both"]
+#: What is explained of an output: what raises it, or what lowers it.
+Direction = Literal["up", "down"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 #: How a map is made of activations and gradients.
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 #: In what the network is computed: `tf32` rounds the factors of float32 products, the halves run where they may.
@@ -52,6 +56,9 @@ ChunkSize = Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)]
 Side = Annotated[int, Field(ge=8, le=2048)]
 Mean = Annotated[float, Field(ge=0, le=1)]
 Std = Annotated[float, Field(ge=0.001, le=10)]
+#: Of classes above a threshold so many are explained at most, where `top_k` says nothing.
+ABOVE_TOP_K = 5
+_ABOVE = "above:"
 _THREE = "such as {} or one for all three; divide by 255 those of bytes"
 
 
@@ -97,6 +104,20 @@ class JobSpec(Frozen):
     ] = Field(default=None, description="The same by its name, such as `tabby`.")
     top_k: Annotated[int, Field(ge=1, le=100), Option(must_be="1 to 100")] = Field(
         default=1, description="Explain so many most likely classes."
+    )
+    classes: Annotated[
+        Annotated[str, Field(max_length=40, pattern=rf"^{_ABOVE}-?(\d+(\.\d*)?|\.\d+)$")] | None,
+        Option(must_be="above: and a number, such as above:0.5"),
+    ] = Field(
+        default=None,
+        description="above:0.5 explains each class that is more likely, and at least the most likely; at most "
+        f"{ABOVE_TOP_K}, or as many as a --top-k above 1 says.",
+    )
+    activation: Annotated[Activation | None, Option(absent="the network's; sigmoid for one output, else softmax")] = (
+        Field(default=None, description="What makes a probability of an output; none tells the output itself.")
+    )
+    direction: Annotated[Direction, Option()] = Field(
+        default="up", description="Explain what raises a class's output, or what lowers it."
     )
     explain: Annotated[Explain, Option()] = Field(
         default="predicted", description="Of an image with a label: the predicted class, the label's, or both."
@@ -156,6 +177,11 @@ class JobSpec(Frozen):
         "the job.",
     )
 
+    @property
+    def threshold(self) -> float | None:
+        """What a class's probability must be above to be explained; none where that does not matter."""
+        return None if self.classes is None else float(self.classes.removeprefix(_ABOVE))
+
     def differing(self, other: JobSpec) -> str:
         """The parameters in which two specs differ, as the command line calls them."""
         flags = {
@@ -173,6 +199,24 @@ def is_newer(error: ValidationError) -> bool:
     # A line that is damaged elsewhere, too, is no line of a newer version.
     kinds = {(problem["type"], problem["loc"] == ("version",)) for problem in error.errors(include_url=False)}
     return bool(kinds) and all(kind == "extra_forbidden" or version for kind, version in kinds)
+
+
+def at_most(top_k: int, classes: str | None) -> int:
+    """How many classes of an image are explained at most; 1 says nothing where those above a threshold are."""
+    return ABOVE_TOP_K if classes is not None and top_k == 1 else top_k
+
+
+def check_threshold(spec: JobSpec) -> None:
+    """Refuse a threshold that no probability is above, or that all are above.
+
+    Raises:
+        UsageError: Says what can be given.
+    """
+    if spec.threshold is not None and spec.activation != "none" and not 0 <= spec.threshold < 1:
+        raise UsageError(
+            f"--classes {spec.classes}: a probability lies between 0 and 1, so give a number such as above:0.5; of "
+            "outputs themselves any number can be given, with --activation none"
+        )
 
 
 def new_job_id() -> str:
