@@ -9,14 +9,16 @@ from typing import Any, Final
 from producer.jobs.model import keys
 from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
+from producer.jobs.model.spec import MASK
 from worker.device.batches import Explained, explain_classes
+from worker.engine.segmentation import PREDICTED
 from worker.models.classes import checked_class
 from worker.models.networks import Network, load
 from worker.models.predictions import top_predictions
 from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
-from worker.pictures.render import draw, encode, heat_of
+from worker.pictures.render import draw, draw_mask, encode, heat_of
 
 _FORMAT: Final = "jpg"
 #: How a job that says nothing brings pictures to the network's size.
@@ -82,10 +84,10 @@ def run_trial(
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px)
         seen = channels.as_read(fitted, network.channels)
         answer = _explained(network, seen, asked)
-        drawn, flat = _drawn(seen, answer)
+        drawn, flat = _drawn(network, seen, answer)
     except (JobError, ModelError) as error:
         raise UsageError(str(error)) from None
-    (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories)
+    (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories, answer.beside)
     files = _write(drawn, image, network.name, output_dir)
     return Trial(
         network=network.name,
@@ -122,12 +124,15 @@ def _explained(network: Network, seen: Picture, asked: int | None) -> Explained:
     return answer[0]
 
 
-def _drawn(seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
+def _drawn(network: Network, seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
     """The pictures, and whether the map is the same everywhere."""
     if explained.guided is None:
         raise AssertionError("numbers come back unless only pictures were asked for")
     heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))
-    return draw(seen, heat, channels.as_drawn(explained.guided)), flat
+    pictures = draw(seen, heat, channels.as_drawn(explained.guided))
+    if PREDICTED in explained.beside:
+        pictures[MASK] = draw_mask(seen, network.mask(explained.beside[PREDICTED], explained.class_id))
+    return pictures, flat
 
 
 def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path) -> dict[str, str]:

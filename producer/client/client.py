@@ -85,6 +85,7 @@ class Client:
         top_k: int = 1,
         labels: str | os.PathLike[str] | None = None,
         explain: str = "predicted",
+        mask_class: str | None = None,
         method: str = "gradcam",
         precision: str = "fp32",
         input_size: str | int | Iterable[int] | None = None,
@@ -120,6 +121,8 @@ class Client:
             top_k: Explain so many most likely classes.
             labels: A file of class names, one a line, for weights with classes of their own.
             explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
+            mask_class: Of segmentation networks: the class whose pixels are summed. Default: those of the class
+                explained.
             method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
             precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU. One of fp32, bf16, fp16.
             input_size: Pixels that the network reads: 320, or HEIGHTxWIDTH. Default: those that belong to the network.
@@ -128,7 +131,7 @@ class Client:
             fit: How a picture is brought to the network's size. One of squash, crop, pad.
             output_size: Pictures of the network's size, or of the original's. One of input, original.
             raw: Also store the map and the guided gradient as numbers (.npz).
-            outputs: Which of the four pictures, by commas.
+            outputs: Which pictures, by commas. Segmentation has mask, too.
             format: Picture format. One of jpg, png.
             chunk_size: Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work.
             name: Name of the job; submitting the same again under it continues instead of doubling.
@@ -150,9 +153,9 @@ class Client:
             reading_of(images, reading),
             registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
-            top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
-            mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs, format=format,
-            chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
+            top_k=top_k, labels=labels, explain=explain, mask_class=mask_class, method=method, precision=precision,
+            input_size=input_size, mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs,
+            format=format, chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
             weight_key=weight_key,
         )  # fmt: skip
         self._services.check_redis()

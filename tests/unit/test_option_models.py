@@ -65,7 +65,7 @@ def test_the_page_of_options_is_made_of_the_models() -> None:
 
 @pytest.mark.parametrize(
     ("of_the_worker", "of_the_model"),
-    [(METHODS, spec.Method), (PRECISIONS, spec.Precision), (FITS, spec.Fit), (OUTPUTS, spec.Output)],
+    [(METHODS, spec.Method), (PRECISIONS, spec.Precision), (FITS, spec.Fit), ((*OUTPUTS, spec.MASK), spec.Output)],
 )
 def test_the_workers_tables_have_the_names_of_the_model(of_the_worker: object, of_the_model: object) -> None:
     assert sorted(of_the_worker) == sorted(get_args(of_the_model))  # type: ignore[call-overload]

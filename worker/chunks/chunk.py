@@ -170,7 +170,8 @@ class ChunkContext:
     def batch_key(self) -> BatchKey:
         """What its images have in common: the model itself, and how it is asked."""
         spec = self.claim.spec
-        drawn = f"{spec.output_size} {','.join(spec.outputs)} {spec.raw}"
+        network = self.network
+        drawn = f"{spec.output_size} {','.join(spec.outputs)} {spec.raw} {network.mean} {network.std} {network.output}"
         return BatchKey(size_key(self.network, spec), id(self.network.model), drawn)
 
     def enter(self, task: ImageTask) -> None:

@@ -72,7 +72,8 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
     """
     claim, network = task.chunk.claim, task.chunk.network
     first = task.explained[0]  # all have the logits of the one image
-    chosen, top5 = top_predictions(first.logits, [each.class_id for each in task.explained], network.categories)
+    ids = [each.class_id for each in task.explained]
+    chosen, top5 = top_predictions(first.logits, ids, network.categories, first.beside)
     several = zip(chosen, flats, strict=True) if len(chosen) > 1 else ()
     result = Result(
         index=claim.index(task.offset),

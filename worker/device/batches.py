@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import resource
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,6 +67,8 @@ class Explained:
     guided_relus: int
     #: What the device drew; None where it draws nothing.
     drawn: DrawnOne | None = None
+    #: What the reader of the network's output tells of this image, as in `worker.engine.output.Scores`.
+    beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def map(self) -> Floats:
@@ -247,17 +249,24 @@ def _explain(
     )
     there = {"logits": answer.logits, "class_ids": answer.class_ids}
     there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)
+    there |= {_beside(name): each for name, each in answer.beside.items()}  # each (N, …)
     if numbers:
         there["guided"] = answer.guided.float().permute(0, 1, 3, 4, 2)  # (N, K, H, W, C)
     if draw:
         drawn = draw_batch(batch, answer.maps, answer.guided, draw)
         there |= {"flat": drawn.flat, "finite": drawn.finite, **drawn.pictures}
-    part = _Part(transfers.to_host(there), [len(row) for row in asked], len(answer.maps), draw, answer.guided_relus)
+    classes = [len(row) for row in asked]
+    copies = transfers.to_host(there)
+    part = _Part(copies, classes, len(answer.maps), draw, answer.guided_relus, tuple(answer.beside))
     return Computation([part], overlaps=transfers.overlap)
 
 
 def _layer(number: int) -> str:
     return f"map {number}"
+
+
+def _beside(name: str) -> str:
+    return f"beside {name}"
 
 
 @lru_cache(maxsize=4)
@@ -276,6 +285,8 @@ class _Part:
     #: The outputs that the device drew.
     drawn: Collection[str]
     guided_relus: int
+    #: What else is told of each image.
+    beside: Sequence[str] = ()
 
     def answers(self) -> Answers:
         """Part it into its images, of each as many classes as it asked for."""
@@ -303,6 +314,7 @@ class _Part:
             here["guided"][at] if "guided" in here else None,
             self.guided_relus,
             DrawnOne({name: here[name][at] for name in self.drawn}, bool(here["flat"][at])) if self.drawn else None,
+            {name: here[_beside(name)][at[0]] for name in self.beside},
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from producer.jobs.model.errors import WorkerError
 from worker.engine import guided_relu
 from worker.engine.methods import GRADCAM, METHODS
-from worker.engine.output import logits_of
+from worker.engine.output import Entry, scores_of
 
 #: (N,) or (N, K) class ids; None or -1 in place of one means the most likely.
 ClassIds = Sequence[int | None] | Sequence[Sequence[int | None]] | Tensor | None
@@ -56,6 +56,8 @@ class Explanations:
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
+    #: What the reader of the output tells beside, as in `worker.engine.output.Scores`.
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def explain(
     inputs: Tensor,
     class_ids: Sequence[int | None] | Tensor | None = None,
     *,
-    output: str | int | None = None,
+    output: Entry = None,
 ) -> Explanation:
     """Explain a batch with one forward and two backward passes (the first only down to `layer`).
 
@@ -91,7 +93,8 @@ def explain(
         inputs: (N, C, H, W) floating point, normalized for the network, on the model's device; not changed. C is the
             number of channels that the model reads, mostly 3.
         class_ids: (N,) integers; None, or None or -1 in place of one, means the class predicted.
-        output: the key, attribute or place of the logits in what the model gives, where it is not the usual one.
+        output: the key, attribute or place of the logits in what the model gives, where it is not the usual one; or
+            what reads them.
 
     Unlike the paper's figures the maps are not normalized. Where a ReLU follows `layer` in place, the maps are of the
     output before it.
@@ -114,7 +117,7 @@ def explain_many(
     top_k: int = 1,
     method: str = GRADCAM,
     autocast: torch.dtype | None = None,
-    output: str | int | None = None,
+    output: Entry = None,
 ) -> Explanations:
     """Explain a batch for K classes an image at several layers: one forward and K backward passes.
 
@@ -167,7 +170,7 @@ def _explain(
     class_ids: Sequence[Any] | Tensor,
     to_map: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
-    output: str | int | None,
+    output: Entry,
 ) -> Explanations:
     # An inference tensor never takes part in autograd; its copy does.
     x = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()  # (N, C, H, W)
@@ -175,22 +178,23 @@ def _explain(
         kept = [hooks.enter_context(_output_of(view.module)) for view in views]
         if autocast is not None:
             hooks.enter_context(torch.autocast(x.device.type, autocast))
-        logits = logits_of(model(x), len(x), output)  # (N, number of classes)
+        scores = scores_of(model(x), len(x), output)  # (N, number of classes)
     activations = [_checked(*each, len(x)) for each in zip(views, kept, strict=True)]  # each as the module's
-    logits = _at_least_float32(logits)
-    classes = _classes(class_ids, logits.detach())  # (N, K)
+    logits = _at_least_float32(scores.logits)
+    ranking = logits.detach() if scores.ranking is None else scores.ranking
+    classes = _classes(class_ids, ranking)  # (N, K)
     # By gather: logits[:, c] would mix the images. Their sum is safe as images are independent in eval mode.
-    scores = [logits.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
+    sums = [logits.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
 
     # The maps come first: armed hooks would guide these gradients too.
-    maps = [_maps(score, views, activations, to_map) for score in scores]  # K lists of (N, h, w), one a view
+    maps = [_maps(score, views, activations, to_map) for score in sums]  # K lists of (N, h, w), one a view
     with guided_relu.guided(logits) as count:
         guided = [
-            torch.autograd.grad(score, x, retain_graph=score is not scores[-1])[0]  # (N, C, H, W)
-            for score in scores
+            torch.autograd.grad(score, x, retain_graph=score is not sums[-1])[0]  # (N, C, H, W)
+            for score in sums
         ]
     by_view = [_stack(list(of_view)) for of_view in zip(*maps, strict=True)]
-    return Explanations(logits.detach(), classes, by_view, _stack(guided), count)
+    return Explanations(logits.detach(), classes, by_view, _stack(guided), count, scores.beside)
 
 
 def _maps(
@@ -262,19 +266,19 @@ def _shape(output: object) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
-def _classes(class_ids: Sequence[Any] | Tensor, logits: Tensor) -> Tensor:
+def _classes(class_ids: Sequence[Any] | Tensor, ranking: Tensor) -> Tensor:
     """(N, K) int64: the classes asked for; in column k, where none is, the k-th most likely."""
     if not isinstance(class_ids, Tensor):
         rows = [row if isinstance(row, Sequence) else [row] for row in class_ids]
         class_ids = torch.tensor([[-1 if c is None else c for c in row] for row in rows], dtype=torch.int64)
     asked = class_ids[:, None] if class_ids.ndim == 1 else class_ids  # (N, K)
-    batch, known = logits.shape
+    batch, known = ranking.shape
     if asked.ndim != _NK or len(asked) != batch or asked.is_floating_point():
         raise ValueError(f"class_ids must be {batch} integers, one an image, or as many rows of them")
     if not 0 < asked.shape[1] <= known:
         raise ValueError(f"class_ids must be 1 to {known} an image, not {asked.shape[1]}")
     if asked.min() < -1 or asked.max() >= known:
         raise ValueError(f"class_ids must be in 0..{known - 1}, not {asked.tolist()}")
-    likely = logits.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
+    likely = ranking.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
     asked = asked.to(likely)
     return torch.where(asked < 0, likely, asked)

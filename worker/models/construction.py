@@ -14,10 +14,14 @@ from producer.jobs.model.errors import GradcamError, JobError
 from producer.jobs.model.network_names import LITE0
 from worker.engine.explain import is_out_of_memory
 from worker.models import candidates, checkpoint, weights
-from worker.models.architectures import Architecture, find, side_px
+from worker.models.architectures import Architecture, find, segmentation_names, side_px
 
 #: How the names of an auxiliary head's weights begin; such a head never runs in eval mode.
-AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
+AUXILIARY: Final = {
+    "inception_v3": ("AuxLogits.",),
+    "googlenet": ("aux1.", "aux2."),
+    **dict.fromkeys(segmentation_names(), ("aux_classifier.",)),
+}
 #: The number of classes of a network whose own weights have none, until a file says its number.
 _TRIAL_CLASSES: Final = 1000
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
-from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.spec import MASK, JobSpec
 from worker.models import memory, networks
 from worker.models.cache import ModelCache
-from worker.models.classes import checked_class
+from worker.models.classes import checked_class, class_called
+from worker.models.own_model import SEGMENTATION
 from worker.models.weights_cache import WeightsFiles
 from worker.supervise.weights_folder import default_folder
 
@@ -70,6 +71,10 @@ class Models:
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
+        if spec.mask_class is not None:
+            network = networks.masked(network, class_called(network, spec.mask_class))
+        if spec.outputs == (MASK,) and network.task != SEGMENTATION:
+            raise JobError(f"{network.name} tells the class of a picture, not of its pixels: name other --outputs")
         return network
 
     def at_hand(self, spec: JobSpec) -> bool:

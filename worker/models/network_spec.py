@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,3 +32,7 @@ class NetworkSpec:
     #: Where in its output the logits are: a key or an attribute, or a place in a tuple. None: the output itself, the
     #: first tensor of a tuple, or what is called `logits`.
     output: str | int | None = None
+    #: What it tells: the class of a picture, or that of each pixel, by scores of (images, classes, height, width).
+    task: Literal["classification", "segmentation"] = "classification"
+    #: Of a segmentation: the class that is the predicted one only of an image where no other is; None: it has none.
+    background: int | None = 0

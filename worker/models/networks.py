@@ -1,7 +1,7 @@
 """Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
-Names are those of torchvision's classification models, `efficientnet_lite0`, `timm/NAME` where timm is installed, and
-those of networks that are registered here.
+Names are those of torchvision's classification and segmentation models, `efficientnet_lite0`, `timm/NAME` where timm is
+installed, and those of networks that are registered here.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
 from producer.jobs.store.bucket import sha256_of
 from worker.engine.explain import View
+from worker.engine.output import Entry
+from worker.engine.segmentation import Segmentation
 from worker.models import weights as files
 from worker.models.architectures import DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
+from worker.models.own_model import CLASSIFICATION
 
 RANDOM: Final = "random"
 
@@ -60,11 +65,18 @@ class Network:
     #: How many channels it reads: 3 (RGB) or 1 (grey).
     channels: int = 3
     #: Where in its output the logits are: a key, an attribute or a place; None for the usual one.
-    output: str | int | None = None
+    output: Entry = None
     #: Which part of its output is read, in words; "" where the output is the logits.
     output_read: str = ""
+    #: What it tells: `classification` or `segmentation`.
+    task: str = CLASSIFICATION
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
+
+    def mask(self, predicted: NDArray[np.integer[Any]], class_id: int) -> NDArray[np.bool_]:
+        """Return the pixels over which a class's scores are summed, of the (h, w) classes predicted."""
+        mask_class = self.output.mask_class if isinstance(self.output, Segmentation) else None
+        return predicted == (class_id if mask_class is None else mask_class)
 
     @property
     def preprocessing(self) -> str:
@@ -158,6 +170,7 @@ def load(
         channels=architecture.channels,
         output=architecture.output,
         output_read=seen.output_read,
+        task=architecture.task,
         remarks=tuple(_remarks(architecture, seen)),
     )
 
@@ -203,6 +216,19 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
         JobError: there are more or fewer names than classes.
     """
     return replace(network, categories=_checked(labels, network.name, network.classes))
+
+
+def masked(network: Network, mask_class: int | None) -> Network:
+    """Return the network with all classes explained by the pixels of one, if given; the model is the same one.
+
+    Raises:
+        JobError: It does not tell the class of each pixel.
+    """
+    if mask_class is None:
+        return network
+    if not isinstance(network.output, Segmentation):
+        raise JobError(f"{network.name} tells the class of a picture, not of its pixels: leave --mask-class out")
+    return replace(network, output=replace(network.output, mask_class=mask_class))
 
 
 def preprocessed(
@@ -276,7 +302,7 @@ def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
             architecture.name,
             model,
             architecture.size,
-            Reads(architecture.channels, architecture.output, architecture.layer),
+            Reads(architecture.channels, architecture.output, architecture.layer, architecture.within),
         )
 
 

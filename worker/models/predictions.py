@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from producer.jobs.model.results import Prediction
+from worker.engine.segmentation import RANKING, SHARES
 
 _TOP: Final = 5
 
 
 def top_predictions(
-    logits: NDArray[np.floating[Any]], class_ids: Sequence[int], categories: Sequence[str] | None
+    logits: NDArray[np.floating[Any]],
+    class_ids: Sequence[int],
+    categories: Sequence[str] | None,
+    beside: Mapping[str, NDArray[Any]] | None = None,
 ) -> tuple[tuple[Prediction, ...], tuple[Prediction, ...]]:
     """Turn logits into probabilities by softmax in float64; a single logit, whose softmax is always 1, by the sigmoid.
+
+    Where the class of each pixel is told, a class's probability is its share of the pixels.
 
     Args:
         logits: (K,), finite.
         class_ids: The classes that were explained.
         categories: K names, if there are any.
+        beside: What the reader of the output tells beside; of pixels, what `worker.engine.segmentation` tells.
 
     Returns:
         The explained classes, and the five most likely ones, most likely first.
     """
-    probabilities = _probabilities(logits.astype(np.float64))  # (K,)
+    if beside and SHARES in beside:
+        probabilities = beside[SHARES].astype(np.float64)  # (K,)
+        ranked = _largest(beside[RANKING])
+        most_likely = [index for index in ranked if probabilities[index] > 0] or ranked[:1]
+    else:
+        probabilities = _probabilities(logits.astype(np.float64))  # (K,)
+        most_likely = _largest(probabilities)
 
     def prediction(index: int) -> Prediction:
         name = categories[index] if categories else None
         return Prediction(class_id=index, class_name=name, probability=round(float(probabilities[index]), 6))
 
-    return tuple(map(prediction, class_ids)), tuple(map(prediction, _largest(probabilities)))
+    return tuple(map(prediction, class_ids)), tuple(map(prediction, most_likely))
 
 
-def _largest(probabilities: NDArray[np.float64]) -> list[int]:
+def _largest(probabilities: NDArray[np.floating[Any]]) -> list[int]:
     """The indices of the largest, of equal ones the first; sorting a thousand would cost ten times as much."""
     count = min(_TOP, len(probabilities))
     least = np.partition(probabilities, -count)[-count]

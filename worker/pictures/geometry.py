@@ -71,6 +71,12 @@ class Frame:
         whole[y.start : y.stop, x.start : x.stop] = _along(_along(inner, ys, axis=0), xs, axis=1)
         return whole
 
+    def mask_to_original(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Bring an (h, w) mask of the network's picture, of any resolution, back as (H0, W0); False where unseen."""
+        height, width = self.size
+        whole = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return self.to_original(np.asarray(whole, np.float32)) >= 0.5  # noqa: PLR2004 - between outside and inside
+
     def _seen(self) -> tuple[slice, slice]:
         """Rows and columns of the network's picture that show the original."""
         height, width = self.size

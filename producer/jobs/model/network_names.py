@@ -20,6 +20,8 @@ ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121
 #: The one network whose real weights come in a Python package, for where nothing can be downloaded.
 LITE0: Final = "efficientnet_lite0"
 TIMM: Final = "timm/"
+#: What stands behind the names of networks that tell the class of each pixel.
+SEGMENTATION: Final = "=segmentation"
 
 
 class Names(NamedTuple):
@@ -29,17 +31,27 @@ class Names(NamedTuple):
     versions: tuple[str, ...]
     #: Every name, aliases and timm's with each of their tags among them.
     names: frozenset[str]
+    #: Those of networks that tell the class of each pixel.
+    segmentation: frozenset[str]
 
 
 @lru_cache(maxsize=1)
 def known() -> Names:
     """Read the list."""
     versions, *lines = (files("producer.jobs.model") / "network_names.txt").read_text(encoding="utf-8").splitlines()
-    names = {*ALIASES, LITE0}
+    names, segmentation = {*ALIASES, LITE0}, set()
     for line in lines:
         name, *tags = line.split()
+        if tags == [SEGMENTATION]:
+            segmentation.add(name)
+            tags = []
         names.update((name, *(f"{name}.{tag}" for tag in tags)))
-    return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names))
+    return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names), frozenset(segmentation))
+
+
+def may_segment(name: str) -> bool:
+    """Whether a network may tell the class of each pixel: it does, or nobody here knows it."""
+    return name in known().segmentation or name not in known().names
 
 
 def check_network(name: str, registered: Callable[[], Collection[str]] = frozenset) -> None:
