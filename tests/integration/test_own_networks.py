@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import own_models
 import pytest
 import torch
 from captum.attr import GuidedBackprop, LayerGradCam
@@ -53,8 +54,18 @@ def stack(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A worker that finds the package, and code that nobody has registered."""
     evil = tmp_path_factory.mktemp("evil")
     (evil / "evil_of_mine.py").write_text(f"open({str(evil / 'ran')!r}, 'w').close()\n\n\ndef build():\n    pass\n")
-    path = os.pathsep.join([str(installed), str(evil), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"PYTHONPATH": path, "GRADCAM_WORKER_NETWORKS": "broken=evil_not_there:build"}
+    path = os.pathsep.join(
+        [
+            str(installed),
+            str(evil),
+            str(Path(own_models.__file__).parent),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
+        ]
+    )
+    settings = {
+        "PYTHONPATH": path,
+        "GRADCAM_WORKER_NETWORKS": "broken=evil_not_there:build,colors=own_models:build_colors",
+    }
     with own_stack(tmp_path_factory.mktemp("stack"), settings) as running:
         running.evil = evil  # type: ignore[attr-defined]
         running.start_worker()
@@ -130,8 +141,41 @@ def test_a_registered_network_needs_no_weights(client: Client) -> None:
     assert (status.state, status.done) == (JobState.SUCCEEDED, 1)
 
 
+def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Client, tmp_path: Path) -> None:
+    """Three of the cat's classes by name: its own pixels, those of another class, and as the pictures' sizes differ."""
+    parameters = {"network": "colors", "format": "png", "output_size": "original"}
+    job = client.submit([CAT], **parameters)  # type: ignore[arg-type]
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    (result,) = client.results(job)
+    original = decode(CAT.read_bytes())
+    picture, frame = fit(original, (96, 128), "squash")
+    scores = own_models.Colors()(torch.from_numpy(picture.transpose(2, 0, 1))[None] / 255)["out"][0]
+    share = (scores.argmax(0) == 1).float().mean()
+    assert (result.class_name, result.layer, result.predicted) == ("red", "backbone.0", "red")
+    assert 0.2 < result.probability < 0.8  # type: ignore[operator]
+    assert result.probability == pytest.approx(float(share), abs=1e-4)
+    assert set(result.objects) == {"heatmap", "cam", "gb", "cam_gb", "mask"}
+    drawn = cv2.imdecode(np.frombuffer(client.storage.get(result.objects["mask"]), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert drawn is not None
+    red = frame.mask_to_original((scores.argmax(0) == 1).numpy())
+    assert np.array_equal(drawn[~red], original[~red])
+    assert np.array_equal(drawn[red], (original[red].astype(int) + (255, 0, 0)) // 2)
+
+    (tmp_path / "pictures").mkdir()
+    run = gradcam("results", job, "--only", "mask", "--output-dir", str(tmp_path / "pictures"))
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["chelsea-colors-mask.png"], run.stderr
+
+    other = client.submit([CAT], network="colors", class_name="background", mask_class="red", raw=True, outputs=["cam"])
+    wrong = client.submit([CAT], network="lungs", mask_class="clear", outputs=["cam"])
+    assert client.wait(other, timeout_s=90).state is JobState.SUCCEEDED
+    (result,) = client.results(other)
+    assert set(result.objects) == {"cam", "raw"}
+    assert result.flat  # the background's score is a constant
+    assert "leave --mask-class out" in (client.wait(wrong, timeout_s=90).error or "")
+
+
 def test_names_are_known_where_a_live_worker_has_registered_them(client: Client) -> None:
-    assert client.registered_networks() == {"lungs", "broken"}
+    assert client.registered_networks() == {"lungs", "broken", "colors"}
     error = gradcam("submit", str(CAT), "--network", "lungz", code=2).stderr
     assert "no worker that is alive has registered one; the nearest are lungs" in error
 

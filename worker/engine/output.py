@@ -15,6 +15,8 @@ from torch import Tensor
 LOGITS: Final = "logits"
 #: Number of axes of a batch of logits (N, K).
 _NK: Final = 2
+#: That of scores of pixels.
+_NKHW: Final = 4
 #: How many entries of an output are named in an error.
 _NAMED: Final = 5
 
@@ -113,6 +115,8 @@ def picked(output: Any, entry: str | int | None) -> Any:
 def _advice(output: Any, entry: str | int | None) -> str:
     if entry is not None and picked(output, entry) is output:
         return f"; it has no entry {entry!r}{_entries(output)}"
+    if isinstance(picked(output, entry), Tensor) and picked(output, entry).ndim == _NKHW:
+        return '; where these are scores of pixels, say so by NetworkSpec(task="segmentation")'
     if isinstance(output, Mapping) and entry is None:
         return f"; name its logits by NetworkSpec(output=…){_entries(output)}"
     return ""

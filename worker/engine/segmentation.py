@@ -79,7 +79,7 @@ class Segmentation:
         return usual if self.entry is None else self.entry
 
     def _ranking(self, pixels: Tensor) -> Tensor:
-        """(N, K): the more pixels, the more likely; the background comes before classes without any, behind all others."""
+        """(N, K): the more pixels, the more likely; the background comes behind all classes that have some."""
         if self.background is None or not 0 <= self.background < pixels.shape[1] or pixels.shape[1] == 1:
             return pixels
         ranking = pixels.clone()

@@ -102,7 +102,7 @@ def names() -> list[str]:
 
 def segmentation_names() -> list[str]:
     """Return the names of torchvision's networks that tell the class of each pixel."""
-    return torchvision.models.list_models(module=torchvision.models.segmentation)
+    return list(torchvision.models.list_models(module=torchvision.models.segmentation))
 
 
 def catalog(with_timm: bool = False) -> list[NetworkLine]:

@@ -76,7 +76,7 @@ class Network:
     def mask(self, predicted: NDArray[np.integer[Any]], class_id: int) -> NDArray[np.bool_]:
         """Return the pixels over which a class's scores are summed, of the (h, w) classes predicted."""
         mask_class = self.output.mask_class if isinstance(self.output, Segmentation) else None
-        return predicted == (class_id if mask_class is None else mask_class)
+        return np.asarray(predicted == (class_id if mask_class is None else mask_class))
 
     @property
     def preprocessing(self) -> str:

@@ -64,7 +64,7 @@ def check_network(name: str, registered: Callable[[], Collection[str]] = frozens
     Raises:
         UsageError: There is none; names the nearest.
     """
-    versions, names = known()
+    versions, names, _ = known()
     if name in names:
         return
     there = registered()

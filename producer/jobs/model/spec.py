@@ -140,10 +140,7 @@ class JobSpec(Frozen):
     )
     outputs: Annotated[
         tuple[Output, ...], Field(min_length=1), Option(must_be=f"some of {','.join(get_args(Output))}", by_commas=True)
-    ] = Field(
-        default=OUTPUTS,
-        description="Which pictures, by commas; where each pixel has a class also mask, by default, too.",
-    )
+    ] = Field(default=OUTPUTS, description="Which pictures, by commas. Segmentation has mask, too.")
     format: Annotated[PictureFormat, Option()] = Field(default="jpg", description="Picture format.")
     pack: Annotated[Pack, Option()] = Field(
         default="none", description="tar: the pictures of a chunk in one webdataset shard; for millions of images."
