@@ -54,18 +54,10 @@ def stack(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A worker that finds the package, and code that nobody has registered."""
     evil = tmp_path_factory.mktemp("evil")
     (evil / "evil_of_mine.py").write_text(f"open({str(evil / 'ran')!r}, 'w').close()\n\n\ndef build():\n    pass\n")
-    path = os.pathsep.join(
-        [
-            str(installed),
-            str(evil),
-            str(Path(own_models.__file__).parent),
-            *filter(None, [os.environ.get("PYTHONPATH")]),
-        ]
-    )
-    settings = {
-        "PYTHONPATH": path,
-        "GRADCAM_WORKER_NETWORKS": "broken=evil_not_there:build,colors=own_models:build_colors",
-    }
+    folders = (installed, evil, Path(own_models.__file__).parent)
+    path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+    networks = "broken=evil_not_there:build,colors=own_models:build_colors"
+    settings = {"PYTHONPATH": path, "GRADCAM_WORKER_NETWORKS": networks}
     with own_stack(tmp_path_factory.mktemp("stack"), settings) as running:
         running.evil = evil  # type: ignore[attr-defined]
         running.start_worker()
@@ -142,7 +134,7 @@ def test_a_registered_network_needs_no_weights(client: Client) -> None:
 
 
 def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Client, tmp_path: Path) -> None:
-    """Three of the cat's classes by name: its own pixels, those of another class, and as the pictures' sizes differ."""
+    """By its own pixels, and by those of another class."""
     parameters = {"network": "colors", "format": "png", "output_size": "original"}
     job = client.submit([CAT], **parameters)  # type: ignore[arg-type]
     assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
@@ -159,7 +151,7 @@ def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Clien
     assert drawn is not None
     red = frame.mask_to_original((scores.argmax(0) == 1).numpy())
     assert np.array_equal(drawn[~red], original[~red])
-    assert np.array_equal(drawn[red], (original[red].astype(int) + (255, 0, 0)) // 2)
+    assert np.array_equal(drawn[red], (original[red].astype(int) + np.array([255, 0, 0])) // 2)
 
     (tmp_path / "pictures").mkdir()
     run = gradcam("results", job, "--only", "mask", "--output-dir", str(tmp_path / "pictures"))
