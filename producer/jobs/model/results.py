@@ -49,7 +49,7 @@ class Result(Frozen):
     state: Literal["done", "failed"]
     class_id: int | None = None
     class_name: str | None = None
-    #: Softmax of the explained class; of a network with one logit, its sigmoid.
+    #: Softmax of the explained class; of a network with one logit, its sigmoid; of segmentation, its share of the pixels.
     probability: float | None = None
     top5: tuple[Prediction, ...] = ()
     #: What the user says that it shows, as given.
