@@ -11,18 +11,22 @@ from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelE
 from producer.jobs.model.results import Prediction
 from producer.jobs.model.spec import MASK
 from worker.device.batches import Explained, explain_classes
+from worker.engine.detection import BOXES, LABELS, Detection
 from worker.engine.segmentation import PREDICTED
 from worker.models.classes import checked_class
 from worker.models.networks import Network, load
-from worker.models.predictions import top_predictions
+from worker.models.own_model import DETECTION
+from worker.models.predictions import top_boxes, top_predictions
 from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
-from worker.pictures.render import draw, draw_mask, encode, heat_of
+from worker.pictures.render import draw, draw_box, draw_mask, encode, heat_of
 
 _FORMAT: Final = "jpg"
 #: How a job that says nothing brings pictures to the network's size.
 _FIT: Final = "squash"
+#: The score of a box that is explained, likewise.
+_MIN_SCORE: Final = Detection().min_score
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,16 @@ def run_trial(
         asked = checked_class(network, class_id, class_name)
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px)
         seen = channels.as_read(fitted, network.channels)
-        answer = _explained(network, seen, asked)
-        drawn, flat = _drawn(network, seen, answer)
+        answers = _explained(network, seen, asked)
+        drawn, flat = _drawn(network, seen, answers)
     except (JobError, ModelError) as error:
         raise UsageError(str(error)) from None
-    (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories, answer.beside)
+    answer = answers[0]
+    if LABELS in answer.beside:
+        top5 = top_boxes(answer.logits, answer.beside[LABELS], len(answers), network.categories)
+        explained = top5[0]
+    else:
+        (explained,), top5 = top_predictions(answer.logits, [answer.class_id], network.categories, answer.beside)
     files = _write(drawn, image, network.name, output_dir)
     return Trial(
         network=network.name,
@@ -112,7 +121,10 @@ def _read(image: Path) -> Picture:
         raise UsageError(f"--image {image}: {error}") from None
 
 
-def _explained(network: Network, seen: Picture, asked: int | None) -> Explained:
+def _explained(network: Network, seen: Picture, asked: int | None) -> list[Explained]:
+    """One explanation, or one a box."""
+    if network.task == DETECTION and asked is not None:
+        raise JobError(f"{network.name} explains boxes, those that score most: leave --class-id and --class-name out")
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
     try:
         (answer,) = explain_classes(network, [seen[..., : network.channels]], [asked]).answers()
@@ -121,11 +133,25 @@ def _explained(network: Network, seen: Picture, asked: int | None) -> Explained:
         raise JobError(f"{where}: {error}") from None
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
-    return answer[0]
+    if not answer:
+        raise JobError(f"{network.name} finds no box here that scores {_MIN_SCORE} or more; try another picture")
+    return answer
 
 
-def _drawn(network: Network, seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
-    """The pictures, and whether the map is the same everywhere."""
+def _drawn(network: Network, seen: Picture, answers: list[Explained]) -> tuple[dict[str, Picture], bool]:
+    """The pictures, and whether the (first) map is the same everywhere."""
+    if len(answers) == 1 and BOXES not in answers[0].beside:
+        return _drawn_one(network, seen, answers[0])
+    pictures, flats = {}, []
+    for number, explained in enumerate(answers, 1):
+        drawn, flat = _drawn_one(network, seen, explained)
+        flats.append(flat)
+        box = explained.beside[BOXES][explained.class_id].tolist()
+        pictures |= {f"box{number}-{kind}": draw_box(picture, box) for kind, picture in drawn.items()}
+    return pictures, flats[0]
+
+
+def _drawn_one(network: Network, seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
     if explained.guided is None:
         raise AssertionError("numbers come back unless only pictures were asked for")
     heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))

@@ -86,6 +86,8 @@ class Client:
         labels: str | os.PathLike[str] | None = None,
         explain: str = "predicted",
         mask_class: str | None = None,
+        max_boxes: int = 5,
+        min_score: float = 0.5,
         method: str = "gradcam",
         precision: str = "fp32",
         input_size: str | int | Iterable[int] | None = None,
@@ -123,6 +125,8 @@ class Client:
             explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
             mask_class: Of segmentation networks: the class whose pixels are summed. Default: those of the class
                 explained.
+            max_boxes: Of networks that detect: explain so many boxes an image, those that score most.
+            min_score: Leave out boxes that score less.
             method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
             precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU. One of fp32, bf16, fp16.
             input_size: Pixels that the network reads: 320, or HEIGHTxWIDTH. Default: those that belong to the network.
@@ -153,7 +157,8 @@ class Client:
             reading_of(images, reading),
             registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
-            top_k=top_k, labels=labels, explain=explain, mask_class=mask_class, method=method, precision=precision,
+            top_k=top_k, labels=labels, explain=explain, mask_class=mask_class, max_boxes=max_boxes,
+            min_score=min_score, method=method, precision=precision,
             input_size=input_size, mean=mean, std=std, fit=fit, output_size=output_size, raw=raw, outputs=outputs,
             format=format, chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
             weight_key=weight_key,

@@ -10,6 +10,7 @@ import torchvision
 from torchvision.models import list_models
 
 from producer.jobs.model.network_names import SEGMENTATION, TIMM
+from worker.models import detectors
 
 
 def lines() -> list[str]:
@@ -23,6 +24,7 @@ def lines() -> list[str]:
         f"# torchvision {torchvision.__version__.partition('+')[0]}, timm {timm.__version__}",
         *sorted(list_models(module=torchvision.models)),
         *(f"{name} {SEGMENTATION}" for name in sorted(list_models(module=torchvision.models.segmentation))),
+        *sorted(detectors.names()),
         *(" ".join((TIMM + name, *sorted(tags[name]))) for name in sorted(tags)),
     ]
 

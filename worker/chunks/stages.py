@@ -12,13 +12,15 @@ from producer.jobs.model.spec import MASK
 from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
+from worker.engine.detection import BOXES
 from worker.engine.segmentation import PREDICTED as PIXELS
 from worker.models.classes import PREDICTED, checked_class, class_called, label_of
+from worker.models.own_model import DETECTION
 from worker.pictures import channels
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
-from worker.pictures.render import OUTPUTS, draw, draw_mask, encode, heat_of
+from worker.pictures.render import OUTPUTS, draw, draw_box, draw_mask, encode, heat_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +72,10 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
         for explained in task.explained:
             drawn, flat = _draw(task, explained, claim.spec)
             flats.append(flat)
-            files = {f"class{explained.class_id}-{name}" if several else name: file for name, file in drawn.items()}
+            prefix = f"class{explained.class_id}-" if several else ""
+            if BOXES in explained.beside:
+                prefix = f"box{explained.class_id + 1}-"
+            files = {prefix + name: file for name, file in drawn.items()}
             if claim.spec.pack == "tar":
                 packed = _pack(storage, claim, task, files)
                 members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
@@ -78,7 +83,8 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
             else:
                 task.chunk.lease.hold()
                 objects |= _upload(storage, claim, task, files)
-    if task.error is not None or not task.explained:
+    nothing = not task.explained and task.chunk.network.task != DETECTION  # no box may score enough
+    if task.error is not None or nothing:
         return failed(task)
     return done(task, flats, objects, members)
 
@@ -90,6 +96,10 @@ def _asked_of(task: ImageTask, network: Network, spec: JobSpec) -> int | tuple[i
         ModelError: The network has no such class.
     """
     item = task.item
+    if network.task == DETECTION:
+        if item.class_id is not None or item.class_name is not None:
+            raise ModelError(f"{network.name} explains boxes, those that score most: leave the image's class out")
+        return None
     try:
         if spec.explain == "predicted" or item.label is None:
             own = checked_class(network, item.class_id, item.class_name)
@@ -144,6 +154,10 @@ def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dic
     pictures, flat = _drawn(task, explained, spec)
     if MASK in spec.outputs and PIXELS in explained.beside:
         pictures[MASK] = _mask(task, explained, spec)
+    if BOXES in explained.beside and task.frame is not None:
+        box = explained.beside[BOXES][explained.class_id].tolist()
+        box = task.frame.box_to_original(box) if spec.output_size == "original" else box
+        pictures = {kind: draw_box(picture, box) for kind, picture in pictures.items()}
     return pictures, flat
 
 

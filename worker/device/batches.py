@@ -21,9 +21,11 @@ from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom
 from worker.device.draw import draw_batch
 from worker.device.inputs import normalized
 from worker.device.transfer import Copies, Transfers
+from worker.engine.detection import COUNT, Detection
 from worker.engine.explain import OutOfMemory, View, as_they_are, explain_many
 from worker.engine.methods import GRADCAM
 from worker.models.memory import available_bytes
+from worker.models.own_model import DETECTION
 from worker.pictures.min_max import not_finite
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ class Computation:
         """Wait for its end.
 
         Returns:
-            Of each image one explanation a class, most likely first where none was asked for; an error in place of an
+            Of each image one explanation a class, most likely first where none was asked for, or one a box, of which
+            there may be none; an error in place of an
             image whose logits or pictures are not finite.
 
         Raises:
@@ -133,6 +136,7 @@ def size_key(network: Network, spec: JobSpec) -> str:
     cuda = network.device.type == "cuda"
     where = torch.cuda.get_device_name(network.device) if cuda else f"{torch.get_num_threads()} CPU threads"
     how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
+    how += f" {spec.max_boxes} boxes" if network.task == DETECTION else ""
     how += " and its label" if spec.explain == "both" else ""
     return f"{network.name} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
 
@@ -234,6 +238,7 @@ def _explain(
     *,
     numbers: bool,
 ) -> Computation:
+    boxes = network.output if isinstance(network.output, Detection) else None
     views = network.views or [View(network.layer, as_they_are)]
     asked = [_row(ids, min(top_k, network.classes)) for ids in class_ids]
     transfers = _transfers(network.device)
@@ -242,7 +247,8 @@ def _explain(
         network.model,
         views,
         normalized(batch, network.mean, network.std),
-        _rectangle(asked),
+        _rectangle(asked) if boxes is None else None,
+        top_k=boxes.max_boxes if boxes else top_k,
         method=method,
         autocast=autocast,
         output=network.output,
@@ -291,6 +297,8 @@ class _Part:
     def answers(self) -> Answers:
         """Part it into its images, of each as many classes as it asked for."""
         here: dict[str, NDArray[Any]] = self.copies.wait()
+        # Of a network that detects, how many boxes an image has is known only now.
+        counts = here[_beside(COUNT)].tolist() if COUNT in self.beside else self.classes
         if not len(self.classes) == len(here["logits"]) == len(here["class_ids"]):
             raise AssertionError("a batch came back with another length")
         known = np.isfinite(here["logits"]).all(axis=1)  # (N,)
@@ -298,7 +306,7 @@ class _Part:
             self._of_image(here, image, classes)
             if known[image]
             else ModelError("the network's answer is not finite for this image")
-            for image, classes in enumerate(self.classes)
+            for image, classes in enumerate(counts)
         ]
 
     def _of_image(self, here: dict[str, NDArray[Any]], image: int, classes: int) -> list[Explained] | ModelError:

@@ -140,11 +140,10 @@ def explain_many(
     _refuse_unusable(model, inputs)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    if class_ids is None:
-        class_ids = torch.full((len(inputs), top_k), -1)
+    asked = torch.full((len(inputs), top_k), -1) if class_ids is None else class_ids
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _explain(model, views, inputs, class_ids, METHODS[method], autocast, output)
+            return _explain(model, views, inputs, asked, METHODS[method], autocast, output)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -182,6 +181,8 @@ def _explain(
     activations = [_checked(*each, len(x)) for each in zip(views, kept, strict=True)]  # each as the module's
     logits = _at_least_float32(scores.logits)
     ranking = logits.detach() if scores.ranking is None else scores.ranking
+    if scores.varies and isinstance(class_ids, Tensor):
+        class_ids = class_ids[:, : ranking.shape[1]]
     classes = _classes(class_ids, ranking)  # (N, K)
     # By gather: logits[:, c] would mix the images. Their sum is safe as images are independent in eval mode.
     sums = [logits.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()

@@ -31,6 +31,8 @@ class Scores:
     ranking: Tensor | None = None
     #: What comes back with the explanations by its name: (N, …) each, detached.
     beside: dict[str, Tensor] = field(default_factory=dict)
+    #: Whether another batch may have another K: where no columns are named, no more than there are get explained.
+    varies: bool = False
 
 
 class Reader(Protocol):

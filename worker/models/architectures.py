@@ -1,7 +1,7 @@
 """The known networks: how each is built, what its inputs are, and where its own weights come from.
 
-Names are those of torchvision's classification and segmentation models, `efficientnet_lite0`, `timm/NAME` where timm is
-installed, and those that are registered here (`worker.models.registered`).
+Names are those of torchvision's models for classification, segmentation and detection, `efficientnet_lite0`,
+`timm/NAME` where timm is installed, and those that are registered here (`worker.models.registered`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torchvision.models import get_model, get_model_builder, get_model_weights
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
+from worker.engine.detection import Detection
 from worker.engine.output import Entry
 from worker.engine.segmentation import OUT, Segmentation
-from worker.models import own_model
+from worker.models import detectors, own_model
 from worker.models import weights as files
 from worker.models.layers import LAST_CONV
 from worker.models.registered import Registered, registered
@@ -63,7 +64,7 @@ class Architecture:
     layer: str = LAST_CONV
     #: Where in its output the logits are, where that is not the usual place.
     output: Entry = None
-    #: What it tells: `classification` or `segmentation`.
+    #: What it tells: `classification`, `segmentation` or `detection`.
     task: str = own_model.CLASSIFICATION
     #: The module within which `last-conv` and `last-features` are looked for; "" for the whole model.
     within: str = ""
@@ -97,7 +98,7 @@ class NetworkLine:
 def names() -> list[str]:
     """Return every name but timm's, aliases among them."""
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    return sorted([*classifiers, *segmentation_names(), *ALIASES, LITE0])
+    return sorted([*classifiers, *segmentation_names(), *detectors.names(), *ALIASES, LITE0])
 
 
 def segmentation_names() -> list[str]:
@@ -176,6 +177,8 @@ def _own(own: Registered) -> Architecture:
 
 def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
     entry = get_model_weights(name)[weights]
+    if name in detectors.names():
+        return _detection(name, entry, size)
     transforms = entry.transforms()
     if name in segmentation_names():
         return _resized(_segmentation(name, entry), size)
@@ -218,6 +221,26 @@ def _segmentation(name: str, entry: Any) -> Architecture:
         output=Segmentation(OUT),
         task=own_model.SEGMENTATION,
         within=BACKBONE,
+    )
+
+
+def _detection(name: str, entry: Any, size: tuple[int, int] | None) -> Architecture:
+    side = detectors.side_px(name)
+    shape = size or (side, side)
+    mean, std = detectors.normalization(name)
+    return Architecture(
+        name=name,
+        build=lambda classes: detectors.build(name, classes, shape),
+        size=shape,
+        mean=mean,
+        std=std,
+        resize_px=None,
+        classes=len(entry.meta["categories"]),
+        categories=list(entry.meta["categories"]),
+        own_file=lambda download: files.checkpoint(name, entry.url, download),
+        output=Detection(),
+        task=own_model.DETECTION,
+        within=detectors.within(name),
     )
 
 

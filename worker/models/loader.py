@@ -17,7 +17,7 @@ from producer.jobs.model.spec import MASK, JobSpec
 from worker.models import memory, networks
 from worker.models.cache import ModelCache
 from worker.models.classes import checked_class, class_called
-from worker.models.own_model import SEGMENTATION
+from worker.models.own_model import DETECTION, SEGMENTATION
 from worker.models.weights_cache import WeightsFiles
 from worker.supervise.weights_folder import default_folder
 
@@ -71,6 +71,9 @@ class Models:
         if spec.labels is not None:
             network = networks.labelled(network, spec.labels)
         checked_class(network, spec.class_id, spec.class_name)
+        if network.task == DETECTION:
+            network = networks.boxed(network, spec.max_boxes, spec.min_score)
+            _check_detection(network, spec)
         if spec.mask_class is not None:
             network = networks.masked(network, class_called(network, spec.mask_class))
         if spec.outputs == (MASK,) and network.task != SEGMENTATION:
@@ -162,6 +165,22 @@ class Models:
                 self._fetch_weights(uri, file, WEIGHTS_TIMEOUT_S)
         except OSError as error:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
+
+
+def _check_detection(network: Network, spec: JobSpec) -> None:
+    """Refuse what has no meaning where boxes are explained.
+
+    Raises:
+        JobError: Says what to leave out.
+    """
+    chooses = spec.class_id is not None or spec.class_name is not None or spec.top_k > 1 or spec.explain != "predicted"
+    if chooses:
+        raise JobError(
+            f"{network.name} explains boxes, those that score most: leave --class-id, --class-name, --top-k and "
+            "--explain out; --max-boxes says how many"
+        )
+    if spec.precision != "fp32":
+        raise JobError(f"{network.name} gives boxes in fp32 alone: leave --precision {spec.precision} out")
 
 
 def model_key(spec: JobSpec) -> JobSpec:

@@ -1,7 +1,7 @@
 """Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
-Names are those of torchvision's classification and segmentation models, `efficientnet_lite0`, `timm/NAME` where timm is
-installed, and those of networks that are registered here.
+Names are those of torchvision's models for classification, segmentation and detection, `efficientnet_lite0`,
+`timm/NAME` where timm is installed, and those of networks that are registered here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from torch import nn
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES
 from producer.jobs.store.bucket import sha256_of
+from worker.engine.detection import Detection
 from worker.engine.explain import View
 from worker.engine.output import Entry
 from worker.engine.segmentation import Segmentation
+from worker.models import detectors
 from worker.models import weights as files
 from worker.models.architectures import DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
-from worker.models.own_model import CLASSIFICATION
+from worker.models.own_model import CLASSIFICATION, DETECTION
 
 RANDOM: Final = "random"
 
@@ -68,7 +70,7 @@ class Network:
     output: Entry = None
     #: Which part of its output is read, in words; "" where the output is the logits.
     output_read: str = ""
-    #: What it tells: `classification` or `segmentation`.
+    #: What it tells: `classification`, `segmentation` or `detection`.
     task: str = CLASSIFICATION
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
@@ -145,8 +147,12 @@ def load(
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
+        classes = detectors.classes_of(model) if architecture.task == DETECTION else seen.classes
         views = select_layers(seen, layer)
-        if prepared:
+        if architecture.task == DETECTION:
+            # Nothing is folded: which boxes there are jumps with the last bits, so that answers could not be compared.
+            model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif prepared:
             make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads)
         else:
             model.to(device)
@@ -159,8 +165,8 @@ def load(
         mean=architecture.mean,
         std=architecture.std,
         resize_px=architecture.resize_px,
-        classes=seen.classes,
-        categories=_categories(architecture, seen.classes, labels),
+        classes=classes,
+        categories=_categories(architecture, classes, labels),
         device=torch.device(device),
         weights_digest=digest,
         random=weights == RANDOM,
@@ -229,6 +235,12 @@ def masked(network: Network, mask_class: int | None) -> Network:
     if not isinstance(network.output, Segmentation):
         raise JobError(f"{network.name} tells the class of a picture, not of its pixels: leave --mask-class out")
     return replace(network, output=replace(network.output, mask_class=mask_class))
+
+
+def boxed(network: Network, max_boxes: int, min_score: float) -> Network:
+    """Return the network with so many boxes explained as a job asks for; others as they are."""
+    is_detector = isinstance(network.output, Detection)
+    return replace(network, output=Detection(max_boxes, min_score)) if is_detector else network
 
 
 def preprocessed(

@@ -23,7 +23,7 @@ CHANNELS: Final = (1, 3)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides of inputs in px, as a job may ask for them.
 _LEAST_PX, _MOST_PX = 8, 2048
-CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 #: The parameter by which a function says that it can build for any number of classes.
 _NUM_CLASSES: Final = "num_classes"
 #: Every model that a function has given in this process; loading changes a model.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from producer.jobs.model.results import Prediction
 from worker.engine.segmentation import RANKING, SHARES
 
-_TOP: Final = 5
+#: How many predictions are told.
+MOST: Final = 5
 
 
 def top_predictions(
@@ -48,9 +49,27 @@ def top_predictions(
     return tuple(map(prediction, class_ids)), tuple(map(prediction, most_likely))
 
 
+def top_boxes(
+    scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], count: int, categories: Sequence[str] | None
+) -> tuple[Prediction, ...]:
+    """Return class and score of each of an image's boxes, in their order.
+
+    Args:
+        scores: (B,) in [0, 1].
+        labels: (B,) class ids.
+        count: How many of them are boxes; the others fill up.
+        categories: Names of the classes, if there are any.
+    """
+    named = [None if categories is None else categories[label] for label in labels[:count]]
+    return tuple(
+        Prediction(class_id=int(label), class_name=name, probability=round(float(score), 6))
+        for score, label, name in zip(scores[:count], labels[:count], named, strict=True)
+    )
+
+
 def _largest(probabilities: NDArray[np.floating[Any]]) -> list[int]:
     """The indices of the largest, of equal ones the first; sorting a thousand would cost ten times as much."""
-    count = min(_TOP, len(probabilities))
+    count = min(MOST, len(probabilities))
     least = np.partition(probabilities, -count)[-count]
     among = np.flatnonzero(probabilities >= least)
     found: list[int] = among[np.argsort(-probabilities[among], kind="stable")[:count]].tolist()

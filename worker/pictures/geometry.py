@@ -5,6 +5,7 @@ Pixels are areas: pixel i covers [i, i + 1) and its center is i + 0.5 (half-pixe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,6 +77,13 @@ class Frame:
         height, width = self.size
         whole = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return self.to_original(np.asarray(whole, np.float32)) >= 0.5  # noqa: PLR2004 - between outside and inside
+
+    def box_to_original(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """Bring x0, y0, x1, y1 in px of the network's picture back to px of the original, cut at its borders."""
+        (height, width), x, y = self.original, box[::2], box[1::2]
+        x0, x1 = (min(max((at - self.left) * width / self.width, 0.0), width) for at in x)
+        y0, y1 = (min(max((at - self.top) * height / self.height, 0.0), height) for at in y)
+        return x0, y0, x1, y1
 
     def _seen(self) -> tuple[slice, slice]:
         """Rows and columns of the network's picture that show the original."""

@@ -109,6 +109,12 @@ class JobSpec(Frozen):
         Annotated[str, Field(min_length=1, max_length=200)] | None,
         Option(must_be="the name or the number of a class, such as cat", absent="those of the class explained"),
     ] = Field(default=None, description="Of segmentation networks: the class whose pixels are summed.")
+    max_boxes: Annotated[int, Field(ge=1, le=100), Option(must_be="1 to 100")] = Field(
+        default=5, description="Of networks that detect: explain so many boxes an image, those that score most."
+    )
+    min_score: Annotated[float, Field(ge=0, le=1), Option(must_be="a number from 0 to 1")] = Field(
+        default=0.5, description="Leave out boxes that score less."
+    )
     method: Annotated[Method, Option()] = Field(default="gradcam", description="How maps are made.")
     precision: Annotated[Precision, Option()] = Field(
         default="fp32", description="bf16 is about twice as fast where the hardware has it; fp16 needs a GPU."
