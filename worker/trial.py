@@ -142,7 +142,8 @@ def _drawn(network: Network, seen: Picture, answers: list[Explained]) -> tuple[d
     """The pictures, and whether the (first) map is the same everywhere."""
     if len(answers) == 1 and BOXES not in answers[0].beside:
         return _drawn_one(network, seen, answers[0])
-    pictures, flats = {}, []
+    pictures: dict[str, Picture] = {}
+    flats = []
     for number, explained in enumerate(answers, 1):
         drawn, flat = _drawn_one(network, seen, explained)
         flats.append(flat)

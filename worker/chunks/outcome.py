@@ -132,6 +132,8 @@ def _detected(task: ImageTask, flats: list[bool], objects: dict[str, str], files
         probability=None if best is None else best.probability,
         top5=found[:MOST],
         label=task.item.label,
+        predicted=None if best is None else best.class_name,
+        predicted_probability=None if best is None else best.probability,
         boxes=tuple(boxes),
         network=claim.spec.network,
         layer=",".join(network.layer_names),
