@@ -182,6 +182,16 @@ def test_a_level_of_the_pyramid_can_be_looked_at_with_weights_of_other_classes(t
         assert guided.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", [SSDLITE, "fcos_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_weights_of_other_classes_fit(name: str, tmp_path: Path) -> None:
+    state = detectors.build(name, 3, SIZE).state_dict()
+    torch.save({"model": state}, tmp_path / "three.pth")
+    network = load(name, tmp_path / "three.pth", size=SIZE)
+    assert network.classes == 3
+    own = network.model.state_dict()
+    assert all(torch.equal(own[key], state[key]) for key in own)
+
+
 def test_torchvisions_networks_for_outlines_and_joints_are_none_for_boxes() -> None:
     assert len(detectors.names()) == 9
     assert not {"maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"} & set(detectors.names())

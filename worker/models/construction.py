@@ -15,6 +15,8 @@ from producer.jobs.model.network_names import LITE0
 from worker.engine.explain import is_out_of_memory
 from worker.models import candidates, checkpoint, weights
 from worker.models.architectures import Architecture, find, segmentation_names, side_px
+from worker.models.detectors import classes_in
+from worker.models.own_model import DETECTION
 
 #: How the names of an auxiliary head's weights begin; such a head never runs in eval mode.
 AUXILIARY: Final = {
@@ -56,7 +58,7 @@ def build_with_weights(
         # The packaged file has the names of another implementation, in the same order.
         state, unexpected = weights.renamed_by_position(choice.largest, list(own)), []
     weights.check_whole(state, name)
-    rows = _rows(state.get(head))
+    rows = _rows(state.get(head)) if head or architecture.task != DETECTION else classes_in(state, own, classes)
     _check_head(architecture, state, own, head, rows, unexpected)
     side = _side(model, state, own) if size is None else None
     if side is not None:

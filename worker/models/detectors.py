@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model
 
 #: Networks for boxes; those for the outlines and the joints of bodies are left out.
@@ -23,6 +24,8 @@ _SIDES_PX: Final = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": 320,
 }
 _SIDE_PX: Final = 800
+#: How the layers of the scores of RetinaNet and SSD are named.
+_HEAD: Final = "head.classification_head."
 #: Where layers are looked for: the last part that all boxes come from. In SSD large boxes come from later layers.
 _WITHIN: Final = {"ssd300_vgg16": "backbone.features", "ssdlite320_mobilenet_v3_large": "backbone.features.0"}
 #: The first weights of these were trained with BatchNorms that add nothing to the variance.
@@ -65,6 +68,22 @@ def build(name: str, classes: int, size: tuple[int, int]) -> nn.Module:
     # A resize to its own size changes no number; sides are not filled up, so that maps lie on the whole picture.
     transform.fixed_size, transform.size_divisible = (width, height), 1
     return model  # type: ignore[no-any-return]
+
+
+def classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: int) -> int | None:
+    """Return for how many classes weights are, where the layers of the scores have rows for each shape of box.
+
+    Args:
+        state: The weights.
+        own: Those of the network, built for so many `classes`.
+        classes: As said.
+    """
+    heads = [name for name in own if name.startswith(_HEAD) and name.endswith(".weight") and name in state]
+    for name in heads:
+        shapes, left = divmod(len(own[name]), classes)
+        if not left and len(state[name]) % shapes == 0:
+            return len(state[name]) // shapes
+    return None
 
 
 def classes_of(model: Any) -> int:
