@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from producer.jobs.model.errors import JobError
+from producer.input.read_options import ReadOptions
+from producer.jobs.model.errors import JobError, UsageError
 from producer.jobs.model.spec import JobSpec
+from producer.submission.spec_builder import Request
+from worker.chunks import stages
 from worker.device.batches import Explained, explain_classes
 from worker.device.inputs import normalized
 from worker.engine.detection import BOXES, COUNT, LABELS, Detection
@@ -25,6 +29,7 @@ from worker.models import detectors
 from worker.models.layers import Reads, select_layers, survey
 from worker.models.loader import _check_detection
 from worker.models.networks import Network, boxed, load
+from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
 from worker.pictures.render import BOX_COLOR, draw_box
 from worker.trial import run_trial
@@ -237,6 +242,31 @@ def test_a_box_comes_back_to_the_originals_pixels(how: str) -> None:
     box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     assert frame.box_to_original([float(at) for at in box]) == pytest.approx((110, 80, 190, 120), abs=1.5)
     assert frame.box_to_original((-500, -500, 900, 900)) == (0, 0, 300, 200)
+
+
+def test_what_a_gpu_drew_gets_its_box_as_what_the_host_draws() -> None:
+    network = boxed(ssdlite(), 2, 0.0)
+    fitted, frame = fit(decode(CAT.read_bytes()), network.size, "squash")
+    spec = JobSpec(network=SSDLITE, outputs=("cam", "gb"))
+    task = SimpleNamespace(picture=fitted, frame=frame, chunk=SimpleNamespace(network=network))
+    drawn = explain_classes(network, [fitted], [None], draw=("cam", "gb"), numbers=False).answers()[0]
+    for ours, theirs in zip(answers(network, fitted[None])[0], drawn, strict=True):  # type: ignore[arg-type]
+        by_host, by_device = (
+            stages._pictures(task, each, spec)[0]  # type: ignore[arg-type]
+            for each in (ours, theirs)
+        )
+        assert list(by_host) == list(by_device) == ["cam", "gb"]
+        x0, y0, _x1, _y1 = (int(at) for at in ours.beside[BOXES][ours.class_id])
+        corner = min(y0, SIZE[0] - 1), min(x0, SIZE[1] - 1)
+        for kind in ("cam", "gb"):
+            assert by_host[kind][corner].tolist() == by_device[kind][corner].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(("typed", "kept"), [("0.25", 0.25), (1, 1.0)])
+def test_the_least_score_is_a_number_however_it_is_typed(typed: Any, kept: float) -> None:
+    assert Request.read(ReadOptions(), network=SSDLITE, min_score=typed).draft.min_score == kept
+    with pytest.raises(UsageError, match="--min-score must be a number from 0 to 1"):
+        Request.read(ReadOptions(), network=SSDLITE, min_score="half")
 
 
 def test_try_writes_the_pictures_of_each_box(tmp_path: Path) -> None:

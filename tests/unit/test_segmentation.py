@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,6 +22,7 @@ from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import JobError, UsageError
 from producer.jobs.model.spec import MASK, OUTPUTS, JobSpec
 from producer.submission.spec_builder import Request
+from worker.chunks import stages
 from worker.chunks.chunk import ChunkContext
 from worker.device.batches import Explained, explain_classes
 from worker.engine.explain import View, as_they_are, explain_many
@@ -28,6 +30,7 @@ from worker.engine.segmentation import PREDICTED, SHARES, Segmentation
 from worker.models.layers import Reads, select_layers, survey
 from worker.models.networks import Network, load, masked, preprocessed
 from worker.models.predictions import top_predictions
+from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
 from worker.pictures.render import MASK_COLOR, draw_mask
 from worker.trial import run_trial
@@ -207,6 +210,37 @@ def test_try_writes_the_mask(tmp_path: Path, colors: Network) -> None:
     mask = cv2.imread(trial.pictures[MASK])
     assert mask is not None
     assert mask.shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("size", ["input", "original"])
+def test_what_a_gpu_drew_gets_its_mask_as_what_the_host_draws(colors: Network, size: Any) -> None:
+    original = decode(CAT.read_bytes())
+    fitted, frame = fit(original, colors.size, "squash")
+    spec = JobSpec(network="colors", outputs=("cam", MASK), output_size=size)
+    task = SimpleNamespace(
+        picture=fitted if size == "input" else original, frame=frame, chunk=SimpleNamespace(network=colors)
+    )
+    made = []
+    for drawn in (False, True):
+        computed = explain_classes(colors, [fitted], [None], draw=("cam",) if drawn else (), numbers=not drawn)
+        ((explained,),) = computed.answers()  # type: ignore[misc]
+        made.append(stages._pictures(task, explained, spec)[0])  # type: ignore[arg-type]
+    assert list(made[0]) == list(made[1]) == ["cam", MASK]
+    assert np.array_equal(made[0][MASK], made[1][MASK])
+    assert made[0][MASK].shape == task.picture.shape
+
+
+def test_half_precision_sums_in_single(colors: Network) -> None:
+    """The sum of twelve thousand logits is above what 16 bits can tell apart."""
+    picture = halves((200, 0, 0), (90, 90, 90))
+    full, half = (
+        explain_classes(colors, [picture], [1], precision=precision).answers()[0] for precision in ("fp32", "bf16")
+    )
+    assert isinstance(full, list)
+    assert isinstance(half, list)
+    assert half[0].logits.dtype == np.float32
+    assert half[0].logits[1] == pytest.approx(full[0].logits[1], rel=0.02)
+    assert half[0].beside[SHARES] == pytest.approx(full[0].beside[SHARES], abs=0.02)
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
