@@ -30,9 +30,10 @@ from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
-from worker.models.own_model import CLASSIFICATION, DETECTION
+from worker.models.own_model import CLASSIFICATION, DETECTION, SEGMENTATION
 
 RANDOM: Final = "random"
+_EXAMPLE_PX: Final = 224
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def load(
             # Nothing is folded: which boxes there are jumps with the last bits, so that answers could not be compared.
             model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         elif prepared:
-            make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads)
+            make_fast(model, [view.module for view in views.values()], _example_size(architecture), device, seen.reads)
         else:
             model.to(device)
     return Network(
@@ -179,6 +180,17 @@ def load(
         task=architecture.task,
         remarks=tuple(_remarks(architecture, seen)),
     )
+
+
+def _example_size(architecture: Architecture) -> tuple[int, int]:
+    """Return the size of the picture by which a faster model is compared with the one it was made of.
+
+    torchvision's segmentation reads any size; in float64 at its own 520 px it would take several GB.
+    """
+    height, width = architecture.size
+    if architecture.task != SEGMENTATION or architecture.own is not None:
+        return height, width
+    return min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)
 
 
 def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
