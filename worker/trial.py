@@ -9,19 +9,24 @@ from typing import Any, Final
 from producer.jobs.model import keys
 from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
-from producer.jobs.model.spec import Direction, JobSpec
+from producer.jobs.model.spec import MASK, Direction, JobSpec
 from worker.device.batches import Explained, explain_classes
+from worker.engine.detection import BOXES, LABELS, Detection
+from worker.engine.segmentation import PREDICTED
 from worker.models.classes import checked_class
-from worker.models.networks import Network, activated, load
-from worker.models.predictions import above, top_predictions
+from worker.models.networks import Network, activated, check_scores, load
+from worker.models.own_model import DETECTION
+from worker.models.predictions import above, top_boxes, top_predictions
 from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
-from worker.pictures.render import draw, encode, heat_of
+from worker.pictures.render import draw, draw_box, draw_mask, encode, heat_of
 
 _FORMAT: Final = "jpg"
 #: How a job that says nothing brings pictures to the network's size.
 _FIT: Final = "squash"
+#: The score of a box that is explained, likewise.
+_MIN_SCORE: Final = Detection().min_score
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,22 @@ def run_trial(
     """
     picture, how = _read(image), how or JobSpec()
     try:
-        network = activated(load(name, weights, layer, weight_key=weight_key), how.activation)
+        network = load(name, weights, layer, weight_key=weight_key)
+        check_scores(network, how.activation, how.threshold)
+        network = activated(network, how.activation)
         asked = checked_class(network, class_id, class_name)
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px, resize_filter=network.resize_filter)
         seen = channels.as_read(fitted, network.channels)
         answers = _explained(network, seen, asked, how)
-        drawn, flat = _drawn(seen, answers)
+        drawn, flat = _drawn(network, seen, answers)
     except (JobError, ModelError) as error:
         raise UsageError(str(error)) from None
-    class_ids = [each.class_id for each in answers]
-    classes, top5 = top_predictions(answers[0].logits, class_ids, network.categories, network.activation)
+    first = answers[0]
+    if LABELS in first.beside:
+        classes = top5 = top_boxes(first.logits, first.beside[LABELS], len(answers), network.categories)
+    else:
+        ids = [each.class_id for each in answers]
+        classes, top5 = top_predictions(first.logits, ids, network.categories, network.activation, first.beside)
     files = _write(drawn, image, network.name, output_dir)
     return Trial(
         network=network.name,
@@ -121,6 +132,9 @@ def _read(image: Path) -> Picture:
 
 
 def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec) -> list[Explained]:
+    """One explanation a class, or one a box."""
+    if network.task == DETECTION and asked is not None:
+        raise JobError(f"{network.name} explains boxes, those that score most: leave --class-id and --class-name out")
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
     try:
         (answer,) = explain_classes(
@@ -131,22 +145,38 @@ def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec)
         raise JobError(f"{where}: {error}") from None
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
+    if not answer:
+        raise JobError(f"{network.name} finds no box here that scores {_MIN_SCORE} or more; try another picture")
     if how.threshold is None:
         return answer
     return above(answer, how.threshold, network.activation)[0]
 
 
-def _drawn(seen: Picture, answers: list[Explained]) -> tuple[dict[str, Picture], bool]:
-    """The pictures, and whether the first class's map is the same everywhere."""
-    drawn, flats = {}, []
-    for each in answers:
-        if each.guided is None:
-            raise AssertionError("numbers come back unless only pictures were asked for")
-        heat, flat = heat_of(each.maps, (seen.shape[0], seen.shape[1]))
+def _drawn(network: Network, seen: Picture, answers: list[Explained]) -> tuple[dict[str, Picture], bool]:
+    """The pictures, and whether the (first) map is the same everywhere."""
+    pictures: dict[str, Picture] = {}
+    flats = []
+    for number, explained in enumerate(answers, 1):
+        drawn, flat = _drawn_one(network, seen, explained)
         flats.append(flat)
-        for kind, picture in draw(seen, heat, channels.as_drawn(each.guided)).items():
-            drawn[f"class{each.class_id}-{kind}" if len(answers) > 1 else kind] = picture
-    return drawn, flats[0]
+        if BOXES in explained.beside:
+            box = explained.beside[BOXES][explained.class_id].tolist()
+            pictures |= {f"box{number}-{kind}": draw_box(picture, box) for kind, picture in drawn.items()}
+        elif len(answers) > 1:
+            pictures |= {f"class{explained.class_id}-{kind}": picture for kind, picture in drawn.items()}
+        else:
+            pictures = drawn
+    return pictures, flats[0]
+
+
+def _drawn_one(network: Network, seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
+    if explained.guided is None:
+        raise AssertionError("numbers come back unless only pictures were asked for")
+    heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))
+    pictures = draw(seen, heat, channels.as_drawn(explained.guided))
+    if PREDICTED in explained.beside:
+        pictures[MASK] = draw_mask(seen, network.mask(explained.beside[PREDICTED], explained.class_id))
+    return pictures, flat
 
 
 def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path) -> dict[str, str]:

@@ -88,6 +88,9 @@ class Client:
         direction: str = "up",
         labels: str | os.PathLike[str] | None = None,
         explain: str = "predicted",
+        mask_class: str | None = None,
+        max_boxes: int = 5,
+        min_score: float = 0.5,
         method: str = "gradcam",
         precision: str = "fp32",
         input_size: str | int | Iterable[int] | None = None,
@@ -130,6 +133,10 @@ class Client:
             direction: Explain what raises a class's output, or what lowers it. One of up, down.
             labels: A file of class names, one a line, for weights with classes of their own.
             explain: Of an image with a label: the predicted class, the label's, or both. One of predicted, label, both.
+            mask_class: Of segmentation networks: the class whose pixels are summed. Default: those of the class
+                explained.
+            max_boxes: Of networks that detect: explain so many boxes an image, those that score most.
+            min_score: Leave out boxes that score less.
             method: How maps are made. One of gradcam, gradcam++, hirescam, layercam, xgradcam.
             precision: bf16 is about twice as fast where the hardware has it; fp16 needs a GPU, tf32 one of Ampere or
                 later. One of fp32, tf32, bf16, fp16.
@@ -141,7 +148,7 @@ class Client:
                 bilinear-antialias, bicubic-antialias, own. Default: bilinear; with `--network hf` as its folder says.
             output_size: Pictures of the network's size, or of the original's. One of input, original.
             raw: Also store the map and the guided gradient as numbers (.npz).
-            outputs: Which of the four pictures, by commas.
+            outputs: Which pictures, by commas. Segmentation has mask, too.
             format: Picture format. One of jpg, png.
             chunk_size: Images a worker takes at once, 1 to 512; auto makes it about ten seconds of work.
             name: Name of the job; submitting the same again under it continues instead of doubling.
@@ -163,7 +170,8 @@ class Client:
             reading_of(images, reading),
             registered=self.registered_networks,
             network=network, weight_path=weight_path, layer_name=layer_name, class_id=class_id, class_name=class_name,
-            top_k=top_k, labels=labels, explain=explain, method=method, precision=precision, input_size=input_size,
+            top_k=top_k, labels=labels, explain=explain, mask_class=mask_class, max_boxes=max_boxes,
+            min_score=min_score, method=method, precision=precision, input_size=input_size,
             mean=mean, std=std, fit=fit, resize_filter=resize_filter, output_size=output_size, raw=raw, outputs=outputs,
             format=format, chunk_size=chunk_size, name=name, queue=queue, pack=pack, any_network=any_network,
             weight_key=weight_key, classes=classes, activation=activation, direction=direction,

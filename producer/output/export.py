@@ -211,7 +211,8 @@ def _address(kind: str, rank: int, uri: Callable[[str], str]) -> Callable[[Resul
     def address(result: Result) -> str | None:
         explained = _class_at(result, rank)
         of_class = None if explained is None else result.objects.get(f"class{explained.class_id}-{kind}")
-        key = of_class or (result.objects.get(kind) if rank == 0 else None)
+        best = result.objects.get(kind) or result.objects.get(f"box1-{kind}")
+        key = of_class or (best if rank == 0 else None)
         return None if key is None else uri(key)
 
     return address

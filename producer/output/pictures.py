@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from producer.output.objects import Objects
 
 RAW = "raw"
-#: Where several classes were explained, an object's kind begins with its class.
-_OF_A_CLASS = re.compile(r"class\d+-")
+#: Where several classes were explained, an object's kind begins with its class; or with its box.
+_OF_A_CLASS = re.compile(r"(?:class|box)\d+-")
 _DIGEST_BYTES = 7
 
 
@@ -59,7 +59,7 @@ def chosen_kinds(spec: JobSpec, only: Iterable[str]) -> tuple[str, ...]:
 
 
 def without_class(kind: str) -> str:
-    """`cam` of `class281-cam`."""
+    """`cam` of `class281-cam` and of `box1-cam`."""
     return _OF_A_CLASS.sub("", kind, count=1)
 
 

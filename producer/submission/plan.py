@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: What Redis holds of a chunk beside its items: a message of Celery's, and its entries in the job table (measured).
 MESSAGE_BYTES, ENTRY_BYTES = 1000, 140
 #: Bytes of a JPEG of 224 x 224 px at our quality, in the mean of the demo's ten photos.
-PICTURE_BYTES: dict[Output, int] = {"heatmap": 16_000, "cam": 26_000, "gb": 27_000, "cam_gb": 22_000}
+PICTURE_BYTES: dict[Output, int] = {"heatmap": 16_000, "cam": 26_000, "gb": 27_000, "cam_gb": 22_000, "mask": 24_000}
 #: PNGs of the same pictures take 3.3 times as much.
 _PNG_FACTOR = 3.3
 _SHOWN = 3

@@ -11,9 +11,17 @@ from pydantic import BaseModel, ValidationError
 
 from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.network_names import check_network
+from producer.jobs.model.network_names import check_network, may_segment
 from producer.jobs.model.options import advice, parameters
-from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec, at_most, check_threshold, checked_name
+from producer.jobs.model.spec import (
+    MASK,
+    MAX_CHUNK_SIZE,
+    OUTPUTS,
+    JobSpec,
+    at_most,
+    check_threshold,
+    checked_name,
+)
 from producer.submission.options import SubmitOptions
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -47,6 +55,8 @@ class Request:
         own = {name: typed.pop(name) for name in parameters(SubmitOptions) if name in typed}
         labels = own.get("labels")
         fields = spec_fields(**typed) | {"labels": read_labels(None if labels is None else Path(labels))}
+        if may_segment(str(typed.get("network", ""))) and fields.get("outputs", OUTPUTS) == OUTPUTS:
+            fields["outputs"] = (*OUTPUTS, MASK)
         options, wrong = _checked(SubmitOptions, own)
         draft, more_wrong = _checked(JobSpec, fields)
         if options is None or draft is None:
@@ -96,6 +106,10 @@ def check_typed(reading: ReadOptions, *, registered: Callable[[], Collection[str
         raise UsageError("give --label-column or --label-from, not both")
     if given["weight_key"] is not None and given["weight_path"] in (None, "random"):
         raise UsageError("--weight-key names weights in a file: give the file by --weight-path")
+    if not may_segment(str(given["network"])):
+        pixels = "--mask-class" if given["mask_class"] is not None else MASK in given["outputs"] and f"--outputs {MASK}"
+        if pixels:
+            raise UsageError(f"{given['network']} tells the class of a picture, not of its pixels: leave {pixels} out")
     if not given["any_network"]:
         check_network(str(given["network"]), registered)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import own_models
 import pytest
 import torch
 from captum.attr import GuidedBackprop, LayerGradCam
@@ -29,6 +30,7 @@ from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.states import JobState
 from worker.cli import cli
+from worker.models.networks import load
 from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
 
@@ -211,8 +213,93 @@ def test_a_registered_network_needs_no_weights(client: Client) -> None:
     assert (status.state, status.done) == (JobState.SUCCEEDED, 1)
 
 
+def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Client, tmp_path: Path) -> None:
+    """By its own pixels, and by those of another class."""
+    parameters = {"network": "colors", "format": "png", "output_size": "original"}
+    job = client.submit([CAT], **parameters)  # type: ignore[arg-type]
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    (result,) = client.results(job)
+    original = decode(CAT.read_bytes())
+    picture, frame = fit(original, (96, 128), "squash")
+    scores = own_models.Colors()(torch.from_numpy(picture.transpose(2, 0, 1))[None] / 255)["out"][0]
+    share = (scores.argmax(0) == 1).float().mean()
+    assert (result.class_name, result.layer, result.predicted) == ("red", "backbone.0", "red")
+    assert 0.2 < result.probability < 0.8  # type: ignore[operator]
+    assert result.probability == pytest.approx(float(share), abs=1e-4)
+    assert set(result.objects) == {"heatmap", "cam", "gb", "cam_gb", "mask"}
+    drawn = cv2.imdecode(np.frombuffer(client.storage.get(result.objects["mask"]), np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert drawn is not None
+    red = frame.mask_to_original((scores.argmax(0) == 1).numpy())
+    assert np.array_equal(drawn[~red], original[~red])
+    assert np.array_equal(drawn[red], (original[red].astype(int) + np.array([255, 0, 0])) // 2)
+
+    (tmp_path / "pictures").mkdir()
+    run = gradcam("results", job, "--only", "mask", "--output-dir", str(tmp_path / "pictures"))
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["chelsea-colors-mask.png"], run.stderr
+
+    other = client.submit([CAT], network="colors", class_name="background", mask_class="red", raw=True, outputs=["cam"])
+    wrong = client.submit([CAT], network="lungs", mask_class="clear", outputs=["cam"])
+    assert client.wait(other, timeout_s=90).state is JobState.SUCCEEDED
+    (result,) = client.results(other)
+    assert set(result.objects) == {"cam", "raw"}
+    assert result.flat  # the background's score is a constant
+    assert "leave --mask-class out" in (client.wait(wrong, timeout_s=90).error or "")
+
+
+def test_boxes_are_explained_end_to_end_and_an_image_without_any_is_done(client: Client, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((80, 120, 3), np.uint8))
+    random_boxes: dict[str, Any] = {
+        "network": "ssdlite320_mobilenet_v3_large",
+        "weight_path": "random",
+        "input_size": (96, 128),
+    }
+    job = client.submit(
+        [CAT, tmp_path / "black.png"], **random_boxes, max_boxes=3, min_score=0.01, format="png",
+        outputs=["cam", "gb"], output_size="original",
+    )  # fmt: skip
+    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    cat, _black = client.results(job)
+    assert cat.boxes is not None
+    assert len(cat.boxes) == 3
+    assert set(cat.objects) == {f"box{number}-{kind}" for number in (1, 2, 3) for kind in ("cam", "gb")}
+    best = cat.boxes[0]
+    assert (cat.class_id, cat.class_name, cat.probability) == (best.class_id, best.class_name, best.score)
+    assert [each.score for each in cat.boxes] == sorted((each.score for each in cat.boxes), reverse=True)
+    original = decode(CAT.read_bytes())
+    height, width = original.shape[:2]
+    assert all(0 <= each.x0 <= each.x1 <= width and 0 <= each.y0 <= each.y1 <= height for each in cat.boxes)
+
+    # The same by torchvision itself, with the worker's random weights.
+    network = load("ssdlite320_mobilenet_v3_large", "random", size=(96, 128))
+    picture, _frame = fit(original, (96, 128), "squash")
+    x = (torch.from_numpy(picture.transpose(2, 0, 1))[None] / 255 - 0.5) / 0.5
+    found = network.model(list(x))[0]
+    assert best.class_id == int(found["labels"][0])
+    scale = np.array([width / 128, height / 96] * 2)
+    assert (best.x0, best.y0, best.x1, best.y1) == pytest.approx(found["boxes"][0].detach().numpy() * scale, abs=0.5)
+    gb = cv2.imdecode(np.frombuffer(client.storage.get(cat.objects["box1-gb"]), np.uint8), cv2.IMREAD_COLOR)
+    assert gb is not None
+    assert (gb[int(min(best.y1, height - 1)), int((best.x0 + best.x1) / 2)] == 255).all()  # the line of the box
+
+    gradcam("results", job, "--only", "cam", "--output-dir", str(tmp_path / "pictures"))
+    assert "chelsea-ssdlite320_mobilenet_v3_large-box3-cam.png" in os.listdir(tmp_path / "pictures")
+    table = gradcam("results", job, "--csv").stdout.splitlines()
+    assert "box1-cam.png" in table[1]
+
+    nothing = client.submit([CAT], **random_boxes, min_score=1, pack="tar")
+    status = client.wait(nothing, timeout_s=90)
+    assert (status.state, status.done) == (JobState.SUCCEEDED, 1)
+    (result,) = client.results(nothing)
+    assert (result.boxes, result.objects, result.class_id) == ((), {}, None)
+    assert list(client.audit(nothing)) == []
+    refused = client.submit([CAT], **random_boxes, top_k=2)
+    assert "leave --class-id, --class-name, --top-k and --explain out" in (
+        client.wait(refused, timeout_s=90).error or ""
+    )
+
+
 def test_names_are_known_where_a_live_worker_has_registered_them(client: Client) -> None:
-    assert client.registered_networks() == {"lungs", "broken", "findings", "age"}
+    assert client.registered_networks() == {"lungs", "broken", "findings", "age", "colors"}
     error = gradcam("submit", str(CAT), "--network", "lungz", code=2).stderr
     assert "no worker that is alive has registered one; the nearest are lungs" in error
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import timm
 import torchvision
+from torchvision.models import list_models
 
-from producer.jobs.model.network_names import TIMM
+from producer.jobs.model.network_names import SEGMENTATION, TIMM
+from worker.models import detectors
 
 
 def lines() -> list[str]:
@@ -20,7 +22,9 @@ def lines() -> list[str]:
             tags[name].append(tag)
     return [
         f"# torchvision {torchvision.__version__.partition('+')[0]}, timm {timm.__version__}",
-        *sorted(torchvision.models.list_models(module=torchvision.models)),
+        *sorted(list_models(module=torchvision.models)),
+        *(f"{name} {SEGMENTATION}" for name in sorted(list_models(module=torchvision.models.segmentation))),
+        *sorted(detectors.names()),
         *(" ".join((TIMM + name, *sorted(tags[name]))) for name in sorted(tags)),
     ]
 

@@ -68,6 +68,38 @@ class Plain(nn.Module):
         return self.net.logits(x)[0]
 
 
+class Colors(nn.Module):
+    """Tells red and blue pixels from others by two convolutions made by hand; its output is torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        edges = nn.Conv2d(3, 2, 5, padding=2, stride=2, bias=False)
+        # Red minus green, and blue minus red: the mean of 5 x 5 pixels.
+        colors = torch.tensor([[1.0, -1, 0], [-1, 0, 1]])[..., None, None] / 25
+        edges.weight = nn.Parameter(colors.expand(2, 3, 5, 5).clone())
+        self.backbone, self.head = nn.Sequential(edges, nn.ReLU()), nn.Conv2d(2, 3, 1)
+        self.head.weight = nn.Parameter(torch.tensor([[0.0, 0], [5, 0], [0, 5]])[..., None, None])
+        self.head.bias = nn.Parameter(torch.tensor([0.75, 0, 0]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        scores = self.head(self.backbone(x))
+        return {"aux": scores[:, :1], "out": nn.functional.interpolate(scores, x.shape[2:], mode="bilinear")}
+
+
+def build_colors() -> NetworkSpec:
+    return NetworkSpec(
+        Colors(), size=(96, 128), mean=0, std=1, task="segmentation", categories=["background", "red", "blue"]
+    )
+
+
+def build_odd_task() -> NetworkSpec:
+    return NetworkSpec(Net(), size=32, task="captions")  # type: ignore[arg-type]
+
+
+def build_no_pixels() -> NetworkSpec:
+    return NetworkSpec(Net(), size=32, task="segmentation")
+
+
 def build_grey() -> NetworkSpec:
     CALLS.append("grey")
     return NetworkSpec(Net(1, 2, "dict"), size=(32, 48), mean=0.5, std=0.25, categories=["clear", "opacity"])

@@ -70,7 +70,7 @@ def test_the_page_of_options_is_made_of_the_models() -> None:
         (PRECISIONS, spec.Precision),
         (FITS, spec.Fit),
         ([*FILTERS, "own"], spec.ResizeFilter),
-        (OUTPUTS, spec.Output),
+        ((*OUTPUTS, spec.MASK), spec.Output),
     ],
 )
 def test_the_workers_tables_have_the_names_of_the_model(of_the_worker: object, of_the_model: object) -> None:

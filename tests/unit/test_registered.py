@@ -182,7 +182,13 @@ def test_weights_with_other_classes_need_a_function_that_takes_their_number(regi
     ("function", "kind", "words"),
     [
         ("build_four", JobError, r"reads 4 channels; pictures have 1 \(grey\) or 3"),
-        ("build_maps", JobError, r"gives \(1, 3, 1, 1\) for 1 images"),
+        ("build_maps", JobError, r"gives \(1, 3, 1, 1\) for 1 images.*say so by NetworkSpec\(task="),
+        ("build_odd_task", JobError, "task of mine must be classification or segmentation, not 'captions'"),
+        (
+            "build_no_pixels",
+            JobError,
+            r"gives \(1, 3\) for 1 images, not .*\(N, K, h, w\) scores of pixels",
+        ),
         ("build_other_key", JobError, "name its logits by NetworkSpec.output=….: there are features, scores"),
         ("build_wrong_key", JobError, "it has no entry 'scores': it has 2"),
         ("build_text", JobError, "gives a str, not an nn.Module or a NetworkSpec"),

@@ -172,7 +172,8 @@ class ChunkContext:
     def batch_key(self) -> BatchKey:
         """What its images have in common: the model itself, and how it is asked."""
         spec, network = self.claim.spec, self.network
-        asked = f"{spec.direction} mean {network.mean} std {network.std}"  # those of a job, on a model that jobs share
+        # Those of a job, on a model that jobs share.
+        asked = f"{spec.direction} mean {network.mean} std {network.std} {network.output}"
         drawn = f"{asked} {spec.output_size} {','.join(spec.outputs)} {spec.raw}"
         return BatchKey(size_key(network, spec), id(network.model), drawn)
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
-from producer.jobs.model.results import ExplainedClass, Failure, Result
+from producer.jobs.model.results import Box, ExplainedClass, Failure, Prediction, Result
 from worker.chunks.chunk import Ended
-from worker.models.predictions import top_predictions, usual
+from worker.engine.detection import BOXES, LABELS
+from worker.models.own_model import DETECTION
+from worker.models.predictions import MOST, top_boxes, top_predictions, usual
 
 if TYPE_CHECKING:
     from worker.chunks.chunk import ImageTask
@@ -71,10 +73,11 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         files: Where pictures are packed: member name → content, until they are in the shard.
     """
     claim, network = task.chunk.claim, task.chunk.network
+    if network.task == DETECTION:
+        return _detected(task, flats, objects, files)
     first = task.explained[0]  # all have the logits of the one image
-    chosen, top5 = top_predictions(
-        first.logits, [each.class_id for each in task.explained], network.categories, network.activation
-    )
+    ids = [each.class_id for each in task.explained]
+    chosen, top5 = top_predictions(first.logits, ids, network.categories, network.activation, first.beside)
     several = zip(chosen, flats, strict=True) if len(chosen) > 1 else ()
     result = Result(
         index=claim.index(task.offset),
@@ -100,6 +103,46 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         layer=",".join(network.layer_names),
         flat=flats[0],
         guided_relus=first.guided_relus,
+        random_weights=network.random,
+        objects=objects,
+        seconds=task.seconds,
+    )
+    return Ended(task.offset, result, None, files, task.waits)
+
+
+def _detected(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dict[str, bytes]) -> Ended:
+    """The same of an image's boxes; it is done as well where there are none."""
+    claim, network = task.chunk.claim, task.chunk.network
+    if task.frame is None:
+        raise AssertionError("an image was explained that was never decoded")
+    first = task.explained[0] if task.explained else None
+    found: tuple[Prediction, ...] = ()
+    boxes: list[Box] = []
+    if first is not None:
+        found = top_boxes(first.logits, first.beside[LABELS], len(task.explained), network.categories)
+        for prediction, flat, box in zip(found, flats, first.beside[BOXES], strict=False):
+            x0, y0, x1, y1 = (round(at, 2) for at in task.frame.box_to_original(box.tolist()))
+            named = prediction.model_dump(exclude={"probability"})
+            boxes.append(Box(**named, score=prediction.probability, x0=x0, y0=y0, x1=x1, y1=y1, flat=flat))
+    best = found[0] if found else None
+    result = Result(
+        index=claim.index(task.offset),
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
+        state="done",
+        keep=task.item.keep,
+        class_id=None if best is None else best.class_id,
+        class_name=None if best is None else best.class_name,
+        probability=None if best is None else best.probability,
+        top5=found[:MOST],
+        label=task.item.label,
+        predicted=None if best is None else best.class_name,
+        predicted_probability=None if best is None else best.probability,
+        boxes=tuple(boxes),
+        network=claim.spec.network,
+        layer=",".join(network.layer_names),
+        flat=flats[0] if flats else None,
+        guided_relus=None if first is None else first.guided_relus,
         random_weights=network.random,
         objects=objects,
         seconds=task.seconds,

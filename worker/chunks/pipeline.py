@@ -273,7 +273,7 @@ class Pipeline:
             self._sizes.ran(size, len(launched.tasks), seconds)
 
     def _warn_if_unguided(self, network: Network, answers: Answers) -> None:
-        explained = next((answer[0] for answer in answers if not isinstance(answer, ModelError)), None)
+        explained = next((answer[0] for answer in answers if answer and not isinstance(answer, ModelError)), None)
         if explained is not None and explained.guided_relus == 0 and self._told != network.name:
             self._told = network.name
             log.warning("action=unguided %s has no ReLU: its `gb` pictures are the plain gradient.", network.name)

@@ -8,16 +8,20 @@ from urllib.parse import urlsplit
 from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ImageError, JobError, ModelError
+from producer.jobs.model.spec import MASK
 from producer.jobs.model.waits import STORE, waiting
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
-from worker.models.classes import PREDICTED, checked_class, label_of
+from worker.engine.detection import BOXES
+from worker.engine.segmentation import PREDICTED as PIXELS
+from worker.models.classes import PREDICTED, checked_class, class_called, label_of
+from worker.models.own_model import DETECTION
 from worker.models.predictions import above
 from worker.pictures import channels
 from worker.pictures.arrays import to_npz
 from worker.pictures.decode import Picture, decode
 from worker.pictures.geometry import fit
-from worker.pictures.render import draw, encode, heat_of
+from worker.pictures.render import OUTPUTS, draw, draw_box, draw_mask, encode, heat_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +76,10 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
         for explained in task.explained:
             drawn, flat = _draw(task, explained, claim.spec)
             flats.append(flat)
-            files = {f"class{explained.class_id}-{name}" if several else name: file for name, file in drawn.items()}
+            prefix = f"class{explained.class_id}-" if several else ""
+            if BOXES in explained.beside:
+                prefix = f"box{explained.class_id + 1}-"
+            files = {prefix + name: file for name, file in drawn.items()}
             if claim.spec.pack == "tar":
                 packed = _pack(storage, claim, task, files)
                 members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
@@ -80,7 +87,8 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
             else:
                 task.chunk.lease.hold()
                 objects |= _upload(storage, claim, task, files)
-    if task.error is not None or not task.explained:
+    nothing = not task.explained and task.chunk.network.task != DETECTION  # no box may score enough
+    if task.error is not None or nothing:
         return failed(task)
     return done(task, flats, objects, members)
 
@@ -101,13 +109,16 @@ def _asked_of(task: ImageTask, network: Network, spec: JobSpec) -> int | tuple[i
         ModelError: The network has no such class.
     """
     item = task.item
+    if network.task == DETECTION:
+        if item.class_id is not None or item.class_name is not None:
+            raise ModelError(f"{network.name} explains boxes, those that score most: leave the image's class out")
+        return None
     try:
         if spec.explain == "predicted" or item.label is None:
             own = checked_class(network, item.class_id, item.class_name)
             return checked_class(network, spec.class_id, spec.class_name) if own is None else own
         if task.label is None:
-            number = int(item.label) if item.label.isdecimal() else None
-            checked_class(network, number, None if number is not None else item.label)
+            class_called(network, item.label)
     except JobError as error:
         raise ModelError(f"its label: {error}" if item.label else str(error)) from None
     return task.label if spec.explain == "label" or task.label is None else (PREDICTED, task.label)
@@ -133,7 +144,12 @@ def drawn_by_device(network: Network, spec: JobSpec) -> Sequence[str]:
 
     A CPU draws faster with OpenCV. Pictures of the originals' sizes are of other sizes each, and are the host's.
     """
-    return spec.outputs if network.device.type == "cuda" and spec.output_size == "input" else ()
+    on_device = network.device.type == "cuda" and spec.output_size == "input"
+    return _of_all_networks(spec) if on_device else ()
+
+
+def _of_all_networks(spec: JobSpec) -> Sequence[str]:
+    return [name for name in spec.outputs if name in OUTPUTS]
 
 
 def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, bool]:
@@ -148,8 +164,27 @@ def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, 
 
 
 def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dict[str, Picture], bool]:
+    pictures, flat = _drawn(task, explained, spec)
+    if MASK in spec.outputs and PIXELS in explained.beside:
+        pictures[MASK] = _mask(task, explained, spec)
+    if BOXES in explained.beside and task.frame is not None:
+        box = explained.beside[BOXES][explained.class_id].tolist()
+        box = task.frame.box_to_original(box) if spec.output_size == "original" else box
+        pictures = {kind: draw_box(picture, box) for kind, picture in pictures.items()}
+    return pictures, flat
+
+
+def _mask(task: ImageTask, explained: Explained, spec: JobSpec) -> Picture:
+    """The pixels over which a class's scores are summed, drawn over the picture."""
+    if task.picture is None or task.frame is None:
+        raise AssertionError("an image was explained that was never decoded")
+    mask = task.chunk.network.mask(explained.beside[PIXELS], explained.class_id)
+    return draw_mask(task.picture, task.frame.mask_to_original(mask) if spec.output_size == "original" else mask)
+
+
+def _drawn(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dict[str, Picture], bool]:
     if explained.drawn is not None:
-        return explained.drawn.pictures, explained.drawn.flat
+        return dict(explained.drawn.pictures), explained.drawn.flat
     guided = explained.guided
     if task.picture is None or task.frame is None or guided is None:
         raise AssertionError("an image was explained that was never decoded")
@@ -157,7 +192,7 @@ def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dic
     heat, flat = heat_of(explained.maps, task.frame.size)
     if spec.output_size == "original":
         heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)
-    return draw(task.picture, heat, guided, spec.outputs), flat
+    return draw(task.picture, heat, guided, _of_all_networks(spec)), flat
 
 
 def shard_of(storage: Storage, claim: Claim) -> str:

@@ -29,7 +29,7 @@ class BatchKey(NamedTuple):
     size: str
     #: The identity of the model.
     model: int
-    #: What is explained and drawn, and on what, in words.
+    #: What is explained and drawn, on what, and how pictures and answers are read, in words.
     drawn: str
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import resource
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,10 +21,12 @@ from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom
 from worker.device.draw import draw_batch
 from worker.device.inputs import normalized
 from worker.device.transfer import Copies, Transfers
+from worker.engine.detection import COUNT, Detection
 from worker.engine.explain import OutOfMemory, View, as_they_are, explain_many, half_precision, is_out_of_memory
 from worker.engine.methods import GRADCAM
 from worker.engine.precision import float32_products, has_tf32
 from worker.models.memory import available_bytes
+from worker.models.own_model import DETECTION
 from worker.pictures.min_max import not_finite
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class Explained:
     guided_relus: int
     #: What the device drew; None where it draws nothing.
     drawn: DrawnOne | None = None
+    #: What the reader of the network's output tells of this image, as in `worker.engine.output.Scores`.
+    beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def map(self) -> Floats:
@@ -96,7 +100,8 @@ class Computation:
         """Wait for its end.
 
         Returns:
-            Of each image one explanation a class, most likely first where none was asked for; an error in place of an
+            Of each image one explanation a class, most likely first where none was asked for, or one a box, of which
+            there may be none; an error in place of an
             image whose logits or pictures are not finite.
 
         Raises:
@@ -138,6 +143,7 @@ def size_key(network: Network, spec: JobSpec) -> str:
     cuda = network.device.type == "cuda"
     where = torch.cuda.get_device_name(network.device) if cuda else f"{torch.get_num_threads()} CPU threads"
     how = f"{spec.method} {spec.precision}" + (f" top {spec.top_k}" if spec.top_k > 1 else "")
+    how += f" {spec.max_boxes} boxes" if network.task == DETECTION else ""
     how += " and its label" if spec.explain == "both" else ""
     how += " whole model" if half_precision(network.model) else ""
     return f"{network.workload} at {','.join(network.layer_names)} {height}x{width} {how} on {where}"
@@ -252,6 +258,7 @@ def _explain(
     down: bool,
     numbers: bool,
 ) -> Computation:
+    boxes = network.output if isinstance(network.output, Detection) else None
     views = network.views or [View(network.layer, as_they_are)]
     asked = [_row(ids, min(top_k, network.classes)) for ids in class_ids]
     transfers = _transfers(network.device)
@@ -260,7 +267,8 @@ def _explain(
         network.model,
         views,
         normalized(batch, network.mean, network.std),
-        _rectangle(asked),
+        _rectangle(asked) if boxes is None else None,
+        top_k=boxes.max_boxes if boxes else top_k,
         method=method,
         autocast=autocast,
         output=network.output,
@@ -268,17 +276,24 @@ def _explain(
     )
     there = {"logits": answer.logits, "class_ids": answer.class_ids}
     there |= {_layer(number): maps for number, maps in enumerate(answer.maps)}  # each (N, K, h, w)
+    there |= {_beside(name): each for name, each in answer.beside.items()}  # each (N, …)
     if numbers:
         there["guided"] = answer.guided.float().permute(0, 1, 3, 4, 2)  # (N, K, H, W, C)
     if draw:
         drawn = draw_batch(batch, answer.maps, answer.guided, draw)
         there |= {"flat": drawn.flat, "finite": drawn.finite, **drawn.pictures}
-    part = _Part(transfers.to_host(there), [len(row) for row in asked], len(answer.maps), draw, answer.guided_relus)
+    classes = [len(row) for row in asked]
+    copies = transfers.to_host(there)
+    part = _Part(copies, classes, len(answer.maps), draw, answer.guided_relus, tuple(answer.beside))
     return Computation([part], overlaps=transfers.overlap)
 
 
 def _layer(number: int) -> str:
     return f"map {number}"
+
+
+def _beside(name: str) -> str:
+    return f"beside {name}"
 
 
 @lru_cache(maxsize=4)
@@ -297,10 +312,14 @@ class _Part:
     #: The outputs that the device drew.
     drawn: Collection[str]
     guided_relus: int
+    #: What else is told of each image.
+    beside: Sequence[str] = ()
 
     def answers(self) -> Answers:
         """Part it into its images, of each as many classes as it asked for."""
         here: dict[str, NDArray[Any]] = self.copies.wait()
+        # Of a network that detects, how many boxes an image has is known only now.
+        counts = here[_beside(COUNT)].tolist() if COUNT in self.beside else self.classes
         if not len(self.classes) == len(here["logits"]) == len(here["class_ids"]):
             raise AssertionError("a batch came back with another length")
         known = np.isfinite(here["logits"]).all(axis=1)  # (N,)
@@ -308,7 +327,7 @@ class _Part:
             self._of_image(here, image, classes)
             if known[image]
             else ModelError("the network's answer is not finite for this image")
-            for image, classes in enumerate(self.classes)
+            for image, classes in enumerate(counts)
         ]
 
     def _of_image(self, here: dict[str, NDArray[Any]], image: int, classes: int) -> list[Explained] | ModelError:
@@ -324,6 +343,7 @@ class _Part:
             here["guided"][at] if "guided" in here else None,
             self.guided_relus,
             DrawnOne({name: here[name][at] for name in self.drawn}, bool(here["flat"][at])) if self.drawn else None,
+            {name: here[_beside(name)][at[0]] for name in self.beside},
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from producer.jobs.model.errors import WorkerError
 from worker.engine import guided_relu
 from worker.engine.methods import GRADCAM, METHODS
-from worker.engine.output import logits_of
+from worker.engine.output import Entry, scores_of
 
 #: (N,) or (N, K) class ids; None or -1 in place of one means the most likely.
 ClassIds = Sequence[int | None] | Sequence[Sequence[int | None]] | Tensor | None
@@ -57,6 +57,8 @@ class Explanations:
     guided: Tensor
     #: How many ReLUs were guided; 0 means that `guided` is the plain gradient.
     guided_relus: int
+    #: What the reader of the output tells beside, as in `worker.engine.output.Scores`.
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def explain(
     inputs: Tensor,
     class_ids: Sequence[int | None] | Tensor | None = None,
     *,
-    output: str | int | None = None,
+    output: Entry = None,
     down: bool = False,
 ) -> Explanation:
     """Explain a batch with one forward and two backward passes (the first only down to `layer`).
@@ -93,7 +95,8 @@ def explain(
         inputs: (N, C, H, W) floating point, normalized for the network, on the model's device; not changed. C is the
             number of channels that the model reads, mostly 3.
         class_ids: (N,) integers; None, or None or -1 in place of one, means the class predicted.
-        output: the key, attribute or place of the logits in what the model gives, where it is not the usual one.
+        output: the key, attribute or place of the logits in what the model gives, where it is not the usual one; or
+            what reads them.
         down: explain minus the class's logit: what speaks against the class.
 
     Unlike the paper's figures the maps are not normalized. Where a ReLU follows `layer` in place, the maps are of the
@@ -117,7 +120,7 @@ def explain_many(
     top_k: int = 1,
     method: str = GRADCAM,
     autocast: torch.dtype | None = None,
-    output: str | int | None = None,
+    output: Entry = None,
     down: bool = False,
 ) -> Explanations:
     """Explain a batch for K classes an image at several layers: one forward and K backward passes.
@@ -143,11 +146,10 @@ def explain_many(
     _refuse_unusable(model, inputs)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    if class_ids is None:
-        class_ids = torch.full((len(inputs), top_k), -1)
+    asked = torch.full((len(inputs), top_k), -1) if class_ids is None else class_ids
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _explain(model, views, inputs, class_ids, METHODS[method], autocast, output, down=down)
+            return _explain(model, views, inputs, asked, METHODS[method], autocast, output, down=down)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -173,7 +175,7 @@ def _explain(
     class_ids: Sequence[Any] | Tensor,
     to_map: Callable[[Tensor, Tensor], Tensor],
     autocast: torch.dtype | None,
-    output: str | int | None,
+    output: Entry,
     *,
     down: bool,
 ) -> Explanations:
@@ -184,23 +186,27 @@ def _explain(
         kept = [hooks.enter_context(_output_of(view.module)) for view in views]
         if autocast is not None:
             hooks.enter_context(torch.autocast(x.device.type, autocast))
-        logits = logits_of(model(x), len(x), output)  # (N, number of classes)
+        scores = scores_of(model(x), len(x), output)  # (N, number of classes)
     activations = [_checked(*each, len(x)) for each in zip(views, kept, strict=True)]  # each as the module's
-    logits = _at_least_float32(logits)
-    classes = _classes(class_ids, logits.detach())  # (N, K)
+    logits = _at_least_float32(scores.logits)
+    ranking = logits.detach() if scores.ranking is None else scores.ranking
+    if scores.varies and isinstance(class_ids, Tensor):
+        class_ids = class_ids[:, : ranking.shape[1]]
+    classes = _classes(class_ids, ranking)  # (N, K)
     # By gather: logits[:, c] would mix the images. Their sum is safe as images are independent in eval mode.
     explained = -logits if down else logits
-    scores = [explained.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
+    sums = [explained.gather(1, chosen[:, None]).sum() for chosen in classes.unbind(1)]  # K of ()
 
     # The maps come first: armed hooks would guide these gradients too.
-    maps = [_maps(score, views, activations, to_map) for score in scores]  # K lists of (N, h, w), one a view
+    maps = [_maps(score, views, activations, to_map) for score in sums]  # K lists of (N, h, w), one a view
     with guided_relu.guided(logits) as count:
         guided = [
-            torch.autograd.grad(score, x, retain_graph=score is not scores[-1])[0]  # (N, C, H, W)
-            for score in scores
+            torch.autograd.grad(score, x, retain_graph=score is not sums[-1])[0]  # (N, C, H, W)
+            for score in sums
         ]
     by_view = [_stack(list(of_view)) for of_view in zip(*maps, strict=True)]
-    return Explanations(logits.detach(), classes, by_view, _at_least_float32(_stack(guided)), count)
+    guided_ = _at_least_float32(_stack(guided))
+    return Explanations(logits.detach(), classes, by_view, guided_, count, scores.beside)
 
 
 def _maps(
@@ -278,19 +284,19 @@ def _shape(output: object) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
-def _classes(class_ids: Sequence[Any] | Tensor, logits: Tensor) -> Tensor:
+def _classes(class_ids: Sequence[Any] | Tensor, ranking: Tensor) -> Tensor:
     """(N, K) int64: the classes asked for; in column k, where none is, the k-th most likely."""
     if not isinstance(class_ids, Tensor):
         rows = [row if isinstance(row, Sequence) else [row] for row in class_ids]
         class_ids = torch.tensor([[-1 if c is None else c for c in row] for row in rows], dtype=torch.int64)
     asked = class_ids[:, None] if class_ids.ndim == 1 else class_ids  # (N, K)
-    batch, known = logits.shape
+    batch, known = ranking.shape
     if asked.ndim != _NK or len(asked) != batch or asked.is_floating_point():
         raise ValueError(f"class_ids must be {batch} integers, one an image, or as many rows of them")
     if not 0 < asked.shape[1] <= known:
         raise ValueError(f"class_ids must be 1 to {known} an image, not {asked.shape[1]}")
     if asked.min() < -1 or asked.max() >= known:
         raise ValueError(f"class_ids must be in 0..{known - 1}, not {asked.tolist()}")
-    likely = logits.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
+    likely = ranking.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
     asked = asked.to(likely)
     return torch.where(asked < 0, likely, asked)

@@ -1,7 +1,7 @@
 """The known networks: how each is built, what its inputs are, and where its own weights come from.
 
-Names are those of torchvision's classification models, `efficientnet_lite0`, `timm/NAME` where timm is installed, and
-those that are registered here (`worker.models.registered`).
+Names are those of torchvision's models for classification, segmentation and detection, `efficientnet_lite0`,
+`timm/NAME` where timm is installed, and those that are registered here (`worker.models.registered`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, HF, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
-from worker.models import own_model
+from worker.engine.detection import Detection
+from worker.engine.output import Entry
+from worker.engine.segmentation import OUT, Segmentation
+from worker.models import detectors, own_model
 from worker.models import weights as files
 from worker.models.layers import LAST_CONV, Tokens
 from worker.models.registered import Registered, registered
@@ -29,6 +32,8 @@ from worker.models.registered import Registered, registered
 DEFAULT: Final = "DEFAULT"
 #: How pictures are resized for networks by name.
 BILINEAR: Final = "bilinear"
+#: How networks that tell more than a picture's class call the part that makes their features.
+BACKBONE: Final = "backbone"
 _EMBEDDING_STEP: Final = 128
 #: These make the network the same with and without torchvision's own weights. It re-normalizes its inputs, as those
 #: weights need. It has no auxiliary head, which never runs in eval mode, and no slow initialization before loading.
@@ -61,9 +66,13 @@ class Architecture:
     #: The layers that `last-conv` means.
     layer: str = LAST_CONV
     #: Where in its output the logits are, where that is not the usual place.
-    output: str | int | None = None
+    output: Entry = None
     #: What makes a probability of an output, where the network says so.
     activation: Activation | None = None
+    #: What it tells: `classification`, `segmentation` or `detection`.
+    task: str = own_model.CLASSIFICATION
+    #: The module within which `last-conv` and `last-features` are looked for; "" for the whole model.
+    within: str = ""
     #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.
     own: Registered | None = None
     #: Whether its function left it in training mode.
@@ -99,7 +108,13 @@ class NetworkLine:
 
 def names() -> list[str]:
     """Return every name but timm's, aliases among them."""
-    return sorted([*torchvision.models.list_models(module=torchvision.models), *ALIASES, LITE0])
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    return sorted([*classifiers, *segmentation_names(), *detectors.names(), *ALIASES, LITE0])
+
+
+def segmentation_names() -> list[str]:
+    """Return the names of torchvision's networks that tell the class of each pixel."""
+    return list(torchvision.models.list_models(module=torchvision.models.segmentation))
 
 
 def catalog(with_timm: bool = False) -> list[NetworkLine]:
@@ -167,6 +182,8 @@ def _own(own: Registered) -> Architecture:
         layer=made.layer,
         output=made.output,
         activation=made.activation,
+        task=made.task,
+        within=BACKBONE if made.task != own_model.CLASSIFICATION and hasattr(made.model, BACKBONE) else "",
         own=own,
         was_training=made.was_training,
     )
@@ -174,7 +191,11 @@ def _own(own: Registered) -> Architecture:
 
 def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
     entry = get_model_weights(name)[weights]
+    if name in detectors.names():
+        return _detection(name, entry, size)
     transforms = entry.transforms()
+    if name in segmentation_names():
+        return resized(_segmentation(name, entry), size)
     (own_px,) = transforms.crop_size
     options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
     if name.startswith("vit_"):
@@ -196,6 +217,46 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
         own_filter=f"{transforms.interpolation.value}-antialias",
     )
     return resized(found, size)
+
+
+def _segmentation(name: str, entry: Any) -> Architecture:
+    transforms = entry.transforms()
+    (own_px,) = transforms.resize_size
+    return Architecture(
+        name=name,
+        # Its auxiliary head is for training alone.
+        build=lambda classes: get_model(name, weights=None, weights_backbone=None, num_classes=classes, aux_loss=False),
+        size=(own_px, own_px),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        resize_px=own_px,
+        classes=len(entry.meta["categories"]),
+        categories=list(entry.meta["categories"]),
+        own_file=lambda download: files.checkpoint(name, entry.url, download),
+        output=Segmentation(OUT),
+        task=own_model.SEGMENTATION,
+        within=BACKBONE,
+    )
+
+
+def _detection(name: str, entry: Any, size: tuple[int, int] | None) -> Architecture:
+    side = detectors.side_px(name)
+    shape = size or (side, side)
+    mean, std = detectors.normalization(name)
+    return Architecture(
+        name=name,
+        build=lambda classes: detectors.build(name, classes, shape),
+        size=shape,
+        mean=mean,
+        std=std,
+        resize_px=None,
+        classes=len(entry.meta["categories"]),
+        categories=list(entry.meta["categories"]),
+        own_file=lambda download: files.checkpoint(name, entry.url, download),
+        output=Detection(),
+        task=own_model.DETECTION,
+        within=detectors.within(name),
+    )
 
 
 def resized(found: Architecture, size: tuple[int, int] | None) -> Architecture:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from worker.engine import guided_relu
-from worker.engine.output import logits_of
+from worker.engine.output import Entry, logits_of
 from worker.models.layers import Reads
 
 #: Largest difference of the folded model's answers, as a share of the largest value, in float64. Random deep networks
@@ -85,7 +85,7 @@ def make_fast(
 
 
 def fold_batch_norms(
-    model: nn.Module, layer_modules: Sequence[nn.Module], example_input: Tensor, output: str | int | None = None
+    model: nn.Module, layer_modules: Sequence[nn.Module], example_input: Tensor, output: Entry = None
 ) -> tuple[nn.Module, int]:
     """Fold each BatchNorm that alone reads a convolution's output, in place, and replace it by its activation.
 
@@ -135,9 +135,7 @@ def _can_fold(module: nn.Module) -> bool:
     return known and module.running_var is not None
 
 
-def _run(
-    model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor, output: str | int | None = None
-) -> _Run:
+def _run(model: nn.Module, layer_modules: Sequence[nn.Module], example: Tensor, output: Entry = None) -> _Run:
     found = _Run([], Counter(), {}, {})
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -211,7 +209,7 @@ def _answers_alike(
     layer_modules: Sequence[nn.Module],
     example: Tensor,
     expected: Sequence[Tensor],
-    output: str | int | None,
+    output: Entry,
 ) -> bool:
     try:
         got = _run(model, layer_modules, example, output).answers

@@ -44,12 +44,17 @@ def class_id_of(network: Network, name: str) -> int:
     raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
 
 
+def class_called(network: Network, name: str) -> int | None:
+    """Return the id of a class by its number or its name; errors as of `checked_class`."""
+    number = int(name) if name.isdecimal() else None
+    return checked_class(network, number, None if number is not None else name)
+
+
 def label_of(network: Network, label: str | None) -> int | None:
     """Return the class id that a label means, by number or name; None where there is no label or no such class."""
     if label is None:
         return None
-    number = int(label) if label.isdecimal() else None
     try:
-        return checked_class(network, number, None if number is not None else label)
+        return class_called(network, label)
     except JobError:
         return None

@@ -14,10 +14,16 @@ from producer.jobs.model.errors import GradcamError, JobError
 from producer.jobs.model.network_names import LITE0
 from worker.engine.explain import is_out_of_memory
 from worker.models import candidates, checkpoint, weights
-from worker.models.architectures import Architecture, find, side_px
+from worker.models.architectures import Architecture, find, segmentation_names, side_px
+from worker.models.detectors import classes_in
+from worker.models.own_model import DETECTION
 
 #: How the names of an auxiliary head's weights begin; such a head never runs in eval mode.
-AUXILIARY: Final = {"inception_v3": ("AuxLogits.",), "googlenet": ("aux1.", "aux2.")}
+AUXILIARY: Final = {
+    "inception_v3": ("AuxLogits.",),
+    "googlenet": ("aux1.", "aux2."),
+    **dict.fromkeys(segmentation_names(), ("aux_classifier.",)),
+}
 #: The number of classes of a network whose own weights have none, until a file says its number.
 _TRIAL_CLASSES: Final = 1000
 
@@ -52,7 +58,7 @@ def build_with_weights(
         # The packaged file has the names of another implementation, in the same order.
         state, unexpected = weights.renamed_by_position(choice.largest, list(own)), []
     weights.check_whole(state, name)
-    rows = _rows(state.get(head))
+    rows = _rows(state.get(head)) if head or architecture.task != DETECTION else classes_in(state, own, classes)
     _check_head(architecture, state, own, head, rows, unexpected)
     side = _side(model, state, own) if size is None else None
     if side is not None:

@@ -22,7 +22,8 @@ from torchvision import models
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.suggestions import nearest
 from worker.engine.explain import View
-from worker.engine.output import chosen_entry, logits_of
+from worker.engine.output import Entry, chosen_entry, logits_of
+from worker.engine.segmentation import Segmentation
 
 LAST_CONV: Final = "last-conv"
 LAST_FEATURES: Final = "last-features"
@@ -84,11 +85,13 @@ class Reads:
     #: How many channels its pictures have.
     channels: int = 3
     #: Where in its output the logits are; None for the usual place.
-    output: str | int | None = None
+    output: Entry = None
     #: The layers that `last-conv` means, as a job names them.
     layer: str = LAST_CONV
     #: Where its tokens lie, if it is a transformer that does not say so itself.
     tokens: Tokens | None = None
+    #: The module within which `last-conv` and `last-features` are looked for; "" for the whole model.
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,11 @@ def last_conv(seen: Survey) -> str:
 
     A transformer cuts the picture into patches by a convolution: its first layer, which knows nothing yet.
     """
-    runs = [run for run in _usable(seen) if isinstance(run.module, nn.Conv2d)]
-    if runs and _is_entrance(seen, runs[-1]):
+    runs = [run for run in _inner(seen) if isinstance(run.module, nn.Conv2d)]
+    if isinstance(seen.reads.output, Segmentation) and not seen.reads.within:
+        # The maps of the one that makes the scores of pixels are those scores again.
+        runs = [run for run in runs if run.shape[1] != seen.classes] or runs
+    if runs and not seen.reads.within and _is_entrance(seen, runs[-1]):
         return last_features(seen)
     if not runs:
         raise JobError(f"{seen.name} has no convolution that maps can be made of; name a layer")
@@ -213,6 +219,8 @@ def last_features(seen: Survey) -> str:
     A table has torchvision's families. In transformers whose tokens keep their places it is the input of the last
     block's attention: behind that the class token may go on alone. Else it is the last output larger than 1x1.
     """
+    if seen.reads.within and (inner := _inner(seen)):
+        return inner[-1].name
     for family, layer in _LAST_FEATURES.items():
         if isinstance(seen.model, family):
             return layer
@@ -277,6 +285,12 @@ def _with_maps(seen: Survey) -> str:
 def _usable(seen: Survey) -> list[Run]:
     times = Counter(run.module for run in seen.runs)
     return [run for run in seen.runs if times[run.module] == 1 and to_maps(seen, run)]
+
+
+def _inner(seen: Survey) -> list[Run]:
+    """The usable runs in the part of the model where layers are looked for."""
+    within = f"{seen.reads.within}." if seen.reads.within else ""
+    return [run for run in _usable(seen) if run.name.startswith(within)]
 
 
 def _is_entrance(seen: Survey, run: Run) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,3 +35,7 @@ class NetworkSpec:
     #: What makes a probability of an output: `softmax`, `sigmoid` (each class by itself), or `none` for what is no
     #: probability, or is one already. None: sigmoid for one output, else softmax.
     activation: str | None = None
+    #: What it tells: the class of a picture, or that of each pixel, by scores of (images, classes, height, width).
+    task: Literal["classification", "segmentation"] = "classification"
+    #: Of a segmentation: the class that is the predicted one only of an image where no other is; None: it has none.
+    background: int | None = 0

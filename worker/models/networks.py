@@ -1,7 +1,7 @@
 """Load a network by its name and weights: a model that can be explained, with all that its pictures need.
 
-Names are those of torchvision's classification models, `efficientnet_lite0`, `timm/NAME` where timm is installed, and
-those of networks that are registered here.
+Names are those of torchvision's models for classification, segmentation and detection, `efficientnet_lite0`,
+`timm/NAME` where timm is installed, and those of networks that are registered here.
 """
 
 from __future__ import annotations
@@ -9,21 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES, HF
+from worker.engine.detection import Detection
 from worker.engine.explain import View
+from worker.engine.output import Entry
+from worker.engine.segmentation import Segmentation
+from worker.models import detectors
 from worker.models import weights as files
 from worker.models.architectures import BILINEAR, DEFAULT, Architecture, find, own_network, weights_names, with_classes
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
+from worker.models.own_model import CLASSIFICATION, DETECTION, SEGMENTATION
 from worker.pictures.geometry import FILTERS
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from worker.models.bundles import LocalBundle
 
 RANDOM: Final = "random"
+_EXAMPLE_PX: Final = 224
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,13 @@ class Network:
     #: How many channels it reads: 3 (RGB) or 1 (grey).
     channels: int = 3
     #: Where in its output the logits are: a key, an attribute or a place; None for the usual one.
-    output: str | int | None = None
+    output: Entry = None
     #: Which part of its output is read, in words; "" where the output is the logits.
     output_read: str = ""
     #: What makes a probability of an output; None for the usual, `worker.models.predictions.usual`.
     activation: Activation | None = None
+    #: What it tells: `classification`, `segmentation` or `detection`.
+    task: str = CLASSIFICATION
     #: What was done with the model so that it can be explained, and what could have been meant otherwise; sentences.
     remarks: tuple[str, ...] = ()
     #: How pictures are resized, and how its own preprocessing does it; as of `Architecture`.
@@ -80,6 +90,11 @@ class Network:
     def workload(self) -> str:
         """Name what the work of a batch depends on: of Hugging Face's networks many have one name."""
         return f"{self.name} {self.weights_digest[:12]}" if self.name.startswith(f"{HF}/") else self.name
+
+    def mask(self, predicted: NDArray[np.integer[Any]], class_id: int) -> NDArray[np.bool_]:
+        """Return the pixels over which a class's scores are summed, of the (h, w) classes predicted."""
+        mask_class = self.output.mask_class if isinstance(self.output, Segmentation) else None
+        return np.asarray(predicted == (class_id if mask_class is None else mask_class))
 
     @property
     def preprocessing(self) -> str:
@@ -144,9 +159,14 @@ def load(
         make_room(model_bytes(model))
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
+        classes = detectors.classes_of(model) if architecture.task == DETECTION else seen.classes
         views = select_layers(seen, layer)
-        if prepared:
-            make_fast(model, [view.module for view in views.values()], architecture.size, device, seen.reads, dtype)
+        if architecture.task == DETECTION:
+            # Nothing is folded: which boxes there are jumps with the last bits, so that answers could not be compared.
+            model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif prepared:
+            size_px = _example_size(architecture)
+            make_fast(model, [view.module for view in views.values()], size_px, device, seen.reads, dtype)
         else:
             model.to(device=device, dtype=dtype)
     return Network(
@@ -158,8 +178,8 @@ def load(
         mean=architecture.mean,
         std=architecture.std,
         resize_px=architecture.resize_px,
-        classes=seen.classes,
-        categories=_categories(architecture, seen.classes, labels),
+        classes=classes,
+        categories=_categories(architecture, classes, labels),
         device=torch.device(device),
         weights_digest=digest,
         random=weights == RANDOM,
@@ -170,10 +190,22 @@ def load(
         output=architecture.output,
         output_read=seen.output_read,
         activation=architecture.activation,
+        task=architecture.task,
         remarks=tuple(_remarks(architecture, seen)),
         resize_filter=architecture.resize_filter,
         own_filter=architecture.own_filter,
     )
+
+
+def _example_size(architecture: Architecture) -> tuple[int, int]:
+    """Return the size of the picture by which a faster model is compared with the one it was made of.
+
+    torchvision's segmentation reads any size; in float64 at its own 520 px it would take several GB.
+    """
+    height, width = architecture.size
+    if architecture.task != SEGMENTATION or architecture.own is not None:
+        return height, width
+    return min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)
 
 
 def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
@@ -264,6 +296,25 @@ def labelled(network: Network, labels: Sequence[str]) -> Network:
     return replace(network, categories=_checked(labels, network.name, network.classes))
 
 
+def masked(network: Network, mask_class: int | None) -> Network:
+    """Return the network with all classes explained by the pixels of one, if given; the model is the same one.
+
+    Raises:
+        JobError: It does not tell the class of each pixel.
+    """
+    if mask_class is None:
+        return network
+    if not isinstance(network.output, Segmentation):
+        raise JobError(f"{network.name} tells the class of a picture, not of its pixels: leave --mask-class out")
+    return replace(network, output=replace(network.output, mask_class=mask_class))
+
+
+def boxed(network: Network, max_boxes: int, min_score: float) -> Network:
+    """Return the network with so many boxes explained as a job asks for; others as they are."""
+    is_detector = isinstance(network.output, Detection)
+    return replace(network, output=Detection(max_boxes, min_score)) if is_detector else network
+
+
 def preprocessed(
     network: Network,
     mean: tuple[float, ...] | None = None,
@@ -297,6 +348,17 @@ def preprocessed(
         std=_of_channels(network, std) or network.std,
         resize_filter=resize_filter,
     )
+
+
+def check_scores(network: Network, activation: Activation | None, threshold: float | None) -> None:
+    """Refuse what has no meaning where pixels or boxes have scores of their own.
+
+    Raises:
+        JobError: Says what to leave out.
+    """
+    if network.task != CLASSIFICATION and (activation is not None or threshold is not None):
+        what = "boxes" if network.task == DETECTION else "pixels"
+        raise JobError(f"{network.name} scores {what}, not pictures: leave --activation and --classes out")
 
 
 def activated(network: Network, activation: Activation | None) -> Network:
@@ -370,7 +432,9 @@ def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
             architecture.name,
             model,
             architecture.size,
-            Reads(architecture.channels, architecture.output, architecture.layer, architecture.tokens),
+            Reads(
+                architecture.channels, architecture.output, architecture.layer, architecture.tokens, architecture.within
+            ),
         )
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from producer.jobs.model.activations import ACTIVATIONS, Activation
 from producer.jobs.model.errors import GradcamError, JobError, NotHere
 from worker.engine.explain import is_out_of_memory
-from worker.engine.output import logits_of
+from worker.engine.output import Entry, logits_of
+from worker.engine.segmentation import Segmentation
 from worker.models.network_spec import NetworkSpec
 from worker.models.registered import Registered
 
@@ -23,6 +24,7 @@ CHANNELS: Final = (1, 3)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides of inputs in px, as a job may ask for them.
 _LEAST_PX, _MOST_PX = 8, 2048
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 #: The parameter by which a function says that it can build for any number of classes.
 _NUM_CLASSES: Final = "num_classes"
 #: Every model that a function has given in this process; loading changes a model.
@@ -41,8 +43,10 @@ class OwnModel:
     categories: list[str] | None
     #: As the function's `NetworkSpec` has them.
     layer: str
-    output: str | int | None
     activation: Activation | None
+    #: Where its logits are, or what makes scores of them, as its `task` needs.
+    output: Entry
+    task: str
     #: How many classes it puts out.
     classes: int
     #: Whether its function left it in training mode.
@@ -87,8 +91,9 @@ def make(own: Registered, classes: int | None = None) -> OwnModel:
         std=_numbers(own, "std", spec.std, channels, _IMAGENET_STD if channels > 1 else (1.0,)),
         categories=categories,
         layer=spec.layer,
-        output=spec.output,
+        output=_output(own, spec),
         activation=_activation(own, spec),
+        task=spec.task,
         classes=found,
         was_training=was_training,
     )
@@ -167,6 +172,14 @@ def _numbers(
     return numbers
 
 
+def _output(own: Registered, spec: NetworkSpec) -> Entry:
+    if spec.task == SEGMENTATION:
+        return Segmentation(spec.output, spec.background)
+    if spec.task != CLASSIFICATION:
+        raise JobError(f"the task of {own.name} must be {CLASSIFICATION} or {SEGMENTATION}, not {spec.task!r}")
+    return spec.output
+
+
 def _classes(own: Registered, spec: NetworkSpec, size: tuple[int, int], channels: int) -> int:
     """Return how many logits it puts out for an empty picture."""
     try:
@@ -181,6 +194,6 @@ def _classes(own: Registered, spec: NetworkSpec, size: tuple[int, int], channels
             f"{first}; correct size and channels of its NetworkSpec"
         ) from error
     try:
-        return logits_of(output, 1, spec.output).shape[1]
+        return logits_of(output, 1, _output(own, spec)).shape[1]
     except ValueError as error:
         raise JobError(f"{own.name} cannot be explained: {error}") from None

@@ -6,6 +6,7 @@ without antialiasing; Pillow resizes with it, where that is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,6 +82,19 @@ class Frame:
         xs = _centers(x, width, self.width) + (self.left - columns.start)
         whole[y.start : y.stop, x.start : x.stop] = _along(_along(inner, ys, axis=0), xs, axis=1)
         return whole
+
+    def mask_to_original(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Bring an (h, w) mask of the network's picture, of any resolution, back as (H0, W0); False where unseen."""
+        height, width = self.size
+        whole = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return self.to_original(np.asarray(whole, np.float32)) >= 0.5  # noqa: PLR2004 - between outside and inside
+
+    def box_to_original(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """Bring x0, y0, x1, y1 in px of the network's picture back to px of the original, cut at its borders."""
+        (height, width), x, y = self.original, box[::2], box[1::2]
+        x0, x1 = (min(max((at - self.left) * width / self.width, 0.0), width) for at in x)
+        y0, y1 = (min(max((at - self.top) * height / self.height, 0.0), height) for at in y)
+        return x0, y0, x1, y1
 
     def _seen(self) -> tuple[slice, slice]:
         """Rows and columns of the network's picture that show the original."""

@@ -1,4 +1,4 @@
-"""Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`.
+"""Turn a map and a guided gradient into the four pictures: `heatmap`, `cam`, `gb` and `cam_gb`; draw masks and boxes.
 
 All is float32, as the network gives it, and exact where truncation could show. Values are divided first and then
 multiplied by 255: the quotient q/255 gives q for every level q, and a maximum is always 255.
@@ -19,6 +19,12 @@ Picture = NDArray[np.uint8]
 
 #: The four pictures, in the order in which they are named everywhere.
 OUTPUTS: Final = ("heatmap", "cam", "gb", "cam_gb")
+#: The color of a mask's pixels in RGB, and its share there.
+MASK_COLOR: Final = (255, 0, 0)
+MASK_OPACITY: Final = 0.5
+#: The color of a box in RGB; its line takes this share of the picture's shorter side, at least 1 px.
+BOX_COLOR: Final = (255, 255, 255)
+BOX_LINE_SHARE: Final = 1 / 150
 #: File format → options; JPEG without chroma subsampling, which makes red and blue edges bleed.
 JPEG_QUALITY: Final = 95
 _ENCODINGS: Final[dict[str, list[int]]] = {
@@ -110,6 +116,38 @@ def draw(
     }
     with np.errstate(over="ignore", invalid="ignore"):  # 0 times infinity becomes our own error
         return {name: make[name]() for name in OUTPUTS if name in outputs}
+
+
+def draw_mask(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """Draw the pixels of a mask in `MASK_COLOR` over a picture, at `MASK_OPACITY`; the others stay as they are.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        mask: (h, w) bool; resized to the picture by the nearest pixel.
+
+    Returns:
+        (H, W, 3) uint8 RGB, truncated.
+    """
+    height, width = picture.shape[:2]
+    inside = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) > 0  # (H, W)
+    drawn = picture.copy()
+    mixed = (1 - MASK_OPACITY) * picture[inside] + MASK_OPACITY * np.array(MASK_COLOR, np.float32)
+    drawn[inside] = mixed.astype(np.uint8)
+    return drawn
+
+
+def draw_box(picture: Picture, box: Sequence[float]) -> Picture:
+    """Draw the outline of a box into a copy of a picture.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        box: x0, y0, x1, y1 in px of it; pixel i covers [i, i + 1).
+    """
+    height, width = picture.shape[:2]
+    line_px = max(1, round(min(height, width) * BOX_LINE_SHARE))
+    x0, y0 = (min(max(int(at), 0), side - 1) for at, side in zip(box[:2], (width, height), strict=True))
+    x1, y1 = (min(max(int(at), 0), side - 1) for at, side in zip(box[2:], (width, height), strict=True))
+    return np.asarray(cv2.rectangle(picture.copy(), (x0, y0), (x1, y1), BOX_COLOR, line_px), np.uint8)
 
 
 def encode(image_rgb: Picture, format: str = "jpg") -> bytes:

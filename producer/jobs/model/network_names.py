@@ -24,6 +24,8 @@ TIMM: Final = "timm/"
 OWN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 #: A model in the layout of Hugging Face: its files say which network it is.
 HF: Final = "hf"
+#: What stands behind the names of networks that tell the class of each pixel.
+SEGMENTATION: Final = "=segmentation"
 
 
 class Names(NamedTuple):
@@ -33,17 +35,27 @@ class Names(NamedTuple):
     versions: tuple[str, ...]
     #: Every name, aliases and timm's with each of their tags among them.
     names: frozenset[str]
+    #: Those of networks that tell the class of each pixel.
+    segmentation: frozenset[str]
 
 
 @lru_cache(maxsize=1)
 def known() -> Names:
     """Read the list."""
     versions, *lines = (files("producer.jobs.model") / "network_names.txt").read_text(encoding="utf-8").splitlines()
-    names = {*ALIASES, LITE0}
+    names, segmentation = {*ALIASES, LITE0}, set()
     for line in lines:
         name, *tags = line.split()
+        if tags == [SEGMENTATION]:
+            segmentation.add(name)
+            tags = []
         names.update((name, *(f"{name}.{tag}" for tag in tags)))
-    return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names))
+    return Names(tuple(versions.removeprefix("# ").split(", ")), frozenset(names), frozenset(segmentation))
+
+
+def may_segment(name: str) -> bool:
+    """Whether a network may tell the class of each pixel: it does, or nobody here knows it."""
+    return name in known().segmentation or name not in known().names
 
 
 def check_network(name: str, registered: Callable[[], Collection[str]] = frozenset) -> None:
@@ -56,7 +68,7 @@ def check_network(name: str, registered: Callable[[], Collection[str]] = frozens
     Raises:
         UsageError: There is none; names the nearest.
     """
-    versions, names = known()
+    versions, names, _ = known()
     if name in names or name == HF:
         return
     there = registered()

@@ -45,6 +45,19 @@ class ExplainedClass(Frozen):
     flat: bool
 
 
+class Box(Frozen):
+    """A box that was explained, in pixels of the original from its left upper corner."""
+
+    class_id: int
+    class_name: str | None = None
+    score: float
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    flat: bool
+
+
 class Result(Frozen):
     """One image's line in the manifest."""
 
@@ -54,7 +67,8 @@ class Result(Frozen):
     state: Literal["done", "failed"]
     class_id: int | None = None
     class_name: str | None = None
-    #: Softmax of the explained class; of a network with one logit, its sigmoid; else what `activation` says.
+    #: Softmax of the explained class; of a network with one logit, its sigmoid; else what `activation` says. Of
+    #: segmentation its share of the pixels, of detection the best box's score.
     probability: float | None = None
     #: The output of the explained class as it is, in place of a probability: `activation` is `none`.
     score: float | None = None
@@ -75,6 +89,8 @@ class Result(Frozen):
     correct: bool | None = None
     #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.
     classes: tuple[ExplainedClass, ...] = ()
+    #: Of a network that detects: the boxes that were explained, the best first; none where nothing scores enough.
+    boxes: tuple[Box, ...] | None = None
     network: str | None = None
     layer: str | None = None
     #: The map was zero everywhere: nothing spoke for this class at this layer.
@@ -85,7 +101,7 @@ class Result(Frozen):
     random_weights: bool | None = None
     #: Columns of the user's list that were carried along.
     keep: dict[str, str] | None = None
-    #: kind → object key; with several classes `class<ID>-<kind>`
+    #: kind → object key; with several classes `class<ID>-<kind>`, with boxes `box<N>-<kind>`, from 1
     objects: dict[str, str] = Field(default_factory=dict)
     #: stage → seconds of work
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -26,8 +26,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHARED = "weights"
 
 #: The pictures that can be made of an image.
-Output = Literal["heatmap", "cam", "gb", "cam_gb"]
-OUTPUTS: tuple[Output, ...] = get_args(Output)
+Output = Literal["heatmap", "cam", "gb", "cam_gb", "mask"]
+#: The four that each network has.
+OUTPUTS: tuple[Output, ...] = ("heatmap", "cam", "gb", "cam_gb")
+#: The pixels of a class, of networks that tell the class of each pixel.
+MASK: Output = "mask"
 #: The priorities, the most urgent first.
 Queue = Literal["high", "default", "low"]
 PRIORITIES: tuple[Queue, ...] = get_args(Queue)
@@ -126,6 +129,16 @@ class JobSpec(Frozen):
         Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)] | None,
         Option(must_be="a file with one class name a line", computed=True),
     ] = Field(default=None, description="The name of each class, in place of those that come with the weights.")
+    mask_class: Annotated[
+        Annotated[str, Field(min_length=1, max_length=200)] | None,
+        Option(must_be="the name or the number of a class, such as cat", absent="those of the class explained"),
+    ] = Field(default=None, description="Of segmentation networks: the class whose pixels are summed.")
+    max_boxes: Annotated[int, Field(ge=1, le=100), Option(must_be="1 to 100")] = Field(
+        default=5, description="Of networks that detect: explain so many boxes an image, those that score most."
+    )
+    min_score: Annotated[float, Field(ge=0, le=1), Option(must_be="a number from 0 to 1")] = Field(
+        default=0.5, description="Leave out boxes that score less."
+    )
     method: Annotated[Method, Option()] = Field(default="gradcam", description="How maps are made.")
     precision: Annotated[Precision, Option()] = Field(
         default="fp32",
@@ -161,8 +174,8 @@ class JobSpec(Frozen):
         default=False, description="Also store the map and the guided gradient as numbers (.npz)."
     )
     outputs: Annotated[
-        tuple[Output, ...], Field(min_length=1), Option(must_be=f"some of {','.join(OUTPUTS)}", by_commas=True)
-    ] = Field(default=OUTPUTS, description="Which of the four pictures, by commas.")
+        tuple[Output, ...], Field(min_length=1), Option(must_be=f"some of {','.join(get_args(Output))}", by_commas=True)
+    ] = Field(default=OUTPUTS, description="Which pictures, by commas. Segmentation has mask, too.")
     format: Annotated[PictureFormat, Option()] = Field(default="jpg", description="Picture format.")
     pack: Annotated[Pack, Option()] = Field(
         default="none", description="tar: the pictures of a chunk in one webdataset shard; for millions of images."
