@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "lungs"
-NETWORKS = "broken=evil_not_there:build,findings=own_models:build_findings,age=own_models:build_age"
+NETWORKS = "broken=evil_not_there:build,colors=own_models:build_colors,findings=own_models:build_findings,age=own_models:build_age"
 CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 
 
@@ -185,7 +185,8 @@ def test_what_speaks_against_each_finding_above_a_threshold_is_explained_as_capt
 
 def test_the_most_likely_finding_is_explained_where_none_is_above_the_threshold(client: Client) -> None:
     job = client.submit([CAT], network="findings", classes="above:0.9999", outputs=["cam"])
-    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.SUCCEEDED, status.error
     (result,) = client.results(job)
     assert (result.above, result.classes, list(result.objects)) == (0, (), ["cam"])
     assert (result.class_id, result.probability) == (result.top5[0].class_id, result.top5[0].probability)
@@ -194,7 +195,8 @@ def test_the_most_likely_finding_is_explained_where_none_is_above_the_threshold(
 def test_an_output_that_is_no_probability_is_a_score_that_can_be_asked_for(client: Client) -> None:
     jobs = [client.submit([CAT], network="age", activation=which, outputs=["cam"]) for which in (None, "sigmoid")]
     for job in jobs:
-        assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+        status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.SUCCEEDED, status.error
     ((age,), (other,)) = (list(client.results(job)) for job in jobs)
     assert age.score is not None
     assert (age.class_name, age.probability, age.activation, age.direction) == ("age", None, "none", None)
@@ -217,7 +219,8 @@ def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Clien
     """By its own pixels, and by those of another class."""
     parameters = {"network": "colors", "format": "png", "output_size": "original"}
     job = client.submit([CAT], **parameters)  # type: ignore[arg-type]
-    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.SUCCEEDED, status.error
     (result,) = client.results(job)
     original = decode(CAT.read_bytes())
     picture, frame = fit(original, (96, 128), "squash")
@@ -257,7 +260,8 @@ def test_boxes_are_explained_end_to_end_and_an_image_without_any_is_done(client:
         [CAT, tmp_path / "black.png"], **random_boxes, max_boxes=3, min_score=0.01, format="png",
         outputs=["cam", "gb"], output_size="original",
     )  # fmt: skip
-    assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
+    status = client.wait(job, timeout_s=90)
+    assert status.state is JobState.SUCCEEDED, status.error
     cat, _black = client.results(job)
     assert cat.boxes is not None
     assert len(cat.boxes) == 3

@@ -122,7 +122,7 @@ def _detected(task: ImageTask, flats: list[bool], objects: dict[str, str], files
         found = top_boxes(first.logits, first.beside[LABELS], len(task.explained), network.categories)
         for prediction, flat, box in zip(found, flats, first.beside[BOXES], strict=False):
             x0, y0, x1, y1 = (round(at, 2) for at in task.frame.box_to_original(box.tolist()))
-            named = prediction.model_dump(exclude={"probability"})
+            named = prediction.model_dump(exclude={"probability", "score"})
             boxes.append(Box(**named, score=prediction.probability, x0=x0, y0=y0, x1=x1, y1=y1, flat=flat))
     best = found[0] if found else None
     result = Result(
