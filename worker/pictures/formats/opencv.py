@@ -17,6 +17,8 @@ from worker.pictures.formats import refused  # noqa: E402
 
 #: What decoding a picture may take, beside its file; who allows more pixels allows more memory.
 MAX_BYTES: Final = max(500_000_000, 7 * MAX_PIXELS)
+#: Of these, what any picture takes, however small.
+_ANY_PICTURE: Final = 10_000_000
 
 # Images are decoded beside each other in threads already; OpenCV's own threads would only get in their way.
 cv2.setNumThreads(1)
@@ -40,7 +42,7 @@ def check_size(format: str, height: int, width: int, bytes_a_pixel: float) -> No
         raise refused.broken(format, "it has no pixels")
     if height * width > MAX_PIXELS:
         raise refused.too_large(format, MAX_PIXELS)
-    if height * width * bytes_a_pixel > MAX_BYTES:
+    if height * width * bytes_a_pixel + _ANY_PICTURE > MAX_BYTES:
         raise refused.too_deep(format, MAX_BYTES)
 
 

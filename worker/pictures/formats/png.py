@@ -100,10 +100,9 @@ def _check(data: bytes, header: _Header) -> None:
         raise refused.broken("PNG")
     width, height = struct.unpack_from(">II", data, 16)
     opaque = header.color not in _WITH_ALPHA and not header.transparent
-    # OpenCV's picture of 8 or 16 bits, and ours.
-    decoded = 0 if opaque else (1 if header.color == _GREY else 4) * (2 if header.depth == _DEEP else 1)
-    turned = 3 if header.exif else 0
-    opencv.check_size("PNG", height, width, max(decoded + 3, 3 + turned))
+    # OpenCV holds its picture twice, and then we that one and ours.
+    decoded = 3 if opaque else (1 if header.color == _GREY else 4) * (2 if header.depth == _DEEP else 1)
+    opencv.check_size("PNG", height, width, max(2 * decoded, decoded + 4, 6))
     packed = sum(min(end, len(data)) - at - 12 for at, end in header.pixels)
     if packed * _MOST_UNPACKED < height * (width * numbers * header.depth // 8):
         raise refused.broken("PNG", "there are fewer bytes than it has pixels")

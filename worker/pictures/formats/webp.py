@@ -23,8 +23,8 @@ _HEAD: Final = 12  # RIFF, the length, WEBP
 _ALPHA, _VP8X_BYTES = 0x10, 10
 #: What stands in a frame before its chunks: its place, size, duration and flags.
 _FRAME_BYTES: Final = 16
-#: Bytes a pixel: lossy without alpha, and all else (libwebp's own 4, and as many that OpenCV gets).
-_OPAQUE, _OTHERS = 3, 8
+#: Bytes a pixel, lossy without alpha and all else: OpenCV holds its picture twice.
+_OPAQUE, _OTHERS = 6, 8
 
 
 def read(data: bytes) -> NDArray[np.uint8]:
@@ -50,7 +50,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
     picture = _picture(data, chunks)
     if picture[0] != (height, width):
         raise refused.broken("WebP")
-    return upright(_decode(picture, turned=bool(exif)), exif)
+    return upright(_decode(picture), exif)
 
 
 def _number(data: bytes, at: int) -> int:
@@ -106,15 +106,13 @@ def _riff(*chunks: bytes) -> bytes:
     return b"".join((b"RIFF", struct.pack("<I", 4 + sum(map(len, chunks))), b"WEBP", *chunks))
 
 
-def _decode(
-    picture: tuple[tuple[int, int], bool, bytes], held: float = 0, *, turned: bool = False
-) -> NDArray[np.uint8]:
-    """Decode what `_picture` found, while so many bytes a pixel are `held` beside it."""
+def _decode(picture: tuple[tuple[int, int], bool, bytes]) -> NDArray[np.uint8]:
+    """Decode what `_picture` found."""
     (height, width), may_be_transparent, data = picture
     if not may_be_transparent:
-        opencv.check_size("WebP", height, width, held + _OPAQUE * (1 + turned))
+        opencv.check_size("WebP", height, width, _OPAQUE)
         return opencv.color(data, "WebP")
-    opencv.check_size("WebP", height, width, held + _OTHERS)
+    opencv.check_size("WebP", height, width, _OTHERS)
     shown = opencv.as_it_is(data, "WebP")
     if shown.shape[2:] == (4,):
         return over_white(shown[..., 2::-1], shown[..., 3])
@@ -131,7 +129,7 @@ def _first_frame(data: bytes, place: tuple[int, int], height: int, width: int) -
     rows, columns = picture[0]
     if top + rows > height or left + columns > width:
         raise refused.broken("WebP")
-    opencv.check_size("WebP", height, width, 6)
+    opencv.check_size("WebP", height, width, _OPAQUE)
     frame = _decode(picture)
     if frame.shape == (height, width, 3):
         return frame
