@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from worker.pictures.formats import opencv, refused
 from worker.pictures.formats.transparency import blocks, over_white
 
+#: Lengths of headers that there are: OS/2's, and Windows' from version 3 to 5.
+_HEADERS: Final = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 #: Length of OS/2's header, of the shortest with a compression field, and of the shortest with a mask of alpha.
 _CORE, _INFO, _V3 = 12, 40, 56
 #: BITFIELDS, and BITFIELDS with a fourth mask behind a short header.
@@ -47,7 +49,7 @@ def read(data: bytes) -> NDArray[np.uint8]:
         raise refused.broken("BMP") from None
     if compression in _INSIDE:
         raise refused.not_read("BMP", "JPEG or PNG data inside of it", "take them out, or save it as PNG")
-    if bits not in _BITS:
+    if bits not in _BITS or header not in _HEADERS:
         raise refused.broken("BMP")
     opencv.check_size("BMP", *size, _BYTES)
     if _RUNS.get(compression) == bits:

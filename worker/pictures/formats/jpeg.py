@@ -182,7 +182,7 @@ def _check_cost(data: bytes, header: _Header) -> None:
         return  # libjpeg says what it thinks of that
     height, width = struct.unpack_from(">HH", header.content, 1)
     at = header.scan
-    one_scan = header.frame in _SEQUENTIAL and data[at + 4 : at + 5] == bytes([len(header.components)])
+    one_scan = header.frame in _SEQUENTIAL and list(data[at + 4 : at + 5]) == [len(header.components)]
     coefficients = 0 if one_scan else jpeg_scans.coefficient_bytes(header.content[6:])
     # CMYK goes through a copy of four numbers a pixel.
     decoded = 3 if len(header.components) in _TURBO else 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ from PIL import Image
 from producer.jobs.model.errors import ImageError
 from worker.pictures.formats.transparency import blocks, over_white
 
-# What they warn of is decided here, or ends as this image's error.
+# What they warn of, and log, is decided here, or ends as this image's error.
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pixels are counted before Pillow sees them, against a limit that the operator sets.
 Image.MAX_IMAGE_PIXELS = None
