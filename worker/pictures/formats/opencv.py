@@ -14,6 +14,7 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from worker.pictures.formats import refused  # noqa: E402
+from worker.pictures.formats.transparency import blocks  # noqa: E402
 
 #: What decoding a picture may take, beside its file; who allows more pixels allows more memory.
 MAX_BYTES: Final = max(500_000_000, 7 * MAX_PIXELS)
@@ -56,12 +57,17 @@ def color(data: bytes, format: str) -> NDArray[np.uint8]:
 
 
 def as_it_is(data: bytes, format: str) -> NDArray[Any]:
-    """Decode to (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16, not turned.
+    """Decode to (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16, not turned.
 
     Raises:
         ImageError: It is broken, truncated or too large.
     """
-    return _decode(data, format, cv2.IMREAD_UNCHANGED)
+    decoded = _decode(data, format, cv2.IMREAD_UNCHANGED)
+    swap = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(decoded.shape[2] if decoded.ndim > 2 else 0)  # noqa: PLR2004
+    if swap is not None:
+        for part in blocks(*decoded.shape[:2]):  # in its place: OpenCV would make two copies of all of it
+            decoded[part] = cv2.cvtColor(decoded[part], swap)
+    return decoded
 
 
 def _decode(data: bytes, format: str, flags: int) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """PNG, by OpenCV; which chunks there are is found by walking from one to the next.
 
-OpenCV gets only those that hold the picture: libpng unpacks texts and profiles that nobody looks at, megabytes for each
-kilobyte, and prints a line about each that it does not like.
+Where there are more than programs write, OpenCV gets only those that hold the picture: libpng unpacks texts and profiles
+that nobody looks at, a megabyte for each kilobyte.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from worker.pictures.formats.transparency import over_white
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 #: A file of 64 MiB in chunks of 1 KiB has 65536.
 MAX_CHUNKS: Final = 2**18
+#: Of those that nobody looks at so many may stay, and so many packed bytes in them: a copy without them costs time.
+_MANY, _MANY_BYTES = 64, 2**12
+_PACKED: Final = frozenset({b"iCCP", b"iTXt", b"zTXt"})
+#: OpenCV's reader of animations crashes on some broken ones.
+_ANIMATION: Final = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _IHDR_END: Final = 33
 _GREY, _RGB, _PALETTE, _WITH_ALPHA = 0, 2, 3, frozenset({4, 6})
 _DEEP: Final = 16
@@ -48,7 +53,7 @@ class _Header:
     exif: bytes = b""
     #: Where the chunks of pixels begin and end.
     pixels: list[tuple[int, int]] = field(default_factory=list)
-    #: Whether there are chunks that OpenCV does not need, or the file does not end as it should.
+    #: Whether there are chunks that OpenCV must not get, or the file does not end as it should.
     more: bool = False
 
 
@@ -71,6 +76,7 @@ def _walk(data: bytes) -> _Header:
     if not data.startswith(b"\0\0\0\x0dIHDR", len(SIGNATURE)) or len(data) < _IHDR_END:
         raise refused.broken("PNG")
     header, ended = _Header(depth=data[24], color=data[25]), False
+    others = packed = 0
     for at, length, kind in _chunks(data):
         end = at + 12 + length
         if kind == b"IDAT":
@@ -82,10 +88,12 @@ def _walk(data: bytes) -> _Header:
         elif kind == b"IEND":
             ended = end <= len(data)
         else:
-            header.more |= at > len(SIGNATURE)
+            others += 1
+            packed += length if kind in _PACKED else 0
+            header.more |= kind in _ANIMATION
             if kind == b"eXIf":
                 header.exif = data[at + 8 : end - 4]
-    header.more |= not ended
+    header.more |= not ended or others > _MANY or packed > _MANY_BYTES
     return header
 
 
@@ -133,10 +141,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _still(data: bytes, header: _Header) -> bytes:
-    """The same picture with nothing else, and with the end that it lacks; where pixels are cut, what there is counts.
-
-    OpenCV's reader of animations crashes on some broken ones.
-    """
+    """The same picture with nothing else, and with the end that it lacks; where pixels are cut, what there is counts."""
     pieces = [data[:_IHDR_END]]
     if header.color == _PALETTE:
         pieces.append(_chunk(b"PLTE" + header.palette))
@@ -156,10 +161,10 @@ def _chunk(content: bytes) -> bytes:
 def _laid(picture: NDArray[Any], header: _Header) -> NDArray[np.uint8]:
     """OpenCV's picture over white."""
     if picture.shape[2:] == (4,):
-        return over_white(picture[..., 2::-1], picture[..., 3])
+        return over_white(picture[..., :3], picture[..., 3])
     if picture.ndim == 2:  # noqa: PLR2004 - OpenCV leaves the transparency of gray to us
         return _grey_over_white(picture, header)
-    return np.ascontiguousarray((picture >> 8 if picture.dtype == np.uint16 else picture)[..., ::-1], np.uint8)
+    return np.asarray(picture >> 8 if picture.dtype == np.uint16 else picture, np.uint8)
 
 
 def _grey_over_white(gray: NDArray[Any], header: _Header) -> NDArray[np.uint8]:

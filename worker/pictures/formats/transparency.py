@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Pixels worked on at a time, so that a large picture takes little more memory than its pixels, whatever its shape.
-_PIXELS: Final = 2**16
+_PIXELS: Final = 2**15
 
 
 def blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -115,8 +115,8 @@ def _decode(picture: tuple[tuple[int, int], bool, bytes]) -> NDArray[np.uint8]:
     opencv.check_size("WebP", height, width, _OTHERS)
     shown = opencv.as_it_is(data, "WebP")
     if shown.shape[2:] == (4,):
-        return over_white(shown[..., 2::-1], shown[..., 3])
-    return np.asarray(opencv.cv2.cvtColor(shown, opencv.cv2.COLOR_BGR2RGB), np.uint8)
+        return over_white(shown[..., :3], shown[..., 3])
+    return np.asarray(shown, np.uint8)
 
 
 def _first_frame(data: bytes, place: tuple[int, int], height: int, width: int) -> NDArray[np.uint8]:
