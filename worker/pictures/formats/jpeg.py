@@ -159,7 +159,7 @@ def _check_kind(header: _Header) -> None:
     Raises:
         ImageError: So it is.
     """
-    if not header.content:
+    if len(header.content) < _FRAME_BYTES:
         return  # libjpeg says what it thinks of that
     kind = ""
     if header.frame not in _SEQUENTIAL | _PROGRESSIVE:
