@@ -63,7 +63,8 @@ def explore(target: Target, first: int, inputs: int, seconds: float, write: Path
         findings.append(f"input {peak_at} took {(peak - before) / 1e6:.0f} MB")
     return {
         "target": target.name, "inputs": number + 1 - first, "slowest_s": slowest, "slowest": slowest_at,
-        "peak_bytes": peak - before, "peak": peak_at, "verdicts": dict(verdicts.most_common()), "findings": findings[:9],
+        "peak_bytes": peak - before, "peak": peak_at, "verdicts": dict(verdicts.most_common()),
+        "findings": findings[:9],
     }  # fmt: skip
 
 
@@ -80,7 +81,10 @@ def in_child(name: str, inputs: int, seconds: float = 0, first: int = 0) -> dict
         summary: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
         summary = {"target": name, "inputs": 0, "slowest_s": 0.0, "slowest": first, "peak_bytes": 0, "peak": first}
-        summary |= {"verdicts": {}, "findings": [f"the process ended with {run.returncode}: use --write to find the input"]}
+        summary |= {
+            "verdicts": {},
+            "findings": [f"the process ended with {run.returncode}: use --write to find the input"],
+        }
     if run.stderr:
         summary["findings"].append(f"printed: {run.stderr[:300]}")
     return summary

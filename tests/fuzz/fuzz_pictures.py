@@ -35,15 +35,20 @@ def _read(data: bytes) -> str:
     try:
         picture = decode(data)
     except ImageError as error:
-        assert str(error).isprintable() and len(str(error)) < 400, error
-        if "broken or truncated" in str(error):
-            return "broken"
-        return "too large" if "more than" in str(error) else "not read"
+        return _verdict(str(error))
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert picture.shape[2] == 3
     assert 0 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS
     return "read"
+
+
+def _verdict(sentence: str) -> str:
+    assert sentence.isprintable()
+    assert len(sentence) < 400
+    if "broken or truncated" in sentence:
+        return "broken"
+    return "too large" if "more than" in sentence else "not read"
 
 
 # --- whole pictures ---------------------------------------------------------------------------------------------------
@@ -131,7 +136,9 @@ def _jpeg_structure(data: bytes) -> Structure:
             fields += [(at + 5, 2), (at + 7, 2), (at + 9, 1), (at + 11, 1)]
         at = end
         if data[parts[-1][0] + 1] == 0xDA:  # its bytes, up to the next segment
-            while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data) and data[at + 1] in {0, *range(0xD0, 0xD8)}:
+            while (
+                (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data) and data[at + 1] in {0, *range(0xD0, 0xD8)}
+            ):
                 at += 2
             at = len(data) if at < 0 else at
             parts[-1] = (parts[-1][0], at)

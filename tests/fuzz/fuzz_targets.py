@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fuzz_mutations import Format
 
@@ -24,7 +24,7 @@ class Target:
     seeds: Sequence[bytes]
     #: Gives the verdict, such as "read" or "refused"; an exception, or a process that dies, is a finding.
     run: Callable[[bytes], str]
-    format: Format = Format()
+    format: Format = field(default_factory=Format)
     #: What an input may take, in processor seconds and in bytes beside what the process had before.
     most_s: float = 10.0
     most_bytes: int = 520_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -48,11 +49,23 @@ def _whole() -> dict[str, tuple[bytes, bytes]]:
     """Kind → a whole picture, and what ends one of its format."""
     grain, alpha = _grain(), _grain().convert("RGBA")
     alpha.putalpha(grain.convert("L"))
-    found = {f"JPEG {name}": (saved(grain.convert(mode), "JPEG", quality=90, **options), EOI) for name, mode, options in (
-        ("baseline", "RGB", {}), ("progressive", "RGB", {"progressive": True}), ("gray", "L", {}), ("CMYK", "CMYK", {}),
-        ("with restarts", "RGB", {"restart_marker_rows": 1}), ("4:4:4", "RGB", {"subsampling": 0}),
-    )}  # fmt: skip
-    for name, image in {"RGB": grain, "alpha": alpha, "gray": grain.convert("L"), "palette": grain.quantize(16)}.items():
+    found: dict[str, tuple[bytes, bytes]] = {}
+    jpegs: dict[str, dict[str, Any]] = {
+        "baseline": {},
+        "progressive": {"progressive": True},
+        "restarts": {"restart_marker_rows": 1},
+        "4:4:4": {"subsampling": 0},
+    }
+    for name, options in jpegs.items():
+        found[f"JPEG {name}"] = (saved(grain, "JPEG", quality=90, **options), EOI)
+    for mode in ("L", "CMYK"):
+        found[f"JPEG {mode}"] = (saved(grain.convert(mode), "JPEG", quality=90), EOI)
+    for name, image in {
+        "RGB": grain,
+        "alpha": alpha,
+        "gray": grain.convert("L"),
+        "palette": grain.quantize(16),
+    }.items():
         found[f"PNG {name}"] = (saved(image, "PNG"), IEND)
     found["PNG animated"] = (saved(grain, "PNG", save_all=True, append_images=[grain.rotate(90)]), IEND)
     for name, image in {"opaque": grain, "alpha": alpha}.items():
@@ -99,6 +112,16 @@ def _directory_first(data: bytes) -> bytes:
 WHOLE = _whole()
 
 
+def _shown(data: bytes) -> Any:
+    """The picture, or None where it is refused for what a cut does to it."""
+    try:
+        return decode(data)
+    except ImageError as error:
+        said = str(error)
+    assert any(words in said for words in ("truncated", "not a picture", "the file is empty")), said
+    return None
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_cut_picture_is_refused_or_all_of_it_is_there(kind: str) -> None:
     """With what ends a file of its format behind the cut, and without."""
@@ -108,11 +131,8 @@ def test_a_cut_picture_is_refused_or_all_of_it_is_there(kind: str) -> None:
     for place in range(PLACES):
         cut = data[: len(data) * place // PLACES]
         for broken in {cut, cut + end}:
-            try:
-                shown = decode(broken)
-            except ImageError as error:
-                assert "not a picture" in str(error) or "empty" in str(error) or "truncated" in str(error), (place, error)
-            else:
+            shown = _shown(broken)
+            if shown is not None:
                 assert np.array_equal(shown, whole), place
                 read += 1
     assert read < PLACES // 10 or "animated" in kind  # behind its first frame all of the picture is there
@@ -157,7 +177,7 @@ def test_a_bmp_whose_runs_end_early_is_truncated() -> None:
 )
 def test_the_strips_of_a_tiff_are_counted_and_looked_for(tags: dict[int, list[int]], words: str | None) -> None:
     size = {256: [2], 257: [40 if words and "longer" in words else 4]}
-    data = ifd(size | {258: [8], 259: [1], 262: [1], 277: [1]} | tags).ljust(400, b"\1")
+    data = ifd({**size, 258: [8], 259: [1], 262: [1], 277: [1], **tags}).ljust(400, b"\1")
     if words is None:
         assert decode(data).shape == (4, 2, 3)
         return
@@ -191,10 +211,8 @@ def test_a_small_first_frame_of_a_webp_lies_on_a_white_canvas() -> None:
 
 def _seconds(data: bytes) -> float:
     start = time.process_time()
-    try:
+    with contextlib.suppress(ImageError):
         decode(data)
-    except ImageError:
-        pass
     return time.process_time() - start
 
 
@@ -343,7 +361,7 @@ def test_the_largest_png_takes_less_than_500_mb(tmp_path: Path) -> None:
     rows = b"".join(packer.compress(b"\0" + bytes(4 * side)) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND")
-    ((peak, counted, length, pixels),) = _peaks(tmp_path, {"largest.png": data}).values()
+    ((peak, _, length, pixels),) = _peaks(tmp_path, {"largest.png": data}).values()
     assert pixels == side**2 > 60_000_000
     assert peak - 2 * length <= opencv.MAX_BYTES == 500_000_000
     with pytest.raises(ImageError, match="the PNG picture takes more than 500 MB to decode"):
@@ -360,13 +378,15 @@ def _progressive_of_largest() -> bytes:
     [
         _progressive_of_largest(),
         tiff((8192, 8192), b"", bits=[16] * 4, compression=[5]),
-        bmp(1, [bytes(4)], 32, (1, 2, 4))[:18] + struct.pack("<ii", 10, -(2**31)) + bmp(1, [bytes(4)], 32, (1, 2, 4))[26:],
+        bmp(1, [bytes(4)], 32, (1, 2, 4))[:18]
+        + struct.pack("<ii", 10, -(2**31))
+        + bmp(1, [bytes(4)], 32, (1, 2, 4))[26:],
         b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f" + struct.pack("<I", 8191 | 8191 << 14) + bytes(5),
     ],
     ids=["JPEG", "TIFF", "BMP", "WebP"],
 )
 def test_what_would_take_too_much_is_refused_by_its_header(data: bytes) -> None:
-    with pytest.raises(ImageError, match="takes more than 500 MB to decode|more than 67108864 pixels|truncated"):
+    with pytest.raises(ImageError, match=r"more than 500 MB to decode|more than 67108864 pixels|truncated"):
         decode(data)
     assert _seconds(data) < 0.1
 

@@ -57,15 +57,15 @@ def test_many_small_frames_of_zstandard_cost_no_time(tmp_path: Path) -> None:
     """What a block of packed bytes unpacked to was copied anew for each frame in it."""
     frame = zstandard.ZstdCompressor(write_checksum=False).compress(bytes(2**17))
     path = tmp_path / "list.txt.zst"
-    path.write_bytes(frame * 3000)
+    path.write_bytes(frame * 6000)
     start = time.process_time()
-    assert sum(map(len, pieces(LocalFile(str(path)), "zst"))) == 3000 * 2**17
-    assert time.process_time() - start < 3
+    assert sum(map(len, pieces(LocalFile(str(path)), "zst"))) == 6000 * 2**17
+    assert time.process_time() - start < 1.5
 
 
 def test_long_texts_of_strangers_are_printed_at_once_and_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """They were searched for numbers, paths and addresses to be colored, and for names of emojis."""
-    text = "http://a/" + "1a:b/" * 200_000 + ":smile: [bold]"
+    text = "<" * 100_000 + ":smile: [bold]"
     start = time.process_time()
     make_talk().print(text)
     assert time.process_time() - start < 3

@@ -75,8 +75,8 @@ class Chunk(Frozen):
         text = "\n".join(lines).encode()
         if len(text) > MAX_UNPACKED_BYTES:
             raise UsageError(
-                f"{len(lines)} images with what is carried along are longer than {MAX_UNPACKED_BYTES:,} bytes: take fewer "
-                "columns along, or a smaller --chunk-size"
+                f"{len(lines)} images with what is carried along are longer than {MAX_UNPACKED_BYTES:,} bytes: "
+                "take fewer columns along, or a smaller --chunk-size"
             )
         digest = hashlib.sha256(text).hexdigest()[:16]
         return cls(number=number, count=len(lines), digest=digest, payload=zlib.compress(text, _ZLIB_LEVEL))

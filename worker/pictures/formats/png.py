@@ -1,7 +1,7 @@
 """PNG, by OpenCV; which chunks there are is found by walking from one to the next.
 
-Where there are more than programs write, OpenCV gets only those that hold the picture: libpng unpacks texts and profiles
-that nobody looks at, a megabyte for each kilobyte.
+Where there are more than programs write, OpenCV gets only those that hold the picture: libpng unpacks texts and
+profiles that nobody looks at, a megabyte for each kilobyte.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _still(data: bytes, header: _Header) -> bytes:
-    """The same picture with nothing else, and with the end that it lacks; where pixels are cut, what there is counts."""
+    """The same picture with nothing else, and with the end that it lacks; cut pixels stay cut."""
     pieces = [data[:_IHDR_END]]
     if header.color == _PALETTE:
         pieces.append(_chunk(b"PLTE" + header.palette))

@@ -1,4 +1,4 @@
-"""WebP, by OpenCV, which gets nothing but the picture; where it is, and the EXIF block, are found by walking the chunks.
+"""WebP, by OpenCV, which gets nothing but the picture; that and the EXIF block are found by walking the chunks.
 
 Of an animation that is its first frame: the library's reader of animations holds three of them at once.
 """
