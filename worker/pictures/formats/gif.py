@@ -40,7 +40,8 @@ def read(data: bytes) -> NDArray[np.uint8]:
     # Without the comments before the frame: Pillow joins their blocks in quadratic time.
     image = pillow.load(head + control + data[frame:], "GIF", refused.broken("GIF"), refused.broken("GIF"))
     with image:
-        picture = pillow.taken(image, pillow.transparent_over_white)
+        shown = pillow.transparent_over_white if image.has_transparency_data else pillow.opaque
+        picture = pillow.taken(image, shown)
     for outside in (slice(top), slice(top + frame_height, None)):
         picture[outside] = 255
     for outside in (slice(left), slice(left + frame_width, None)):

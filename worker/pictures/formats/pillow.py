@@ -50,6 +50,11 @@ def taken(image: Image.Image, shown: Callable[[Image.Image], NDArray[np.uint8]])
     return picture
 
 
+def opaque(part: Image.Image) -> NDArray[np.uint8]:
+    """A part without alpha."""
+    return np.asarray(part.convert("RGB"), np.uint8)
+
+
 def transparent_over_white(part: Image.Image) -> NDArray[np.uint8]:
     """A part with straight or associated alpha, over white."""
     straight = part.convert("LA") if part.mode == "La" else part

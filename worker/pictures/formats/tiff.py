@@ -163,7 +163,7 @@ def _shown(image: Image.Image, bits: int, *, white_is_zero: bool) -> NDArray[np.
     elif image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # 12 or 16
     else:
-        return np.asarray(image.convert("RGB"), np.uint8)
+        return pillow.opaque(image)
     # Of the deep kinds Pillow leaves it to us to invert them.
     return np.repeat((255 - gray if white_is_zero else gray)[..., None], 3, axis=2)  # (H, W, 3)
 
