@@ -72,6 +72,10 @@ chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a tab
 races: $(VENV)/test.stamp ## let every pair of verbs race on small jobs; seeds and violations (none); 15 min
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/chaos/races.py
 
+.PHONY: fuzz
+fuzz: $(VENV)/test.stamp ## throw 120,000 broken pictures at the decoders; slowest input and peak memory of each format; 5 min
+	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py --inputs 20000
+
 .PHONY: sweep
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/sweep/sweep.py --timm

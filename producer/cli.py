@@ -107,7 +107,7 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
     from producer.client.watch import table
 
     # Elsewhere than on a terminal there is room.
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False, emoji=False)
     console.print(table(found, console))
     if len(found) == limit:
         make_talk().print(f"more: --offset {offset + limit}")

@@ -15,7 +15,7 @@
 | `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
 | `GRADCAM_WORKER_WEIGHTS_CACHE_BYTES`| what these files may take                                    | 20 GiB  |
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
-| `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 3 bytes each in every thread          | 64 Mi   |
+| `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 7 bytes each in every thread          | 64 Mi   |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |

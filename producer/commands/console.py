@@ -98,8 +98,9 @@ def make_talk() -> Console:
     """Where talk goes: stderr."""
     from rich.console import Console
 
-    # What users and images are called is shown as it is, not read as markup.
-    return Console(stderr=True, soft_wrap=True, markup=False)
+    # What users and images are called is shown as it is: not read as markup, and not searched for numbers and addresses
+    # to be colored, which costs minutes for a long text.
+    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def one_line(text: str) -> str:

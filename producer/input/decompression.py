@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _PIECE_BYTES = 2**18
+#: A list unpacks to so much, or to so many times its size; addresses that differ in their numbers alone take a 60th.
+MAX_UNPACKED_BYTES, MAX_TIMES = 2**30, 250
 #: Compressed bytes taken at once: a block of zstandard unpacks to 128 kB at most, and may have four bytes.
 _PACKED_BYTES = 2**11
 
@@ -30,8 +32,9 @@ def pieces(stored: RereadableFile, packing: str | None, lines: Callable[[], int]
         lines: How many lines were read so far, for the message about what follows them.
 
     Raises:
-        UsageError: It cannot be read, or its compressed data is broken.
+        UsageError: It cannot be read, its compressed data is broken, or it unpacks to more than a list does.
     """
+    unpacked = 0
     with stored.open() as packed, closing(_unpacked(packed, packing)) as file:
         while True:
             try:
@@ -41,6 +44,11 @@ def pieces(stored: RereadableFile, packing: str | None, lines: Callable[[], int]
                 raise UsageError(f"{stored.name} cannot be read{place}: {_cause(error)}") from None
             if not piece:
                 return
+            unpacked += len(piece)
+            if packing and unpacked > MAX_UNPACKED_BYTES and unpacked > MAX_TIMES * packed.tell():
+                raise UsageError(
+                    f"{stored.name} unpacks to more than {MAX_TIMES} times its size: if it is a list, unpack it first"
+                )
             yield piece
 
 
@@ -101,8 +109,8 @@ class _Zstandard(io.RawIOBase):
         view[:count], self._ready = self._ready[:count], self._ready[count:]
         return count
 
-    def _unpack(self, packed: bytes) -> bytes:
-        out = b""
+    def _unpack(self, packed: bytes) -> bytearray:
+        out = bytearray()  # of many small frames: bytes would be copied for each
         while packed:
             try:
                 out += self._frame.decompress(packed)

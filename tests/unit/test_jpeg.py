@@ -13,7 +13,8 @@ from PIL import Image
 
 from producer.jobs.model.errors import ImageError
 from worker.pictures.decode import decode
-from worker.pictures.formats.jpeg import MAX_SCANS, MAX_SEGMENTS
+from worker.pictures.formats.jpeg import MAX_SEGMENTS
+from worker.pictures.formats.jpeg_scans import MAX_SCANS
 
 EOI = b"\xff\xd9"
 KINDS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from producer.jobs.model.errors import ImageError
-from worker.pictures.formats import bmp, gif, jpeg, opencv, png, refused, tiff, webp
+from worker.pictures.formats import bmp, c_stderr, gif, jpeg, opencv, png, refused, tiff, webp
 
 Picture = NDArray[np.uint8]
 MAX_PIXELS: Final = opencv.MAX_PIXELS
@@ -50,7 +50,10 @@ def decode(data: bytes) -> Picture:
         raise ImageError("the file is empty")
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     if reader is not None:
-        return reader(data)
+        try:
+            return reader(data)
+        finally:
+            c_stderr.throw_away()
     other = next((name for at, magic, name in _OTHERS if data.startswith(magic, at)), None)
     if other is not None:
         raise refused.not_read(other, "only JPEG, PNG, WebP, GIF, BMP and TIFF are", "save it as JPEG or PNG")

@@ -6,14 +6,19 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from json.encoder import encode_basestring
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
+from producer.jobs.model.errors import UsageError
 from producer.jobs.model.frozen import Frozen
 
 #: Higher levels take twice the time and save one byte of the 25 that a random name takes.
 _ZLIB_LEVEL = 1
+#: What a chunk's items take at most when they are unpacked: 128 KiB each, where it has as many as it may.
+MAX_UNPACKED_BYTES: Final = 64 * 2**20
+#: And how many lines that may be.
+MAX_LINES: Final = 4096
 
 
 class Item(Frozen):
@@ -62,8 +67,17 @@ class Chunk(Frozen):
 
     @classmethod
     def compress(cls, number: int, lines: Sequence[str]) -> Chunk:
-        """Pack items, a line each, into a chunk."""
+        """Pack items, a line each, into a chunk.
+
+        Raises:
+            UsageError: They are longer than what is read back.
+        """
         text = "\n".join(lines).encode()
+        if len(text) > MAX_UNPACKED_BYTES:
+            raise UsageError(
+                f"{len(lines)} images with what is carried along are longer than {MAX_UNPACKED_BYTES:,} bytes: "
+                "take fewer columns along, or a smaller --chunk-size"
+            )
         digest = hashlib.sha256(text).hexdigest()[:16]
         return cls(number=number, count=len(lines), digest=digest, payload=zlib.compress(text, _ZLIB_LEVEL))
 
@@ -75,6 +89,13 @@ def compress_items(items: dict[int, Item]) -> bytes:
 
 
 def decompress_items(payload: bytes) -> dict[int, Item]:
-    """Read a chunk's items back, by their offset."""
-    lines = zlib.decompress(payload).split(b"\n")
-    return {offset: Item.model_validate_json(line) for offset, line in enumerate(lines) if line}
+    """Read a chunk's items back, by their offset.
+
+    Raises:
+        ValueError, zlib.error: Nothing of ours wrote them, or they unpack to more than a chunk has.
+    """
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(payload, MAX_UNPACKED_BYTES + 1)
+    if len(text) > MAX_UNPACKED_BYTES or not unpacker.eof or text.count(b"\n") >= MAX_LINES:
+        raise ValueError("a chunk's items break off, or unpack to more than a chunk has")
+    return {offset: Item.model_validate_json(line) for offset, line in enumerate(text.split(b"\n")) if line}

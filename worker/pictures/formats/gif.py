@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from worker.pictures.formats import opencv, refused
-from worker.pictures.formats.transparency import over_white
+from worker.pictures.formats import opencv, pillow, refused
 
+#: Bytes a pixel: Pillow's frame and canvas, and ours.
+_BYTES: Final = 5
 _IMAGE, _EXTENSION, _CONTROL = 0x2C, 0x21, 0xF9
 _SCREEN: Final = 13  # bytes of signature and logical screen descriptor
 #: Comments and the like before the first frame are few.
@@ -34,23 +33,20 @@ def read(data: bytes) -> NDArray[np.uint8]:
     except (struct.error, IndexError):
         raise refused.broken("GIF") from None
     width, height = max(width, left + frame_width), max(height, top + frame_height)
-    if width * height > opencv.MAX_PIXELS:
-        raise refused.too_large("GIF", opencv.MAX_PIXELS)
+    opencv.check_size("GIF", height, width, _BYTES)
     if not frame_width or not frame_height:
         raise refused.broken("GIF")
     head = data[: _SCREEN + _table_bytes(data[10])]
-    try:
-        # Without the comments before the frame: Pillow joins their blocks in quadratic time.
-        with Image.open(io.BytesIO(head + control + data[frame:]), formats=["GIF"]) as image:
-            pixels = np.asarray(image.convert("RGBA"))  # (H, W, 4)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's readers raise whatever their Python does on bytes of strangers
-        raise refused.broken("GIF") from None
-    alpha = np.zeros(pixels.shape[:2], np.uint8)
-    inside = slice(top, top + frame_height), slice(left, left + frame_width)
-    alpha[inside] = pixels[..., 3][inside]
-    return over_white(pixels[..., :3], alpha)
+    # Without the comments before the frame: Pillow joins their blocks in quadratic time.
+    image = pillow.load(head + control + data[frame:], "GIF", refused.broken("GIF"), refused.broken("GIF"))
+    with image:
+        shown = pillow.transparent_over_white if image.has_transparency_data else pillow.opaque
+        picture = pillow.taken(image, shown)
+    for outside in (slice(top), slice(top + frame_height, None)):
+        picture[outside] = 255
+    for outside in (slice(left), slice(left + frame_width, None)):
+        picture[:, outside] = 255
+    return picture
 
 
 def _first_frame(data: bytes) -> tuple[bytes, int]:

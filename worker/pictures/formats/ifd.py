@@ -1,7 +1,7 @@
 """The first directory of a TIFF file, and of an EXIF block, which is a small TIFF file inside of a picture.
 
 Only the tags that are asked for are read. What a stranger wrote there costs neither time nor memory: a directory has at
-most `MAX_ENTRIES` entries, and of an entry at most `MAX_VALUES` values are read.
+most `MAX_ENTRIES` entries, and of an entry at most `MAX_VALUES` values are read, of some `MAX_LIST`.
 
 Source: TIFF 6.0, section 2; BigTIFF has the same in 64 bits.
 """
@@ -16,6 +16,8 @@ from typing import Final
 #: Cameras write about 50.
 MAX_ENTRIES: Final = 4096
 MAX_VALUES: Final = 64
+#: Of the strips of a large TIFF there are many.
+MAX_LIST: Final = 2**18
 #: type → (struct's letter, bytes) of the whole numbers; other types are not read.
 _NUMBERS: Final = {
     1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 6: ("b", 1), 8: ("h", 2), 9: ("i", 4), 13: ("I", 4),
@@ -29,7 +31,7 @@ _BYTES: Final = frozenset({1, 2, 6, 7})
 class Directory:
     """What the first directory says."""
 
-    #: tag → its whole numbers, at most `MAX_VALUES` of them; of the tags that were asked for.
+    #: tag → the first of its whole numbers; of the tags that were asked for.
     numbers: dict[int, tuple[int, ...]]
     #: The most values of more than one byte that any entry has, asked for or not.
     longest: int
@@ -39,12 +41,13 @@ class Directory:
         return self.numbers.get(tag, (default,))[0]
 
 
-def read(data: bytes, tags: Collection[int]) -> Directory:
+def read(data: bytes, tags: Collection[int], lists: Collection[int] = ()) -> Directory:
     """Read the first directory.
 
     Args:
         data: Bytes that begin with `II` or `MM`.
         tags: The tags that are wanted.
+        lists: Those of them of which `MAX_LIST` values are read.
 
     Raises:
         ValueError: There is no such directory.
@@ -71,7 +74,8 @@ def read(data: bytes, tags: Collection[int]) -> Directory:
         if type_ not in _BYTES:
             longest = max(longest, length)
         if tag in tags and tag not in numbers and type_ in _NUMBERS and length:
-            numbers[tag] = _values(data, order, type_, length, value)
+            most = MAX_LIST if tag in lists else MAX_VALUES
+            numbers[tag] = _values(data, order, type_, min(length, most), value)
     return Directory({tag: values for tag, values in numbers.items() if values}, longest)
 
 
@@ -80,6 +84,6 @@ def _values(data: bytes, order: str, type_: int, length: int, value: bytes) -> t
     letter, size = _NUMBERS[type_]
     if length * size > len(value):
         (at,) = struct.unpack(order + ("Q" if len(value) > 4 else "I"), value)  # noqa: PLR2004 - bytes of an offset
-        value = data[at : at + MAX_VALUES * size]
-    read = min(length, MAX_VALUES, len(value) // size)
+        value = data[at : at + length * size]
+    read = min(length, len(value) // size)
     return struct.unpack_from(f"{order}{read}{letter}", value)

@@ -8,6 +8,7 @@ an error, too.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from worker.pictures.formats import opencv, refused
+from worker.pictures.formats import jpeg_scans, opencv, refused
 from worker.pictures.formats.exif import upright
 
 _SOI: Final = b"\xff\xd8"
@@ -27,12 +28,12 @@ _FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7}) - {_DHT, 0xC8, 0xCC}
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1, 0xC9})
 _PROGRESSIVE: Final = frozenset({0xC2, 0xCA})
 _BITS: Final = 8
+_FRAME_BYTES: Final = 6  # of its content before the components
+_TURBO: Final = frozenset({1, 3})
 #: Markers without a length, and the fill byte: FF 00, TEM, RST0 to RST7, SOI, FF FF.
 _BARE: Final = frozenset({0x00, 0x01, *range(0xD0, 0xD9), 0xFF})
 #: A photo with its depth map in XMP has some hundreds. What stands behind so many is not looked for.
 MAX_SEGMENTS: Final = 4096
-#: Encoders write about 10; each scan goes over the whole picture, so thousands of empty ones cost hours.
-MAX_SCANS: Final = 200
 #: So many zeros in a scan are a part of the file that was never written, unless zeros stand for flat color in it; and
 #: so many equal bytes of any value, where the scan's data do not fit the picture.
 _ZEROS: Final = bytes(512)
@@ -75,14 +76,12 @@ def read(data: bytes) -> NDArray[np.uint8]:
     """
     header = _header(data)
     _check_kind(header)
+    _check_cost(data, header)
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
         # No header, or one of rare sampling, which TurboJPEG refuses. OpenCV reads it, but keeps warnings to itself.
         return upright(opencv.color(data, "JPEG"), header.exif)
-    if height * width > opencv.MAX_PIXELS:
-        raise refused.too_large("JPEG", opencv.MAX_PIXELS)
-    _check_scans(data, header)
     _check_hole(data, header)
     return upright(_decode(data, header.scan), header.exif)
 
@@ -160,7 +159,7 @@ def _check_kind(header: _Header) -> None:
     Raises:
         ImageError: So it is.
     """
-    if not header.content:
+    if len(header.content) < _FRAME_BYTES:
         return  # libjpeg says what it thinks of that
     kind = ""
     if header.frame not in _SEQUENTIAL | _PROGRESSIVE:
@@ -173,32 +172,23 @@ def _check_kind(header: _Header) -> None:
         raise refused.not_read("JPEG", kind, "save it as a baseline JPEG of 8 bits")
 
 
-def _check_scans(data: bytes, header: _Header) -> None:
-    """Refuse a picture in several scans that lacks some, or has too many.
+def _check_cost(data: bytes, header: _Header) -> None:
+    """Refuse what is too large, lacks scans, or has too many.
 
     Raises:
         ImageError: So it is.
     """
+    if len(header.content) < _FRAME_BYTES:
+        return  # libjpeg says what it thinks of that
+    height, width = struct.unpack_from(">HH", header.content, 1)
     at = header.scan
-    if header.frame in _SEQUENTIAL and data[at + 4 : at + 5] == bytes([len(header.components)]):
-        return  # one scan has it all
-    # Of each component the 64 coefficients that have not come to their last bit.
-    missing = dict.fromkeys(header.components, 2**64 - 1)
-    end = data.find(_EOI, at)
-    for _ in range(MAX_SCANS):
-        if at < 0 or at + 10 > (len(data) if end < 0 else end):
-            break
-        count = data[at + 4]
-        first, last, bits = data[at + 5 + 2 * count : at + 8 + 2 * count].ljust(3, b"\0")
-        for component in data[at + 5 : at + 5 + 2 * count : 2]:
-            # Each scan has one bit more of its coefficients, and the last has bit 0 (T.81, G.1.1.1).
-            if component in missing and not bits & 15:
-                missing[component] &= ~(2 ** (last + 1) - 2**first)
-        at = data.find(bytes((0xFF, _SOS)), at + 2)
-    else:
-        raise refused.broken("JPEG", f"it has more than {MAX_SCANS} scans")
-    if any(missing.values()):
-        raise refused.broken("JPEG", "its last scans are missing")
+    one_scan = header.frame in _SEQUENTIAL and list(data[at + 4 : at + 5]) == [len(header.components)]
+    coefficients = 0 if one_scan else jpeg_scans.coefficient_bytes(header.content[6:])
+    # CMYK goes through a copy of four numbers a pixel.
+    decoded = 3 if len(header.components) in _TURBO else 4
+    opencv.check_size("JPEG", height, width, decoded + max(3, coefficients))
+    if not one_scan:
+        jpeg_scans.check(data, at, header.components, height * width)
 
 
 def _check_hole(data: bytes, header: _Header) -> None:

@@ -10,6 +10,12 @@ def too_large(format: str, max_pixels: int) -> ImageError:
     return ImageError(f"the {format} picture has more than {max_pixels} pixels")
 
 
+def too_deep(format: str, max_bytes: int) -> ImageError:
+    """Of a picture with few enough pixels, each of which takes much memory while it is decoded."""
+    limit = f"{max_bytes // 10**6} MB"
+    return ImageError(f"the {format} picture takes more than {limit} to decode; save it smaller, or as 8 bit RGB")
+
+
 def broken(format: str, why: str = "") -> ImageError:
     """Of bytes that begin as the format does, and go on otherwise, or not far enough."""
     return ImageError(f"the {format} picture is broken or truncated" + (f": {why}" if why else ""))

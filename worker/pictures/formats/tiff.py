@@ -6,40 +6,29 @@ agreed of floats (0 and 1); the rest is refused, never guessed.
 
 from __future__ import annotations
 
-import io
-import warnings
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.pictures.formats import ifd, opencv, refused
-from worker.pictures.formats.transparency import over_white
+from worker.pictures.formats import ifd, opencv, pillow, refused
 
 # Tags of TIFF 6.0, section 8, and of its supplements.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_STRIPS, _TILES, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _DNG = 273, 324, 277, 322, 323, 338, 339, 50706
-_TAGS: Final = frozenset(
-    {
-        _SUBFILE,
-        _WIDTH,
-        _HEIGHT,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _STRIPS,
-        _TILES,
-        _SAMPLES,
-        _TILE_WIDTH,
-        _TILE_HEIGHT,
-        _EXTRA,
-        _FORMAT,
-    }
-    | {_STRIPS, _TILES, _DNG}
-)
+_STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANES = 273, 274, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _DNG = 322, 323, 324, 325, 338, 339, 50706
+_LISTS: Final = frozenset({_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES})
+_TAGS: Final = _LISTS | {
+    *(_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _ROWS, _PLANES),
+    *(_TILE_WIDTH, _TILE_HEIGHT, _EXTRA, _FORMAT, _DNG),
+}
 #: Strips or tiles: as many as tiles of 16 x 16 in the largest picture. Pillow makes an object of each.
-MAX_PARTS: Final = 2**18
+MAX_PARTS: Final = ifd.MAX_LIST
+#: A tile is larger than a small picture; not much.
+_TILE_PIXELS: Final = 2**20
+#: Parts that are equal may lie in the same place; each is read anew.
+_TIMES_READ: Final = 16
 
 _PHOTOMETRICS: Final = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
 _OTHER_PHOTOMETRICS: Final = {
@@ -51,11 +40,10 @@ _OTHER_COMPRESSIONS: Final = {
     33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 50002: "JPEG XL", 52546: "JPEG XL",
     50001: "WebP", 34892: "lossy JPEG of DNG", 34661: "JBIG", 34713: "Nikon's NEF",
 }  # fmt: skip
+_ONE_NUMBER, _YCBCR = frozenset({0, 1, 3}), 6  # of the photometrics
+_OLD_JPEG, _APART = 6, 2  # a compression; planes behind each other
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
 _TO_EIGHT: Final = "save it as 8 or 16 bit gray or RGB"
-
-# What they warn of is decided here, or ends as this image's error.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read(data: bytes) -> NDArray[np.uint8]:
@@ -65,26 +53,16 @@ def read(data: bytes) -> NDArray[np.uint8]:
         ImageError: It is broken, truncated, too large or of a kind that is not read.
     """
     try:
-        directory = ifd.read(data, _TAGS)
+        directory = ifd.read(data, _TAGS, _LISTS)
     except ValueError:
         raise refused.broken("TIFF") from None
     _check(data, directory)
+    _check_parts(data, directory)
     bits = directory.numbers.get(_BITS, (1,))[0]
     white_is_zero = directory.first(_PHOTOMETRIC, 0) == 0
-    try:
-        image = Image.open(io.BytesIO(data), formats=["TIFF"])
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's readers raise whatever their Python does on bytes of strangers
-        raise refused.not_read("TIFF", _described(directory), _TO_EIGHT) from None
-    with image:
-        try:
-            image.load()  # also turns it upright
-        except MemoryError:
-            raise
-        except Exception:  # as above
-            raise refused.broken("TIFF") from None
-        return _shown(image, bits, white_is_zero=white_is_zero)
+    unknown = refused.not_read("TIFF", _described(directory), _TO_EIGHT)
+    with pillow.load(data, "TIFF", unknown, refused.broken("TIFF")) as image:  # also turns it upright
+        return pillow.taken(image, lambda part: _shown(part, bits, white_is_zero=white_is_zero))
 
 
 def _check(data: bytes, directory: ifd.Directory) -> None:
@@ -96,8 +74,7 @@ def _check(data: bytes, directory: ifd.Directory) -> None:
     width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
     if width < 1 or height < 1 or not directory.numbers.keys() & {_STRIPS, _TILES}:
         raise refused.broken("TIFF")
-    if max(width * height, directory.first(_TILE_WIDTH, 0) * directory.first(_TILE_HEIGHT, 0)) > opencv.MAX_PIXELS:
-        raise refused.too_large("TIFF", opencv.MAX_PIXELS)
+    opencv.check_size("TIFF", height, width, _bytes_a_pixel(directory, height, width))
     if directory.longest > MAX_PARTS:
         raise refused.not_read("TIFF", f"an entry of {directory.longest} numbers", "save it in larger strips or tiles")
     if _DNG in directory.numbers or data[8:10] == b"CR" or directory.first(_SUBFILE, 0) & 1:
@@ -117,6 +94,55 @@ def _check(data: bytes, directory: ifd.Directory) -> None:
         raise refused.not_read("TIFF", kind, "scale them to unsigned 8 or 16 bits")
 
 
+def _bytes_a_pixel(directory: ifd.Directory, height: int, width: int) -> float:
+    """What Pillow holds while it reads, or we while we take it over; both were measured."""
+    samples, bits = directory.first(_SAMPLES, 1), max(directory.numbers.get(_BITS, (1,)))
+    photometric = directory.first(_PHOTOMETRIC, 0)
+    simple = photometric in _ONE_NUMBER and samples == 1
+    picture = (1 if bits <= 8 else 2 if bits <= 16 else 4) if simple else 4  # noqa: PLR2004
+    turned = picture if directory.first(_ORIENTATION, 1) > 1 else 0
+    if directory.first(_COMPRESSION, 1) == 1:
+        part = 0.0  # read row by row
+    else:
+        number = 4 if photometric == _YCBCR else samples * bits / 8
+        if _TILES in directory.numbers:
+            pixels = directory.first(_TILE_WIDTH, 0) * directory.first(_TILE_HEIGHT, 0)
+        else:
+            pixels = min(directory.first(_ROWS, height), height) * width
+        part = number * pixels / (height * width)
+    return picture + max(3, turned, part)
+
+
+def _check_parts(data: bytes, directory: ifd.Directory) -> None:
+    """Whether all strips or tiles are there, before any is unpacked: libtiff fills what is missing with gray.
+
+    Raises:
+        ImageError: Some are not.
+    """
+    width, height = directory.first(_WIDTH, 0), directory.first(_HEIGHT, 0)
+    if _TILES in directory.numbers:
+        columns, rows = directory.first(_TILE_WIDTH, 0), directory.first(_TILE_HEIGHT, 0)
+        at, lengths = directory.numbers[_TILES], directory.numbers.get(_TILE_BYTES, ())
+        if columns * rows > max(width * height, _TILE_PIXELS):
+            raise refused.broken("TIFF", "a tile is larger than the picture")
+    else:
+        columns, rows = width, min(directory.first(_ROWS, height), height)
+        at, lengths = directory.numbers[_STRIPS], directory.numbers.get(_STRIP_BYTES, ())
+    if columns < 1 or rows < 1:
+        raise refused.broken("TIFF")
+    parts = -(-width // columns) * -(-height // rows)
+    if directory.first(_PLANES, 1) == _APART:
+        parts *= directory.first(_SAMPLES, 1)
+    if directory.first(_COMPRESSION, 1) == _OLD_JPEG:
+        return  # of which it says in another way where it lies
+    if min(len(at), len(lengths)) < parts:
+        raise refused.broken("TIFF", f"of {parts} strips or tiles it has {min(len(at), len(lengths))}")
+    if any(not length or start + length > len(data) for start, length in zip(at, lengths, strict=False)):
+        raise refused.broken("TIFF", "strips or tiles of it are not there")
+    if sum(lengths) > _TIMES_READ * len(data):
+        raise refused.broken("TIFF", "its strips or tiles are longer than the file")
+
+
 def _described(directory: ifd.Directory) -> str:
     """Such as: 4 signed numbers of 16 bits a pixel, CMYK."""
     samples, bits = directory.first(_SAMPLES, 1), directory.first(_BITS, 1)
@@ -127,11 +153,9 @@ def _described(directory: ifd.Directory) -> str:
 
 
 def _shown(image: Image.Image, bits: int, *, white_is_zero: bool) -> NDArray[np.uint8]:
-    """Pillow's picture as (H, W, 3) uint8 RGB."""
+    """A part of Pillow's picture as (h, w, 3) uint8 RGB."""
     if image.mode in {"La", "LA", "PA", "RGBA", "RGBa"}:
-        straight = image.convert("LA") if image.mode == "La" else image
-        rgba = np.asarray(straight.convert("RGBA"))  # (H, W, 4)
-        return over_white(rgba[..., :3], rgba[..., 3])
+        return pillow.transparent_over_white(image)
     if image.mode == "F":
         gray = _of_floats(np.asarray(image))
     elif image.mode == "I":
@@ -139,7 +163,7 @@ def _shown(image: Image.Image, bits: int, *, white_is_zero: bool) -> NDArray[np.
     elif image.mode.startswith("I;16"):
         gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)  # 12 or 16
     else:
-        return np.array(image.convert("RGB"), np.uint8)
+        return pillow.opaque(image)
     # Of the deep kinds Pillow leaves it to us to invert them.
     return np.repeat((255 - gray if white_is_zero else gray)[..., None], 3, axis=2)  # (H, W, 3)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rows mixed at a time, so that a large picture takes little more memory than its pixels.
-_ROWS: Final = 64
+#: Pixels worked on at a time, so that a large picture takes little more memory than its pixels, whatever its shape.
+_PIXELS: Final = 2**15
+
+
+def blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of small parts that make up the whole picture."""
+    columns = min(width, _PIXELS)
+    rows = max(1, _PIXELS // max(width, 1))
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield slice(top, min(top + rows, height)), slice(left, min(left + columns, width))
 
 
 def over_white(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
@@ -22,9 +32,8 @@ def over_white(rgb: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
         (H, W, 3) uint8, rounded.
     """
     laid = np.empty(rgb.shape, np.uint8)
-    for top in range(0, len(rgb), _ROWS):
-        rows = slice(top, top + _ROWS)
-        laid[rows] = _mixed(_upper_eight(rgb[rows]), _upper_eight(alpha[rows, :, None]))
+    for block in blocks(*alpha.shape):
+        laid[block] = _mixed(_upper_eight(rgb[block]), _upper_eight(alpha[block][..., None]))
     return laid
 
 
