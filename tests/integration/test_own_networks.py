@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "lungs"
-NETWORKS = "broken=evil_not_there:build,colors=own_models:build_colors,findings=own_models:build_findings,age=own_models:build_age"
+_OWN = ("colors", "findings", "age")
+NETWORKS = ",".join(["broken=evil_not_there:build", *(f"{name}=own_models:build_{name}" for name in _OWN)])
 CAT = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 
 
