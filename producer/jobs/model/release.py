@@ -16,7 +16,7 @@ _SHOWN: Final = 9
 
 @cache
 def own() -> str:
-    """As `0.2.0`, or `0.2.0+g0a1b2c3d4` from a checkout; it is that of the process's start."""
+    """As `0.3.0`, or `0.3.0+g0a1b2c3d4` from a checkout; it is that of the process's start."""
     try:
         released = version(DISTRIBUTION)
     except PackageNotFoundError:
