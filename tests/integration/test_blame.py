@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
+import numpy as np
 import pytest
 from budget import either
 from command import gradcam
@@ -94,8 +96,10 @@ def test_jobs_with_an_error_that_nobody_foresaw_fail_and_one_behind_them_has_its
 
 def test_an_error_in_a_stage_is_the_images_own(poisonous: Stack, tmp_path: Path) -> None:
     client = Client.from_env()
-    (tmp_path / "bad.png").write_bytes(PHOTO.read_bytes() + b"poison:error")
-    job = client.submit([PHOTO, tmp_path / "bad.png"], **SMALL)
+    # Of a JPEG the decoder gets all of the file.
+    jpeg = cv2.imencode(".jpg", np.full((40, 40, 3), 128, np.uint8))[1].tobytes()
+    (tmp_path / "bad.jpg").write_bytes(jpeg + b"poison:error")
+    job = client.submit([PHOTO, tmp_path / "bad.jpg"], **SMALL)
     status = client.wait(job, timeout_s=60)
     assert (status.state, status.done) == (JobState.COMPLETED_WITH_ERRORS, 1)
     assert status.failures == {"internal": 1}

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,11 @@ def taken_away(run_dir: Path, what: str) -> None:
             if path.is_file():
                 path.unlink()
     else:
-        shutil.rmtree(own if what == "the folder" else own.parent)
+        folder = own if what == "the folder" else own.parent
+        with suppress(OSError):
+            shutil.rmtree(folder)
+        # What a process has written meanwhile goes as well.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.usefixtures("launcher")

@@ -31,7 +31,6 @@ from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
 from worker.models.own_model import CLASSIFICATION, DETECTION, SEGMENTATION
-from worker.pictures.geometry import FILTERS
 
 if TYPE_CHECKING:
     from producer.jobs.model.activations import Activation
@@ -331,6 +330,8 @@ def preprocessed(
             f"nothing says with which mean and standard deviation {network.name} was trained: give --mean and --std, "
             "such as 0.485,0.456,0.406 and 0.229,0.224,0.225"
         )
+    from worker.pictures.geometry import FILTERS  # only here: networks are named without OpenCV
+
     if resize_filter is None:
         resize_filter = network.resize_filter
     elif resize_filter == "own":
