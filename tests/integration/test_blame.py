@@ -85,7 +85,7 @@ def test_jobs_with_an_error_that_nobody_foresaw_fail_and_one_behind_them_has_its
     for job in bad:
         status = client.wait(job, timeout_s=60)
         assert status.state is JobState.FAILED
-        assert "ValueError: nobody thought of https://***@example.org/weights (3 tries;" in (status.error or "")
+        assert "LookupError: nobody thought of https://***@example.org/weights (3 tries;" in (status.error or "")
         assert "hidden" not in (status.error or "")
         assert "and more" not in (status.error or "")
     assert good_s < 30

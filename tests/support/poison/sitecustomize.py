@@ -39,7 +39,7 @@ def _hang_all() -> None:
 
 
 def _raise() -> None:
-    raise ValueError("nobody thought of https://user:hidden@example.org/weights\nand more")
+    raise LookupError("nobody thought of https://user:hidden@example.org/weights\nand more")
 
 
 _WORDS: dict[bytes, Callable[[], None]] = {
