@@ -229,6 +229,10 @@ def layers_command(network: str, as_json: bool) -> None:
 @click.option("--classes", metavar="above:P", help="Each class that is more likely, as in a job.")
 @click.option("--activation", metavar="softmax|sigmoid|none", help="As in a job.  [default: the network's]")
 @click.option("--direction", metavar="up|down", default="up", show_default=True, help="As in a job.")
+@click.option("--input-size", metavar="N|HxW", help="As in a job.  [default: the network's]")
+@click.option("--mean", metavar="NUMBERS", help="As in a job.  [default: the network's]")
+@click.option("--std", metavar="NUMBERS", help="As in a job.  [default: the network's]")
+@click.option("--resize-filter", metavar="NAME", help="As in a job.")
 @click.option("--output-dir", default="results", show_default=True, metavar="FOLDER", help="Where pictures go.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line on stdout.")
 def try_command(
@@ -245,6 +249,7 @@ def try_command(
     direction: str,
     output_dir: str,
     as_json: bool,
+    **preprocessing: str | None,
 ) -> None:
     """Explain one image with NETWORK on the CPU, and write its pictures.
 
@@ -264,7 +269,7 @@ def try_command(
         raise UsageError("--classes and --top-k take the most likely classes: leave --class-id and --class-name out")
     if weight_path is not None and "://" in weight_path:
         raise UsageError("try reads weights of this machine: download them, and give the file by --weight-path")
-    how = _how({"top_k": top_k, "classes": classes, "activation": activation, "direction": direction})
+    how = _how({"top_k": top_k, "classes": classes, "activation": activation, "direction": direction, **preprocessing})
     from worker.trial import run_trial
 
     found = run_trial(
@@ -299,8 +304,11 @@ def _how(typed: dict[str, Any]) -> JobSpec:
     """What is asked of a network, as a job has it. Raises UsageError."""
     from pydantic import ValidationError  # not above: a probe loads this module every few seconds
 
-    from producer.jobs.model.options import advice
+    from producer.jobs.model.options import advice, numbers
     from producer.jobs.model.spec import JobSpec, at_most, check_threshold
+
+    typed["input_size"] = numbers(typed["input_size"], count=2, between="x")
+    typed |= {name: numbers(typed[name], count=3, between=",") for name in ("mean", "std")}
 
     try:
         how = JobSpec.model_validate(typed | {"top_k": at_most(typed["top_k"], typed["classes"])})

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from producer.jobs.model import keys
-from producer.jobs.model.errors import DeviceError, ImageError, JobError, ModelError, UsageError
+from producer.jobs.model.errors import ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
 from producer.jobs.model.spec import MASK, Direction, JobSpec
 from worker.device.batches import Explained, explain_classes
 from worker.engine.detection import BOXES, LABELS, Detection
 from worker.engine.segmentation import PREDICTED
 from worker.models.classes import checked_class
-from worker.models.networks import Network, activated, check_scores, load
+from worker.models.networks import Network, activated, check_scores, load, preprocessed
 from worker.models.own_model import DETECTION
 from worker.models.predictions import above, top_boxes, top_predictions
 from worker.pictures import channels
@@ -81,7 +81,7 @@ def run_trial(
         layer: As in a job.
         class_id: The class to explain; None for `class_name`, or the predicted one.
         class_name: The same by its name.
-        how: Which classes of several, by what activation and in which direction; as a job has it.
+        how: Which classes of several, by what activation and in which direction, and how it is read; as a job has it.
 
     Raises:
         UsageError: Network, image or folder cannot be used; says what does not fit, and what to do.
@@ -89,7 +89,9 @@ def run_trial(
     """
     picture, how = _read(image), how or JobSpec()
     try:
-        network = load(name, weights, layer, weight_key=weight_key)
+        network = preprocessed(
+            load(name, weights, layer, size=how.input_size, weight_key=weight_key), how.mean, how.std, how.resize_filter
+        )
         check_scores(network, how.activation, how.threshold)
         network = activated(network, how.activation)
         asked = checked_class(network, class_id, class_name)
@@ -136,13 +138,9 @@ def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec)
     if network.task == DETECTION and asked is not None:
         raise JobError(f"{network.name} explains boxes, those that score most: leave --class-id and --class-name out")
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
-    try:
-        (answer,) = explain_classes(
-            network, [seen[..., : network.channels]], [asked], top_k=how.top_k, down=how.direction == "down"
-        ).answers()
-    except DeviceError as error:
-        # On a CPU nothing fails but the model itself.
-        raise JobError(f"{where}: {error}") from None
+    (answer,) = explain_classes(
+        network, [seen[..., : network.channels]], [asked], top_k=how.top_k, down=how.direction == "down"
+    ).answers()
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
     if not answer:

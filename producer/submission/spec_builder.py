@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.network_names import check_network, may_segment
-from producer.jobs.model.options import advice, parameters
+from producer.jobs.model.options import advice, numbers, parameters
 from producer.jobs.model.spec import (
     MASK,
     MAX_CHUNK_SIZE,
@@ -155,23 +155,6 @@ def _checked(model: type[_Model], fields: Mapping[str, Any]) -> tuple[_Model | N
         return model(**fields), []
     except ValidationError as error:
         return None, advice(model, error)
-
-
-def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:
-    """Part what was typed into numbers, which are not checked yet; one stands for all.
-
-    Args:
-        typed: Text with numbers in it, a number, or several.
-        count: How many are wanted.
-        between: What stands between them in a text.
-    """
-    if typed is None:
-        return None
-    if isinstance(typed, str):
-        parts: tuple[str | float, ...] = tuple(part.strip() for part in typed.lower().split(between))
-    else:
-        parts = tuple(typed) if isinstance(typed, Iterable) else (typed,)
-    return parts * count if len(parts) == 1 else parts
 
 
 def fitting_size(images_per_s: float | None) -> int:

@@ -53,6 +53,8 @@ SHAPES: dict[str, Any] = {
     "attribute": lambda logits, features: SimpleNamespace(features=features, scores=logits),
     "nothing": lambda _logits, _features: None,
     "maps": lambda logits, _: logits[:, :, None, None],
+    "detached": lambda logits, _: logits.detach(),
+    "one image": lambda logits, _: logits.view(1, -1) if len(logits) == 1 else logits.view(1, 3),
 }
 ENTRIES: dict[str, str | int] = {"second": 1, "other key": "scores", "attribute": "scores"}
 
@@ -142,6 +144,31 @@ def build_any(num_classes: int = 3) -> NetworkSpec:
 
 def build_bare() -> nn.Module:
     return Net()
+
+
+def build_detached() -> NetworkSpec:
+    return NetworkSpec(Net(shape="detached"), size=32)
+
+
+def build_for_one() -> NetworkSpec:
+    return NetworkSpec(Net(shape="one image"), size=32)
+
+
+def build_odd_types() -> NetworkSpec:
+    return NetworkSpec(Net(), size=32, mean="grey")  # type: ignore[arg-type]
+
+
+def build_no_size() -> NetworkSpec:
+    return NetworkSpec(Net(), size=None)  # type: ignore[arg-type]
+
+
+def build_nan() -> NetworkSpec:
+    return NetworkSpec(Net(), size=32, std=float("nan"))
+
+
+def build_leak() -> nn.Module:
+    print("downloading …")
+    raise RuntimeError("cannot fetch https://me:word@models.example/net.pth?token=abc")
 
 
 def build_four() -> nn.Module:

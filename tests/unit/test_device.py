@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from producer.jobs.model.errors import JobError, ModelError, NotHere, WorkerError
+from producer.jobs.model.errors import DeviceError, JobError, ModelError, NotHere, WorkerError
 from worker.device import batches
 from worker.device.batches import Answers, Explained, explain_classes, open_device
 from worker.device.draw import Drawn, draw_batch
@@ -144,6 +145,25 @@ def test_a_layer_that_cannot_be_explained_is_the_jobs_fault(small: Network) -> N
     broken = network_of(small.model, small.model.get_submodule("4"))
     with pytest.raises(JobError, match="cannot be explained at"):
         explain_each(broken, images(1), [0])
+
+
+def test_an_error_of_the_model_is_the_jobs_and_one_of_the_gpu_the_devices() -> None:
+    class Wrong(nn.Module):
+        def __init__(self, words: str) -> None:
+            super().__init__()
+            self.words = words
+
+        def forward(self, _x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError(self.words)
+
+    conv = nn.Conv2d(3, 5, 3)
+    for words, kind in (
+        ("shape '[1, 3]' is invalid for input of size 6\nmore", JobError),
+        ("CUDA error: an illegal memory access was encountered\nmore", DeviceError),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", DeviceError),
+    ):
+        with pytest.raises(kind, match=re.escape(words.splitlines()[0])):
+            explain_each(network_of(nn.Sequential(Wrong(words), conv), conv), images(2), [0, 0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -173,6 +173,13 @@ def test_weights_that_are_gone_are_the_jobs_fault(make: Make, tmp_path: Path) ->
         make().get(JobSpec(network=NETWORK, weights=uri))
 
 
+def test_no_job_opens_a_file_of_the_workers_machine(make: Make, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pth")
+    for weights in (str(tmp_path / "w.pth"), "/etc/passwd", "~/.bashrc", "w.pth", str(tmp_path / "nothing.pth")):
+        with pytest.raises(JobError, match=r"^the weights are a file of the worker's machine: give a file of yours"):
+            make().get(JobSpec(network=NETWORK, weights=weights))
+
+
 # --- preloading -------------------------------------------------------------------------------------------------------
 
 

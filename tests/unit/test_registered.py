@@ -137,7 +137,8 @@ def test_a_bare_module_is_read_as_one_of_imagenets_kind(register: Any) -> None:
     assert network.mean == (0.485, 0.456, 0.406)
     assert network.categories is None
     assert network.layer_name == "conv2"
-    assert "training mode; it is explained in eval mode" in network.remarks[0]
+    assert not network.remarks
+    assert not network.model.training
 
 
 def test_what_makes_a_probability_is_said_by_the_network_and_by_the_job(register: Any) -> None:
@@ -182,16 +183,22 @@ def test_weights_with_other_classes_need_a_function_that_takes_their_number(regi
     ("function", "kind", "words"),
     [
         ("build_four", JobError, r"reads 4 channels; pictures have 1 \(grey\) or 3"),
-        ("build_maps", JobError, r"gives \(1, 3, 1, 1\) for 1 images.*say so by NetworkSpec\(task="),
+        ("build_maps", JobError, r"gives \(2, 3, 1, 1\) for 2 images.*say so by NetworkSpec\(task="),
         ("build_odd_task", JobError, "task of mine must be classification or segmentation, not 'captions'"),
         (
             "build_no_pixels",
             JobError,
-            r"gives \(1, 3\) for 1 images, not .*\(N, K, h, w\) scores of pixels",
+            r"gives \(2, 3\) for 2 images, not .*\(N, K, h, w\) scores of pixels",
         ),
         ("build_other_key", JobError, "name its logits by NetworkSpec.output=….: there are features, scores"),
         ("build_wrong_key", JobError, "it has no entry 'scores': it has 2"),
         ("build_text", JobError, "gives a str, not an nn.Module or a NetworkSpec"),
+        ("build_detached", JobError, r"its output has no gradient; leave detach\(\)"),
+        ("build_for_one", JobError, "cannot read a picture of 3 x 32 x 32"),
+        ("build_odd_types", JobError, "the NetworkSpec of mine .* cannot be read: could not convert string to float"),
+        ("build_no_size", JobError, "the NetworkSpec of mine .* cannot be read: .*correct its values"),
+        ("build_nan", JobError, "the std of mine must be a number above 0"),
+        ("build_leak", JobError, r"cannot fetch https://\*\*\*@models.example/net.pth\?token=\*\*\*$"),
         ("build_missing_file", NotHere, "cannot be built by its function .*No such file"),
         ("build_bug", JobError, "cannot be built by its function own_models:build_bug: 'head'"),
         ("build_wrong_size", JobError, r"cannot read a picture of 3 x 32 x 32 .*; correct size and channels"),
@@ -331,3 +338,18 @@ def test_a_network_is_made_once_a_load(register: Any) -> None:
     network: Network = load("lungs")
     assert network.classes == 2
     assert own_models.CALLS == ["grey"]
+
+
+def test_what_a_function_prints_is_no_answer(register: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    register(mine="build_leak")
+    with pytest.raises(JobError):
+        load("mine")
+    assert capfd.readouterr().out == ""
+
+
+def test_models_of_ones_own_have_batches_of_their_own_size(register: Any) -> None:
+    register(mine="build_any", age="build_age")
+    mine, age = load("mine"), load("age")
+    assert mine.weights_digest[:12] in mine.workload
+    assert mine.workload != age.workload
+    assert load("resnet18", weights="random").workload == "resnet18"

@@ -227,6 +227,7 @@ class Pipeline:
             try:
                 answers = launched.computation.answers()
             except Exception as error:
+                ended()
                 self._failed(tasks, key, error)
                 return
             time = ended()

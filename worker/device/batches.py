@@ -6,8 +6,10 @@ Nothing here waits for a GPU: work is put into its streams, and whoever wants th
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +49,8 @@ PRECISIONS: Final[dict[str, torch.dtype | None]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+#: How errors of GPUs and of their libraries are worded.
+_OF_DEVICE: Final = re.compile(r"CUDA|cuDNN|CUBLAS|CUSOLVER|CUFFT|HIP|NCCL|device-side")
 #: glibc's numbers of two options of its allocator (malloc.h), and the largest values they take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 2**30
@@ -153,11 +157,31 @@ def memory_allows_twice() -> bool:
     """Whether a batch twice as large as the largest so far will fit, as far as can be told."""
     if torch.cuda.is_available():
         free_bytes, _ = torch.cuda.mem_get_info()
-        # What the largest batch took is about the peak without what lies there between batches; its room is ours again.
-        batch_bytes = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-        return 2 * batch_bytes < free_bytes + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        # The room of a batch is ours again. One that is just being launched makes the answer a careful one.
+        return 2 * _taken.largest_bytes < free_bytes + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return peak_bytes < available_bytes()
+
+
+class _Taken:
+    """The most memory of a GPU that a batch took beyond what lay there before it."""
+
+    def __init__(self) -> None:
+        self.largest_bytes = 0
+
+    @contextmanager
+    def by_batch(self, device: torch.device) -> Iterator[None]:
+        """Measure a batch from its launch to the end of it: freed memory is free for the next launch at once."""
+        if device.type != "cuda":
+            yield
+            return
+        resting = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield
+        self.largest_bytes = max(self.largest_bytes, torch.cuda.max_memory_allocated(device) - resting)
+
+
+_taken: Final = _Taken()
 
 
 def explain_classes(
@@ -203,7 +227,11 @@ def explain_classes(
     except (OutOfMemory, RuntimeError, MemoryError) as error:
         # Also what goes there and back, and is drawn, may not fit.
         if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
-            raise _device_error(str(network.device), error) from error
+            if _is_of_device(error):
+                raise _device_error(str(network.device), error) from error
+            raise JobError(
+                f"{network.name} cannot be explained at {network.layer_name}: {_first_line(error)}"
+            ) from error
         if len(pictures) == 1:
             raise NoRoom(f"not even one image fits into the memory of {network.device}") from error
     # Outside of the block: the error's traceback would keep alive what did not fit.
@@ -230,7 +258,16 @@ def explain_classes(
 
 
 def _device_error(device: str, error: Exception) -> DeviceError:
-    return DeviceError(f"{device} failed: {str(error).splitlines()[0]}")
+    return DeviceError(f"{device} failed: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether an error of torch is the device's. What else torch raises, shapes that do not fit, is the model's."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or bool(_OF_DEVICE.search(str(error)))
 
 
 def _autocast(precision: str, network: Network) -> torch.dtype | None:
@@ -247,6 +284,22 @@ def _autocast(precision: str, network: Network) -> torch.dtype | None:
 
 
 def _explain(
+    network: Network,
+    pictures: Sequence[Picture],
+    class_ids: Sequence[Asked],
+    top_k: int,
+    method: str,
+    autocast: torch.dtype | None,
+    draw: Collection[str],
+    *,
+    down: bool,
+    numbers: bool,
+) -> Computation:
+    with _taken.by_batch(network.device):
+        return _launched(network, pictures, class_ids, top_k, method, autocast, draw, down=down, numbers=numbers)
+
+
+def _launched(
     network: Network,
     pictures: Sequence[Picture],
     class_ids: Sequence[Asked],

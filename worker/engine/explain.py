@@ -298,5 +298,8 @@ def _classes(class_ids: Sequence[Any] | Tensor, ranking: Tensor) -> Tensor:
     if asked.min() < -1 or asked.max() >= known:
         raise ValueError(f"class_ids must be in 0..{known - 1}, not {asked.tolist()}")
     likely = ranking.argsort(dim=1, descending=True, stable=True)[:, : asked.shape[1]]  # (N, K)
+    if likely.is_cuda and not asked.is_cuda:
+        # A copy from pinned memory only: another would wait for all that the GPU has to do.
+        asked = asked.pin_memory().to(likely, non_blocking=True)
     asked = asked.to(likely)
     return torch.where(asked < 0, likely, asked)

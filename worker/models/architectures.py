@@ -75,8 +75,6 @@ class Architecture:
     within: str = ""
     #: Who registered it, if it is a registered network: its own weights come with the model that its function makes.
     own: Registered | None = None
-    #: Whether its function left it in training mode.
-    was_training: bool = False
     #: How pictures are resized where a job does not say, and how its own preprocessing does it: names of
     #: `worker.pictures.geometry.FILTERS`; another word where that is none of them.
     resize_filter: str = BILINEAR
@@ -185,7 +183,6 @@ def _own(own: Registered) -> Architecture:
         task=made.task,
         within=BACKBONE if made.task != own_model.CLASSIFICATION and hasattr(made.model, BACKBONE) else "",
         own=own,
-        was_training=made.was_training,
     )
 
 

@@ -62,6 +62,8 @@ class Models:
         self._made: ModelCache[JobSpec, Network] | None = None
         self._making = threading.Lock()
         self._one_at_a_time = threading.Lock()
+        #: The weights that the worker's own settings name.
+        self._preloads: set[str] = set()
 
     def get(self, spec: JobSpec) -> Network:
         """Return the model that a job asks for.
@@ -98,7 +100,9 @@ class Models:
         """
         for name in names:
             try:
-                self.get(_preloaded(name))
+                spec = _preloaded(name)
+                self._preloads.add(spec.weights)
+                self.get(spec)
             except GradcamError as error:
                 log.warning("action=not_preloaded %s could not be loaded ahead: %s", addresses.redact(name), error)
 
@@ -123,10 +127,20 @@ class Models:
         if key.network == HF:
             return self._load_bundle(key)
         if "://" not in key.weights:
+            self._refuse_path(key.weights)
             networks.fetch_weights(key.network, key.weights, self._download)
             return self._loaded(key, key.weights)
         with _fetching(), self._files.file(key.weights, key.weights_sha256) as path, _told(key, path):
             return self._loaded(key, path)
+
+    def _refuse_path(self, weights: str) -> None:
+        """Open no file of this machine because a job says so; those named with --preload are its operator's.
+
+        Raises:
+            JobError: The weights are a file here.
+        """
+        if weights not in self._preloads and any(sign in weights for sign in "/\\~."):
+            raise JobError("the weights are a file of the worker's machine: give a file of yours or an address instead")
 
     def _load_bundle(self, key: JobSpec) -> Network:
         if "://" not in key.weights:  # no message opens a folder of this machine

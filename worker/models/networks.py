@@ -18,7 +18,7 @@ from torch import nn
 
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
-from producer.jobs.model.network_names import ALIASES, HF
+from producer.jobs.model.network_names import ALIASES, HF, known
 from worker.engine.detection import Detection
 from worker.engine.explain import View
 from worker.engine.output import Entry
@@ -87,8 +87,8 @@ class Network:
 
     @property
     def workload(self) -> str:
-        """Name what the work of a batch depends on: of Hugging Face's networks many have one name."""
-        return f"{self.name} {self.weights_digest[:12]}" if self.name.startswith(f"{HF}/") else self.name
+        """Name what the work of a batch depends on: of models of one's own, and in folders, many may have one name."""
+        return self.name if self.name in known().names else f"{self.name} {self.weights_digest[:12]}"
 
     def mask(self, predicted: NDArray[np.integer[Any]], class_id: int) -> NDArray[np.bool_]:
         """Return the pixels over which a class's scores are summed, of the (h, w) classes predicted."""
@@ -208,8 +208,6 @@ def _example_size(architecture: Architecture) -> tuple[int, int]:
 
 
 def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
-    if architecture.was_training:
-        yield "Its function left it in training mode; it is explained in eval mode."
     if seen.output_read and architecture.own is not None and architecture.output is None:
         yield f"Explained is {seen.output_read}; NetworkSpec(output=…) takes another part of the output."
 

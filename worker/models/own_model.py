@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from producer.jobs.fetch import addresses
 from producer.jobs.model.activations import ACTIVATIONS, Activation
 from producer.jobs.model.errors import GradcamError, JobError, NotHere
 from worker.engine.explain import is_out_of_memory
@@ -25,10 +29,12 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides of inputs in px, as a job may ask for them.
 _LEAST_PX, _MOST_PX = 8, 2048
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+#: How many pictures a model is tried with.
+_TRIED: Final = 2
 #: The parameter by which a function says that it can build for any number of classes.
 _NUM_CLASSES: Final = "num_classes"
 #: Every model that a function has given in this process; loading changes a model.
-_GIVEN: Final[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+_GIVEN: Final[weakref.WeakValueDictionary[int, nn.Module]] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +55,6 @@ class OwnModel:
     task: str
     #: How many classes it puts out.
     classes: int
-    #: Whether its function left it in training mode.
-    was_training: bool
 
 
 def make(own: Registered, classes: int | None = None) -> OwnModel:
@@ -65,13 +69,21 @@ def make(own: Registered, classes: int | None = None) -> OwnModel:
         NotHere: This machine lacks the function, or a file that it reads.
     """
     spec = _spec(own, _called(own, own.resolve(), classes))
+    try:
+        return _made(own, spec, classes)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise JobError(
+            f"the NetworkSpec of {own.name} ({own.function}) cannot be read: {_first_line(error)}; correct its values"
+        ) from error
+
+
+def _made(own: Registered, spec: NetworkSpec, classes: int | None) -> OwnModel:
     model = spec.model
-    if model in _GIVEN:
+    if id(model) in _GIVEN:
         raise JobError(
             f"the function of {own.name} ({own.function}) gave the same model twice; make a new one each time"
         )
-    _GIVEN.add(model)
-    was_training = model.training
+    _GIVEN[id(model)] = model
     model.cpu().float().eval()
     size, channels = _size(own, spec), _channels(own, spec)
     found = _classes(own, spec, size, channels)
@@ -95,7 +107,6 @@ def make(own: Registered, classes: int | None = None) -> OwnModel:
         activation=_activation(own, spec),
         task=spec.task,
         classes=found,
-        was_training=was_training,
     )
 
 
@@ -105,16 +116,23 @@ def _called(own: Registered, function: Callable[..., Any], classes: int | None) 
         # Building draws random numbers, which must not change what the process draws next.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            return function(**options)
+            # Standard output is for what commands answer.
+            with redirect_stdout(sys.stderr):
+                return function(**options)
     except GradcamError:
         raise
     # What somebody else's function may raise, nobody can list; a lack of memory is this machine's fault.
     except (Exception, SystemExit) as error:
         if isinstance(error, Exception) and is_out_of_memory(error):
             raise
-        first = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         kind = NotHere if isinstance(error, OSError | ImportError) else JobError
-        raise kind(f"{own.name} cannot be built by its function {own.function}: {first}") from error
+        raise kind(f"{own.name} cannot be built by its function {own.function}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """What somebody else's code says, as it may be shown: a function that downloads may name its secrets."""
+    line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    return " ".join(addresses.redact(word) for word in line.split())
 
 
 def _takes_classes(function: Callable[..., Any]) -> bool:
@@ -166,7 +184,7 @@ def _numbers(
     if given is None:
         return usual
     numbers = (float(given),) * channels if isinstance(given, int | float) else tuple(map(float, given))
-    if len(numbers) != channels or (what == "std" and min(numbers) <= 0):
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)) or (what == "std" and min(numbers) <= 0):
         must = "a number above 0" if what == "std" else "a number"
         raise JobError(f"the {what} of {own.name} must be {must} for each of its {channels} channels, not {given!r}")
     return numbers
@@ -181,19 +199,23 @@ def _output(own: Registered, spec: NetworkSpec) -> Entry:
 
 
 def _classes(own: Registered, spec: NetworkSpec, size: tuple[int, int], channels: int) -> int:
-    """Return how many logits it puts out for an empty picture."""
+    """Return how many logits it puts out, tried with two empty pictures: what is right for one may not be for more."""
     try:
-        with torch.no_grad():
-            output = spec.model(torch.zeros(1, channels, *size))
+        with torch.enable_grad():
+            output = spec.model(torch.zeros(_TRIED, channels, *size).requires_grad_())
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        first = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         raise JobError(
             f"{own.name} cannot read a picture of {channels} x {size[0]} x {size[1]} (channels, height, width): "
-            f"{first}; correct size and channels of its NetworkSpec"
+            f"{_first_line(error)}; correct size and channels of its NetworkSpec"
         ) from error
     try:
-        return logits_of(output, 1, _output(own, spec)).shape[1]
+        logits = logits_of(output, _TRIED, _output(own, spec))
     except ValueError as error:
         raise JobError(f"{own.name} cannot be explained: {error}") from None
+    if not logits.requires_grad:
+        raise JobError(
+            f"{own.name} cannot be explained: its output has no gradient; leave detach(), no_grad() and argmax() out"
+        )
+    return logits.shape[1]

@@ -136,3 +136,20 @@ def _read_type(annotation: Any, metadata: Iterable[Any]) -> tuple[Any, tuple[str
 def _flat(metadata: Iterable[Any]) -> list[Any]:
     # A `Field(ge=…)` inside of a union is not taken apart by pydantic.
     return [part for each in metadata for part in getattr(each, "metadata", [each])]
+
+
+def numbers(typed: str | float | Iterable[float] | None, *, count: int, between: str) -> tuple[str | float, ...] | None:
+    """Part what was typed into numbers, which are not checked yet; one stands for all.
+
+    Args:
+        typed: Text with numbers in it, a number, or several.
+        count: How many are wanted.
+        between: What stands between them in a text.
+    """
+    if typed is None:
+        return None
+    if isinstance(typed, str):
+        parts: tuple[str | float, ...] = tuple(part.strip() for part in typed.lower().split(between))
+    else:
+        parts = tuple(typed) if isinstance(typed, Iterable) else (typed,)
+    return parts * count if len(parts) == 1 else parts
