@@ -73,7 +73,11 @@ def explain(run: str, index: int, key: str) -> None:
     (answer,) = batches.explain_classes(network, [fitted], [None]).answers()
     assert not isinstance(answer, Exception), answer
     (explained,) = answer
-    assert explained.guided is not None
-    for kind, drawn in render.render(fitted / 255, explained.map, explained.guided).items():
+    if explained.drawn is not None:  # by the benchmark's device, as by a GPU
+        pictures = explained.drawn.pictures
+    else:
+        assert explained.guided is not None
+        pictures = render.render(fitted / 255, explained.map, explained.guided)
+    for kind, drawn in pictures.items():
         storage.put(f"naive/{run}/{index:08d}/{kind}.jpg", render.encode(drawn))
     _redis().incr(DONE.format(run=run))
