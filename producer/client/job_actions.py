@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from producer.client.services import Services
 
 
+#: How long a worker may take to write a job's summary before its state is told as it is.
+_SUMMARY_S: Final = 5.0
+
+
 class JobActions:
     """Acts on jobs; each method is described at the method of `Client` that has its name."""
 
@@ -32,7 +37,11 @@ class JobActions:
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
         self._services.finalize_if_due(job)
-        return self._monitor.status(job)
+        # A worker may be writing its summary at this moment, in place of this client.
+        until = time.monotonic() + _SUMMARY_S
+        while (status := self._monitor.status(job)).state is JobState.FINALIZING and time.monotonic() < until:
+            time.sleep(0.05)
+        return status
 
     def pause(self, job: str) -> JobStatus:
         """See `Client.pause`."""
