@@ -269,7 +269,17 @@ def try_command(
         raise UsageError("--classes and --top-k take the most likely classes: leave --class-id and --class-name out")
     if weight_path is not None and "://" in weight_path:
         raise UsageError("try reads weights of this machine: download them, and give the file by --weight-path")
-    how = _how({"top_k": top_k, "classes": classes, "activation": activation, "direction": direction, **preprocessing})
+    how = _how(
+        {
+            "top_k": top_k,
+            "classes": classes,
+            "activation": activation,
+            "direction": direction,
+            "class_id": class_id,
+            "class_name": class_name,
+            **preprocessing,
+        }
+    )
     from worker.trial import run_trial
 
     found = run_trial(
@@ -279,8 +289,6 @@ def try_command(
         weights=weight_path,
         weight_key=weight_key,
         layer=layer_name,
-        class_id=class_id,
-        class_name=class_name,
         how=how,
     )
     if as_json:

@@ -11,11 +11,11 @@ from producer.jobs.model.errors import ImageError, JobError, ModelError, UsageEr
 from producer.jobs.model.results import Prediction
 from producer.jobs.model.spec import MASK, Direction, JobSpec
 from worker.device.batches import Explained, explain_classes
-from worker.engine.detection import BOXES, LABELS, Detection
+from worker.engine.detection import BOXES, LABELS
 from worker.engine.segmentation import PREDICTED
+from worker.models.as_asked import as_asked
 from worker.models.classes import checked_class
-from worker.models.networks import Network, activated, check_scores, load, preprocessed
-from worker.models.own_model import DETECTION
+from worker.models.networks import Network, load
 from worker.models.predictions import above, top_boxes, top_predictions
 from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
@@ -25,8 +25,6 @@ from worker.pictures.render import draw, draw_box, draw_mask, encode, heat_of
 _FORMAT: Final = "jpg"
 #: How a job that says nothing brings pictures to the network's size.
 _FIT: Final = "squash"
-#: The score of a box that is explained, likewise.
-_MIN_SCORE: Final = Detection().min_score
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,6 @@ def run_trial(
     weights: str | None = None,
     weight_key: str | None = None,
     layer: str,
-    class_id: int | None = None,
-    class_name: str | None = None,
     how: JobSpec | None = None,
 ) -> Trial:
     """Explain one image on the CPU as a worker would, and write its pictures.
@@ -79,9 +75,7 @@ def run_trial(
         weights: A file, a name of weights, or `random`; None for the network's own.
         weight_key: As in a job.
         layer: As in a job.
-        class_id: The class to explain; None for `class_name`, or the predicted one.
-        class_name: The same by its name.
-        how: Which classes of several, by what activation and in which direction, and how it is read; as a job has it.
+        how: Which classes, by what activation and in which direction, and how pictures are read; as a job has it.
 
     Raises:
         UsageError: Network, image or folder cannot be used; says what does not fit, and what to do.
@@ -89,12 +83,8 @@ def run_trial(
     """
     picture, how = _read(image), how or JobSpec()
     try:
-        network = preprocessed(
-            load(name, weights, layer, size=how.input_size, weight_key=weight_key), how.mean, how.std, how.resize_filter
-        )
-        check_scores(network, how.activation, how.threshold)
-        network = activated(network, how.activation)
-        asked = checked_class(network, class_id, class_name)
+        network = as_asked(load(name, weights, layer, size=how.input_size, weight_key=weight_key), how)
+        asked = checked_class(network, how.class_id, how.class_name)
         fitted, _frame = fit(picture, network.size, _FIT, network.resize_px, resize_filter=network.resize_filter)
         seen = channels.as_read(fitted, network.channels)
         answers = _explained(network, seen, asked, how)
@@ -135,8 +125,6 @@ def _read(image: Path) -> Picture:
 
 def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec) -> list[Explained]:
     """One explanation a class, or one a box."""
-    if network.task == DETECTION and asked is not None:
-        raise JobError(f"{network.name} explains boxes, those that score most: leave --class-id and --class-name out")
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
     (answer,) = explain_classes(
         network, [seen[..., : network.channels]], [asked], top_k=how.top_k, down=how.direction == "down"
@@ -144,7 +132,7 @@ def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec)
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
     if not answer:
-        raise JobError(f"{network.name} finds no box here that scores {_MIN_SCORE} or more; try another picture")
+        raise JobError(f"{network.name} finds no box here that scores {how.min_score:g} or more; try another picture")
     if how.threshold is None:
         return answer
     return above(answer, how.threshold, network.activation)[0]

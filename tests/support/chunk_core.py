@@ -31,7 +31,8 @@ from worker.chunks.slots import Slots
 from worker.chunks.stages import shard_of
 from worker.device.batch_queue import BatchQueue
 from worker.device.batch_size import BatchSizes
-from worker.models.networks import Network, preprocessed
+from worker.models.as_asked import preprocessed
+from worker.models.networks import Network
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage

@@ -26,9 +26,9 @@ from worker.device.inputs import normalized
 from worker.engine.detection import BOXES, COUNT, LABELS, Detection
 from worker.engine.explain import View, as_they_are, explain_many
 from worker.models import detectors
+from worker.models.as_asked import _check_detection, boxed
 from worker.models.layers import Reads, select_layers, survey
-from worker.models.loader import _check_detection
-from worker.models.networks import Network, boxed, load
+from worker.models.networks import Network, load
 from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
 from worker.pictures.render import BOX_COLOR, draw_box
@@ -278,5 +278,5 @@ def test_try_writes_the_pictures_of_each_box(tmp_path: Path) -> None:
     cam = cv2.imread(trial.pictures["box1-cam"])
     assert cam is not None
     assert cam.shape == (320, 320, 3)
-    with pytest.raises(Exception, match="leave --class-id and --class-name out"):
-        run_trial(SSDLITE, CAT, tmp_path, weights="random", layer="last-conv", class_id=3)
+    with pytest.raises(Exception, match="leave --class-id, --class-name, --top-k and --explain out"):
+        run_trial(SSDLITE, CAT, tmp_path, weights="random", layer="last-conv", how=JobSpec(class_id=3))

@@ -25,8 +25,9 @@ from producer.jobs.store.bundle import read_folder
 from worker.device.inputs import normalized
 from worker.engine.explain import explain_many
 from worker.models import hugging_face
+from worker.models.as_asked import preprocessed
 from worker.models.loader import Models
-from worker.models.networks import Network, load, preprocessed
+from worker.models.networks import Network, load
 from worker.settings import WorkerSettings
 
 #: The layers of `last-conv` and `last-features`.

@@ -21,6 +21,7 @@ from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.spec import JobSpec
 from worker.models import networks
+from worker.models.as_asked import preprocessed
 from worker.models.loader import Models, model_key
 from worker.settings import WorkerSettings
 
@@ -109,7 +110,7 @@ def test_a_job_names_the_filter_or_takes_that_of_the_weights(make: Make) -> None
     assert own.preprocessing.endswith(", resized bilinear-antialias")
     unknown = replace(usual, own_filter="lanczos")
     with pytest.raises(JobError, match=r"not known here \(lanczos\): give --resize-filter one of bilinear, "):
-        networks.preprocessed(unknown, resize_filter="own")
+        preprocessed(unknown, resize_filter="own")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from worker.engine.explain import explain
 from worker.engine.output import logits_of
 from worker.models import registered
 from worker.models.architectures import catalog
-from worker.models.networks import Network, activated, load, preprocessed, survey_of
+from worker.models.as_asked import activated, preprocessed
+from worker.models.networks import Network, load, survey_of
 from worker.pictures import channels
 
 RIGHT = (

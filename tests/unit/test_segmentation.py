@@ -27,8 +27,9 @@ from worker.chunks.chunk import ChunkContext
 from worker.device.batches import Explained, explain_classes
 from worker.engine.explain import View, as_they_are, explain_many
 from worker.engine.segmentation import PREDICTED, SHARES, Segmentation
+from worker.models.as_asked import masked, preprocessed
 from worker.models.layers import Reads, select_layers, survey
-from worker.models.networks import Network, load, masked, preprocessed
+from worker.models.networks import Network, load
 from worker.models.predictions import top_predictions
 from worker.pictures.decode import decode
 from worker.pictures.geometry import fit
@@ -203,7 +204,7 @@ def test_a_mask_comes_back_to_the_originals_geometry(how: str) -> None:
 
 
 def test_try_writes_the_mask(tmp_path: Path, colors: Network) -> None:
-    trial = run_trial("colors", CAT, tmp_path, layer="last-conv", class_name="red")
+    trial = run_trial("colors", CAT, tmp_path, layer="last-conv", how=JobSpec(class_name="red"))
     assert list(trial.pictures) == [*OUTPUTS, MASK]
     assert (trial.layer, trial.output) == ("backbone.0", "sums over pixels of 'out'")
     assert json.loads(json.dumps(trial.as_json()))["explained"]["class_name"] == "red"

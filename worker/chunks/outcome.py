@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
@@ -79,12 +79,9 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
     ids = [each.class_id for each in task.explained]
     chosen, top5 = top_predictions(first.logits, ids, network.categories, network.activation, first.beside)
     several = zip(chosen, flats, strict=True) if len(chosen) > 1 else ()
-    result = Result(
-        index=claim.index(task.offset),
-        uri=addresses.redact(task.item.uri),
-        id=task.item.id,
-        state="done",
-        keep=task.item.keep,
+    result = _done(
+        task,
+        objects,
         class_id=chosen[0].class_id,
         class_name=chosen[0].class_name,
         probability=chosen[0].probability,
@@ -93,26 +90,39 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         direction=None if claim.spec.direction == "up" else claim.spec.direction,
         above=task.above,
         top5=top5,
-        label=task.item.label,
         predicted=str(top5[0].class_id) if top5[0].class_name is None else top5[0].class_name,
         predicted_probability=top5[0].probability,
         # Of one class alone there is nothing to choose.
         correct=None if task.label is None or network.classes == 1 else task.label == top5[0].class_id,
         classes=tuple(ExplainedClass(**each.model_dump(), flat=flat) for each, flat in several),
-        network=claim.spec.network,
-        layer=",".join(network.layer_names),
         flat=flats[0],
         guided_relus=first.guided_relus,
-        random_weights=network.random,
-        objects=objects,
-        seconds=task.seconds,
     )
     return Ended(task.offset, result, None, files, task.waits)
 
 
+def _done(task: ImageTask, objects: dict[str, str], **found: Any) -> Result:
+    """The record of an image that is done: what holds for every kind of network, and what this one has found."""
+    claim, network = task.chunk.claim, task.chunk.network
+    return Result(
+        index=claim.index(task.offset),
+        uri=addresses.redact(task.item.uri),
+        id=task.item.id,
+        state="done",
+        keep=task.item.keep,
+        label=task.item.label,
+        network=claim.spec.network,
+        layer=",".join(network.layer_names),
+        random_weights=network.random,
+        objects=objects,
+        seconds=task.seconds,
+        **found,
+    )
+
+
 def _detected(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dict[str, bytes]) -> Ended:
     """The same of an image's boxes; it is done as well where there are none."""
-    claim, network = task.chunk.claim, task.chunk.network
+    network = task.chunk.network
     if task.frame is None:
         raise AssertionError("an image was explained that was never decoded")
     first = task.explained[0] if task.explained else None
@@ -125,26 +135,17 @@ def _detected(task: ImageTask, flats: list[bool], objects: dict[str, str], files
             named = prediction.model_dump(exclude={"probability", "score"})
             boxes.append(Box(**named, score=prediction.probability, x0=x0, y0=y0, x1=x1, y1=y1, flat=flat))
     best = found[0] if found else None
-    result = Result(
-        index=claim.index(task.offset),
-        uri=addresses.redact(task.item.uri),
-        id=task.item.id,
-        state="done",
-        keep=task.item.keep,
+    result = _done(
+        task,
+        objects,
         class_id=None if best is None else best.class_id,
         class_name=None if best is None else best.class_name,
         probability=None if best is None else best.probability,
         top5=found[:MOST],
-        label=task.item.label,
         predicted=None if best is None else best.class_name,
         predicted_probability=None if best is None else best.probability,
         boxes=tuple(boxes),
-        network=claim.spec.network,
-        layer=",".join(network.layer_names),
         flat=flats[0] if flats else None,
         guided_relus=None if first is None else first.guided_relus,
-        random_weights=network.random,
-        objects=objects,
-        seconds=task.seconds,
     )
     return Ended(task.offset, result, None, files, task.waits)

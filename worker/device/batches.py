@@ -220,11 +220,9 @@ def explain_classes(
     """
     autocast = _autocast(precision, network)
     try:
-        with float32_products(tf32=precision == TF32):
+        with float32_products(tf32=precision == TF32), _taken.by_batch(network.device):
             return _explain(network, pictures, class_ids, top_k, method, autocast, draw, down=down, numbers=numbers)
-    except ValueError as error:
-        raise JobError(f"{network.name} cannot be explained at {network.layer_name}: {error}") from None
-    except (OutOfMemory, RuntimeError, MemoryError) as error:
+    except (OutOfMemory, ValueError, RuntimeError, MemoryError) as error:
         # Also what goes there and back, and is drawn, may not fit.
         if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
             if _is_of_device(error):
@@ -284,22 +282,6 @@ def _autocast(precision: str, network: Network) -> torch.dtype | None:
 
 
 def _explain(
-    network: Network,
-    pictures: Sequence[Picture],
-    class_ids: Sequence[Asked],
-    top_k: int,
-    method: str,
-    autocast: torch.dtype | None,
-    draw: Collection[str],
-    *,
-    down: bool,
-    numbers: bool,
-) -> Computation:
-    with _taken.by_batch(network.device):
-        return _launched(network, pictures, class_ids, top_k, method, autocast, draw, down=down, numbers=numbers)
-
-
-def _launched(
     network: Network,
     pictures: Sequence[Picture],
     class_ids: Sequence[Asked],

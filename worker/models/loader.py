@@ -17,11 +17,10 @@ import torch
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.network_names import HF
-from producer.jobs.model.spec import MASK, JobSpec
+from producer.jobs.model.spec import JobSpec
 from worker.models import bundles, memory, networks
+from worker.models.as_asked import as_asked
 from worker.models.cache import ModelCache
-from worker.models.classes import checked_class, class_called
-from worker.models.own_model import DETECTION, SEGMENTATION
 from worker.models.weights_cache import WeightsFiles
 from worker.supervise.weights_folder import default_folder
 
@@ -73,20 +72,7 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        network = networks.preprocessed(self._kept().get(self._key(spec)), spec.mean, spec.std, spec.resize_filter)
-        networks.check_scores(network, spec.activation, spec.threshold)
-        network = networks.activated(network, spec.activation)
-        if spec.labels is not None:
-            network = networks.labelled(network, spec.labels)
-        checked_class(network, spec.class_id, spec.class_name)
-        if network.task == DETECTION:
-            network = networks.boxed(network, spec.max_boxes, spec.min_score)
-            _check_detection(network, spec)
-        if spec.mask_class is not None:
-            network = networks.masked(network, class_called(network, spec.mask_class))
-        if spec.outputs == (MASK,) and network.task != SEGMENTATION:
-            raise JobError(f"{network.name} tells the class of a picture, not of its pixels: name other --outputs")
-        return network
+        return as_asked(self._kept().get(self._key(spec)), spec)
 
     def at_hand(self, spec: JobSpec) -> bool:
         """Return whether `get` returns the model without loading it."""
@@ -194,22 +180,6 @@ class Models:
                 self._fetch_weights(uri, file, WEIGHTS_TIMEOUT_S)
         except OSError as error:
             raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror})") from None
-
-
-def _check_detection(network: Network, spec: JobSpec) -> None:
-    """Refuse what has no meaning where boxes are explained.
-
-    Raises:
-        JobError: Says what to leave out.
-    """
-    chooses = spec.class_id is not None or spec.class_name is not None or spec.top_k > 1 or spec.explain != "predicted"
-    if chooses:
-        raise JobError(
-            f"{network.name} explains boxes, those that score most: leave --class-id, --class-name, --top-k and "
-            "--explain out; --max-boxes says how many"
-        )
-    if spec.precision != "fp32":
-        raise JobError(f"{network.name} gives boxes in fp32 alone: leave --precision {spec.precision} out")
 
 
 @contextmanager

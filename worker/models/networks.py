@@ -7,7 +7,7 @@ Names are those of torchvision's models for classification, segmentation and det
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,7 +19,6 @@ from torch import nn
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES, HF, known
-from worker.engine.detection import Detection
 from worker.engine.explain import View
 from worker.engine.output import Entry
 from worker.engine.segmentation import Segmentation
@@ -284,106 +283,6 @@ def _check_bundle(weights: str | None) -> None:
         _local_bundle(weights)
 
 
-def labelled(network: Network, labels: Sequence[str]) -> Network:
-    """Return the network with other names of its classes; the model is the same one.
-
-    Raises:
-        JobError: there are more or fewer names than classes.
-    """
-    return replace(network, categories=_checked(labels, network.name, network.classes))
-
-
-def masked(network: Network, mask_class: int | None) -> Network:
-    """Return the network with all classes explained by the pixels of one, if given; the model is the same one.
-
-    Raises:
-        JobError: It does not tell the class of each pixel.
-    """
-    if mask_class is None:
-        return network
-    if not isinstance(network.output, Segmentation):
-        raise JobError(f"{network.name} tells the class of a picture, not of its pixels: leave --mask-class out")
-    return replace(network, output=replace(network.output, mask_class=mask_class))
-
-
-def boxed(network: Network, max_boxes: int, min_score: float) -> Network:
-    """Return the network with so many boxes explained as a job asks for; others as they are."""
-    is_detector = isinstance(network.output, Detection)
-    return replace(network, output=Detection(max_boxes, min_score)) if is_detector else network
-
-
-def preprocessed(
-    network: Network,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    resize_filter: str | None = None,
-) -> Network:
-    """Return the network with another mean, standard deviation or filter, if given; the model is the same one.
-
-    Raises:
-        JobError: nobody says its mean and deviation, or its pictures are resized in a way that is not known here.
-    """
-    if not ((mean or network.mean) and (std or network.std)):
-        raise JobError(
-            f"nothing says with which mean and standard deviation {network.name} was trained: give --mean and --std, "
-            "such as 0.485,0.456,0.406 and 0.229,0.224,0.225"
-        )
-    from worker.pictures.geometry import FILTERS  # only here: networks are named without OpenCV
-
-    if resize_filter is None:
-        resize_filter = network.resize_filter
-    elif resize_filter == "own":
-        resize_filter = network.own_filter
-    if resize_filter not in FILTERS:
-        raise JobError(
-            f"the pictures of {network.name} are resized by a filter that is not known here ({resize_filter}): "
-            f"give --resize-filter one of {', '.join(FILTERS)}"
-        )
-    if mean is None and std is None and resize_filter == network.resize_filter:
-        return network
-    return replace(
-        network,
-        mean=_of_channels(network, mean) or network.mean,
-        std=_of_channels(network, std) or network.std,
-        resize_filter=resize_filter,
-    )
-
-
-def check_scores(network: Network, activation: Activation | None, threshold: float | None) -> None:
-    """Refuse what has no meaning where pixels or boxes have scores of their own.
-
-    Raises:
-        JobError: Says what to leave out.
-    """
-    if network.task != CLASSIFICATION and (activation is not None or threshold is not None):
-        what = "boxes" if network.task == DETECTION else "pixels"
-        raise JobError(f"{network.name} scores {what}, not pictures: leave --activation and --classes out")
-
-
-def activated(network: Network, activation: Activation | None) -> Network:
-    """Return the network with another activation, if given; the model is the same one.
-
-    Raises:
-        JobError: The softmax of its one output would always be 1.
-    """
-    if activation == "softmax" and network.classes == 1:
-        raise JobError(f"{network.name} has one output, whose softmax is always 1: use --activation sigmoid or none")
-    return network if activation is None else replace(network, activation=activation)
-
-
-def _of_channels(network: Network, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Return a number a channel; a grey network takes one.
-
-    Raises:
-        JobError: There are several numbers for one channel.
-    """
-    if numbers is None or len(numbers) == network.channels:
-        return numbers
-    if len(set(numbers)) > 1:
-        raise JobError(f"{network.name} reads grey pictures: give --mean and --std one number each")
-    return numbers[: network.channels]
-
-
 def survey_of(name: str) -> Survey:
     """Return what runs in a network of that name, with weights of no meaning.
 
@@ -440,10 +339,11 @@ def _surveyed(architecture: Architecture, model: nn.Module) -> Survey:
 def _categories(architecture: Architecture, classes: int, labels: Sequence[str] | None) -> list[str] | None:
     if labels is None:
         return architecture.categories if classes == architecture.classes else None
-    return _checked(labels, architecture.name, classes)
+    return checked_labels(labels, architecture.name, classes)
 
 
-def _checked(labels: Sequence[str], name: str, classes: int) -> list[str]:
+def checked_labels(labels: Sequence[str], name: str, classes: int) -> list[str]:
+    """Return the names of all classes. Raises JobError: there are more or fewer."""
     if len(labels) != classes:
         raise JobError(f"there are {len(labels)} labels, but {name} has {classes} classes here")
     return list(labels)
