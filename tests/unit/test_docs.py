@@ -161,3 +161,22 @@ def test_an_image_passes_at_most_fifteen_files() -> None:
     rows = re.findall(r"^\| (\d+) \| `[\w/.]+`", PAGES["docs/follow-an-image.md"], re.MULTILINE)
     assert [int(number) for number in rows] == list(range(1, len(rows) + 1))
     assert len(rows) <= 15
+
+
+def anchors_of(text: str) -> set[str]:
+    """What a page's headings are called in links, as GitHub makes it of them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_or_a_heading_that_is_there(page: str) -> None:
+    folder = (ROOT / page).parent
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (folder / name) if name else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text()), link
