@@ -79,6 +79,6 @@ def check_network(name: str, registered: Callable[[], Collection[str]] = frozens
     own = [other for other in names if other.startswith(TIMM) == lower.startswith(TIMM)]
     like = f"; there is {TIMM}{lower}" if TIMM + lower in names else nearest(lower, sorted({*own, *there}))
     raise UsageError(
-        f"no network is called {name[:100]!r} in {' and '.join(versions)}, and no worker that could be asked has registered "
-        f"one{like}. Where workers that know it come later, add --any-network"
+        f"no network is called {name[:100]!r} in {' and '.join(versions)}, and no worker that could be asked "
+        f"has registered one{like}. Where workers that know it come later, add --any-network"
     )
