@@ -39,6 +39,8 @@ class Device:
         self.launched: SimpleQueue[Launched] = SimpleQueue()
         self.ended: SimpleQueue[Ended] = SimpleQueue()
         self.takes_s = 0.0
+        #: Opened at the end: a thread that gave up waiting would disturb whatever test runs then.
+        self.gates: list[threading.Event] = []
         DeviceThread(self.queue, self._launch, self._finish)
 
     def _launch(self, batch: Batch[str]) -> Iterator[Launched]:
@@ -46,6 +48,7 @@ class Device:
             raise ValueError("no")
         for image in batch.items[0].split("+"):
             launched = Launched(image, self.overlaps, threading.get_ident())
+            self.gates.append(launched.gate)
             if not self.overlaps:
                 time.sleep(self.takes_s)
                 launched.gate.set()
@@ -53,7 +56,7 @@ class Device:
             yield launched
 
     def _finish(self, launched: Launched, ended: Callable[[], DeviceTime]) -> None:
-        assert launched.gate.wait(30)
+        launched.gate.wait()
         time_ = ended()
         self.queue.finished(BatchKey("key", 0, "input"))
         if launched.image == "broken":
@@ -74,17 +77,27 @@ class Device:
         return self.ended.get(timeout=10)
 
 
-@pytest.fixture(params=[False, True], ids=["computes itself", "overlaps"])
-def device(request: pytest.FixtureRequest) -> Device:
-    made = Device(overlaps=request.param)
-    if made.overlaps:
-        # Whatever is launched ends at once, unless a test says otherwise.
-        def open_gates() -> None:
-            while True:
-                made.launched.get().gate.set()
+@pytest.fixture
+def overlapping() -> Iterator[Device]:
+    """One that works by itself until a test opens its gates."""
+    made = Device(overlaps=True)
+    yield made
+    for gate in made.gates:
+        gate.set()
 
-        threading.Thread(target=open_gates, daemon=True).start()
-    return made
+
+@pytest.fixture(params=[False, True], ids=["computes itself", "overlaps"])
+def device(request: pytest.FixtureRequest, overlapping: Device) -> Device:
+    if not request.param:
+        return Device(overlaps=False)
+
+    # Whatever is launched ends at once.
+    def open_gates() -> None:
+        while True:
+            overlapping.launched.get().gate.set()
+
+    threading.Thread(target=open_gates, daemon=True).start()
+    return overlapping
 
 
 def test_all_batches_are_launched_by_one_thread_that_is_not_the_callers(device: Device) -> None:
@@ -131,8 +144,8 @@ def test_a_device_that_always_has_a_batch_ready_is_never_idle() -> None:
     assert all(each.seconds >= 0.02 for each in times)
 
 
-def test_a_device_that_works_by_itself_gets_the_next_batch_before_it_is_done() -> None:
-    device = Device(overlaps=True)
+def test_a_device_that_works_by_itself_gets_the_next_batch_before_it_is_done(overlapping: Device) -> None:
+    device = overlapping
     device.send(device.open("a", 3), "1", "2", "3")
     first, second = device.launched.get(timeout=10), device.launched.get(timeout=10)
     assert not first.gate.is_set()
@@ -150,8 +163,8 @@ def test_a_device_that_works_by_itself_gets_the_next_batch_before_it_is_done() -
     assert ended.time.idle_s < 0.1
 
 
-def test_no_more_batches_are_under_way_than_the_queue_lets_go() -> None:
-    device = Device(overlaps=True)
+def test_no_more_batches_are_under_way_than_the_queue_lets_go(overlapping: Device) -> None:
+    device = overlapping
     device.send(device.open("a", 6), *"123456")
     under_way = [device.launched.get(timeout=10) for _ in range(3)]
     time.sleep(0.2)
