@@ -119,6 +119,10 @@ dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/
 	@rm -rf build dist
 	@$(BIN)/python -m build --no-isolation
 
+.PHONY: lock
+lock: $(VENV)/test.stamp ## write deploy/requirements/ anew: what the images install, with hashes
+	@$(BIN)/python tests/support/lock_requirements.py
+
 .PHONY: clean
 clean: ## remove the environment, caches and results; the stack's data in .gradcam stays
 	rm -rf $(VENV) results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -129,7 +130,7 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
 
     # A probe needs no settings, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
-    stack = "" if of_all else stack_of(os.environ.get("GRADCAM_REDIS_URL", ""))
+    stack = "" if of_all else stack_of(_redis_url())
     try:
         there = check(Path(run_dir) if run_dir else None, within_s)
     except WorkerError as error:
@@ -143,6 +144,15 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
         others = sorted({one.stack for one in there} - {one.stack for one in found})
         click.echo(sentence(found, others, stack), err=not healthy)
     sys.exit(0 if healthy else 1)
+
+
+def _redis_url() -> str:
+    """Return the address of Redis as the settings have it; empty where nothing can be read of it."""
+    path = os.environ.get("GRADCAM_REDIS_URL_FILE")
+    if path:
+        with suppress(OSError, ValueError):
+            return Path(path).read_text(encoding="utf-8").strip()
+    return os.environ.get("GRADCAM_REDIS_URL", "")
 
 
 @cli.command("networks", short_help="List the networks that can be explained.")

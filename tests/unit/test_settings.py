@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +130,38 @@ def test_web_settings_that_cannot_be_are_told(monkeypatch: pytest.MonkeyPatch, n
     set_all(monkeypatch, {f"GRADCAM_WORKER_{name}": value})
     with pytest.raises(SettingsError, match=why):
         read(WorkerSettings)
+
+
+def test_a_setting_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So secrets come into containers: neither `docker inspect` nor a list of processes shows them."""
+    url, queues = tmp_path / "redis_url", tmp_path / "queues"
+    url.write_text("redis://:hunter2@localhost:6379/0\n")
+    queues.write_text("high,low\r\n")
+    files = {"GRADCAM_REDIS_URL_FILE": str(url), "GRADCAM_WORKER_QUEUES_FILE": str(queues)}
+    set_all(monkeypatch, {"GRADCAM_S3_BUCKET": "pictures", **files})
+    connections, worker = read_both(Connections, WorkerSettings)
+    assert connections.redis_url.get_secret_value() == "redis://:hunter2@localhost:6379/0"
+    assert worker.queues == ("high", "low")
+
+
+@pytest.mark.parametrize(
+    ("content", "beside", "said"),
+    [
+        (None, {}, "GRADCAM_REDIS_URL_FILE cannot be read (No such file or directory)"),
+        (b"\xff\xfe", {}, "GRADCAM_REDIS_URL_FILE cannot be read (it is no text)"),
+        (b"redis://:hunter2@x" + b"y" * 65536, {}, "GRADCAM_REDIS_URL_FILE is longer than 65536 bytes"),
+        (b"hunter2", {}, "GRADCAM_REDIS_URL must look like redis://"),
+        (b"redis://x", {"GRADCAM_REDIS_URL": "redis://y"}, "GRADCAM_REDIS_URL and GRADCAM_REDIS_URL_FILE are both set"),
+    ],
+)
+def test_a_file_that_holds_no_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, beside: dict[str, str], said: str
+) -> None:
+    path = tmp_path / "redis_url"
+    if content is not None:
+        path.write_bytes(content)
+    set_all(monkeypatch, {"GRADCAM_S3_BUCKET": "pictures", "GRADCAM_REDIS_URL_FILE": str(path), **beside})
+    with pytest.raises(SettingsError) as caught:
+        read(Connections)
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)

@@ -11,7 +11,8 @@
 | `GRADCAM_LOG`              | `text` or `json`: how workers write their log        | text            |
 | `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
 
-`GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
+Each may be given as the path of a file that holds it, as `GRADCAM_REDIS_URL_FILE=/run/secrets/redis_url`: so secrets
+come into containers. `GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _Other = TypeVar("_Other", bound=BaseSettings)
 
 #: Names that others read; they are not misspelt ones of ours.
 _OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
+#: At the end of a setting's name: the variable has the path of a file that holds it.
+_FILE = "_FILE"
+#: No setting is longer.
+_MAX_FILE_BYTES = 65536
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -120,13 +125,38 @@ def read_both(first: type[_Model], second: type[_Other]) -> tuple[_Model, _Other
 
 def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
     prefix = str(model.model_config.get("env_prefix", ""))
-    known = [f"{prefix}{name}".upper() for name in model.model_fields]
+    known = {f"{prefix}{name}".upper(): name for name in model.model_fields}
     others = tuple(other for other in _OTHERS if other != prefix)
-    problems = _misspelt(os.environ, prefix, known, others)
+    problems = _misspelt(os.environ, prefix, [*known, *(f"{name}{_FILE}" for name in known)], others)
+    values: dict[str, Any] = {}
+    for name, field in known.items():
+        # An empty variable is one that is not set; a setting's own name may end alike (GRADCAM_WORKER_DRAIN_FILE).
+        path = os.environ.get(f"{name}{_FILE}")
+        if path and f"{name}{_FILE}" not in known:
+            try:
+                values[field] = _held_by(name, path)
+            except ValueError as error:
+                problems.append(str(error))
     try:
-        return model(), problems
+        return model(**values), problems
     except ValidationError as error:
         return None, [_sentence(prefix, problem) for problem in error.errors()] + problems
+
+
+def _held_by(name: str, path: str) -> str:
+    """Return what a file says of a setting, less a line's end. Raises ValueError, with nothing of what it holds."""
+    if os.environ.get(name):
+        raise ValueError(f"{name} and {name}{_FILE} are both set; leave one out")
+    try:
+        with open(path, "rb") as file:
+            held = file.read(_MAX_FILE_BYTES + 1)
+        text = held.decode()
+    except (OSError, ValueError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is no text"
+        raise ValueError(f"{name}{_FILE} cannot be read ({why})") from None
+    if len(held) > _MAX_FILE_BYTES:
+        raise ValueError(f"{name}{_FILE} is longer than {_MAX_FILE_BYTES} bytes")
+    return text.rstrip("\r\n")
 
 
 def _message(problems: list[str]) -> str:

@@ -1,0 +1,65 @@
+"""Make the bucket that the settings name, where it is not there yet: `python -m deploy.make_bucket`.
+
+For a store that starts empty, as that of compose.yaml or of the chart's trial. It waits until the store answers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+from botocore.exceptions import BotoCoreError, ClientError
+
+from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.store.s3_client import open_s3
+
+_WITHIN_S = 60.0
+_KEY = ".gradcam-ready"
+
+
+def make_bucket(settings: Connections, within_s: float = _WITHIN_S) -> bool:
+    """Make it, say whether it was missing, and wait until the store takes an object: some do seconds after they answer.
+
+    Args:
+        settings: Where the store is, and the bucket's name.
+        within_s: How long to wait, in seconds.
+
+    Raises:
+        ServiceError: The store does not answer, or refuses.
+    """
+    deadline = time.monotonic() + within_s
+    client, _ = open_s3(settings, connections=1)
+    bucket, made = settings.s3_bucket, False
+    while True:
+        try:
+            if not any(one["Name"] == bucket for one in client.list_buckets()["Buckets"]):
+                client.create_bucket(Bucket=bucket)
+                made = True
+            client.put_object(Bucket=bucket, Key=_KEY, Body=b"?")
+            client.delete_object(Bucket=bucket, Key=_KEY)
+        except ClientError as error:
+            problem = f"it says {error.response.get('Error', {}).get('Code', 'nothing')}"
+        except BotoCoreError as error:
+            problem = f"it does not answer ({type(error).__name__})"
+        else:
+            return made
+        if time.monotonic() > deadline:
+            raise ServiceError(f"the bucket {bucket} cannot be made: {problem}; see to the store, and try again")
+        time.sleep(0.5)
+
+
+def main() -> None:
+    """Make the bucket of the environment; 2 for settings, 4 for the store."""
+    try:
+        settings = read(Connections)
+        made = make_bucket(settings)
+    except GradcamError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 4)
+    click.echo(f"the bucket {settings.s3_bucket} {'is made' if made else 'is there'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A Dockerfile, carried out without Docker: its COPY and RUN lines work in a folder in place of an empty root."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Folders of the image that our Dockerfile writes; in the lines that run they are folders of the new root.
+_PLACES = re.compile(r"(?<![\w./])/(?=(?:opt|src|wheel|requirements|home|run|var/cache)\b)")
+
+
+@dataclass
+class Stage:
+    """One FROM with what follows it."""
+
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[str]:
+        """Return the arguments of each instruction of a kind."""
+        return [text for name, text in self.instructions if name == kind]
+
+
+def stages(path: Path) -> dict[str, Stage]:
+    """Read a Dockerfile into its named stages."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found: dict[str, Stage] = {}
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        name, _, rest = line.strip().partition(" ")
+        if name == "FROM":
+            base, _, stage = rest.partition(" AS ")
+            found[stage] = Stage(base)
+        elif name and found:
+            next(reversed(found.values())).instructions.append((name, rest.strip()))
+    return found
+
+
+def chain(every: Mapping[str, Stage], name: str) -> list[tuple[str, str]]:
+    """Return the instructions of a stage, those of the stages it is built on before."""
+    stage = every[name]
+    return [*(chain(every, stage.base) if stage.base in every else []), *stage.instructions]
+
+
+def build(every: Mapping[str, Stage], name: str, source: Path, roots: Path, environment: Mapping[str, str]) -> Path:
+    """Carry out a stage, and what it copies from before; returns the folder that stands for its root.
+
+    Args:
+        every: The stages.
+        name: Which of them.
+        source: What `docker build` is given as context.
+        roots: Where each stage gets a folder.
+        environment: For the lines that run.
+    """
+    root = roots / name
+    if root.exists():
+        return root
+    root.mkdir(parents=True)
+    for kind, text in chain(every, name):
+        if kind == "COPY":
+            _copy(every, text, source, root, roots, environment)
+        elif kind == "RUN":
+            command = _PLACES.sub(f"{root}/", text)
+            ended = subprocess.run(
+                ["/bin/sh", "-ec", command],
+                env=dict(environment),
+                cwd=root,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ended.returncode == 0, f"RUN {text}\n{ended.stdout[-2000:]}{ended.stderr[-4000:]}"
+    return root
+
+
+def _copy(
+    every: Mapping[str, Stage], text: str, source: Path, root: Path, roots: Path, environment: Mapping[str, str]
+) -> None:
+    *options, what, where = text.split()
+    place = root / where.lstrip("/")
+    if options:
+        stage = options[0].removeprefix("--from=")
+        shutil.copytree(build(every, stage, source, roots, environment) / what.lstrip("/"), place)
+    elif what == ".":
+        shutil.copytree(source, place, ignore=_outside_the_context(source))
+    else:
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / what, place)
+
+
+def _outside_the_context(source: Path) -> object:
+    lines = (source / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    taken = {line[1:] for line in lines if line.startswith("!")}
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        if Path(folder) == source:
+            return [name for name in names if name not in taken]
+        return [name for name in names if name in {"__pycache__", "secrets"}]
+
+    return ignored
