@@ -58,11 +58,16 @@ test-minio: $(VENV)/test.stamp ## run what the object store has a part in, again
 	GRADCAM_TEST_S3=minio $(BIN)/pytest $(addprefix tests/integration/test_,$(addsuffix .py,$(ON_MINIO)))
 
 .PHONY: check
-check: $(VENV)/test.stamp ## lint, formatting, types (of the tests too), and the direction of imports
+check: deploy-check ## lint, formatting, types (of the tests too), the direction of imports, and what deploys
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.PHONY: deploy-check
+deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min

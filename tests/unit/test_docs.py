@@ -131,7 +131,8 @@ def test_every_setting_is_in_the_tables_of_the_documentation() -> None:
 def test_settings_of_the_documentation_exist(page: str) -> None:
     tests = {name for path in ROOT.glob("tests/**/*.py") for name in re.findall(r"GRADCAM_TEST_\w+", path.read_text())}
     told = set(re.findall(r"\bGRADCAM_[A-Z0-9_]*[A-Z0-9](?![A-Z0-9_]*\*)", CURRENT[page]))
-    assert told <= settings() | tests | {"GRADCAM_WORKER", "GRADCAM_S3"}
+    files = {f"{name}_FILE" for name in settings()}
+    assert told <= settings() | files | tests | {"GRADCAM_WORKER", "GRADCAM_S3"}
 
 
 def test_every_target_is_in_the_documentation_and_those_there_exist() -> None:
