@@ -44,7 +44,7 @@ def test_the_dockerfile_has_nothing_that_hadolint_knows_better() -> None:
 
 def test_compose_is_valid_by_the_specifications_schema(tmp_path: Path) -> None:
     def checked(path: Path) -> int:
-        command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path]
+        command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(path)]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
     assert checked(DEPLOY / "compose.yaml") == 0

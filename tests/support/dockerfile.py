@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 #: Folders of the image that our Dockerfile writes; in the lines that run they are folders of the new root.
 _PLACES = re.compile(r"(?<![\w./])/(?=(?:opt|src|wheel|requirements|home|run|var/cache)\b)")
@@ -91,11 +92,11 @@ def _copy(
         shutil.copy(source / what, place)
 
 
-def _outside_the_context(source: Path) -> object:
+def _outside_the_context(source: Path) -> Callable[[Any, list[str]], list[str]]:
     lines = (source / ".dockerignore").read_text(encoding="utf-8").splitlines()
     taken = {line[1:] for line in lines if line.startswith("!")}
 
-    def ignored(folder: str, names: list[str]) -> list[str]:
+    def ignored(folder: Any, names: list[str]) -> list[str]:
         if Path(folder) == source:
             return [name for name in names if name not in taken]
         return [name for name in names if name in {"__pycache__", "secrets"}]
