@@ -105,6 +105,8 @@ class Maker:
     base: str | None
     #: What a row is called in messages.
     row: str = "line"
+    #: The folder in which files are taken, resolved; empty: in none; None: in any.
+    inside: str | None = None
 
     def wrong(self, rows: Rows) -> dict[int, str]:
         """Look which rows cannot be used, local files included: their places, and why."""
@@ -152,7 +154,9 @@ class Maker:
                 elif "://" in text:
                     check_address(text)
                 else:
-                    _check_file(self._path(text), text)
+                    path = self._path(text)
+                    self._check_place(path, text)
+                    _check_file(path, text)
             except UsageError as error:
                 yield place, str(error)
 
@@ -165,6 +169,23 @@ class Maker:
             if text is not None and "://" not in text:
                 addresses[place], paths[place] = None, Path(self._path(text))
         return addresses, paths
+
+    def _check_place(self, path: str, text: str) -> None:
+        """Refuse a file that whoever wrote the list may not have meant to give away. Raises UsageError.
+
+        Nothing is said of whether it is there.
+        """
+        if self.inside is None:
+            return
+        if not self.inside:
+            raise UsageError(f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such")
+        below = os.path.relpath(os.path.realpath(path), self.inside)
+        # Not the folder itself; `..` begins with a dot, too.
+        if below != "." and any(part.startswith(".") for part in below.split("/")):
+            raise UsageError(
+                f"{quoted(text)} is hidden, or lies outside of the folder of the list: give --allow-local if the list "
+                "may name any file of this machine"
+            )
 
     def _path(self, text: str) -> str:
         if not text:
