@@ -179,7 +179,10 @@ class Maker:
             return
         if not self.inside:
             raise UsageError(f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such")
-        below = os.path.relpath(os.path.realpath(path), self.inside)
+        try:
+            below = os.path.relpath(os.path.realpath(path), self.inside)
+        except ValueError:
+            return  # No file can be called so, as is told next.
         # Not the folder itself; `..` begins with a dot, too.
         if below != "." and any(part.startswith(".") for part in below.split("/")):
             raise UsageError(

@@ -160,7 +160,7 @@ def _host(entry: str) -> HostEntry:
 
 def _network(text: str) -> Network | None:
     with suppress(ValueError):
-        return ip_network(text.removeprefix("[").removesuffix("]"))
+        return ip_network(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     return None
 
 
