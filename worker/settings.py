@@ -20,7 +20,7 @@
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
-| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks, with ports; by commas) | none |
+| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts, and ports beside 80 and 443, by commas          | none    |
 | `GRADCAM_WORKER_ALLOW_BUCKETS`    | buckets and prefixes that jobs may name, by commas             | any     |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
 | `GRADCAM_WORKER_ENGINE`           | `eager`; `half` computes all of a bf16 or fp16 job in half precision | eager |

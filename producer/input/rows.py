@@ -178,7 +178,9 @@ class Maker:
         if self.inside is None:
             return
         if not self.inside:
-            raise UsageError(f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such")
+            raise UsageError(
+                f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such"
+            )
         try:
             below = os.path.relpath(os.path.realpath(path), self.inside)
         except ValueError:

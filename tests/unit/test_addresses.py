@@ -460,7 +460,25 @@ def test_the_allow_list_opens_nothing_else(allowed: str, host: str, address: str
         checked_addresses(host, 80, policy, Names(address))
 
 
-@pytest.mark.parametrize("entry", ["", "*", "*.", "http://host", "host:", "host:0", "host:65536", "host:a", "*:80", "[::1", "10.0.0.5/8", "127.1", "a b", "*.*.test"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "*",
+        "*.",
+        "http://host",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:a",
+        "*:80",
+        "[::1",
+        "10.0.0.5/8",
+        "127.1",
+        "a b",
+        "*.*.test",
+    ],
+)
 def test_an_allow_list_entry_that_can_never_match_is_refused(entry: str) -> None:
     with pytest.raises(ValidationError, match="is no host name"):
         FetchPolicy(allow_hosts=(entry,))

@@ -154,8 +154,8 @@ def test_the_log_says_why_and_the_job_is_told_only_that_it_is_refused(caplog: py
     assert INNER not in str(caught.value)
     assert [record.getMessage() for record in caplog.records] == [
         "action=fetch_refused job=cats Refused: the host intranet: its address 10.1.2.3 is private.",
-        "action=fetch_refused Refused: s3://secrets/a.jpg is refused: GRADCAM_WORKER_ALLOW_BUCKETS of the workers does not "
-        "name its bucket or prefix.",
+        "action=fetch_refused Refused: s3://secrets/a.jpg is refused: GRADCAM_WORKER_ALLOW_BUCKETS of the workers does "
+        "not name its bucket or prefix.",
         "action=fetch_refused Refused: the file /etc/passwd is refused: this worker reads no files, as "
         "GRADCAM_WORKER_FILE_ROOTS is not set.",
     ]
@@ -283,7 +283,7 @@ def test_a_root_that_would_show_the_machine_is_refused(root: str) -> None:
 
 
 def test_a_root_that_leads_to_such_a_folder_is_refused(tmp_path: Path) -> None:
-    for name, target in {"all": "/", "etc": "/etc", "data": tmp_path}.items():
+    for name, target in {"all": "/", "etc": "/etc", "data": str(tmp_path)}.items():
         (tmp_path / name).symlink_to(target)
     for name in ("all", "etc", "all/proc"):
         with pytest.raises(ValidationError, match="must not open"):
@@ -298,7 +298,11 @@ def test_a_root_that_leads_to_such_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("GRADCAM_WORKER_ALLOW_HOSTS", "images.internal:http", "must name hosts: 'images.internal:http' is no host name"),
+        (
+            "GRADCAM_WORKER_ALLOW_HOSTS",
+            "images.internal:http",
+            "must name hosts: 'images.internal:http' is no host name",
+        ),
         ("GRADCAM_WORKER_ALLOW_BUCKETS", "s3://photos", "must name buckets: 's3://photos' is neither a bucket"),
         ("GRADCAM_WORKER_FILE_ROOTS", "/data,/", "must not open /: name a folder of images"),
     ],
@@ -425,7 +429,9 @@ def test_a_list_names_no_other_file_of_this_machine_without_a_word(data: Path, k
     (data / "set/folder").symlink_to("../private")
     (data / "set" / kind).write_text(row_of(kind, cell.format(data=data)))
     number = 2 if kind == "list.csv" else 1
-    with pytest.raises(UsageError, match=rf"{kind} line {number}: .* is hidden, or lies outside .*: give --allow-local"):
+    with pytest.raises(
+        UsageError, match=rf"{kind} line {number}: .* is hidden, or lies outside .*: give --allow-local"
+    ):
         paths(data / "set" / kind)
 
 

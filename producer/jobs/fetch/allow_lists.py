@@ -1,20 +1,20 @@
 """What an operator's lists of hosts, buckets and folders may hold, and what an entry of them matches.
 
-    entry of hosts                      opens
-    ──────────────────────────────────  ───────────────────────────────────────────────────────────────────────
-    images.internal, *.internal         these names on ports 80 and 443, also where they lead to private addresses
-    images.internal:8080                that port of that name, and no other
-    10.0.0.0/8, 127.0.0.1, [::1]        what has these addresses, on ports 80 and 443
-    10.0.0.0/8:8080, [::1]:9000         the same on that port
-    127.0.0.1:*                         the same on every port
-    localhost                           also loopback, as any entry that is an address or a network with it
+entry of hosts                      opens
+──────────────────────────────────  ───────────────────────────────────────────────────────────────────────
+images.internal, *.internal         these names on ports 80 and 443, also where they lead to private addresses
+images.internal:8080                that port of that name, and no other
+10.0.0.0/8, 127.0.0.1, [::1]        what has these addresses, on ports 80 and 443
+10.0.0.0/8:8080, [::1]:9000         the same on that port
+127.0.0.1:*                         the same on every port
+localhost                           also loopback, as any entry that is an address or a network with it
 
-    entry of buckets                    opens
-    ──────────────────────────────────  ───────────────────────────────────────────────────────────────────────
-    photos                              all of that bucket, but not where the service keeps its own objects
-    photos/2026/                        what lies under it
-    team-*, team-*/raw/                 the same of each bucket of such a name
-    *                                   every bucket that the credentials reach
+entry of buckets                    opens
+──────────────────────────────────  ───────────────────────────────────────────────────────────────────────
+photos                              all of that bucket, but not where the service keeps its own objects
+photos/2026/                        what lies under it
+team-*, team-*/raw/                 the same of each bucket of such a name
+*                                   every bucket that the credentials reach
 """
 
 from __future__ import annotations

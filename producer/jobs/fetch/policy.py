@@ -44,8 +44,8 @@ class FetchPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: Private hosts, and ports beside 80 and 443, that may be fetched from: `allow_lists.py` has the forms. A name opens
-    #: private and CGNAT addresses; loopback, cloud metadata and all else need their network listed.
+    #: Private hosts, and ports beside 80 and 443, that may be fetched from: `allow_lists.py` has the forms. A name
+    #: opens private and CGNAT addresses; loopback, cloud metadata and all else need their network listed.
     allow_hosts: Annotated[tuple[str, ...], AfterValidator(allow_lists.checked_hosts)] = ()
     #: Buckets, and prefixes in buckets, that may be read; none: any that the credentials reach.
     allow_buckets: Annotated[tuple[str, ...], AfterValidator(allow_lists.checked_buckets)] = ()
@@ -72,7 +72,9 @@ class FetchPolicy(BaseModel):
             )
         entries = allow_lists.hosts(self.allow_hosts)
         if any(entry.holds(address) for entry in entries for address in _METADATA):
-            found.append("GRADCAM_WORKER_ALLOW_HOSTS opens addresses where clouds keep the credentials of their machines")
+            found.append(
+                "GRADCAM_WORKER_ALLOW_HOSTS opens addresses where clouds keep the credentials of their machines"
+            )
         return tuple(found)
 
 
