@@ -145,6 +145,7 @@ class Maker:
         rows.plain = rows.plain or all(map(PLAIN, rows.uris))
         if rows.plain:
             return
+        folders: dict[str, str] = {}
         for place, cell in enumerate(rows.uris):
             if PLAIN(text := cell.strip()) or place in rows.broken:
                 continue
@@ -155,7 +156,7 @@ class Maker:
                     check_address(text)
                 else:
                     path = self._path(text)
-                    self._check_place(path, text)
+                    self._check_place(path, text, folders)
                     _check_file(path, text)
             except UsageError as error:
                 yield place, str(error)
@@ -170,10 +171,11 @@ class Maker:
                 addresses[place], paths[place] = None, Path(self._path(text))
         return addresses, paths
 
-    def _check_place(self, path: str, text: str) -> None:
+    def _check_place(self, path: str, text: str, folders: dict[str, str]) -> None:
         """Refuse a file that whoever wrote the list may not have meant to give away. Raises UsageError.
 
-        Nothing is said of whether it is there.
+        Nothing is said of whether it is there. Folders that were resolved are kept: resolving a path takes longer than
+        all else that is looked at.
         """
         if self.inside is None:
             return
@@ -182,11 +184,11 @@ class Maker:
                 f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such"
             )
         try:
-            below = os.path.relpath(os.path.realpath(path), self.inside)
+            found = _resolved(path, folders)
         except ValueError:
             return  # No file can be called so, as is told next.
-        # Not the folder itself; `..` begins with a dot, too.
-        if below != "." and any(part.startswith(".") for part in below.split("/")):
+        inside = self.inside.rstrip("/")
+        if found != self.inside and (not found.startswith(f"{inside}/") or "/." in found[len(inside) :]):
             raise UsageError(
                 f"{quoted(text)} is hidden, or lies outside of the folder of the list: give --allow-local if the list "
                 "may name any file of this machine"
@@ -201,6 +203,15 @@ class Maker:
                 "machine cannot name files here"
             )
         return os.path.join(self.base, os.path.expanduser(text))
+
+
+def _resolved(path: str, folders: dict[str, str]) -> str:
+    folder, name = os.path.split(path)
+    if name in {"", ".", ".."} or os.path.islink(path):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def _wrong_cells(cells: Sequence[object] | None, read: Callable[[Any], object]) -> Iterator[tuple[int, str]]:
