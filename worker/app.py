@@ -178,6 +178,7 @@ class WorkerProcess:
             who=settings.name,
             queues=settings.queues,
             networks=usable_names(),
+            warnings=settings.fetch_policy.warnings(),
             interval_s=settings.interval_s,
             # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
             grace_s=settings.lease_s,

@@ -22,6 +22,7 @@ from worker.chunks.wait_reporter import WaitReporter
 from worker.device.batch_queue import BatchQueue
 from worker.device.batch_size import BatchSizes
 from worker.device.batches import memory_allows_twice, open_device
+from worker.logs import RefusalLog
 from worker.models.loader import Models
 from worker.supervise.grace import CHILD_SHARE, Grace
 
@@ -61,7 +62,11 @@ def make_consumer(
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
     table = JobTable(make_redis_client(connections))
     fetcher = Fetcher(
-        settings.fetch_policy, storage.client, store_answers=storage.answers, object_data=storage.object_data
+        settings.fetch_policy.model_copy(update={"own_place": (storage.bucket, storage.prefix)}),
+        storage.client,
+        store_answers=storage.answers,
+        object_data=storage.object_data,
+        refused=RefusalLog().tell,
     )
 
     sizes = _batch_sizes(table, settings)

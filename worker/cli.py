@@ -386,6 +386,7 @@ def _run(
             metrics=metrics,
             stack=stack_of(connections.redis_url.get_secret_value()),
             weights_dir=settings.weights_cache_dir,
+            warnings=settings.fetch_policy.warnings(),
         ).run()
     except GradcamError as error:
         log.error("action=ended The launcher ends: %s", error)  # noqa: TRY400 - a sentence says it all

@@ -18,6 +18,7 @@ import logging
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _UNSAFE_IN_TRACEBACK = re.compile(_UNSAFE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
 #: A stranger's text may be long; lines of several processes stay whole in a pipe only while they are short.
 _MAX_MESSAGE_CHARS = 2000
+#: How many reasons of refusals are told in a minute.
+_MOST_REASONS, _MINUTE_S = 30, 60.0
 #: Keys of a JSON record that no message may set.
 _RESERVED = frozenset({"time", "worker", "level", "action", "message", "traceback"})
 
@@ -75,6 +78,37 @@ def set_up(worker: str, log_format: LogFormat = "text") -> None:
 def escaped(text: str) -> str:
     """Write a text so that it stays on its line and moves no cursor."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class RefusalLog:
+    """Tells whoever runs the worker why something that a job named was refused; the job is told only that it was.
+
+    A job may name a million addresses. Each reason is told once a minute, and so many reasons a minute at most. Safe to
+    share between threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since = time.monotonic()
+        self._told: set[str] = set()
+        self._left_out = 0
+
+    def tell(self, why: str, job: str | None) -> None:
+        """Log a reason, unless there were enough in this minute."""
+        with self._lock:
+            left_out = 0
+            if time.monotonic() - self._since >= _MINUTE_S:
+                left_out, self._left_out = self._left_out, 0
+                self._told, self._since = set(), time.monotonic()
+            if why in self._told or len(self._told) >= _MOST_REASONS:
+                self._left_out += 1
+                return
+            self._told.add(why)
+        more = f" ({left_out:,} more were not told in the minute before)" if left_out else ""
+        if job is None:
+            log.warning("action=fetch_refused Refused: %s%s.", why, more)
+        else:
+            log.warning("action=fetch_refused job=%s Refused: %s%s.", job, why, more)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
-| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
+| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts, and ports beside 80 and 443, by commas          | none    |
+| `GRADCAM_WORKER_ALLOW_BUCKETS`    | buckets and prefixes that jobs may name, by commas             | any     |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
 | `GRADCAM_WORKER_ENGINE`           | `eager`; `half` computes all of a bf16 or fp16 job in half precision | eager |
 | `GRADCAM_WORKER_RUN_DIR`          | where launchers make their folders, for `gradcam-worker check` | `/tmp`  |
@@ -39,6 +40,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from producer.jobs.fetch.allow_lists import checked_buckets, checked_hosts, checked_roots
 from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
 from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
@@ -148,10 +150,14 @@ class WorkerSettings(BaseSettings):
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
     item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    #: Private hosts images may come from.
-    allow_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+    #: Private hosts, and ports beside 80 and 443, that images and weights may come from.
+    allow_hosts: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_hosts), BeforeValidator(_by_commas)] = ()
+    #: Buckets and prefixes that they may come from; any where none is named.
+    allow_buckets: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(checked_buckets), BeforeValidator(_by_commas)
+    ] = ()
     #: Folders `file://` images may come from.
-    file_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_by_commas)] = ()
+    file_roots: Annotated[tuple[Path, ...], NoDecode, AfterValidator(checked_roots), BeforeValidator(_by_commas)] = ()
 
     @property
     def largest_batch(self) -> int:
@@ -180,6 +186,7 @@ class WorkerSettings(BaseSettings):
         """Return which addresses may be fetched."""
         return FetchPolicy(
             allow_hosts=self.allow_hosts,
+            allow_buckets=self.allow_buckets,
             file_roots=self.file_roots,
             max_bytes=self.max_image_bytes,
             total_timeout_s=self.fetch_timeout_s,

@@ -58,7 +58,7 @@ class _Submit(Examples):
         "gradcam submit list.csv --label-column label --explain both",
         "gradcam results JOB --where correct=false --csv",
         "gradcam submit s3://bucket/train/ --include '*.jpg' --sample 10000 --seed 7 --dry-run",
-        "find /data -name '*.png' | gradcam submit - --network resnet50 --queue high",
+        "find /data -name '*.png' | gradcam submit - --allow-local --queue high",
         "gradcam submit --image-path cat.jpg --network densenet121 --weight-path densenet121-a639ec97.pth --wait",
     ),
 )

@@ -1,6 +1,7 @@
 """Folders and patterns become local images: sorted by path, a folder at a time, however many files there are.
 
-Links to folders are followed, except back to a folder that one is in already.
+Links to folders are followed, except back to a folder that one is in already. One that leads outside of the folder that
+was named is refused: whoever put it there may not be the one who submits (`--follow-links`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeAlias
 from producer.input.display import shown
 from producer.input.read_options import ReadOptions
 from producer.input.selection import LeftOut, chosen, describe_empty
-from producer.input.source import Source, check_readable
+from producer.input.source import Source, check_readable, is_within
 from producer.input.source_group import BATCH, SourceGroup
 from producer.jobs.model.errors import UsageError
 
@@ -92,6 +93,8 @@ class Folder(SourceGroup):
         self._takes = chosen(reading)
         self._seen: LeftOut | None = None
         self._whole = False
+        #: What links may lead to; None: anything.
+        self._inside = None if reading.follow_links else os.path.realpath(self._root)
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Look for the images and whether they can be read. Raises UsageError."""
@@ -155,13 +158,23 @@ class Folder(SourceGroup):
         after = self._pattern.step(states, entry.name) if self._pattern else None
         if _is(entry.is_dir):
             if after is None or after:
+                self._check_link(entry)
                 folders[entry.name] = after
                 names.append(entry.name)
         elif after is None and self._takes(below + entry.name):
             if _is(entry.is_file):
+                self._check_link(entry)
                 names.append(entry.name)
         elif after is None and self._seen is not None and _is(entry.is_file):
             self._seen.see(below + entry.name)
+
+    def _check_link(self, entry: os.DirEntry[str]) -> None:
+        """Refuse a link that leads outside. Raises UsageError."""
+        if self._inside is not None and entry.is_symlink() and not is_within(entry.path, self._inside):
+            raise UsageError(
+                f"{shown(entry.path)} is a link that leads outside of {shown(self._root)}: give --follow-links to take "
+                "what such links lead to"
+            )
 
 
 def _is(question: Callable[[], bool]) -> bool:

@@ -57,9 +57,12 @@ class ListFile(SourceGroup):
         kind: What it is; none: JSON lines where it begins with `{`, else plain lines.
         base: The folder that relative paths begin at; none where it may not name local files.
         reading: Which columns.
+        inside: The folder in which it may name files, resolved; empty: in none. `allow_local` opens all.
     """
 
-    def __init__(self, stored: RereadableFile, kind: Kind | None, base: str | None, reading: ReadOptions) -> None:
+    def __init__(
+        self, stored: RereadableFile, kind: Kind | None, base: str | None, reading: ReadOptions, inside: str = ""
+    ) -> None:
         self.name = stored.name
         self._stored = stored
         self._kind = kind
@@ -71,7 +74,8 @@ class ListFile(SourceGroup):
         #: Rows that are left out: their places in each batch of rows.
         self._skipped: dict[int, frozenset[int]] = {}
         self.has_columns = kind is None or kind.format != "txt"
-        self._maker = Maker(self.name, base, "row" if kind and kind.format == "parquet" else "line")
+        row = "row" if kind and kind.format == "parquet" else "line"
+        self._maker = Maker(self.name, base, row, None if reading.allow_local else inside)
 
     def check(self, at_most: int | None, *, whole: bool) -> None:
         """Read it through, and count. Raises UsageError with the number of the first line that cannot be used."""

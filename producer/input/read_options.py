@@ -43,6 +43,13 @@ class ReadOptions(Frozen):
     exclude: Annotated[tuple[str, ...], Option(repeatable=True)] = Field(
         default=(), description="Of a folder or prefix, not what matches."
     )
+    follow_links: Annotated[bool, Option()] = Field(
+        default=False, description="Of a folder, take also what links lead to outside of it."
+    )
+    allow_local: Annotated[bool, Option()] = Field(
+        default=False,
+        description="Let lists name files outside of their folders, and standard input name files at all.",
+    )
     limit: Annotated[Annotated[int, Field(ge=1, le=MAX_COUNT)] | None, Option()] = Field(
         default=None, description="Only the first so many images."
     )

@@ -105,6 +105,8 @@ class Maker:
     base: str | None
     #: What a row is called in messages.
     row: str = "line"
+    #: The folder in which files are taken, resolved; empty: in none; None: in any.
+    inside: str | None = None
 
     def wrong(self, rows: Rows) -> dict[int, str]:
         """Look which rows cannot be used, local files included: their places, and why."""
@@ -143,6 +145,7 @@ class Maker:
         rows.plain = rows.plain or all(map(PLAIN, rows.uris))
         if rows.plain:
             return
+        folders: dict[str, str] = {}
         for place, cell in enumerate(rows.uris):
             if PLAIN(text := cell.strip()) or place in rows.broken:
                 continue
@@ -152,7 +155,9 @@ class Maker:
                 elif "://" in text:
                     check_address(text)
                 else:
-                    _check_file(self._path(text), text)
+                    path = self._path(text)
+                    self._check_place(path, text, folders)
+                    _check_file(path, text)
             except UsageError as error:
                 yield place, str(error)
 
@@ -166,6 +171,29 @@ class Maker:
                 addresses[place], paths[place] = None, Path(self._path(text))
         return addresses, paths
 
+    def _check_place(self, path: str, text: str, folders: dict[str, str]) -> None:
+        """Refuse a file that whoever wrote the list may not have meant to give away. Raises UsageError.
+
+        Nothing is said of whether it is there. Folders that were resolved are kept: resolving a path takes longer than
+        all else that is looked at.
+        """
+        if self.inside is None:
+            return
+        if not self.inside:
+            raise UsageError(
+                f"{quoted(text)} is a file of this machine: give --allow-local if {self.name} may name such"
+            )
+        try:
+            found = _resolved(path, folders)
+        except ValueError:
+            return  # No file can be called so, as is told next.
+        inside = self.inside.rstrip("/")
+        if found != self.inside and (not found.startswith(f"{inside}/") or "/." in found[len(inside) :]):
+            raise UsageError(
+                f"{quoted(text)} is hidden, or lies outside of the folder of the list: give --allow-local if the list "
+                "may name any file of this machine"
+            )
+
     def _path(self, text: str) -> str:
         if not text:
             raise UsageError("there is no address")
@@ -175,6 +203,15 @@ class Maker:
                 "machine cannot name files here"
             )
         return os.path.join(self.base, os.path.expanduser(text))
+
+
+def _resolved(path: str, folders: dict[str, str]) -> str:
+    folder, name = os.path.split(path)
+    if name in {"", ".", ".."} or os.path.islink(path):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def _wrong_cells(cells: Sequence[object] | None, read: Callable[[Any], object]) -> Iterator[tuple[int, str]]:

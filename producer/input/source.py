@@ -33,6 +33,17 @@ class Source(NamedTuple):
     label: str | None = None
 
 
+def is_within(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder, links resolved.
+
+    Args:
+        path: What is asked about; need not be there.
+        folder: Resolved already, as by `os.path.realpath`.
+    """
+    found = os.path.realpath(path)
+    return found == folder or found.startswith(folder.rstrip("/") + "/")
+
+
 def check_image(path: str, more: str = "") -> None:
     """Make sure that a local file can be uploaded as an image.
 

@@ -11,6 +11,9 @@
 | `.txt .csv .tsv .jsonl .ndjson .parquet`| every image that this list names; here, on S3 or on a web server      |
 | `-`                                     | the lines of standard input, a list                                  |
 
+What a stranger may have put into a folder or a list is not uploaded without a word: links that lead outside of a folder
+need `--follow-links`, files outside of a list's own folder, and any that standard input names, `--allow-local`.
+
 Lists (`lists.py`), folders (`folders.py`) and prefixes (`prefixes.py`) are read as streams, so that millions of images
 need no more memory than hundreds, and again from the beginning as often as one likes.
 """
@@ -277,14 +280,16 @@ class _Opener:
     def _pattern(self, path: str) -> Sequence[SourceGroup]:
         if not kind_of(path):
             return [Folder(path, self._reading, Pattern(path))]
-        paths = Folder(path, ReadOptions(include=("*",)), Pattern(path)).paths()
+        every = ReadOptions(include=("*",), follow_links=self._reading.follow_links)
+        paths = Folder(path, every, Pattern(path)).paths()
         lists = [self._list(found, kind) for found in paths if (kind := kind_of(found))]
         if not lists:
             raise UsageError(f"no lists match {shown(path)}")
         return lists
 
     def _list(self, path: str, kind: Kind) -> ListFile:
-        return ListFile(LocalFile(path), kind, os.path.dirname(path), self._reading)
+        folder = os.path.dirname(path)
+        return ListFile(LocalFile(path), kind, folder, self._reading, os.path.realpath(folder))
 
     def _standard_input(self) -> ListFile:
         if self._stdin_used:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_LIST_BYTES = 8 * 2**30
 _DOWNLOAD_S = 3600.0
 #: The user names the address, on a machine of the user's: whatever it can reach may be read.
-_EVERYWHERE = ("0.0.0.0/0", "::/0")
+_EVERYWHERE = ("0.0.0.0/0:*", "[::/0]:*")
 _BUFFER_BYTES = 2**18
 
 
@@ -193,7 +193,8 @@ def from_address(address: str, storage: Callable[[], Storage] | None) -> Spooled
         try:
             fetcher.fetch_to(address, file)
         except FetchError as error:
-            raise UsageError(f"the list cannot be read: {error}") from None
+            # Who may know where a name leads is who typed it.
+            raise UsageError(f"the list cannot be read: {error.why or error}") from None
         except WorkerError as error:
             raise ServiceError(
                 f"the list {shown} cannot be read ({error.__cause__ or error}): correct AWS_* or the network"

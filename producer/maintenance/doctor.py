@@ -201,6 +201,15 @@ def _releases(client: redis.Redis) -> Answer:
     return Answer(check="releases", verdict="ok", words=f"all workers that tell are of {release.own()}, as this is")
 
 
+def _policy(client: redis.Redis) -> Answer:
+    seconds, _ = client.time()
+    found = WorkerRegistry(Scripts(client, patience_s=0)).warnings(seconds)
+    if not found:
+        return Answer(check="policy", verdict="ok", words="no worker tells of something that is open by default")
+    words = "; ".join(f"{words} ({worker})" for words, worker in sorted(found.items()))
+    return Answer(check="policy", verdict="warn", words=words)
+
+
 _REDIS: dict[str, Callable[[redis.Redis], Answer]] = {
     "Redis": _version,
     "rights": _rights,
@@ -210,6 +219,7 @@ _REDIS: dict[str, Callable[[redis.Redis], Answer]] = {
     "clock": _clock,
     "workers": _workers,
     "releases": _releases,
+    "policy": _policy,
 }
 
 

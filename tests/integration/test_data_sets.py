@@ -233,7 +233,10 @@ def test_objects_of_a_job_that_redis_forgot_can_be_deleted(client: Client) -> No
 def test_classes_as_pandas_writes_them_are_numbers(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"image,label\n{COFFEE},967.0\n{CAT},\n")
     job = client.submit(
-        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=ReadOptions(class_column="label")
+        [tmp_path / "list.csv"],
+        network=NETWORK,
+        outputs=["cam"],
+        reading=ReadOptions(class_column="label", allow_local=True),
     )
     client.wait(job, timeout_s=60)
     assert next(client.results(job)).class_id == 967
@@ -243,7 +246,10 @@ def test_classes_as_pandas_writes_them_are_numbers(client: Client, tmp_path: Pat
 def test_an_id_that_looks_like_a_formula_is_none_in_a_table(client: Client, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"image,name\n{COFFEE},=1+1\n")
     job = client.submit(
-        [tmp_path / "list.csv"], network=NETWORK, outputs=["cam"], reading=ReadOptions(id_column="name")
+        [tmp_path / "list.csv"],
+        network=NETWORK,
+        outputs=["cam"],
+        reading=ReadOptions(id_column="name", allow_local=True),
     )
     client.wait(job, timeout_s=60)
     assert ",'=1+1," in gradcam("results", job, "--csv").stdout

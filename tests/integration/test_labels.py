@@ -30,7 +30,18 @@ def labelled(tmp_path: Path) -> str:
 
 
 def submitted(client: Client, labelled: str, *options: str, code: int = 0) -> str:
-    command = ("submit", labelled, "--label-column", "truth", "--network", NETWORK, "--outputs", "cam", "--wait")
+    command = (
+        "submit",
+        labelled,
+        "--allow-local",
+        "--label-column",
+        "truth",
+        "--network",
+        NETWORK,
+        "--outputs",
+        "cam",
+        "--wait",
+    )
     return str(json.loads(gradcam(*command, "--json", *options, code=code).stdout.splitlines()[-1])["job"])
 
 

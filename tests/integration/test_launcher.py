@@ -14,10 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from command import Run
+import s3_servers
+import torch
+import torchvision
+from command import Run, gradcam
 from command import worker_check as check
 from stacks import children_of, eventually, frozen, mains_of, own_stack
 
@@ -44,7 +48,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Iterator[Stack]:
     """Servers of our own, whose queues nobody else reads."""
-    settings = {"GRADCAM_WORKER_RUN_DIR": str(folders), "GRADCAM_WORKER_COMMIT_EVERY_S": "0.2"}
+    settings = {
+        "GRADCAM_WORKER_RUN_DIR": str(folders),
+        "GRADCAM_WORKER_COMMIT_EVERY_S": "0.2",
+        "GRADCAM_WORKER_ALLOW_BUCKETS": f"{s3_servers.BUCKET}*/open/",
+    }
     with own_stack(tmp_path_factory.mktemp("launcher"), settings) as stack:
         yield stack
 
@@ -173,6 +181,61 @@ def test_a_killed_process_is_dead_until_it_is_started_again(launcher: Worker) ->
     eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
     # Each start has a name of its own.
     assert len(before & {process["name"] for process in found(check("--json"))}) == 1
+
+
+@pytest.mark.usefixtures("launcher")
+def test_weights_of_a_bucket_that_is_not_allowed_fail_the_job_and_uploaded_ones_work(tmp_path: Path) -> None:
+    client = Client.from_env()
+    network = "shufflenet_v2_x0_5"
+    torch.save(getattr(torchvision.models, network)().state_dict(), tmp_path / "weights.pth")
+    client.storage.put("closed/weights.pth", (tmp_path / "weights.pth").read_bytes())
+    client.storage.put("open/weights.pth", (tmp_path / "weights.pth").read_bytes())
+    ended = {}
+    for weights in (
+        client.storage.uri("closed/weights.pth"),
+        client.storage.uri("open/weights.pth"),
+        tmp_path / "weights.pth",
+    ):
+        job = client.submit([PHOTO], network=network, weight_path=weights, queue="high", outputs=["cam"])
+        ended[str(weights)] = client.wait(job, timeout_s=90)
+    closed, *others = ended.values()
+    assert closed.state is JobState.FAILED
+    assert "GRADCAM_WORKER_ALLOW_BUCKETS of the workers does not name its bucket or prefix" in (closed.error or "")
+    assert [status.state for status in others] == [JobState.SUCCEEDED] * 2
+
+
+@pytest.mark.usefixtures("launcher")
+def test_a_job_reads_its_own_uploads_and_what_is_allowed_and_the_log_says_what_is_not(own: Stack) -> None:
+    client = Client.from_env()
+    for key in ("open/a.png", "closed/a.png", "jobs/other/inputs/00000000/a.png"):
+        client.storage.put(key, PHOTO.read_bytes())
+    port = urlsplit(own.s3.endpoint_url).port
+    images: list[str | Path] = [
+        PHOTO,
+        client.storage.uri("open/a.png"),
+        client.storage.uri("closed/a.png"),
+        client.storage.uri("jobs/other/inputs/00000000/a.png"),
+        f"http://127.0.0.1:{port}/a.png",
+        "http://no-such-host.invalid/a.png",
+    ]
+    job = client.submit(images, network=NETWORK, queue="high", outputs=["cam"])
+    status = client.wait(job, timeout_s=90)
+    assert (status.done, status.failed) == (2, 4)
+    failures = {failure.index: failure.message for failure in client.failures(job)}
+    assert set(failures) == {2, 3, 4, 5}
+    assert all("GRADCAM_WORKER_ALLOW_BUCKETS" in failures[index] for index in (2, 3))
+    hosts = [failures[4].replace(f"127.0.0.1:{port}", "H").replace("127.0.0.1", "H")]
+    hosts.append(failures[5].replace("no-such-host.invalid", "H"))
+    assert hosts[0] == hosts[1]
+    log = (own.directory / "worker.log").read_text()
+    assert f"action=fetch_refused job={job} Refused: the host no-such-host.invalid: the name is not known." in log
+    assert f"job={job} Refused: the host 127.0.0.1: port {port} is neither 80 nor 443" in log
+    assert "left_open" not in log
+    answers = {row["check"]: row for row in map(json.loads, gradcam("doctor", "--json").stdout.splitlines())}
+    assert answers["policy"]["verdict"] == "ok"
+    client.table.registry.heartbeat("another", warnings=["Jobs may name any bucket"])
+    answers = {row["check"]: row for row in map(json.loads, gradcam("doctor", "--json").stdout.splitlines())}
+    assert (answers["policy"]["verdict"], answers["policy"]["words"]) == ("warn", "Jobs may name any bucket (another)")
 
 
 def test_sigterm_ends_all_and_leaves_nothing(launcher: Worker, folders: Path) -> None:

@@ -76,7 +76,9 @@ def test_what_is_refused_leaves_nothing_behind(
     Path("weights.pth").write_bytes(repr(options).encode())
     Path("list.csv").write_text(f"image,label\n{PHOTOS / 'coffee.png'},1\n")
     before = set(client.storage.keys(client.storage.prefix))
-    gradcam("submit", "list.csv", "--name", "refused", "--weight-path", "weights.pth", *options, code=2)
+    gradcam(
+        "submit", "list.csv", "--allow-local", "--name", "refused", "--weight-path", "weights.pth", *options, code=2
+    )
     assert not list(client.storage.keys(keys.job_prefix(client.storage.prefix, "refused")))
     assert not [key for key in set(client.storage.keys(client.storage.prefix)) - before if "weights" in key]
     with pytest.raises(UnknownJob):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -361,26 +363,23 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize(("address", "kind"), FORBIDDEN.items())
 def test_addresses_outside_the_internet_are_refused(address: str, kind: str) -> None:
-    with pytest.raises(FetchError, match=f"{kind}.*GRADCAM_WORKER_ALLOW_HOSTS"):
-        checked_addresses(address, 80, FetchPolicy(), nobody_asks)
-    with pytest.raises(FetchError, match=kind):
-        checked_addresses("name.test", 80, FetchPolicy(), Names(address))
+    for host, resolve in ((address, nobody_asks), ("name.test", Names(address))):
+        with pytest.raises(FetchError, match=r"is refused.*GRADCAM_WORKER_ALLOW_HOSTS") as caught:
+            checked_addresses(host, 80, FetchPolicy(), resolve)
+        assert not re.search(rf"is {kind}|{kind} address|its address", str(caught.value))
+        assert caught.value.why is not None
+        assert f"its address {ip_address(address)} is " in caught.value.why
+        assert kind in caught.value.why
 
 
 def test_one_forbidden_address_refuses_the_whole_host() -> None:
-    with pytest.raises(FetchError, match="private"):
+    with pytest.raises(FetchError, match="is refused"):
         checked_addresses("name.test", 80, FetchPolicy(), Names("8.8.8.8", "10.0.0.1"))
 
 
 def test_a_link_local_answer_with_a_zone_is_refused() -> None:
-    with pytest.raises(FetchError, match="link-local"):
+    with pytest.raises(FetchError, match="is refused"):
         checked_addresses("name.test", 80, FetchPolicy(), Names("fe80::1%2"))
-
-
-def test_a_refusal_does_not_tell_where_a_name_leads() -> None:
-    with pytest.raises(FetchError) as caught:
-        checked_addresses("name.test", 80, FetchPolicy(), Names("10.0.0.1"))
-    assert "10.0.0.1" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "172.32.0.1", "100.63.0.1", "2606:4700::1111", "64:ff9b::808:808"])
@@ -400,10 +399,10 @@ def test_a_name_that_cannot_be_looked_up_is_an_error(failure: Exception) -> None
     def fail(host: str, port: int) -> list[tuple[object, ...]]:
         raise failure
 
-    with pytest.raises(FetchError, match=r"the host name\.test is not known"):
-        checked_addresses("name.test", 80, FetchPolicy(), fail)
-    with pytest.raises(FetchError, match="not known"):
-        checked_addresses("name.test", 80, FetchPolicy(), Names())
+    for resolve in (fail, Names()):
+        with pytest.raises(FetchError, match=r"the host name\.test is not known") as caught:
+            checked_addresses("name.test", 80, FetchPolicy(), resolve)
+        assert caught.value.why == "the host name.test: the name is not known"
 
 
 @pytest.mark.parametrize(
@@ -414,7 +413,11 @@ def test_a_name_that_cannot_be_looked_up_is_an_error(failure: Exception) -> None
         ("[::1]", "[::1]", "::1"),
         ("fd00::/8", "name.test", "fd00::1"),
         ("name.test", "name.test", "10.1.2.3"),
-        ("Name.Test.", "NAME.test.", "127.0.0.1"),
+        ("Name.Test.", "NAME.test.", "10.1.2.3"),
+        ("localhost", "localhost", "127.0.0.1"),
+        ("*.localhost", "pictures.localhost", "::1"),
+        ("127.0.0.1", "name.test", "127.0.0.1"),
+        ("127.0.0.0/8", "name.test", "127.1.2.3"),
         ("bücher.test", "xn--bcher-kva.test", "100.64.0.1"),
         ("*.test", "a.b.test", "192.168.0.1"),
         ("169.254.169.0/24", "name.test", "169.254.169.254"),
@@ -439,6 +442,11 @@ def test_the_allow_list_opens_private_hosts(allowed: str, host: str, address: st
         ("name.test", "name.test", "0.0.0.0"),
         ("name.test", "name.test", "224.0.0.1"),
         ("name.test", "name.test", "64:ff9b::a00:1"),
+        # What listens on the worker's machine for itself alone.
+        ("name.test", "name.test", "127.0.0.1"),
+        ("*.test", "name.test", "::1"),
+        ("localhost", "name.test", "127.0.0.1"),
+        ("localhost", "localhost.test", "127.0.0.1"),
         # Cloud metadata: the credentials of the machine itself.
         ("*.internal", "metadata.google.internal", "169.254.169.254"),
         ("*.internal", "metadata.google.internal", "fd20:ce::254"),
@@ -452,7 +460,25 @@ def test_the_allow_list_opens_nothing_else(allowed: str, host: str, address: str
         checked_addresses(host, 80, policy, Names(address))
 
 
-@pytest.mark.parametrize("entry", ["", "*", "*.", "http://host", "host:80", "10.0.0.5/8", "127.1", "a b", "*.*.test"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "*",
+        "*.",
+        "http://host",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:a",
+        "*:80",
+        "[::1",
+        "10.0.0.5/8",
+        "127.1",
+        "a b",
+        "*.*.test",
+    ],
+)
 def test_an_allow_list_entry_that_can_never_match_is_refused(entry: str) -> None:
     with pytest.raises(ValidationError, match="is no host name"):
         FetchPolicy(allow_hosts=(entry,))
@@ -515,8 +541,9 @@ def test_only_regular_files_are_accepted(root: Path) -> None:
     for name in ("pipe", "folder", ""):
         with pytest.raises(FetchError, match="not a regular file"):
             checked_file(root / name, FetchPolicy(file_roots=(root,)))
+    # No folder with devices can be a root; should there be one in another, it is refused all the same.
     with pytest.raises(FetchError, match="not a regular file"):
-        checked_file(Path("/dev/null"), FetchPolicy(file_roots=(Path("/dev"),)))
+        checked_file(Path("/dev/null"), FetchPolicy.model_construct(file_roots=(Path("/dev"),)))
 
 
 def test_a_missing_file_and_a_loop_of_links_are_errors(root: Path) -> None:

@@ -239,7 +239,7 @@ def make() -> Iterator[Callable[..., Fetcher]]:
     made: list[Fetcher] = []
 
     def build(s3: Any = None, resolve: Any = socket.getaddrinfo, **policy: Any) -> Fetcher:
-        policy = {"allow_hosts": ("127.0.0.0/8",), "total_timeout_s": 10} | policy
+        policy = {"allow_hosts": ("127.0.0.0/8:*",), "total_timeout_s": 10} | policy
         made.append(Fetcher(FetchPolicy(**policy), s3, resolve))
         return made[-1]
 
@@ -363,8 +363,9 @@ def test_a_refused_connection_is_tried_three_times(make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     names = Names("127.0.0.1")
-    with pytest.raises(FetchError, match="connection refused"):
+    with pytest.raises(FetchError, match="cannot be reached") as caught:
         make(resolve=names).fetch(f"http://pictures.test:{port}/")
+    assert "connection refused" in (caught.value.why or "")
     assert names.asked == 3
 
 
@@ -441,50 +442,51 @@ def test_no_thread_stays_behind(server: Server, make: Make) -> None:
 
 
 def test_a_private_host_is_refused_without_a_connection(server: Server, make: Make) -> None:
-    with pytest.raises(FetchError, match=r"address is loopback.*GRADCAM_WORKER_ALLOW_HOSTS"):
-        make(allow_hosts=()).fetch(address(server, "picture"))
+    with pytest.raises(FetchError, match=r"is refused.*GRADCAM_WORKER_ALLOW_HOSTS"):
+        make(allow_hosts=("example.org:*",)).fetch(address(server, "picture"))
     assert server.connections == 0
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(server: Server, make: Make) -> None:
     """A name server that answers with another address the second time gains nothing: it is not asked."""
     names = Names("127.0.0.1", "10.0.0.1")
-    fetcher = make(resolve=names, allow_hosts=("pictures.test",))
-    assert fetcher.fetch(address(server, "picture", "Pictures.test")) == PICTURE
+    fetcher = make(resolve=names, allow_hosts=("pictures.localhost:*",))
+    assert fetcher.fetch(address(server, "picture", "Pictures.localhost")) == PICTURE
     assert names.asked == 1
-    assert server.requests == [("/picture", f"pictures.test:{server.port}")]
+    assert server.requests == [("/picture", f"pictures.localhost:{server.port}")]
 
 
 def test_a_kept_connection_does_not_spare_the_check(server: Server, make: Make) -> None:
-    fetcher = make(resolve=Names("127.0.0.1", "169.254.169.254"), allow_hosts=("pictures.test",))
-    fetcher.fetch(address(server, "picture", "pictures.test"))
-    with pytest.raises(FetchError, match="link-local"):
-        fetcher.fetch(address(server, "picture", "pictures.test"))
+    fetcher = make(resolve=Names("127.0.0.1", "169.254.169.254"), allow_hosts=("pictures.localhost:*",))
+    fetcher.fetch(address(server, "picture", "pictures.localhost"))
+    with pytest.raises(FetchError, match="is refused") as caught:
+        fetcher.fetch(address(server, "picture", "pictures.localhost"))
+    assert "link-local" in (caught.value.why or "")
 
 
 @pytest.mark.parametrize(
     ("location", "why"),
     [
-        ("http://127.0.0.1:{port}/picture", "loopback"),
-        ("//127.0.0.1:{port}/picture", "loopback"),
-        ("http://169.254.169.254/latest/meta-data/", "link-local"),
+        ("http://127.0.0.1:{port}/picture", "is refused"),
+        ("//127.0.0.1:{port}/picture", "is refused"),
+        ("http://169.254.169.254/latest/meta-data/", "is refused"),
         ("http://2130706433:{port}/picture", "no plain IPv4"),
-        ("http://[::ffff:127.0.0.1]:{port}/picture", "reserved"),
-        ("http://user:sesame@pictures.test:{port}/picture", "password"),
-        ("file:///etc/passwd", "redirects from the web to file:///etc/passwd"),
+        ("http://[::ffff:127.0.0.1]:{port}/picture", "is refused"),
+        ("http://user:sesame@pictures.localhost:{port}/picture", "password"),
+        ("file:///usr/bin/env", "redirects from the web to file:///usr/bin/env"),
         ("s3://bucket/picture.jpg", "redirects from the web to s3://"),
-        ("ftp://pictures.test/picture", "begins with"),
+        ("ftp://pictures.localhost/picture", "begins with"),
         ("http://[::1", "no address"),
-        ("http://pictures.test:{port}/status/404?token=sesame", "answered 404"),
+        ("http://pictures.localhost:{port}/status/404?token=sesame", "answered 404"),
     ],
 )
 def test_each_redirect_is_checked_like_the_first_address(server: Server, make: Make, location: str, why: str) -> None:
     """The first host is allowed by its name; what it redirects to is not."""
-    fetcher = make(resolve=Names("127.0.0.1"), allow_hosts=("pictures.test",), file_roots=(Path("/"),))
-    uri = address(server, f"to?{location.format(port=server.port)}", "pictures.test")
+    fetcher = make(resolve=Names("127.0.0.1"), allow_hosts=("pictures.localhost:*",), file_roots=(Path("/usr"),))
+    uri = address(server, f"to?{location.format(port=server.port)}", "pictures.localhost")
     with pytest.raises(FetchError, match=why) as caught:
         fetcher.fetch(uri)
-    assert "pictures.test" in str(caught.value)
+    assert "pictures.localhost" in str(caught.value)
     assert "sesame" not in str(caught.value)
     assert "/picture" not in [path for path, _ in server.requests]
 
@@ -564,14 +566,15 @@ def test_a_slow_server_cannot_exceed_the_total_time_under_tls(secure_server: Ser
 
 
 def test_a_server_that_speaks_no_tls_is_an_error(server: Server, make: Make) -> None:
-    with pytest.raises(FetchError, match="TLS failed"):
+    with pytest.raises(FetchError, match="cannot be reached") as caught:
         make().fetch(f"https://127.0.0.1:{server.port}/picture")
+    assert "TLS failed" in (caught.value.why or "")
 
 
 def test_a_handshake_that_never_ends_is_cut_off(make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         began = time.monotonic()
-        with pytest.raises(FetchError, match=r"longer than 0\.3 s"):
+        with pytest.raises(FetchError, match="cannot be reached"):
             make(total_timeout_s=0.3).fetch(f"https://127.0.0.1:{mute.getsockname()[1]}/picture")
     assert time.monotonic() - began < 1.5
 

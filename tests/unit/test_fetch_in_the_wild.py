@@ -38,7 +38,7 @@ class Wild(ThreadingHTTPServer):
         """Have an answer at a path; its address."""
         lines = [f"HTTP/1.1 {status}".encode(), *headers, b"Content-Length: %d" % len(body), b"", body]
         self.answers[path] = b"\r\n".join(lines)
-        return f"http://pictures.test:{self.server_address[1]}{path}"
+        return f"http://pictures.localhost:{self.server_address[1]}{path}"
 
     def redirect(self, location: bytes) -> str:
         return self.put("/here", b"", b"Location: " + location, status="302 Found")
@@ -73,7 +73,7 @@ def _loopback(host: str, port: int) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def fetcher(**policy: Any) -> Iterator[Fetcher]:
-    policy = {"allow_hosts": ("127.0.0.0/8",), "total_timeout_s": 10} | policy
+    policy = {"allow_hosts": ("127.0.0.0/8:*",), "total_timeout_s": 10} | policy
     made = Fetcher(FetchPolicy(**policy), None, _loopback)
     try:
         yield made
@@ -110,14 +110,14 @@ def test_a_redirect_to_a_name_in_utf_8_is_looked_up_as_browsers_do(wild: Wild) -
     wild.put("/a.jpg", JPEG)
     host = f"//straße.example:{wild.server_address[1]}/a.jpg"
     assert fetched(wild.redirect(host.encode())) == JPEG
-    assert [host for _, host, _ in wild.requests] == ["pictures.test", "xn--strae-oqa.example"]
+    assert [host for _, host, _ in wild.requests] == ["pictures.localhost", "xn--strae-oqa.example"]
 
 
 @pytest.mark.parametrize(
     ("location", "why"),
     [
-        ("http://\uff11\uff12\uff17.0.0.1/ü".encode(), "loopback"),
-        ("http://127。0。0。1/ü".encode(), "loopback"),
+        ("http://\uff11\uff12\uff17.0.0.1/ü".encode(), "127.0.0.1 is not known, or is refused"),
+        ("http://127。0。0。1/ü".encode(), "127.0.0.1 is not known, or is refused"),
         ("//user:sesame@straße.example/".encode(), "password"),
         ("file:///etc/pässwd".encode(), "redirects from the web"),
         (b"//\xfcber.example/", "no name"),
@@ -127,7 +127,7 @@ def test_a_redirect_to_a_name_in_utf_8_is_looked_up_as_browsers_do(wild: Wild) -
 )
 def test_a_redirect_in_utf_8_is_checked_like_any_other(wild: Wild, location: bytes, why: str) -> None:
     with pytest.raises(FetchError, match=why) as caught:
-        fetched(wild.redirect(location), allow_hosts=("pictures.test",))
+        fetched(wild.redirect(location), allow_hosts=("pictures.localhost:*",))
     assert "sesame" not in str(caught.value)
     assert len(wild.requests) == 1
 
@@ -208,7 +208,7 @@ def test_a_small_body_that_unpacks_to_a_large_one_is_cut_at_the_limit(wild: Wild
 )
 def test_a_list_is_read_as_its_name_says(wild: Wild, name: str, said: str, body: bytes) -> None:
     uri = wild.put(f"/{name}", body, f"Content-Encoding: {said}".encode())
-    with open_sources([uri.replace("pictures.test", "127.0.0.1")]) as sources:
+    with open_sources([uri.replace("pictures.localhost", "127.0.0.1")]) as sources:
         assert [source.uri for source in sources] == ["http://host/a.jpg"]
 
 
@@ -218,7 +218,7 @@ def test_a_list_is_read_as_its_name_says(wild: Wild, name: str, said: str, body:
 def test_the_policy_of_a_worker_is_what_its_settings_say(wild: Wild, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADCAM_WORKER_USER_AGENT", "cats/1.0 (+https://example.org; cats@example.org)")
     monkeypatch.setenv("GRADCAM_WORKER_MAX_REDIRECTS", "5")
-    monkeypatch.setenv("GRADCAM_WORKER_ALLOW_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("GRADCAM_WORKER_ALLOW_HOSTS", "127.0.0.1:*")
     wild.put("/a0.jpg", JPEG)
     for number in range(1, 7):
         wild.put(f"/a{number}.jpg", b"", f"Location: /a{number - 1}.jpg".encode(), status="301 Moved")

@@ -195,7 +195,7 @@ def test_links_to_folders_and_images_are_followed(tmp_path: Path) -> None:
     (tmp_path / "set/dog").symlink_to("../store")
     (tmp_path / "set/y.jpg").symlink_to("../store/2.jpg")
     (tmp_path / "set/z.jpg").symlink_to("../store/gone.jpg")
-    assert below(tmp_path / "set", [tmp_path / "set"]) == [
+    assert below(tmp_path / "set", [tmp_path / "set"], ReadOptions(follow_links=True)) == [
         *("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg", "x.jpg", "y.jpg")
     ]
 
@@ -395,7 +395,8 @@ def test_standard_input_is_a_list_of_lines_or_of_objects(
     reader, writer = os.pipe()
     os.write(writer, content.encode())
     os.close(writer)
-    with open(reader, "rb") as pipe, open_sources([B, "-"], stdin=pipe) as sources:
+    reading = ReadOptions(allow_local=True)
+    with open(reader, "rb") as pipe, open_sources([B, "-"], reading, stdin=pipe) as sources:
         for _ in range(2):
             assert list(sources) == [Source(B), Source(A), Source(path=Path("photos/a.jpg"))]
         assert sources.count == 3

@@ -46,7 +46,7 @@ def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> 
         task.label = label_of(network, task.item.label)
         task.asked = _asked_of(task, network, spec)
         with task.timed("fetch"), waiting(_server_of(task.item.uri)):
-            data = fetcher.fetch(task.item.uri)
+            data = fetcher.fetch(task.item.uri, job=task.chunk.claim.job)
         with task.timed("decode"):
             original = decode(data)
             fitted, task.frame = fit(

@@ -127,6 +127,7 @@ class Reconciler(threading.Thread):
         who: The name of this worker.
         queues: The priorities that it reads.
         networks: The networks that are registered here.
+        warnings: What this worker's settings leave open.
         interval_s: How often it does all this.
         grace_s: As in `reconcile`.
         before_each: Called first each time; may end the process.
@@ -142,13 +143,14 @@ class Reconciler(threading.Thread):
         who: str,
         queues: Sequence[str],
         networks: Sequence[str] = (),
+        warnings: Sequence[str] = (),
         interval_s: float,
         grace_s: float,
         before_each: Callable[[], None],
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._table, self._storage, self._republish = table, storage, republish
-        self._who, self._queues, self._networks = who, queues, networks
+        self._who, self._queues, self._networks, self._warnings = who, queues, networks, warnings
         self._interval_s, self._before_each = interval_s, before_each
         self._reconcile = partial(reconcile, table, storage, republish, who=who, grace_s=grace_s, publish=publish)
         #: By the monotonic clock; until then other workers lead.
@@ -188,7 +190,7 @@ class Reconciler(threading.Thread):
         while self._deaths:
             self._reclaim(self._deaths[0])
             self._deaths.popleft()
-        self._table.registry.heartbeat(self._who, self._queues, self._networks)
+        self._table.registry.heartbeat(self._who, self._queues, self._networks, self._warnings)
         if time.monotonic() < self._leads_from:
             return
         # The lock is shorter than the interval: the death of its holder delays others by one interval at most.

@@ -57,7 +57,7 @@ class CheckedProcess:
     problem: str | None
     #: The stack whose jobs it works off, as `stack_of` names it; empty where it is not known.
     stack: str = ""
-    #: What makes its work slower; nothing is wrong all the same.
+    #: What makes its work slower, or is left open by its settings; nothing is wrong all the same.
     note: str = ""
 
 

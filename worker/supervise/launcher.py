@@ -84,6 +84,8 @@ class Launcher:
     stack: str = ""
     #: Where weights files are kept; a folder in the user's cache when empty.
     weights_dir: Path | None = None
+    #: What the settings leave open.
+    warnings: Sequence[str] = ()
     _own: run_dirs.Folder = field(init=False)
     _processes: list[_Process] = field(default_factory=list)
     _keep_at: float = 0.0
@@ -104,6 +106,8 @@ class Launcher:
             self._processes = [_Process(planned) for planned in self.planned]
             self._serve_metrics()
             self._look_at_weights()
+            for warning in self.warnings:
+                log.warning("action=left_open %s.", warning)
             previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
                 while not self._signals:
@@ -248,7 +252,7 @@ class Launcher:
                     started_at=process.started_at,
                     problem=process.problem,
                     stack=self.stack,
-                    note=self._weights_note,
+                    note=". ".join(filter(None, (self._weights_note, *self.warnings))),
                 )
                 for process in self._processes
                 if process.name

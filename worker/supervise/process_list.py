@@ -31,7 +31,7 @@ class ListedProcess:
     problem: str | None = None
     #: Whose jobs it works off, as `stack_of` says it; empty where that is not known.
     stack: str = ""
-    #: What makes its work slower, a sentence without its dot; empty where nothing does.
+    #: What makes its work slower, or is left open: sentences without the last dot; empty where there is nothing.
     note: str = ""
 
 

@@ -3,6 +3,7 @@ r"""Which addresses an image or a weights file may have.
     address                                   is
     ────────────────────────────────────────  ─────────────────────────────────────────────────────────────────────
     s3://bucket/folder/a%20b?.jpg             taken literally: an object's key may hold any of these characters
+    s3://bucket/key outside of GRADCAM_WORKER_ALLOW_BUCKETS    refused, where that is set
     s3://bucket, s3://bucket/, s3:///key      refused: no key, no key, no bucket
     s3://arn:aws:s3:…/key                     refused: an address never chooses an S3 endpoint
     https://host/a b.jpg?size=2#top           allowed; quoted where needed, without the fragment
@@ -13,6 +14,7 @@ r"""Which addresses an image or a weights file may have.
     http://127.1/, 0x7f.1, 0177.0.0.1, 2130706433   refused: an IPv4 address has four plain decimal numbers
     http://[fe80::1%eth0]/                    refused: an address with a zone means something else on every machine
     http://10.0.0.7/, http://[::1]/, a name that leads there   refused, unless in GRADCAM_WORKER_ALLOW_HOSTS
+    http://host:8080/                         the same: a port that is neither 80 nor 443 needs an entry that names it
     http://[::ffff:8.8.8.8]/, 6to4, Teredo    refused: disguises of IPv4 that no picture server needs
     http://[64:ff9b::808:808]/                judged by the IPv4 address inside: IPv6-only networks use NAT64
     file:///data/a%20b.jpg, file://localhost/…  percent-decoded; under GRADCAM_WORKER_FILE_ROOTS only, links resolved

@@ -17,7 +17,7 @@ from producer.jobs.fetch.addresses import HttpAddress, S3Address
 from producer.jobs.fetch.file_reader import file_pieces
 from producer.jobs.fetch.http_reader import HttpReader
 from producer.jobs.fetch.network import NETWORK_ERRORS, PIECE_BYTES, TryAgain, refuse_larger
-from producer.jobs.fetch.policy import FetchPolicy, Resolve
+from producer.jobs.fetch.policy import FetchPolicy, Resolve, check_object
 from producer.jobs.model.errors import FetchError, FetchTimeout, GradcamError, NothingThere, WorkerError
 from producer.jobs.store.connection_pool import Deadline
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
@@ -43,6 +43,7 @@ class Fetcher:
         store_answers: Says whether S3 as such is well; tells the fault of one object from that of the store. None:
             every fault is the object's.
         object_data: What reads objects faster than S3's client, where it can.
+        refused: Told why something was refused, and to which job: what the job itself is not told.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Fetcher:
         resolve: Resolve = socket.getaddrinfo,
         store_answers: Callable[[], bool] | None = None,
         object_data: ObjectData | None = None,
+        refused: Callable[[str, str | None], object] | None = None,
     ) -> None:
+        self._refused = refused
         self._object_data = object_data
         self._store_answers = store_answers
         self._policy = policy
@@ -63,12 +66,13 @@ class Fetcher:
         """Close the connections kept for reuse."""
         self._http.close()
 
-    def fetch(self, uri: str, max_bytes: int | None = None) -> bytes:
+    def fetch(self, uri: str, max_bytes: int | None = None, *, job: str | None = None) -> bytes:
         """Return the body behind an address.
 
         Args:
             uri: An `s3://`, `http://`, `https://` or `file://` address.
             max_bytes: The largest body taken; the policy's limit where not given.
+            job: The job that names it; what it uploaded itself is open to it alone.
 
         Returns:
             At least one byte.
@@ -78,11 +82,17 @@ class Fetcher:
             WorkerError: S3 cannot be used from this machine or with its credentials.
         """
         body = BytesIO()
-        self.fetch_to(uri, body, max_bytes)
+        self.fetch_to(uri, body, max_bytes, job=job)
         return body.getvalue()
 
     def fetch_to(
-        self, uri: str, file: BinaryIO, max_bytes: int | None = None, total_timeout_s: float | None = None
+        self,
+        uri: str,
+        file: BinaryIO,
+        max_bytes: int | None = None,
+        total_timeout_s: float | None = None,
+        *,
+        job: str | None = None,
     ) -> int:
         """Write the body behind an address to a file, piece by piece.
 
@@ -91,6 +101,7 @@ class Fetcher:
             file: Writable and seekable; what it holds after an error is unspecified.
             max_bytes: The largest body taken; the policy's limit where not given.
             total_timeout_s: The longest it may take, retries included; the policy's limit where not given.
+            job: As for `fetch`.
 
         Returns:
             The number of bytes written, at least one.
@@ -103,6 +114,16 @@ class Fetcher:
         address = addresses.parse(uri)
         limit_bytes = self._policy.max_bytes if max_bytes is None else max_bytes
         deadline = Deadline(self._policy.total_timeout_s if total_timeout_s is None else total_timeout_s)
+        try:
+            if isinstance(address, S3Address):
+                check_object(address, self._policy, job)
+            return self._copy_from(address, file, limit_bytes, deadline)
+        except FetchError as error:
+            if self._refused is not None and error.why:
+                self._refused(error.why, job)
+            raise
+
+    def _copy_from(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
         try:
             return self._copy_patiently(address, file, limit_bytes, deadline)
         except (TryAgain, FetchTimeout) as error:

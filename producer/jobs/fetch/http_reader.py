@@ -18,7 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from producer.jobs.fetch import addresses, content_encoding
 from producer.jobs.fetch.addresses import HttpAddress
 from producer.jobs.fetch.network import NETWORK_ERRORS, PIECE_BYTES, TryAgain, cause_of, refuse_larger
-from producer.jobs.fetch.policy import FetchPolicy, Resolve, checked_addresses
+from producer.jobs.fetch.policy import FetchPolicy, Resolve, checked_addresses, is_inner
 from producer.jobs.model.errors import FetchError, NothingThere
 from producer.jobs.store.connection_pool import ConnectionPool, Deadline, Key
 from producer.jobs.store.s3_errors import SERVER_ERRORS, TOO_MANY_REQUESTS
@@ -126,6 +126,10 @@ class HttpReader:
             except NETWORK_ERRORS as error:
                 connection.close()
                 failed = error
+        if any(map(is_inner, checked)):
+            # Whether a port of the inner network is closed or filtered, and what listens there, is for the log alone.
+            words = f"{address.shown} cannot be fetched: its host cannot be reached"
+            raise TryAgain(words, why=f"{words}: {cause_of(failed)}") from failed
         deadline.check(address.shown)
         raise TryAgain(f"{address.shown} cannot be fetched: {cause_of(failed)}") from failed
 

@@ -75,9 +75,23 @@ class ItemError(GradcamError):
 
 
 class FetchError(ItemError):
-    """The image could not be fetched from its address."""
+    """The image could not be fetched from its address.
+
+    Args:
+        words: The sentence for whoever submitted it.
+        why: What only whoever runs the worker may know, such as where a name leads; for its log.
+    """
 
     reason = "fetch"
+
+    def __init__(self, words: str = "", *, why: str | None = None) -> None:
+        super().__init__(words)
+        self._why = why
+
+    @property
+    def why(self) -> str | None:
+        """The reason for the log: its own, or that of the error it was made from."""
+        return self._why or (self.__cause__.why if isinstance(self.__cause__, FetchError) else None)
 
 
 class NothingThere(FetchError):

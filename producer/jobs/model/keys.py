@@ -30,6 +30,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min        | child process        |
 | `gradcam:releases`      | hash   | version → last heard of, and which worker   | a minute     | main process         |
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
+| `gradcam:warnings`      | hash   | what settings leave open → last heard, who  | a minute     | main process         |
 | `gradcam:speeds`        | hash   | network → images/s of one process           | 30 days      | child process        |
 | `gradcam:batch-sizes`   | hash   | batch key → images a batch                  | 30 days      | child process        |
 | `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
@@ -67,6 +68,7 @@ PROBLEMS = "gradcam:problems"
 WAITS = "gradcam:waits"
 RELEASES = "gradcam:releases"
 NETWORKS = "gradcam:networks"
+WARNINGS = "gradcam:warnings"
 RECONCILER = "gradcam:reconciler"
 SPEEDS = "gradcam:speeds"
 RIGHTS = "gradcam:rights"

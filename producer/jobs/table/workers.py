@@ -49,10 +49,12 @@ class WorkerRegistry:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    def heartbeat(self, worker: str, queues: Sequence[str] = (), networks: Sequence[str] = ()) -> None:
+    def heartbeat(
+        self, worker: str, queues: Sequence[str] = (), networks: Sequence[str] = (), warnings: Sequence[str] = ()
+    ) -> None:
         """Report that a worker is alive, its release, the priorities that it reads, and the networks registered there.
 
-        It reads all priorities where none is named.
+        It reads all priorities where none is named. Warnings say what its settings leave open.
         """
         now = self.now()
 
@@ -65,10 +67,13 @@ class WorkerRegistry:
                 pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
                 if networks:
                     pipe.hset(keys.NETWORKS, mapping=dict.fromkeys(networks, f"{now:.3f} {worker}"))
-                pipe.hgetall(keys.RELEASES)
-                pipe.hgetall(keys.NETWORKS)
-                *_, releases, registered = cast("list[dict[bytes, bytes]]", pipe.execute())
-            for key, found in ((keys.RELEASES, releases), (keys.NETWORKS, registered)):
+                if warnings:
+                    pipe.hset(keys.WARNINGS, mapping=dict.fromkeys(warnings, f"{now:.3f} {worker}"))
+                told_of = (keys.RELEASES, keys.NETWORKS, keys.WARNINGS)
+                for key in told_of:
+                    pipe.hgetall(key)
+                answers = cast("list[dict[bytes, bytes]]", pipe.execute())[-len(told_of) :]
+            for key, found in zip(told_of, answers, strict=True):
                 if silent := [name for name, told in found.items() if not _alive(told, now)]:
                     client.hdel(key, *silent)
 
@@ -76,7 +81,14 @@ class WorkerRegistry:
 
     def releases(self, now: float) -> dict[str, str]:
         """The releases of the workers that are alive, each with the name of one of them."""
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.RELEASES)))
+        return self._told_by(keys.RELEASES, now)
+
+    def warnings(self, now: float) -> dict[str, str]:
+        """What the settings of workers that are alive leave open, each with the name of one of them."""
+        return self._told_by(keys.WARNINGS, now)
+
+    def _told_by(self, key: str, now: float) -> dict[str, str]:
+        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(key)))
         return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
     def networks(self, *, patience_s: float | None = None) -> set[str]:
