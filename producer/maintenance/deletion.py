@@ -23,7 +23,7 @@ def delete_with_objects(
 ) -> int:
     """Delete a job's objects, then forget the job; what was broken off can be repeated.
 
-    A job of an early release may be called `weights`: then weights that all jobs share lie among its objects. They stay.
+    A job of an early release may be called `weights`: weights that all jobs share lie among its objects, and stay.
 
     Args:
         table: The job table.

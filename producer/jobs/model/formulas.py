@@ -1,8 +1,8 @@
 """Texts of strangers in tables: a spreadsheet must not compute them.
 
-A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula; there may be blanks before the sign, and a
-program that splits cells at line breaks finds one in the middle of a text. An apostrophe before it says that it is text.
-Where lists are read, the apostrophe is taken off again: what was written comes back as it was.
+A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula; there may be blanks before the sign, and
+a program that splits cells at line breaks finds one in the middle of a text. An apostrophe before it says that it is
+text. Where lists are read, the apostrophe is taken off again: what was written comes back as it was.
 """
 
 from __future__ import annotations
