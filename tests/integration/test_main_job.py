@@ -45,7 +45,7 @@ def test_photos_go_in_and_pictures_come_out(tmp_path: Path) -> None:
     status = json.loads(run.stdout)
     assert (status["state"], status["total"], status["done"], status["failed"]) == ("succeeded", 2, 2, 0)
     names = {f"{stem}-{NETWORK}-{kind}.jpg" for stem in ("chelsea", "coffee") for kind in KINDS}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.glob("[!.]*")} == names
     for name in names:
         picture = cv2.imread(str(tmp_path / name))
         assert picture is not None

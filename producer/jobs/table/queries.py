@@ -203,7 +203,7 @@ class Queries:
         """The chunks of a job that are there: number → digest:count."""
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
         # What is no number is no chunk that anybody sent.
-        return {int(number): text(value) for number, value in found.items() if _CHUNK.fullmatch(number)}
+        return {int(number): text(value) for number, value in found.items() if _is_chunk(number)}
 
     def items_of(self, job: str, chunk: int) -> dict[int, Item]:
         """The items a chunk still holds, by their offset; none when it is complete."""
@@ -251,6 +251,10 @@ class Queries:
             )
         )
         return [Failure.model_validate_json(line) for line in found if line is not None]
+
+
+def _is_chunk(name: bytes) -> bool:
+    return _CHUNK.fullmatch(name) is not None and int(name) < 2**31
 
 
 def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:
