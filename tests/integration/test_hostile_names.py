@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pty
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 from command import gradcam
 from torchvision.models import shufflenet_v2_x0_5
 
+from producer import cli
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.digests import sha256_of
@@ -339,27 +339,19 @@ def test_pictures_of_another_job_stay_and_a_folder_of_an_earlier_release_goes_on
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_on_a_terminal_shows_control_and_bidi_characters_as_text(unattended: Client) -> None:
+def test_a_table_on_a_terminal_shows_control_and_bidi_characters_as_text(
+    unattended: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hostile = "\x1b]0;owned\x07\u202egpj\r=1"
     finished(unattended, "shown", ["a.jpg", "b.jpg"], id=hostile, keep={"\x1b[2J\u2066": "x"})
     assert hostile in gradcam("results", "shown", "--csv").stdout.replace("\r'", "\r")  # a file has it as it is
     ours, its = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as screen:
-        command = [sys.executable, "-m", "producer.cli", "results", "shown", "--csv"]
-        run = subprocess.run(command, stdout=its, stderr=subprocess.PIPE, timeout=60, check=False)
-        os.close(its)
-        shown = b""
-        while part := _read(screen):
-            shown += part
-    assert (run.returncode, run.stderr) == (0, b"")
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(its, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.run(lambda: cli.cli(["results", "shown", "--csv"], standalone_mode=False)) == 0
+        monkeypatch.undo()
+        shown = screen.read(100_000)
     lines = shown.decode().splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() for line in lines)
     assert r"\u001b]0;owned\u0007\u202egpj\r'=1" in lines[1]
-
-
-def _read(screen: Any) -> bytes:
-    try:
-        return bytes(screen.read(100_000))
-    except OSError:  # how Linux says that nobody writes to a terminal any more
-        return b""
