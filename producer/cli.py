@@ -95,6 +95,11 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
 def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None, as_json: bool) -> None:
     """List jobs, newest first."""
     found = client_from_env().list(limit=limit, offset=offset, state=state, name=name)
+    if found.misnamed:
+        make_talk().print(
+            f"left out: {found.misnamed} entries of gradcam:jobs in Redis with names that no job has: somebody else "
+            "writes to this Redis, see who has its password"
+        )
     if as_json:
         click.echo(json.dumps([job.model_dump(mode="json") for job in found]))
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias
 
 from producer.client.job_actions import JobActions
-from producer.client.monitor import Monitor
+from producer.client.monitor import JobList, Monitor
 from producer.client.services import Services
 from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
 from producer.jobs.model import settings
@@ -410,10 +410,8 @@ class Client:
         self._services.check_store(job)
         return open_results(self.table, self.storage, job)
 
-    def list(
-        self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None
-    ) -> Sequence[JobStatus]:
-        """Jobs, newest first.
+    def list(self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None) -> JobList:
+        """Jobs, newest first; `misnamed` of the list says how many entries of Redis have names that no job can have.
 
         Args:
             limit: At most so many.

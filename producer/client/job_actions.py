@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
-from producer.jobs.model.spec import checked_name
 from producer.jobs.model.states import TERMINAL, JobState
 from producer.jobs.model.status import JobStatus
 from producer.maintenance.audit import Finding, audit
@@ -76,7 +75,7 @@ class JobActions:
         except UnknownJob:
             # Redis forgets a job after its lifetime, the store does not.
             # What stands in its summary does not matter: it may be torn.
-            if self._services.storage.size(keys.summary(self._services.storage.prefix, checked_name(job))) is None:
+            if self._services.storage.size(keys.summary(self._services.storage.prefix, job)) is None:
                 raise
         return delete_with_objects(self._services.table, self._services.storage, job, progress)
 

@@ -23,6 +23,13 @@ _SLOWEST_LOOK_S = 2.0
 _LOOKS_AT_ONCE = 8
 
 
+class JobList(list[JobStatus]):
+    """Jobs, newest first."""
+
+    #: How many entries of Redis were left out: no job can have their names.
+    misnamed: int = 0
+
+
 class Monitor:
     """Looks at jobs; each method is described at the method of `Client` that has its name."""
 
@@ -69,7 +76,7 @@ class Monitor:
                 raise TimeoutError(f"job {job} is still {status.state} after {timeout_s:.0f} s")
         raise AssertionError("watch ends with an ended status")
 
-    def list(self, *, limit: int, offset: int, state: Sequence[str], name: str | None) -> Sequence[JobStatus]:
+    def list(self, *, limit: int, offset: int, state: Sequence[str], name: str | None) -> JobList:
         """See `Client.list`."""
         for option, number in (("limit", limit), ("offset", offset)):
             if not 0 <= number <= MAX_COUNT:
@@ -78,6 +85,9 @@ class Monitor:
         def keep(status: JobStatus) -> bool:
             return (not state or status.state in state) and (name is None or fnmatchcase(status.job, name))
 
-        found = self._services.table.queries.jobs(limit=limit, offset=offset, keep=keep)
+        misnamed: list[int] = []
+        found = self._services.table.queries.jobs(limit=limit, offset=offset, keep=keep, misnamed=misnamed.append)
         with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
-            return list(pool.map(self._with_objects, found))
+            jobs = JobList(pool.map(self._with_objects, found))
+        jobs.misnamed = sum(misnamed)
+        return jobs

@@ -5,9 +5,10 @@ Heavy imports stand inside the functions that need them, so that `gradcam --help
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 
@@ -106,6 +107,23 @@ def make_talk() -> Console:
 def one_line(text: str) -> str:
     """Without the characters that would break a line of columns, or the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class TerminalLines:
+    """A terminal as a file for whole lines: what would move the cursor or turn the text is shown as JSON writes it.
+
+    Args:
+        terminal: Where it is shown.
+    """
+
+    def __init__(self, terminal: BinaryIO) -> None:
+        self._terminal = terminal
+
+    def write(self, line: bytes) -> int:
+        """Show a line; line breaks within it are shown as well."""
+        text = line.decode(errors="replace").removesuffix("\n")
+        shown = "".join(c if c.isprintable() or c == "\t" else json.dumps(c)[1:-1] for c in text)
+        return self._terminal.write(shown.encode() + b"\n")
 
 
 def split_commas(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import click
 
@@ -20,6 +20,7 @@ from producer.commands.console import (
     PLAIN_CODES,
     Duration,
     Examples,
+    TerminalLines,
     client_from_env,
     examples,
     make_talk,
@@ -210,7 +211,7 @@ def check_output_dir(output_dir: str | None) -> None:
         return
     if not output_dir:
         raise UsageError("--output-dir needs the name of a folder")
-    from producer.output.download import check_folder
+    from producer.output.download_folder import check_folder
 
     check_folder(Path(output_dir))
 
@@ -220,7 +221,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
     """A file that is written whole or not at all; stdout without a name."""
     if name is None:
         try:
-            yield sys.stdout.buffer
+            yield cast("BinaryIO", TerminalLines(sys.stdout.buffer)) if sys.stdout.isatty() else sys.stdout.buffer
             # Here, where an error becomes a sentence; not while Python exits.
             sys.stdout.buffer.flush()
         except BrokenPipeError:
@@ -237,7 +238,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
 def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -> int:
     count = 0
     for link in links:
-        line = json.dumps(asdict(link)) if as_json else f"{link.index}\t{link.kind}\t{link.url}"
+        line = json.dumps(asdict(link)) if as_json else f"{link.index}\t{one_line(link.kind)}\t{one_line(link.url)}"
         file.write(line.encode() + b"\n")
         count += 1
     return count

@@ -15,6 +15,7 @@ from producer.input.read_options import ReadOptions
 from producer.input.readers import MAX_ROW_BYTES, NO_UTF8, Block, decoded, rows_of, through
 from producer.input.rows import Rows
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.formulas import restored
 
 
 def csv_rows(
@@ -46,6 +47,8 @@ def csv_rows(
             nothing = [""] * width
             rows = [nothing if at in broken else rows[place] for at, place in enumerate(kept)]
         if rows:
+            if batch.has_apostrophes:
+                rows = [list(map(restored, row)) for row in rows]
             cells = {column: list(map(itemgetter(place), rows)) for column, place in places.items()}
             yield rows_of(cells, columns, number, broken, batch.ragged, raw)
 
@@ -73,6 +76,11 @@ class _Batch:
     def ragged(self) -> bool:
         """Whether some of the bytes were no UTF-8."""
         return any(ragged for _, _, ragged in self.blocks)
+
+    @property
+    def has_apostrophes(self) -> bool:
+        """Whether some cell may be one that was kept from being a formula."""
+        return any("'" in text for _, text, _ in self.blocks)
 
     def number(self, place: int) -> int:
         """The line at which a row begins: cells may hold line breaks."""
@@ -121,7 +129,7 @@ class _Table:
                     row = next(self._reader, [])
                 except csv.Error as error:
                     raise self._error(first, _said(error)) from None
-        names = [cell.strip() for cell in row]
+        names = [restored(cell.strip()) for cell in row]
         try:
             "".join(names).encode()
         except UnicodeEncodeError:

@@ -23,6 +23,8 @@ def delete_with_objects(
 ) -> int:
     """Delete a job's objects, then forget the job; what was broken off can be repeated.
 
+    A job of an early release may be called `weights`: weights that all jobs share lie among its objects, and stay.
+
     Args:
         table: The job table.
         storage: Our bucket.
@@ -38,7 +40,8 @@ def delete_with_objects(
     """
     with MaintenanceLease(table, job, JobState.DELETING) as lease:
         count = 0
-        names = storage.keys(keys.job_prefix(storage.prefix, job))
+        found = storage.keys(keys.job_prefix(storage.prefix, job))
+        names = (key for key in found if not keys.is_shared(storage.prefix, key))
         while part := list(islice(names, DELETED_AT_ONCE)):
             lease.check()
             lease.incomplete = True

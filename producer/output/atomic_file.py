@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,20 +34,33 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
                 yield file
             return
         # A link goes on pointing to the file.
-        with _replacing(path.resolve(), _FOR_ITS_OWNER if private else _FOR_ALL) as file:
+        with replacing(str(path.resolve()), _FOR_ITS_OWNER if private else _FOR_ALL) as file:
             yield file
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror or error})") from None
 
 
 @contextmanager
-def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
-    partial = path.with_name(f".{path.name[:_NAME_CHARS]}.{secrets.token_hex(6)}")
+def replacing(path: str, mode: int, *, folder: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of what is there when the `with` ends well; a link there is not followed.
+
+    Args:
+        path: Its path.
+        mode: Its rights, less what the umask takes.
+        folder: An open folder that the path begins at; otherwise as always.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    above, name = os.path.split(path)
+    partial = os.path.join(above, f".{name[:_NAME_CHARS]}.{secrets.token_hex(6)}")
     try:
         # os.open, for the system to apply the umask: mkstemp's files are for their owner alone.
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
+        with os.fdopen(descriptor, "wb") as file:
             yield file
-        partial.replace(path)
+        os.replace(partial, path, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=folder)
         raise

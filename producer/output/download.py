@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import StoreError, UsageError
-from producer.output.atomic_file import atomic_file
+from producer.output.download_folder import DownloadFolder, NotOurs
 from producer.output.prefetch import prefetch_map
 
 if TYPE_CHECKING:
@@ -56,29 +55,6 @@ class Downloaded(list[Path]):
         return files
 
 
-def check_folder(output_dir: Path) -> None:
-    """Make sure that a folder is there and can be written to, or can be made. Raises UsageError."""
-    why = _why_not(output_dir)
-    if why is not None:
-        raise UsageError(f"cannot write to {str(output_dir)[:200]} ({why}): choose another --output-dir")
-
-
-def _why_not(output_dir: Path) -> str | None:
-    for folder in (output_dir, *output_dir.absolute().parents):
-        try:
-            mode = folder.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            if folder.is_symlink():
-                return f"{folder} is a link to nothing"
-            continue  # What lies above it says whether it can be made.
-        except (OSError, ValueError) as error:
-            return str(error.strerror if isinstance(error, OSError) else error)
-        if not stat.S_ISDIR(mode):
-            return f"{folder} is a file, not a folder"
-        return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not yours to write to"
-    return None
-
-
 def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> Iterator[Fetched]:
     """Fetch pictures, in their order; memory stays flat.
 
@@ -86,32 +62,31 @@ def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> I
     download may have taken over a name.
 
     Raises:
-        UsageError: The folder cannot be written to.
+        UsageError: The folder cannot be written to; or something else is there under the names of some pictures, which
+            stays: all others were fetched before.
         StoreError: Some pictures could not be read; all others were fetched before.
         JobError, WorkerError: The store cannot be used.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {output_dir} ({error.strerror}): choose another --output-dir") from None
+    with DownloadFolder(output_dir, objects.job) as folder:
+        yield from _download(objects, wanted, folder)
 
+
+def _download(objects: Objects, wanted: Iterable[Picture], folder: DownloadFolder) -> Iterator[Fetched]:
     def looked_up() -> Iterator[tuple[Picture, Fetched]]:
         for picture in wanted:
-            path = output_dir / picture.name
-            yield picture, Fetched(picture.index, path, _is_there(path, objects, picture.address))
+            already = _is_there(folder.file(picture.name), objects, picture.address)
+            yield picture, Fetched(picture.index, folder.path / picture.name, already)
 
-    def fetch(item: tuple[Picture, Fetched]) -> Fetched | StoreError:
+    def fetch(item: tuple[Picture, Fetched]) -> Fetched | StoreError | NotOurs:
         picture, fetched = item
         if not fetched.already:
             try:
-                data = objects.get(picture.address)
-            except StoreError as error:
+                folder.write(picture.name, objects.get(picture.address))
+            except (StoreError, NotOurs) as error:
                 return error
-            with atomic_file(fetched.path) as file:
-                file.write(data)
         return fetched
 
-    lost: list[StoreError] = []
+    lost, refused = list[StoreError](), list[NotOurs]()
     with (
         ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="download") as pool,
         closing(prefetch_map(pool, fetch, looked_up(), depth=4 * DOWNLOAD_THREADS)) as stream,
@@ -119,21 +94,22 @@ def download(objects: Objects, wanted: Iterable[Picture], output_dir: Path) -> I
         for fetched in stream:
             if isinstance(fetched, StoreError):
                 lost.append(fetched)
+            elif isinstance(fetched, NotOurs):
+                refused.append(fetched)
             else:
                 yield fetched
+    told = f"{len(refused)} pictures were not written, the first: {refused[0]}" if refused else ""
     if lost:
         raise StoreError(
-            f"{len(lost)} pictures could not be read, all others are in {output_dir}; the first: {lost[0]}; "
-            f"`gradcam audit {objects.job}` lists what is missing"
+            f"{len(lost)} pictures could not be read, all others are in {folder.path}; the first: {lost[0]}; "
+            f"`gradcam audit {objects.job}` lists what is missing" + (f"; {told}" if told else "")
         )
+    if told:
+        raise UsageError(f"{told}; all others are in {folder.path}")
 
 
-def _is_there(path: Path, objects: Objects, address: str) -> bool:
-    try:
-        here = path.stat()
-    except OSError:
-        return False
-    entry = objects.entry(address) if stat.S_ISREG(here.st_mode) else None
-    if entry is None or here.st_mtime < entry.modified.timestamp():
+def _is_there(here: os.stat_result | None, objects: Objects, address: str) -> bool:
+    entry = objects.entry(address) if here is not None else None
+    if here is None or entry is None or here.st_mtime < entry.modified.timestamp():
         return False
     return entry.size_bytes in {None, here.st_size}

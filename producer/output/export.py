@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.formulas import defused
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ _TYPES: dict[str, Type] = {
 KEEP = "keep."
 #: A Parquet row group takes about 30 MB of memory; it is made of batches, whose Python objects take ten times theirs.
 _ROWS_A_GROUP, _ROWS_A_BATCH = 32_768, 2_048
-#: What spreadsheets take for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -102,37 +101,27 @@ def write_jsonl(
 
 def write_csv(results: Iterable[Result], columns: Sequence[Column], file: BinaryIO) -> int:
     """Write a table as CSV: UTF-8, a header, nothing where nothing is known; how many images."""
-    values = [_cell(column) for column in columns]
+    values = [_as_word(column.value) if column.type == "bool" else column.value for column in columns]
     rows = ([value(result) for value in values] for result in _only_known(results, columns))
     return write_rows([column.name for column in columns], rows, file)
 
 
-def _cell(column: Column) -> Callable[[Result], object]:
-    if column.type == "bool":
-        return _as_word(column.value)
-    if column.type != "text":
-        return column.value
-
-    def harmless(result: Result) -> object:
-        # A spreadsheet takes such a text for a formula; what users call images is anybody's.
-        value = column.value(result)
-        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-    return harmless
-
-
 def write_rows(header: Sequence[str], rows: Iterable[Iterable[object]], file: BinaryIO) -> int:
-    """Write rows as CSV; how many."""
+    """Write rows as CSV, without formulas, whoever called images and columns what; how many."""
     # No TextIOWrapper: one that is broken off closes the file beneath it, which may be stdout.
     # What ends lines is quoted in cells: "\r\n" for the sake of a lone "\r", which readers take for an end as well.
     line = SimpleNamespace(write=lambda text: file.write(text.removesuffix("\r\n").encode() + b"\n"))
     writer = csv.writer(line, lineterminator="\r\n")
-    writer.writerow(header)
+    writer.writerow(map(_cell, header))
     count = 0
     for row in rows:
-        writer.writerow(row)
+        writer.writerow(map(_cell, row))
         count += 1
     return count
+
+
+def _cell(value: object) -> object:
+    return defused(value) if isinstance(value, str) else value
 
 
 def write_parquet(results: Iterable[Result], columns: Sequence[Column], file: BinaryIO) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -97,30 +98,52 @@ class LocalNames:
     """File names as the original program gives them; the index goes before those that an earlier image has.
 
     `cat-vgg16-cam.jpg` and `cat-vgg16-gb.jpg` have all but the kind in common, and get an index or none together. Names
-    that differ in case alone count as one: some file systems think so. Memory takes about 80 bytes an image.
+    that differ in case alone count as one: some file systems think so. The same images in the same order get the same
+    names. Memory takes about 80 bytes an image.
     """
 
     def __init__(self) -> None:
+        #: Digests of what the names of earlier images have in common.
         self._taken: set[int] = set()
+        #: What goes before the names of this image, by what they have in common; and those given.
         self._here: dict[str, str] = {}
+        self._given: set[str] = set()
 
     def of(self, result: Result, kind: str, address: str) -> str:
         """The name of an image's picture."""
-        name = file_name(result, kind, address)
-        common = name.rpartition("-")[0] or name
+        name, index = file_name(result, kind, address), f"{result.index:08d}-"
+        common = _common(name)
         if common not in self._here:
             before = ""
-            while _digest(before + common) in self._taken:
-                before += f"{result.index:08d}-"
+            while self._is_taken(before + name):
+                before += index
             self._here[common] = before
-        return self._here[common] + name
+        given = self._here[common] + name
+        # Two of one image's pictures have one name only where somebody else wrote the manifest.
+        while _folded(given) in self._given or self._is_taken(given):
+            given = index + given
+        self._given.add(_folded(given))
+        return given
 
     def next_image(self) -> None:
         """Finish an image: all its pictures have their names."""
-        self._taken |= {_digest(before + common) for common, before in self._here.items()}
+        self._taken |= {_digest(_common(name)) for name in self._given}
         self._here.clear()
+        self._given.clear()
+
+    def _is_taken(self, name: str) -> bool:
+        return _digest(_common(_folded(name))) in self._taken
+
+
+def _common(name: str) -> str:
+    return name.rpartition("-")[0] or name
+
+
+def _folded(name: str) -> str:
+    """The same for all names that some file system takes for one: Windows goes by capitals, macOS folds them."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFD", name.upper()).casefold()
 
 
 def _digest(text: str) -> int:
     # A false match within ten million images has a chance of 1 in 1,000, and costs a needless index.
-    return int.from_bytes(blake2b(text.casefold().encode(), digest_size=_DIGEST_BYTES).digest())
+    return int.from_bytes(blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest())

@@ -168,7 +168,7 @@ def test_the_doctor_says_a_line_a_question_and_what_to_do(client: Client, stack:
     verdicts = {answer["check"]: answer["verdict"] for answer in map(json.loads, told)}
     healthy = {"versions", "Redis", "persistence", "eviction", "memory", "clock", "S3 list", "S3 write", "S3 read"}
     assert {check for check in verdicts if verdicts[check] == "ok"} >= healthy
-    assert not list(client.storage.keys(f"{client.storage.prefix}/.probe-"))
+    assert not list(client.storage.keys(f"{client.storage.prefix}/_system/probe-"))
     client.table.redis.config_set("maxmemory-policy", "allkeys-lru")
     client.table.redis.config_set("maxmemory", int(client.table.redis.info("memory")["used_memory"]) + 2**17)
     try:

@@ -73,11 +73,11 @@ def test_a_folder_is_uploaded_as_two_objects_once_and_both_are_held_against_thei
 ) -> None:
     storage = client.storage
     saved(tmp_path / "regnet", "regnet")
-    before = set(storage.keys(f"{storage.prefix}/weights/"))
+    before = set(storage.keys(f"{storage.prefix}/_system/weights/"))
     uri, digest = place_weights(str(tmp_path / "regnet"), storage, "hf")
     assert place_weights(str(tmp_path / "regnet"), storage, "hf") == (uri, digest)
     assert digest is not None
-    assert len(set(storage.keys(f"{storage.prefix}/weights/")) - before) == 2
+    assert len(set(storage.keys(f"{storage.prefix}/_system/weights/")) - before) == 2
     fetcher = Fetcher(FetchPolicy(), storage.client)
     models = Models(fetcher, WorkerSettings(weights_cache_dir=tmp_path / "kept"), torch.device("cpu"))
     spec = JobSpec(network="hf", weights=uri, weights_sha256=digest)

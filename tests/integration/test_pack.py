@@ -78,9 +78,9 @@ def test_packed_pictures_are_downloaded_and_audited_like_others(client: Client, 
     for job in (packed, loose):
         client.wait(job, timeout_s=60)
         client.download(job, tmp_path / job)
-    files = sorted(path.name for path in (tmp_path / loose).iterdir())
+    files = sorted(path.name for path in (tmp_path / loose).glob("[!.]*"))
     assert len(files) == 6
-    assert sorted(path.name for path in (tmp_path / packed).iterdir()) == files
+    assert sorted(path.name for path in (tmp_path / packed).glob("[!.]*")) == files
     for name in files:
         assert (tmp_path / packed / name).read_bytes() == (tmp_path / loose / name).read_bytes()
     assert list(client.audit(packed)) == []

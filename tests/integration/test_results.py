@@ -335,7 +335,8 @@ def photos(module_worker: object, tmp_path_factory: pytest.TempPathFactory) -> s
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """What a file that was not written again keeps."""
     return {
-        path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.iterdir())
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.glob("[!.]*"))
     }
 
 
@@ -469,7 +470,7 @@ def test_pictures_that_are_gone_stop_no_others(client: Client, tmp_path: Path) -
     write_part(client, job, 0, [line(n, {"cam": address}) for n, address in enumerate(addresses, 1)])
     with pytest.raises(StoreError, match=r"1 pictures could not be read.*gradcam audit gone"):
         client.download(job, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.glob("[!.]*"))) == 4
     assert "is not there" in gradcam("results", job, "--output-dir", str(tmp_path), code=4).stderr
 
 
@@ -528,7 +529,7 @@ def test_a_manifest_names_neither_other_peoples_objects_nor_files_elsewhere(
     write_part(client, job, 0, [line(1, {"cam": named, "gb": hidden})])
     folder = tmp_path / "folder"
     assert [path.parent for path in client.download(job, folder)] == [folder]
-    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [b"mine"]
+    assert [path.read_bytes() for path in tmp_path.rglob("[!.]*") if path.is_file()] == [b"mine"]
     assert [link.kind for link in client.urls(job)] == ["gb"]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ntpath
 import re
 import unicodedata
+from collections.abc import Callable
+from pathlib import PureWindowsPath
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from producer.jobs.model.names import MAX_BYTES, beginning, end, safe
+from producer.jobs.model import keys
+from producer.jobs.model.errors import UnknownJob
+from producer.jobs.model.names import MAX_BYTES, beginning, end, is_job_name, safe
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 #: Characters that are joined to their neighbors, and such as are not safe: any text is mostly others.
@@ -102,6 +107,83 @@ def test_what_is_safe_holds_nothing_else_and_stays_as_it_is(text: str) -> None:
         kind = unicodedata.category(char)
         assert char in "._-\u200d" or kind[0] in "LMN" or kind in {"So", "Sk", "Sm"}
         assert not char.isascii() or re.match(r"[A-Za-z0-9._-]", char)
+
+
+#: By other means: what Windows refuses, or takes for another name.
+WINDOWS = st.text(
+    st.one_of(st.sampled_from('<>:"|?*\\/. \t\x00conCOMlptLPTnulNULauxprn$0123456789¹²³~'), st.characters()),
+    max_size=20,
+)
+
+
+#: Python's own list; it has another place from 3.13 on.
+_is_reserved = getattr(ntpath, "isreserved", None) or (lambda name: PureWindowsPath(name).is_reserved())
+
+
+@given(WINDOWS)
+@example("COM¹.jpg")
+@example("nul .txt")
+@example("con.")
+@example("aux. . ")
+@example("CONIN$")
+@example("a.jpg::$DATA")
+@example("x" * 190 + "/nul.")
+def test_every_name_is_one_that_windows_takes_as_it_is(text: str) -> None:
+    for name in (safe(text), keys.picture_name(text, text, "cam", "jpg")):
+        assert not _is_reserved(name)
+        assert PureWindowsPath(name).parts == (name,)
+        assert not re.search(r'[<>:"|?*\\/\x00-\x1f]', name)
+        assert name == name.rstrip(". ")
+        assert name.partition(".")[0].rstrip().upper() not in {
+            "CON",
+            "PRN",
+            "AUX",
+            "NUL",
+            "CONIN$",
+            "CONOUT$",
+            "CLOCK$",
+        }
+        assert not re.match(r"(?:COM|LPT)[0-9¹²³]\s*(?:\.|\Z)", name, re.IGNORECASE)
+
+
+FORGED = [
+    "../x", "..", ".", "", "a/b", "/etc", "a\\b", "a b", "a\n", "a\x00", "\x1b[2Ja", "\u202ea", "é", "-a", "_system",
+    ".probe", "a:chunks", "a*", "x" * 64, "x" * 2**20,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", FORGED, ids=lambda job: repr(job)[:20])
+def test_a_name_that_no_job_has_comes_into_no_key(job: str) -> None:
+    """Wherever it comes from: Redis holds what whoever has its password wrote."""
+    assert not is_job_name(job)
+    made: list[Callable[[], object]] = [
+        lambda: keys.JobKeys(job),
+        lambda: keys.job_prefix("p", job),
+        lambda: keys.summary("p", job),
+        lambda: keys.uploaded_input("p", job, 0, "a.jpg"),
+        lambda: keys.picture("p", job, 0, "a.jpg"),
+        lambda: keys.images_prefix("p", job),
+        lambda: keys.manifest_prefix("p", job),
+        lambda: keys.manifest("p", job, 0, 1, 0, 0),
+        lambda: keys.shards_prefix("p", job),
+        lambda: keys.shard("p", job, 0, 1, "life"),
+    ]
+    for make in made:
+        with pytest.raises(UnknownJob) as refused:
+            make()
+        assert len(str(refused.value)) < 500
+        assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("job", ["a", "0", "weights", "20261127-001122-0123456789", "A.b_c-d", "x" * 63])
+def test_no_job_has_a_place_with_what_is_no_jobs(job: str) -> None:
+    digest = "0" * 64
+    for prefix in ("", "p", "p/q"):
+        shared = (keys.weights(prefix, digest), keys.probe(prefix), keys.probe(prefix) + "-1f")
+        assert not [key for key in shared if key.startswith(keys.job_prefix(prefix, job))]
+        assert keys.is_shared(prefix, keys.old_weights(prefix, digest))
+        assert not keys.is_shared(prefix, keys.summary(prefix, job))
+        assert not keys.is_shared(prefix, keys.picture(prefix, job, 0, digest))
 
 
 @given(st.text(st.characters(max_codepoint=0x7F), max_size=MAX_BYTES))

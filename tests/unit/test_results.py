@@ -7,6 +7,7 @@ import io
 import stat
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,32 @@ def test_names_that_differ_in_case_alone_are_one_name() -> None:
 def test_a_name_that_looks_like_one_with_an_index_is_not_overwritten() -> None:
     given = names_of(["00000002-x-n-cam.jpg"], ["x-n-cam.jpg"], ["x-n-cam.jpg"])
     assert given == [["00000002-x-n-cam.jpg"], ["x-n-cam.jpg"], ["00000002-00000002-x-n-cam.jpg"]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a-n-cam.jpg", "A-n-cam.JPG"),
+        ("straße-n-cam.jpg", "STRASSE-n-cam.jpg"),
+        ("\u017f-n-cam.jpg", "S-n-cam.jpg"),
+        ("\u0131-n-cam.jpg", "I-n-cam.jpg"),
+        ("é-n-cam.jpg", "É-n-cam.jpg"),
+        ("x.jpg", "X.JPG"),
+        ("x.jpg", "x.jpg"),
+    ],
+)
+def test_names_that_some_system_takes_for_one_are_made_two(one: str, other: str) -> None:
+    """Of two images, and of two pictures of one image, as only a forged manifest has them; each time the same."""
+    for images in (
+        [[one], [other]],
+        [[one, other]],
+        [["00000000-" + one], [one, other]],
+        [["00000001-x.jpg"], [one, other]],
+    ):
+        given = [name for names in names_of(*images) for name in names]
+        assert len({name.upper() for name in given} | {name.casefold() for name in given}) >= len(given)
+        assert len({unicodedata.normalize("NFD", name.upper()).casefold() for name in given}) == len(given)
+        assert [name for names in names_of(*images) for name in names] == given
 
 
 @pytest.mark.parametrize("address", ["a/..", "a/../../etc/passwd", "/etc/passwd", "a/.bashrc", "a/", "a/" + "x" * 999])

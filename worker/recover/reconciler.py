@@ -72,6 +72,14 @@ def reconcile(
     Returns:
         How many messages were sent.
     """
+    if misnamed := table.recovery.forget_misnamed():
+        log.warning(
+            "action=misnamed_entry %d entries of Redis have names that no job has, such as %r in %s: they are dropped; "
+            "somebody else writes to this Redis.",
+            misnamed.count,
+            misnamed.name,
+            misnamed.where,
+        )
     table.recovery.forget_expired()
     table.registry.forget_silent()
     table.recovery.restore_active()
@@ -106,6 +114,13 @@ def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, 
     sent = 0
     while True:
         repaired = table.recovery.reconcile(job, at_most=_AT_ONCE)
+        if repaired.misnamed:
+            log.warning(
+                "action=misnamed_entry job=%s %d entries of its chunks have names that no chunk has: they are dropped; "
+                "somebody else writes to this Redis.",
+                job,
+                repaired.misnamed,
+            )
         for chunk in repaired.expired:
             republish(job, chunk, repaired.published_at)
         sent += len(repaired.expired)

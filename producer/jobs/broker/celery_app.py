@@ -19,10 +19,11 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from redis.exceptions import ResponseError
 
-from producer.jobs.model.errors import ServiceError, UsageError
+from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.keys import QUEUE_PREFIX
+from producer.jobs.model.names import is_job_name
 from producer.jobs.model.redis_url import RedisUrl
-from producer.jobs.model.spec import PRIORITIES, checked_name
+from producer.jobs.model.spec import PRIORITIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,13 +243,13 @@ def read_pointer(message: bytes) -> Pointer:
         raise BadMessage(_why(error, ())) from None
     try:
         (job, chunk), _, _ = _BODY.validate_json(b64decode(envelope.body, validate=True))
-        return Pointer(checked_name(job), chunk, envelope.headers.gradcam_published_at)
     except ValidationError as error:
         raise BadMessage(_why(error, ("body",))) from None
-    except UsageError:
-        raise BadMessage("its job has a name that no job has") from None
     except ValueError:  # binascii's among them
         raise BadMessage("its body is not base64") from None
+    if not is_job_name(job):
+        raise BadMessage("its job has a name that no job has")
+    return Pointer(job, chunk, envelope.headers.gradcam_published_at)
 
 
 def _why(error: ValidationError, outer: tuple[str, ...]) -> str:

@@ -48,8 +48,11 @@ Object store (`P` is the prefix setting):
 | `P/<job>/images/<index>/<stem>-<network>-<kind>.<format>` | a picture                                  |
 | `P/<job>/manifest/<chunk>-<token>-<part>-<epoch>.jsonl`   | a line an image                            |
 | `P/<job>/shards/<chunk>-<token>-<life>.tar`               | with --pack tar: a chunk's pictures        |
-| `P/weights/<sha256>`                                      | uploaded local weights, shared by jobs     |
-| `P/.probe`                                                | nothing: does the store take objects?      |
+| `P/_system/weights/<sha256>`                              | uploaded local weights, shared by jobs     |
+| `P/_system/probe`                                         | nothing: does the store take objects?      |
+| `P/weights/<sha256>`                                      | weights that releases up to 0.3.0 uploaded |
+
+What is no job's lies under `P/_system/`: no job's name begins with `_`, so that no job's deletion takes it along.
 """
 
 from __future__ import annotations
@@ -58,7 +61,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from producer.jobs.model.names import safe
+from producer.jobs.model.errors import UnknownJob, no_such
+from producer.jobs.model.names import is_job_name, safe
 
 JOBS = "gradcam:jobs"
 ACTIVE = "gradcam:active"
@@ -80,15 +84,24 @@ JOB_PARTS = (
 )
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
+#: What is no job's lies under it; whatever is to be shared by jobs belongs here, too.
+_SYSTEM = "_system"
+#: Where releases up to 0.3.0 put weights: among the jobs.
+OLD_WEIGHTS = "weights"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
 
 
 @dataclass(frozen=True)
 class JobKeys:
-    """The Redis keys of one job."""
+    """The Redis keys of one job. Raises UnknownJob for a name that no job can have, wherever it comes from."""
 
     job: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        _check(self.job)
 
     @property
     def hash(self) -> str:
@@ -118,19 +131,30 @@ def _join(prefix: str, *parts: str) -> str:
     return "/".join([prefix, *parts] if prefix else parts)
 
 
+def _check(job: str) -> None:
+    if not is_job_name(job):
+        raise UnknownJob(no_such(job))
+
+
+def _of_job(prefix: str, job: str, *parts: str) -> str:
+    """The key of one of a job's objects. Raises UnknownJob for a name that no job can have: Redis may hold one."""
+    _check(job)
+    return _join(prefix, job, *parts)
+
+
 def job_prefix(prefix: str, job: str) -> str:
-    """Everything of a job lies under this."""
-    return _join(prefix, job) + "/"
+    """Everything of a job lies under this. Raises UnknownJob, as all keys of jobs."""
+    return _of_job(prefix, job) + "/"
 
 
 def summary(prefix: str, job: str) -> str:
     """The job's summary."""
-    return _join(prefix, job, "job.json")
+    return _of_job(prefix, job, "job.json")
 
 
 def uploaded_input(prefix: str, job: str, index: int, name: str) -> str:
     """A local file that was uploaded as the image of that index."""
-    return _join(prefix, job, "inputs", f"{index:08d}", safe(name))
+    return _of_job(prefix, job, "inputs", f"{index:08d}", safe(name))
 
 
 def picture_name(stem: str, network: str, kind: str, suffix: str) -> str:
@@ -140,17 +164,17 @@ def picture_name(stem: str, network: str, kind: str, suffix: str) -> str:
 
 def picture(prefix: str, job: str, index: int, name: str) -> str:
     """A picture of the image of that index; a second run overwrites it with the same picture."""
-    return _join(prefix, job, "images", f"{index:08d}", name)
+    return _of_job(prefix, job, "images", f"{index:08d}", name)
 
 
 def images_prefix(prefix: str, job: str) -> str:
     """All pictures of a job lie under this."""
-    return _join(prefix, job, "images") + "/"
+    return _of_job(prefix, job, "images") + "/"
 
 
 def manifest_prefix(prefix: str, job: str) -> str:
     """All manifest parts of a job lie under this."""
-    return _join(prefix, job, "manifest") + "/"
+    return _of_job(prefix, job, "manifest") + "/"
 
 
 class ManifestPart(NamedTuple):
@@ -182,7 +206,7 @@ def manifest_part(key: str) -> ManifestPart | None:
 
 def shards_prefix(prefix: str, job: str) -> str:
     """All shards of a job lie under this."""
-    return _join(prefix, job, "shards") + "/"
+    return _of_job(prefix, job, "shards") + "/"
 
 
 def shard(prefix: str, job: str, chunk: int, token: int, life: str) -> str:
@@ -208,9 +232,20 @@ def in_shard(shard: str, member: str) -> str:
 
 def weights(prefix: str, sha256: str) -> str:
     """An uploaded weights file, by content."""
-    return _join(prefix, "weights", sha256)
+    return _join(prefix, _SYSTEM, "weights", sha256)
+
+
+def old_weights(prefix: str, sha256: str) -> str:
+    """Where releases up to 0.3.0 uploaded a weights file; jobs may name it still."""
+    return _join(prefix, OLD_WEIGHTS, sha256)
+
+
+def is_shared(prefix: str, key: str) -> bool:
+    """Whether an object is no job's, though it lies among a job's: weights that an earlier release uploaded."""
+    folder, _, name = key.rpartition("/")
+    return folder == _join(prefix, OLD_WEIGHTS) and _SHA256.fullmatch(name) is not None
 
 
 def probe(prefix: str) -> str:
     """An empty object: whether the store takes it tells one object's trouble from the store's."""
-    return _join(prefix, ".probe")
+    return _join(prefix, _SYSTEM, "probe")

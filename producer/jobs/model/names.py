@@ -25,6 +25,8 @@ from typing import Final
 #: File systems take 255 bytes; an index or the kind of a picture comes beside it.
 MAX_BYTES: Final = 200
 
+#: What a job may be called. What is no job's lies in the store under a name that begins with another character.
+_JOB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ASCII_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 #: Windows takes them for devices, whatever suffix they have.
 _RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|\Z)", re.IGNORECASE)
@@ -45,6 +47,11 @@ _INVISIBLE: Final = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u31
 #: Of old Korean syllables, which are written in several characters.
 _JAMO: Final = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff]")
 _VIRAMA: Final = 9
+
+
+def is_job_name(text: str) -> bool:
+    """Whether a job can be called so: then it is safe as a part of a Redis key, an object key, a path and a message."""
+    return _JOB.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=1024)

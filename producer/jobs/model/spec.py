@@ -6,7 +6,6 @@ choices are those that the worker's tables are tested against.
 
 from __future__ import annotations
 
-import re
 import secrets
 from datetime import UTC, datetime
 from typing import Annotated, Literal, get_args
@@ -16,14 +15,13 @@ from pydantic import Field, ValidationError
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.frozen import Frozen
+from producer.jobs.model.keys import OLD_WEIGHTS
 from producer.jobs.model.limits import MAX_CLASS_ID
+from producer.jobs.model.names import is_job_name
 from producer.jobs.model.options import Option, parameters
 
 #: Items in one Lua call at most; a commit of 512 keeps the server busy for about 2 ms.
 MAX_CHUNK_SIZE = 512
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-#: What lies under this name in the store is no job's: its deletion would take it along.
-_SHARED = "weights"
 
 #: The pictures that can be made of an image.
 Output = Literal["heatmap", "cam", "gb", "cam_gb", "mask"]
@@ -238,16 +236,18 @@ def new_job_id() -> str:
 
 
 def checked_name(name: str) -> str:
-    """Give the name back if a job may have it.
+    """Give the name back if a new job may have it.
 
     Raises:
-        UsageError: It has characters that object keys and Redis keys should not have.
+        UsageError: It has characters that object keys and Redis keys should not have, or is taken.
     """
-    if not _NAME.fullmatch(name):
+    if not is_job_name(name):
         raise UsageError(
             f"{name[:80]!r} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit"
         )
-    if name == _SHARED:
-        raise UsageError(f"{name!r} cannot name a job: uploaded weights lie under it, which all jobs share")
+    if name == OLD_WEIGHTS:
+        raise UsageError(
+            f"{name!r} cannot name a job: earlier releases put uploaded weights under it, which all jobs share"
+        )
     return name

@@ -13,6 +13,8 @@ from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 
 _SUSPECT = re.compile(r"(\d+)=(\d+)")
+#: What `create` makes a job's life of; it becomes a part of object keys.
+_LIFE = re.compile(r"[0-9A-Za-z-]{0,64}")
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Finalizing:
 
 
 def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
-    """Read what `claim.lua` answers, but for the items."""
+    """Read what `claim.lua` answers, but for the items. Raises ValueError: somebody else wrote what stands there."""
     _, token, attempt, _, states, suspects, generation, life, epoch = answer
     weighed, troubled, loads = text(suspects).partition(";")
+    if not _LIFE.fullmatch(text(life)):
+        raise ValueError("a job's life is a short word")
     return Claim(
         job,
         chunk,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.model.status import FIELDS, ChunkCounts, JobStatus, make_status
-from producer.jobs.table.redis_scripts import Scripts, text
+from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
 from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
@@ -32,6 +33,8 @@ FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_rel
 _JOBS_AT_ONCE = 100
 _STATES_AT_ONCE = 65_536
 _FAILURES_AT_ONCE = 500
+#: The name of a chunk, as `_names.lua` has it.
+_CHUNK = re.compile(rb"0|[1-9][0-9]{0,9}")
 #: byte → the states of its four items, the first in the highest bits.
 _FOUR_STATES = [bytes(byte >> shift & 3 for shift in (6, 4, 2, 0)) for byte in range(256)]
 
@@ -167,7 +170,12 @@ class Queries:
         return {name: worker for name, worker in found.items() if name != release.own()}
 
     def jobs(
-        self, *, limit: int, offset: int = 0, keep: Callable[[JobStatus], bool] = lambda _: True
+        self,
+        *,
+        limit: int,
+        offset: int = 0,
+        keep: Callable[[JobStatus], bool] = lambda _: True,
+        misnamed: Callable[[int], None] = lambda _: None,
     ) -> list[JobStatus]:
         """Jobs, newest first; those whose lifetime is over drop out.
 
@@ -175,22 +183,27 @@ class Queries:
             limit: At most so many.
             offset: Left out are so many of the newest that `keep` keeps.
             keep: Says which jobs to take.
+            misnamed: Called with how many of the entries looked at have names that no job has: they are left out.
         """
-        return list(islice(islice(filter(keep, self._newest_first()), offset, None), limit))
+        return list(islice(islice(filter(keep, self._newest_first(misnamed)), offset, None), limit))
 
-    def _newest_first(self) -> Iterator[JobStatus]:
+    def _newest_first(self, misnamed: Callable[[int], None]) -> Iterator[JobStatus]:
         for start in itertools.count(0, _JOBS_AT_ONCE):
             names = self._scripts.do(partial(_page, start=start, stop=start + _JOBS_AT_ONCE - 1))
-            for name in names:
+            jobs = job_names(names)
+            if len(jobs) < len(names):
+                misnamed(len(names) - len(jobs))
+            for job in jobs:
                 with suppress(UnknownJob):  # The reconciler drops it.
-                    yield self.status(text(name))
+                    yield self.status(job)
             if len(names) < _JOBS_AT_ONCE:
                 return
 
     def chunks(self, job: str) -> dict[int, str]:
         """The chunks of a job that are there: number → digest:count."""
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
-        return {int(number): text(value) for number, value in found.items()}
+        # What is no number is no chunk that anybody sent.
+        return {int(number): text(value) for number, value in found.items() if _is_chunk(number)}
 
     def items_of(self, job: str, chunk: int) -> dict[int, Item]:
         """The items a chunk still holds, by their offset; none when it is complete."""
@@ -238,6 +251,10 @@ class Queries:
             )
         )
         return [Failure.model_validate_json(line) for line in found if line is not None]
+
+
+def _is_chunk(name: bytes) -> bool:
+    return _CHUNK.fullmatch(name) is not None and int(name) < 2**31
 
 
 def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from producer.jobs.model import keys
 from producer.jobs.model.keys import JobKeys
-from producer.jobs.table.redis_scripts import text
+from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.table.redis_scripts import job_names, text
 from producer.jobs.table.user_actions import BROKEN_OFF, DAMAGED
 
 if TYPE_CHECKING:
@@ -30,6 +31,19 @@ class Reconciled:
 
     published_at: float
     expired: list[int]
+    #: How many entries of its chunks had names that are no chunk's; they are dropped.
+    misnamed: int = 0
+
+
+@dataclass(frozen=True)
+class Misnamed:
+    """Entries of the lists of jobs that no job can be called; they are dropped."""
+
+    count: int
+    #: One of those lists.
+    where: str
+    #: The beginning of a name in it.
+    name: str
 
 
 class Recovery:
@@ -40,8 +54,13 @@ class Recovery:
 
     def active(self) -> list[str]:
         """Jobs that have not ended."""
-        members = self._scripts.do(lambda client: cast("set[bytes]", client.smembers(keys.ACTIVE)))
-        return sorted(text(member) for member in members)
+        return sorted(job_names(self._scripts.do(lambda client: cast("set[bytes]", client.smembers(keys.ACTIVE)))))
+
+    def forget_misnamed(self) -> Misnamed | None:
+        """Drop what no job can be called from the lists of jobs: somebody else wrote it there."""
+        names = [keys.JOBS, keys.ACTIVE, *map(keys.round_robin, PRIORITIES)]
+        count, *first = self._scripts.run("forget_misnamed", names, [_JOBS_AT_ONCE])
+        return Misnamed(count, *(found.decode(errors="replace") for found in first)) if count else None
 
     def forget_active(self, job: str) -> None:
         """Remove a job that no longer exists from the active ones, with all keys that are left of it."""
@@ -52,8 +71,8 @@ class Recovery:
         """Remove the oldest jobs whose lifetime is over from the list of jobs."""
 
         def forget(client: redis.Redis) -> None:
-            for name in cast("list[bytes]", client.zrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1)):
-                if not client.exists(JobKeys(text(name)).hash):
+            for name in job_names(cast("list[bytes]", client.zrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1))):
+                if not client.exists(JobKeys(name).hash):
                     client.zrem(keys.JOBS, name)
 
         self._scripts.do(forget)
@@ -62,7 +81,7 @@ class Recovery:
         """Add the newest jobs that have not ended to the active ones; Redis may have lost their entries."""
 
         def look(client: redis.Redis) -> None:
-            names = [text(name) for name in cast("list[bytes]", client.zrevrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1))]
+            names = job_names(cast("list[bytes]", client.zrevrange(keys.JOBS, 0, _JOBS_AT_ONCE - 1)))
             if not names:
                 return
             with client.pipeline(transaction=False) as pipe:
@@ -89,7 +108,7 @@ class Recovery:
         )
         if answer[0] == b"gone":
             return Reconciled(0, [])
-        return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]])
+        return Reconciled(float(answer[1]), [int(chunk) for chunk in answer[2]], answer[3])
 
     def missing_messages(self, queue: str, *, grace_s: float, at_most: int = 1000) -> list[tuple[str, int]]:
         """Find out whether a priority has fewer messages than waiting chunks.

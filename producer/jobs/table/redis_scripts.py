@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
 from producer.jobs.model.errors import ServiceError, Unfit
+from producer.jobs.model.names import is_job_name
 from producer.jobs.model.waits import REDIS, waiting
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
 _LIBRARY = (
-    *("_now", "_life", "_bits", "_strikes", "_death"),
+    *("_now", "_names", "_life", "_bits", "_strikes", "_death"),
     *("_failures", "_end", "_round_robin", "_maintenance", "_convict"),
 )
 #: How Redis names the command that a user may not run, and how it says that a key is refused.
@@ -202,6 +203,12 @@ def _passing(error: redis.exceptions.RedisError) -> str | None:
     if isinstance(error, redis.exceptions.ReadOnlyError) or _REFUSED.match(str(error)):
         return "has refused to write"
     return None
+
+
+def job_names(found: Iterable[bytes]) -> list[str]:
+    """Those of the names that Redis gives which a job can have; others are somebody's who may write to it."""
+    names = (name.decode(errors="replace") for name in found)
+    return [name for name in names if is_job_name(name)]
 
 
 def text(value: bytes) -> str:

@@ -201,7 +201,12 @@ class JobTable:
         )
         if answer[0] != b"claimed":
             return None
-        claim, payload = read_claim(job, chunk, spec, answer), answer[3]
+        try:
+            claim, payload = read_claim(job, chunk, spec, answer), answer[3]
+        except ValueError:
+            raise OtherVersion(
+                f"job {job} was written by another version of gradcam-queue, or by somebody else"
+            ) from None
         try:
             return replace(claim, items=decompress_items(payload))
         except (zlib.error, ValueError):  # pydantic's among them

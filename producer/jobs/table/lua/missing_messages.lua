@@ -11,7 +11,7 @@ local function length(key)
 end
 local jobs, missing = {}, -length(KEYS[2]) - length(KEYS[3])
 for _, job in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if redis.call('HGET', 'gradcam:job:' .. job, 'state') == 'running' then
+  if is_job(job) and redis.call('HGET', 'gradcam:job:' .. job, 'state') == 'running' then
     local waiting = redis.call('ZCARD', 'gradcam:job:' .. job .. ':waiting')
     if waiting > 0 then jobs[#jobs + 1] = job end
     missing = missing + waiting
@@ -31,8 +31,10 @@ if t - since + 0.001 >= tonumber(ARGV[1]) then -- a stamp may be rounded up
     if #found >= 2 * wanted then break end
     local chunks = redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, wanted - #found / 2 - 1)
     for _, chunk in ipairs(chunks) do
-      found[#found + 1] = job
-      found[#found + 1] = tonumber(chunk)
+      if is_chunk(chunk) then
+        found[#found + 1] = job
+        found[#found + 1] = tonumber(chunk)
+      end
     end
     redis.call('HINCRBY', 'gradcam:job:' .. job, 'republished', #chunks)
   end

@@ -30,8 +30,8 @@ if ARGV[3] == '1' then
 end
 local later, left
 for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
-  local f = redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
-  local first = f[1] == 'running' and redis.call('ZRANGE', 'gradcam:job:' .. job .. ':waiting', 0, 0)[1]
+  local f = is_job(job) and redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before') or {}
+  local first = f[1] == 'running' and first_chunk('gradcam:job:' .. job .. ':waiting')
   if first and refused(job) then
     left = true
   elseif first and delayed(f[2]) then
@@ -40,7 +40,7 @@ for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
     to_the_end(round_robin, job)
     return taken(job, first)
   end
-  if f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', round_robin, job) end
+  if is_job(job) and f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', round_robin, job) end
 end
 if later then
   to_the_end(round_robin, later[1])

@@ -6,7 +6,7 @@
 --       11 gradcam:active; and `gradcam:round-robin:<queue>`
 -- ARGV  1 at most  2 how long a producer may be silent (s)  3 what to say then  4 how long a retry's client (s)  5 id
 --       6 what to say where a part is lost
--- gives {state, time published, chunks whose lease ran out} | {'gone'}
+-- gives {state, time published, chunks whose lease ran out, how many entries were no chunks and are dropped} | {'gone'}
 local state = settled_state(KEYS[1], KEYS[11], ARGV[5])
 if not state then return {'gone'} end
 local t = now()
@@ -16,17 +16,26 @@ if state == 'deleting' and tonumber(f[1]) <= t then
   redis.call('HSET', KEYS[1], 'broken_off', 1)
   redis.call('SREM', KEYS[11], ARGV[5])
 end
-if state ~= 'running' then return {state, '0', {}} end
+if state ~= 'running' then return {state, '0', {}, 0} end
+local dropped = drop_from_set(KEYS[2]) + drop_from_set(KEYS[3])
 local function fails(sentence)
   redis.call('HSET', KEYS[1], 'outcome', 'failed', 'error', sentence, 'state', 'finalizing')
   redis.call('HDEL', KEYS[1], 'reopening')
-  return {'finalizing', '0', {}}
+  return {'finalizing', '0', {}, dropped}
 end
 if f[8] then
   local done, failed, open = tonumber(f[10]), tonumber(f[11]), tonumber(f[9])
-  if redis.call('HLEN', KEYS[7]) ~= tonumber(f[8]) or redis.call('HLEN', KEYS[8]) ~= open
+  local function counts_differ()
+    return redis.call('HLEN', KEYS[7]) ~= tonumber(f[8]) or redis.call('HLEN', KEYS[8]) ~= open
       or redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3]) ~= open
-      or redis.call('HLEN', KEYS[10]) ~= failed or (done + failed > 0 and redis.call('STRLEN', KEYS[9]) == 0) then
+  end
+  -- What is no chunk counts like one.
+  if counts_differ() then
+    dropped = dropped + drop_from_set(KEYS[2], true) + drop_from_set(KEYS[3], true) + drop_from_hash(KEYS[7])
+      + drop_from_hash(KEYS[8])
+  end
+  if counts_differ() or redis.call('HLEN', KEYS[10]) ~= failed
+      or (done + failed > 0 and redis.call('STRLEN', KEYS[9]) == 0) then
     redis.call('HSET', KEYS[1], 'damaged', 1)
     return fails(ARGV[6])
   end
@@ -38,15 +47,18 @@ if f[2] == 'open' and f[3] == '' and t - tonumber(f[4]) > tonumber(ARGV[2]) then
 if f[5] and t - tonumber(f[6]) > tonumber(ARGV[4]) then
   redis.call('HDEL', KEYS[1], 'reopening')
   state = finish_if_complete(KEYS[1])
-  if state ~= 'running' then return {state, '0', {}} end
+  if state ~= 'running' then return {state, '0', {}, dropped} end
 end
-local expired = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', stamp(t), 'LIMIT', 0, ARGV[1])
-for _, chunk in ipairs(expired) do
-  note_death(KEYS[5], KEYS[6], chunk, 1)
-  redis.call('ZREM', KEYS[3], chunk)
-  redis.call('HDEL', KEYS[4], chunk)
-  redis.call('ZADD', KEYS[2], stamp(t), chunk)
+local expired = {}
+for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', stamp(t), 'LIMIT', 0, ARGV[1])) do
+  if is_chunk(chunk) then
+    expired[#expired + 1] = chunk
+    note_death(KEYS[5], KEYS[6], chunk, 1)
+    redis.call('ZREM', KEYS[3], chunk)
+    redis.call('HDEL', KEYS[4], chunk)
+    redis.call('ZADD', KEYS[2], stamp(t), chunk)
+  end
 end
 if #expired > 0 then redis.call('HINCRBY', KEYS[1], 'republished', #expired) end
 -- Also where nothing is new: the only worker that had not said a word may be gone by now.
-return {convict(KEYS[1]), stamp(t), expired}
+return {convict(KEYS[1]), stamp(t), expired, dropped}
