@@ -120,9 +120,11 @@ docs: $(VENV)/test.stamp ## write docs/options.md and docs/commands.md anew, fro
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 
 .PHONY: dist
-dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/
+dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, and check them
 	@rm -rf build dist
 	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
 
 .PHONY: lock
 lock: $(VENV)/test.stamp ## write deploy/requirements/ anew: what the images install, with hashes
