@@ -33,15 +33,15 @@ help: ## print this
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## explain ten photos with everything on this machine; pictures in OUTPUT=results
-	@$(BIN)/python -m deploy.demo --output-dir "$(OUTPUT)"
+	@$(BIN)/gradcam demo --output-dir "$(OUTPUT)"
 
 .PHONY: up
 up: $(VENV)/demo.stamp ## start the local stack in the background, with WORKERS=1 (0 for the servers alone)
-	@$(BIN)/python -m deploy.local up --workers "$(WORKERS)"
+	@$(BIN)/gradcam up --workers "$(WORKERS)"
 
 .PHONY: down
 down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gradcam
-	@$(BIN)/python -m deploy.local down
+	@$(BIN)/gradcam down
 
 ##@ test
 
@@ -120,9 +120,11 @@ docs: $(VENV)/test.stamp ## write docs/options.md and docs/commands.md anew, fro
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 
 .PHONY: dist
-dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/
+dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, and check them
 	@rm -rf build dist
 	@$(BIN)/python -m build --no-isolation
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
 
 .PHONY: lock
 lock: $(VENV)/test.stamp ## write deploy/requirements/ anew: what the images install, with hashes

@@ -1,11 +1,10 @@
-"""`make demo`: real photos go through the whole system, servers included, and one sheet shows all pictures."""
+"""`gradcam demo`: real photos go through the whole system, servers included, and one sheet shows all pictures."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from deploy.directory_lock import holder
 from deploy.stack import FOREIGN, Stack
 from producer.client.client import Client
 from producer.client.watch import exit_code, follow
-from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import OUTPUTS
 from producer.jobs.model.status import JobStatus
@@ -162,37 +161,3 @@ def _remove(left: Path) -> None:
     if holder(left) is None:
         Stack(left).stop()  # its sockets lie outside the directory
         shutil.rmtree(left, ignore_errors=True)
-
-
-@click.command()
-@click.option(
-    "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Where pictures and sheet are written.",
-)
-def demo(output_dir: Path) -> int:
-    """Explain some photos with everything running on this machine; needs neither Docker nor a GPU."""
-    return run(output_dir, Console(stderr=True))
-
-
-def main() -> None:
-    """Run the demo; exit 0 when all images were explained, 130 after Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        sys.exit(demo(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
-    except GradcamError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 3)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The embedded stack as commands: `python -m deploy.local up | down`, which `make up` and `make down` call."""
+"""The embedded stack in the background: what `gradcam up` and `gradcam down` do."""
 
 from __future__ import annotations
 
@@ -17,46 +17,33 @@ import redis
 
 from deploy.directory_lock import holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
-from deploy.supervisor import supervise as hold_stack
 from producer.jobs.model import keys
-from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
-
-__all__ = ["Stack", "main"]
+from producer.jobs.model.errors import ServiceError, UsageError
 
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
 _DOWN_WITHIN_S = WORKER_GRACE_S + 30.0
 
-_directory = click.option(
-    "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".gradcam"),
-    show_default=True,
-    help="Where the stack's data, settings and logs are.",
-)
 
+def start(directory: Path, workers: int) -> None:
+    """Start the stack in the background; jobs and pictures of earlier times are still there.
 
-@click.group()
-def cli() -> None:
-    """Run Valkey, SeaweedFS and workers on this machine, without Docker or root."""
+    Args:
+        directory: Where its data, settings and logs are.
+        workers: Celery workers; 0 for none.
 
-
-@cli.command()
-@_directory
-@click.option(
-    "--workers", type=click.IntRange(0, 1000), default=1, show_default=True, help="Celery workers; 0 for none."
-)
-def up(directory: Path, workers: int) -> None:
-    """Start the stack in the background; jobs and pictures of earlier times are still there."""
+    Raises:
+        UsageError: It is up already with other workers, or is being started or stopped.
+        ServiceError: It does not come up.
+    """
     if holder(directory) is not None:
         return _say_that_it_is_up(_state(directory), workers)
     make_private(directory)
     log = directory / "supervisor.log"
-    command = [sys.executable, "-m", "deploy.local", "supervise"]
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
-            [*command, "--directory", str(directory.absolute()), "--workers", str(workers)],
+            [sys.executable, "-m", "deploy.supervisor", str(directory.absolute()), str(workers)],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -78,7 +65,7 @@ def up(directory: Path, workers: int) -> None:
         f"  source {env}\n"
         "  gradcam submit my-photos/ --network efficientnet_lite0\n"
         "  gradcam status JOB\n\n"
-        "`make down` stops it; jobs and pictures stay."
+        "`gradcam down` stops it; jobs and pictures stay."
     )
 
 
@@ -109,15 +96,17 @@ def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
         raise UsageError("the stack is being started or stopped at this moment; try again in some seconds")
     if state["workers"] != workers:
         raise UsageError(
-            f"the stack is up already, with {_count(state['workers'])}; `make down` first to run it with {workers}"
+            f"the stack is up already, with {_count(state['workers'])}; `gradcam down` first to run it with {workers}"
         )
     click.echo(f"The stack is up already, with {_count(workers)}.")
 
 
-@cli.command()
-@_directory
-def down(directory: Path) -> None:
-    """Stop the stack: workers finish their current batches, then everything ends."""
+def stop(directory: Path) -> None:
+    """Stop the stack: workers finish their current batches, then everything ends.
+
+    Raises:
+        ServiceError: It does not end.
+    """
     supervisor = holder(directory)
     if supervisor is None:
         click.echo("The stack is not up; nothing to stop.")
@@ -130,15 +119,7 @@ def down(directory: Path) -> None:
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
-    click.echo("The stack is down; jobs and pictures are kept for the next `make up`.")
-
-
-@cli.command(hidden=True)
-@_directory
-@click.option("--workers", type=click.IntRange(0, 1000), default=1)
-def supervise(directory: Path, workers: int) -> None:
-    """Hold the stack in the foreground."""
-    hold_stack(directory, workers)
+    click.echo("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
 
 
 def _state(directory: Path) -> dict[str, Any]:
@@ -152,21 +133,3 @@ def _state(directory: Path) -> dict[str, Any]:
 
 def _count(workers: int) -> str:
     return f"{workers or 'no'} worker{'' if workers == 1 else 's'}"
-
-
-def main() -> None:
-    """Run a command; exit 0, or 2 for what was typed, 3 for a server, 130 for Ctrl-C, with one sentence on stderr."""
-    try:
-        cli(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from error
-    except click.Abort:
-        raise SystemExit(130) from None
-    except GradcamError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(2 if isinstance(error, UsageError) else 3) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The process behind `make up`: it holds the stack, restarts what dies, and ends everything on request."""
+"""The process behind `gradcam up`: it holds the stack, restarts what dies, and ends everything on request."""
 
 from __future__ import annotations
 
@@ -99,3 +99,11 @@ def _quoted(value: str) -> str:
 def say(text: str) -> None:
     """Write a line with its time to the supervisor's log."""
     click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", err=True)
+
+
+if __name__ == "__main__":
+    # `python -m deploy.supervisor DIRECTORY WORKERS`, as `deploy.local` starts it.
+    try:
+        supervise(Path(sys.argv[1]), int(sys.argv[2]))
+    except GradcamError as error:
+        raise SystemExit(f"error: {error}") from error

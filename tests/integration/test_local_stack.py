@@ -234,7 +234,7 @@ def test_everything_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
 
 
 def _local(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.local", *arguments, "--directory", str(directory)]
+    command = [sys.executable, "-m", "deploy.cli", *arguments, "--directory", str(directory)]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -278,7 +278,7 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
     again = _local("up", "--workers", "0", directory=directory)
     assert (again.returncode, again.stdout) == (0, "The stack is up already, with no workers.\n")
     other = _local("up", "--workers", "2", directory=directory)
-    assert (other.returncode, "`make down` first" in other.stderr) == (2, True)
+    assert (other.returncode, "`gradcam down` first" in other.stderr) == (2, True)
 
     with closing(redis.Redis.from_url(url)) as client:
         client.set("job", "here")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("deploy", "gradcam_queue", "producer", "worker")
+SUFFIXES = {".py", ".lua", ".txt", ".typed"}
 NETWORK = "efficientnet_lite0"
 PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 #: What a user's program says; `mypy --strict` has to agree with each of the types.
@@ -75,16 +76,24 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing an earlier build left can come into it."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make dist` makes: the source archive from a copy, so that nothing an earlier build left can come into it.
+
+    The wheel is built from the source archive, as somebody who has only that would.
+    """
     copy = tmp_path_factory.mktemp("source")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, copy)
-    (made,) = out.glob("*.whl")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (made,) = dist.glob("*.whl")
     return made
 
 
@@ -121,11 +130,35 @@ def test_all_that_the_source_has_is_in_the_wheel_and_no_tests(wheel: Path) -> No
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        # Charts, images and dashboards of deploy/ are for a clone: they lie in folders that are no packages.
+        if path.is_file() and path.suffix in SUFFIXES and (path.parent / "__init__.py").exists()
     }
     assert inside == source
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
-    assert {path.suffix for path in map(Path, inside)} == {".py", ".lua", ".txt", ".typed"}
+    assert {path.suffix for path in map(Path, inside)} == SUFFIXES
+
+
+def test_what_is_published_is_as_an_index_wants_it(dist: Path, wheel: Path) -> None:
+    """Metadata, a long description that renders, nothing but our packages, and the license beside them."""
+    run(Path(sys.executable).with_name("twine"), "check", "--strict", *dist.iterdir())
+    # It reads its settings in the folder where it is called.
+    run(Path(sys.executable).with_name("check-wheel-contents"), wheel, cwd=ROOT)
+    with zipfile.ZipFile(wheel) as file:
+        (license_file,) = (name for name in file.namelist() if name.endswith("licenses/LICENSE"))
+        (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))
+        assert file.read(license_file) == (ROOT / "LICENSE").read_bytes()
+        assert "License-Expression: Apache-2.0" in file.read(metadata).decode()
+
+
+def test_the_demo_of_the_wheel_explains_its_photos_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """`pip install 'gradcam-queue[demo]'`, then `gradcam demo`: nothing else is there."""
+    # The servers' programs are our environment's, like the packages.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = run(installed / "gradcam", "demo", cwd=tmp_path, env=environment)
+    assert "10 of 10 images explained; all their pictures on one sheet: results/contact-sheet.png" in said
+    assert "Egyptian cat" in said
+    assert len(list((tmp_path / "results").glob("*.jpg"))) == 40
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_nothing_is_imported_from_the_source(installed: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import click
 
-from producer.cli import cli as producer_cli
+from deploy.cli import cli as producer_cli
 from worker.cli import cli as worker_cli
 
 HEAD = """# Commands and options

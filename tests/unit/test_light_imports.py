@@ -16,12 +16,12 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["results", "--help"]])
 def test_help_of_the_producer_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = f"from producer.cli import cli\ntry:\n    cli({arguments})\nexcept SystemExit:\n    pass"
+    code = f"from deploy.cli import cli\ntry:\n    cli({arguments})\nexcept SystemExit:\n    pass"
     assert loaded_by(code) == set()
 
 
 def test_help_of_submit_loads_the_models_of_its_options_and_nothing_else_that_is_heavy() -> None:
-    code = "from producer.cli import cli\ntry:\n    cli(['submit', '--help'])\nexcept SystemExit:\n    pass"
+    code = "from deploy.cli import cli\ntry:\n    cli(['submit', '--help'])\nexcept SystemExit:\n    pass"
     assert loaded_by(code) == {"pydantic"}
 
 

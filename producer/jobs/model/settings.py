@@ -163,7 +163,7 @@ def _message(problems: list[str]) -> str:
     return (
         "settings cannot be used: "
         + "; ".join(problems)
-        + ". For a stack on this machine run `make up`, then `source .gradcam/env`"
+        + ". For a stack on this machine run `gradcam up`, then `source .gradcam/env`"
     )
 
 

