@@ -115,9 +115,14 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 ##@ tidy
 
 .PHONY: docs
-docs: $(VENV)/test.stamp ## write docs/options.md and docs/commands.md anew, from what the program says of itself
+docs: $(VENV)/test.stamp ## write docs/options.md, commands.md and troubleshooting.md anew, from what the program says of itself
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md
+
+.PHONY: site
+site: $(VENV)/test.stamp ## build the website of the documentation, in build/site; a broken link ends it
+	@$(BIN)/python tests/support/site.py
 
 .PHONY: dist
 dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, and check them

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import command_docs
+import error_docs
 import pytest
 from pydantic_settings import BaseSettings
 
@@ -181,3 +184,18 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading_that_is_there(page: s
         assert target.exists(), link
         if anchor:
             assert anchor in anchors_of(target.read_text()), link
+
+
+def test_every_sentence_of_an_error_is_on_the_page_of_errors() -> None:
+    """`python tests/support/error_docs.py > docs/troubleshooting.md` brings it up to date."""
+    assert error_docs.page() == PAGES["docs/troubleshooting.md"]
+    assert set(error_docs.MEANING) == error_docs.classes()
+    assert sum(map(len, error_docs.sentences().values())) > 150
+
+
+def test_the_website_is_built_of_every_page_without_a_broken_link(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "tests" / "support" / "site.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+    made = {path.stem for path in (ROOT / "build" / "site").glob("*.html")}
+    assert made >= {path.stem for path in ROOT.glob("docs/*.md")} | {"index", "CHANGELOG", "SECURITY"}
