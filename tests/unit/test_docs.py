@@ -194,7 +194,7 @@ def test_every_sentence_of_an_error_is_on_the_page_of_errors() -> None:
 
 
 def test_the_website_is_built_of_every_page_without_a_broken_link(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tests" / "support" / "site.py"]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "site.py")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
     made = {path.stem for path in (ROOT / "build" / "site").glob("*.html")}
