@@ -80,6 +80,8 @@ JOB_PARTS = (
 PROBLEM_LIFETIME_S = 120
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
+#: Before the id of a job.
+_HASH = "gradcam:job:"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,12 @@ class JobKeys:
     @property
     def hash(self) -> str:
         """The job itself."""
-        return f"gradcam:job:{self.job}"
+        return f"{_HASH}{self.job}"
+
+    @classmethod
+    def job_of(cls, key: str) -> str | None:
+        """The job whose hash lies under a key; None where it is another key."""
+        return key.removeprefix(_HASH) if key.startswith(_HASH) else None
 
     def part(self, name: str) -> str:
         """One of the keys beside the job's hash."""
