@@ -12,7 +12,7 @@ from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 
-_SUSPECT = re.compile(r"(\d+)=(\d+)")
+_SUSPECT = re.compile(r"([0-9]{1,3})=([0-9]{1,9})(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Finalizing:
 def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
     """Read what `claim.lua` answers, but for the items."""
     _, token, attempt, _, states, suspects, generation, life, epoch = answer
-    weighed, troubled, loads = text(suspects).partition(";")
+    weighed, troubled, loads = suspects.decode(errors="replace").partition(";")
     return Claim(
         job,
         chunk,

@@ -7,7 +7,6 @@ twice. All times are the server's. Which keys there are: `keys.py`.
 from __future__ import annotations
 
 import secrets
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -203,10 +202,13 @@ class JobTable:
             return None
         claim, payload = read_claim(job, chunk, spec, answer), answer[3]
         try:
-            return replace(claim, items=decompress_items(payload))
-        except (zlib.error, ValueError):  # pydantic's among them
+            claim = replace(claim, items=decompress_items(payload))
+            if not claim.items.keys() >= set(claim.pending):
+                raise ValueError("items are missing")
+        except ValueError:  # pydantic's among them
             self.release(claim)
             raise OtherVersion(f"the images of job {job} were written by another version of gradcam-queue") from None
+        return claim
 
     def renew(
         self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None, loading: bool = False

@@ -56,7 +56,7 @@ end
 
 -- What of a job is not as we write it, or nil; also nil where there is no such job.
 local function fault_of(job)
-  local names = {'state', 'ingest', 'queue', 'before', 'correct', 'wrong', unpack(COUNTS)}
+  local names = {'state', 'ingest', 'queue', 'before', 'outcome', 'life', 'correct', 'wrong', unpack(COUNTS)}
   local first = #names
   for _, name in ipairs(SECONDS) do names[#names + 1] = name end
   local f = redis.pcall('HMGET', job, unpack(names))
@@ -66,11 +66,13 @@ local function fault_of(job)
   if f[2] ~= 'open' and f[2] ~= 'closed' then return 'ingest' end
   if f[3] and f[3] ~= 'high' and f[3] ~= 'default' and f[3] ~= 'low' then return 'queue' end
   if (f[1] == 'repairing' or f[1] == 'deleting') and not (KNOWN[f[4]] or f[4] == 'forgotten') then return 'before' end
-  for i = 5, 6 do
+  if f[5] and f[5] ~= 'failed' and f[5] ~= 'cancelled' then return 'outcome' end
+  if f[6] and not (#f[6] <= 64 and string.match(f[6], '^[%w_-]*$')) then return 'life' end
+  for i = 7, 8 do
     if f[i] and not whole(f[i], -MOST_COUNT, MOST_COUNT) then return names[i] end
   end
   local found = {}
-  for i = 7, #names do
+  for i = 9, #names do
     local name = names[i]
     if f[i] then
       found[name] = i > first and seconds(f[i]) or i <= first and whole(f[i], 0, MOST_COUNT)
