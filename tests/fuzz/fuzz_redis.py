@@ -51,7 +51,24 @@ SPEC = JobSpec(chunk_size=4)
 VALUES: tuple[str, ...] = (
     *("", "0", "-1", "1", "3", "512", "513", "65536", "2147483647", "2147483648", "4294967296", "9000000000000000"),
     *("9223372036854775807", "-9223372036854775808", "1" + "0" * 400, "1e400", "-1e400", "1e15", "nan", "-nan", "inf"),
-    *("0x10", " 7", "7 ", "007", "-0", "1.5", "1_000", "٣", "true", "null", "[]", "{}", '"7"', "[" * 2000, "\0", "\x1b[2J"),
+    *(
+        "0x10",
+        " 7",
+        "7 ",
+        "007",
+        "-0",
+        "1.5",
+        "1_000",
+        "٣",
+        "true",
+        "null",
+        "[]",
+        "{}",
+        '"7"',
+        "[" * 2000,
+        "\0",
+        "\x1b[2J",
+    ),
     *("running", "paused", "archived", "unreadable", "finalizing", "deleting", "repairing", "open", "closed", "high"),
     *("urgent", "9e15:9e15", "x:9000000000000000", "0=1,1=2", "load", "1,2,3", "A" * 300, "1," * 40_000),
     *('{"kind":"error","tries":1e300,"host":[],"sentence":{}}', '{"kind":"version","until":"9e99"}', '{"reason":[1]}'),
@@ -108,6 +125,8 @@ def _server() -> _Server:
 
 def _make(table: JobTable, state: JobState) -> None:
     """A job with chunks in every place, and one beside it."""
+    # Alive however long the fuzzing takes: else the word of one would be that of all, and the job would fail.
+    table.redis.zadd(keys.WORKERS, {"worker-9": time.time() + 1e8})
     add(table, BAD, 18)
     failed = table.claim(BAD, 0, SPEC, claim_id="dead", lease_s=LEASE_S)
     assert failed is not None
@@ -281,7 +300,12 @@ def _ask(table: JobTable, chance: random.Random, *, shared: bool) -> bool:
     )
     assert not unable, "an error that nobody foresaw keeps this worker from leading"
     for call in (
-        *(lambda: queries.status(BAD), lambda: queries.spec(BAD), lambda: queries.outline(BAD), lambda: queries.facts(BAD)),
+        *(
+            lambda: queries.status(BAD),
+            lambda: queries.spec(BAD),
+            lambda: queries.outline(BAD),
+            lambda: queries.facts(BAD),
+        ),
         *(lambda: queries.histogram(BAD), lambda: list(queries.failures(BAD)), lambda: list(queries.states(BAD))),
         *(lambda: queries.chunks(BAD), lambda: queries.items_of(BAD, 3), lambda: queries.since(BAD)),
         *(lambda: queries.place_of_summary(BAD), lambda: table.registry.speed(SPEC.network)),
@@ -342,9 +366,7 @@ def _work(table: JobTable, ask: Callable[[Callable[[], object]], Any], *, shared
         assert table.queries.status(GOOD).pending == 0, "a job beside it had to wait"
 
 
-def _unless_told(
-    table: JobTable, job: str, call: Callable[[], Any], ask: Callable[[Callable[[], object]], Any]
-) -> Any:
+def _unless_told(table: JobTable, job: str, call: Callable[[], Any], ask: Callable[[Callable[[], object]], Any]) -> Any:
     """As `worker/chunks/faults.py`: a job that cannot be read is left alone for a while."""
     try:
         return call()
@@ -401,7 +423,11 @@ def _manifest(data: bytes) -> str:
 
 def _lines() -> list[bytes]:
     items = [Item(uri=f"s3://bucket/{n}.jpg", id=f"n-{n}", class_id=n, keep={"split": "a"}).line for n in range(4)]
-    return ["\n".join(items).encode(), items[0].encode(), b'{"uri":"https://h/x?a=b","label":"cat"}\n\n' + items[1].encode()]
+    return [
+        "\n".join(items).encode(),
+        items[0].encode(),
+        b'{"uri":"https://h/x?a=b","label":"cat"}\n\n' + items[1].encode(),
+    ]
 
 
 def _messages() -> list[bytes]:

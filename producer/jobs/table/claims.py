@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from producer.jobs.model.items import Item
-from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 
@@ -96,7 +96,9 @@ def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
         spec,
         items={},
         pending=[offset for offset, state in enumerate(states) if state == ItemState.PENDING],
-        suspects={int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed)},
+        suspects={
+            int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed) if int(offset) < MAX_CHUNK_SIZE
+        },
         generation=generation,
         life=text(life),
         epoch=int(epoch),

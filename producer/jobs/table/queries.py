@@ -21,7 +21,15 @@ from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import MAX_CHUNK_SIZE, PRIORITIES, JobSpec
 from producer.jobs.model.states import ItemState, JobState, known_state
-from producer.jobs.model.status import FIELDS, ChunkCounts, JobStatus, count_of, is_count, make_status, unreadable_status
+from producer.jobs.model.status import (
+    FIELDS,
+    ChunkCounts,
+    JobStatus,
+    count_of,
+    is_count,
+    make_status,
+    unreadable_status,
+)
 from producer.jobs.table.redis_scripts import Scripts, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -240,7 +248,10 @@ class Queries:
 
         def items(client: redis.Redis) -> dict[int, Item]:
             payload = cast("bytes | None", client.hget(JobKeys(job).part("items"), str(chunk)))
-            return decompress_items(payload) if payload else {}
+            try:
+                return decompress_items(payload) if payload else {}
+            except ValueError:
+                raise UnreadableJob(job, f"the images of chunk {chunk}") from None
 
         return self._scripts.of_job(job, items)
 
@@ -252,7 +263,9 @@ class Queries:
         """
         size = _STATES_AT_ONCE // 4
         for start in itertools.count(0, size):
-            packed = self._scripts.of_job(job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+            packed = self._scripts.of_job(
+                job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size)
+            )
             yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
             if len(packed) < size:
                 return
