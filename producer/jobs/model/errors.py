@@ -151,8 +151,8 @@ class UnreadableJob(OtherVersion):
     def __init__(self, job: str, what: str) -> None:
         shown = "".join(c if c.isprintable() else "?" for c in what[:120])
         super().__init__(
-            f"what Redis holds of job {job[:80]} cannot be read ({shown}): a newer gradcam-queue wrote it, or something "
-            f"else did: update this one, or `gradcam delete {job[:80]}` forgets it"
+            f"what Redis holds of job {job[:80]} cannot be read ({shown}): a newer gradcam-queue wrote it, or "
+            f"something else did: update this one, or `gradcam delete {job[:80]}` forgets it"
         )
 
 

@@ -59,8 +59,8 @@ def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
         _write_summary(table, storage, job, mine)
         written = True
     except (BucketClosed, OtherVersion) as error:
-        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends. What of the job cannot
-        # be read here, a worker of another version may read.
+        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends. What cannot be read
+        # here, a worker of another version may read.
         if table.decline(job, who, unless_last=True):
             log.warning("action=summary_declined job=%s Left to others: %s", job, error)
             return False
@@ -172,9 +172,8 @@ def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
     if size_bytes is None:
         return None
     try:
-        if size_bytes > MAX_SUMMARY_BYTES:
-            raise ValueError("longer than any we write")
-        written = _Recorded.model_validate_json(storage.get(key))
+        # What is longer is read as nothing.
+        written = _Recorded.model_validate_json(storage.get(key) if size_bytes <= MAX_SUMMARY_BYTES else b"")
         return written.spec, written.since
     except ValueError as error:
         if isinstance(error, ValidationError) and is_newer(error, ("spec",)):

@@ -263,18 +263,19 @@ class Queries:
         """
         size = _STATES_AT_ONCE // 4
         for start in itertools.count(0, size):
-            packed = self._scripts.of_job(
-                job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size)
-            )
+            packed = self._bits(job, start, size)
             yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
             if len(packed) < size:
                 return
+
+    def _bits(self, job: str, start: int, size: int) -> bytes:
+        return self._scripts.of_job(job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
 
     def states_at(self, job: str, first: int, count: int) -> bytes:
         """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
         start = first // 4
         size = (first + count + 3) // 4 - start
-        packed = self._scripts.of_job(job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+        packed = self._bits(job, start, size)
         return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
 
     def failures(self, job: str) -> Iterator[Failure]:

@@ -202,13 +202,13 @@ class JobTable:
             return None
         claim, payload = read_claim(job, chunk, spec, answer), answer[3]
         try:
-            claim = replace(claim, items=decompress_items(payload))
-            if not claim.items.keys() >= set(claim.pending):
-                raise ValueError("items are missing")
+            items = decompress_items(payload)
         except ValueError:  # pydantic's among them
+            items = {}
+        if not items.keys() >= set(claim.pending):
             self.release(claim)
-            raise OtherVersion(f"the images of job {job} were written by another version of gradcam-queue") from None
-        return claim
+            raise OtherVersion(f"the images of job {job} were written by another version of gradcam-queue")
+        return replace(claim, items=items)
 
     def renew(
         self, claim: Claim, *, lease_s: float, marked: Sequence[int] | None = None, loading: bool = False
