@@ -100,12 +100,11 @@ def table(redis_client: redis.Redis) -> Iterator[JobTable]:
 
 
 def everything(table: JobTable, claim: Claim) -> dict[str, Callable[[], object]]:
-    """Each script that takes a job's numbers, by its name."""
+    """Each script that takes a job's numbers, by its name; `renew` takes none."""
     job, actions, life = BAD, table.actions, claim.life
     return {
         "status": lambda: table.queries.status(job),
         "claim": lambda: table.claim(job, 3, SPEC, claim_id="again", lease_s=LEASE_S),
-        "renew": lambda: table.renew(claim, lease_s=LEASE_S, marked=[0]),
         "commit": lambda: table.commit(claim, done={0: "+281 tabby"}, failed=[], lease_s=LEASE_S, seconds={"fetch": 1}),
         "release": lambda: table.release(claim),
         "reclaim_from_dead": lambda: table.reclaim_from_dead(job, 2, claim_id="me-2", weight=2, life=life),

@@ -28,10 +28,10 @@ end
 
 -- A whole number within bounds, as Redis and we write it; nil where it is anything else.
 local function whole(text, least, most)
-  if type(text) ~= 'string' or #text > 17 or not string.match(text, '^-?%d+$') then return nil end
-  if string.match(text, '^-?0.') or text == '-0' then return nil end
-  local number = tonumber(text)
-  return number >= least and number <= most and number or nil
+  local number = type(text) == 'string' and tonumber(text)
+  if not number or not (number >= least and number <= most) then return nil end
+  -- So are neither leading zeros nor spaces, nor 0x10 and 1e3.
+  return string.format('%.0f', number) == text and text ~= '-0' and number or nil
 end
 
 -- Seconds, since 1970 or of a lease or lifetime; nil where it is anything else.
@@ -48,9 +48,20 @@ local function decoded(text)
   return ok and type(value) == 'table' and value or {}
 end
 
+-- Call a command on what need not be as we write it; an error that is none of that is raised.
+local function ask(...)
+  local found = redis.pcall(...)
+  local said = type(found) == 'table' and found.err
+  if said and not (string.find(said, 'WRONGTYPE', 1, true) or string.find(said, 'not an integer', 1, true)
+      or string.find(said, 'overflow', 1, true)) then
+    error(said, 0)
+  end
+  return found
+end
+
 -- Add to a number that only tells something: one that is no number stays as it is, and stops nothing.
 local function count_up(key, field, by)
-  local found = redis.pcall('HINCRBY', key, field, by)
+  local found = ask('HINCRBY', key, field, by)
   return type(found) == 'number' and found or 1
 end
 
@@ -59,7 +70,7 @@ local function fault_of(job)
   local names = {'state', 'ingest', 'queue', 'before', 'outcome', 'life', 'correct', 'wrong', unpack(COUNTS)}
   local first = #names
   for _, name in ipairs(SECONDS) do names[#names + 1] = name end
-  local f = redis.pcall('HMGET', job, unpack(names))
+  local f = ask('HMGET', job, unpack(names))
   if f.err then return 'its key' end
   if not f[1] then return redis.call('EXISTS', job) == 1 and 'state' or nil end
   if not KNOWN[f[1]] then return 'state' end
@@ -85,7 +96,7 @@ local function fault_of(job)
   if found.done + found.failed > found.total then return 'total' end
   local length = {}
   for i = 1, #PARTS, 2 do
-    local count = redis.pcall(PARTS[i + 1], job .. ':' .. PARTS[i])
+    local count = ask(PARTS[i + 1], job .. ':' .. PARTS[i])
     if type(count) ~= 'number' then return PARTS[i] end
     length[PARTS[i]] = count
   end

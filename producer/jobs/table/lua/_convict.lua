@@ -14,10 +14,10 @@ end
 
 -- Whether there is a worker, other than `me`, that is alive, reads a priority and has not said a word.
 local function undecided(queue, told, me)
-  local alive = redis.pcall('ZRANGEBYSCORE', 'gradcam:workers', stamp(now() - SILENT_S), '+inf', 'LIMIT', 0, MOST_WORDS)
+  local alive = ask('ZRANGEBYSCORE', 'gradcam:workers', stamp(now() - SILENT_S), '+inf', 'LIMIT', 0, MOST_WORDS)
   if alive.err then return true end -- nobody knows
   for _, worker in ipairs(alive) do
-    local reads = redis.pcall('HGET', 'gradcam:queues', worker)
+    local reads = ask('HGET', 'gradcam:queues', worker)
     local its = type(reads) ~= 'string' or string.find(',' .. reads .. ',', ',' .. queue .. ',', 1, true)
     if its and worker ~= me and not told[worker] then return true end
   end

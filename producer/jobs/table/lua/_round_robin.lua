@@ -3,7 +3,7 @@ local MOST_ROW = 100000
 
 -- A job goes to the end of the row of its priority; numbers, since times in the same millisecond have no order.
 local function to_the_end(round_robin, job)
-  local last = redis.pcall('ZRANGE', round_robin, -1, -1, 'WITHSCORES')
+  local last = ask('ZRANGE', round_robin, -1, -1, 'WITHSCORES')
   if last.err then unreadable_key(round_robin) end
   local place = tonumber(last[2]) or 0
   if not (place < MOST_COUNT) then

@@ -12,7 +12,7 @@ end
 local jobs, missing = {}, -length(KEYS[2]) - length(KEYS[3])
 for _, job in ipairs(redis.call('ZRANGE', KEYS[1], 0, MOST_ROW - 1)) do
   -- What cannot be read is left out: no message lets anybody take a chunk of it.
-  if redis.pcall('HGET', 'gradcam:job:' .. job, 'state') == 'running' and not fault_of('gradcam:job:' .. job) then
+  if ask('HGET', 'gradcam:job:' .. job, 'state') == 'running' and not fault_of('gradcam:job:' .. job) then
     local waiting = redis.call('ZCARD', 'gradcam:job:' .. job .. ':waiting')
     if waiting > 0 then jobs[#jobs + 1] = job end
     missing = missing + waiting

@@ -38,7 +38,7 @@ if ARGV[3] == '1' then
 end
 local later, left, passed = nil, nil, 0
 for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, MOST_ROW - 1)) do
-  local f = redis.pcall('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
+  local f = ask('HMGET', 'gradcam:job:' .. job, 'state', 'not_before')
   local running = f[1] == 'running'
   local broken = f.err or (f[1] and not KNOWN[f[1]]) or (running and fault_of('gradcam:job:' .. job))
   local first = running and not broken and first_of(job)

@@ -8,7 +8,7 @@
 check(KEYS[1])
 local troubles, found, since = {}, redis.call('HGETALL', KEYS[10]), now() - tonumber(ARGV[1])
 -- What is not of this job may be of another kind, too: `doctor` tells that.
-local workers = redis.pcall('ZCOUNT', KEYS[3], stamp(since), '+inf')
+local workers = ask('ZCOUNT', KEYS[3], stamp(since), '+inf')
 if type(workers) ~= 'number' then workers = 0 end
 for i = 1, #found, 2 do
   local worker = string.match(found[i], '^worker:(.*)$')
@@ -28,5 +28,5 @@ return {
   redis.call('HGETALL', KEYS[9]),
   troubles,
   stamp(now()),
-  (redis.pcall('HVALS', KEYS[4]))[1],
+  (ask('HVALS', KEYS[4]))[1],
 }
