@@ -222,7 +222,7 @@ def _mutate(client: redis.Redis, chance: random.Random, names: list[bytes]) -> b
     if chance.random() < 0.1:
         client.delete(name)
         other = chance.choice(("nothing", "string", "list", "set", "zset", "hash"))
-        {
+        {  # type: ignore[no-untyped-call]
             "nothing": lambda: None,
             "string": lambda: client.set(name, value),
             "list": lambda: client.rpush(name, value),
@@ -352,7 +352,7 @@ def _work(table: JobTable, ask: Ask, *, shared: bool) -> None:
         message = Message("default" if number % 3 else "recovery", BAD, number % 5)
         found = ask(partial(messages.chunk_for, message))
         if isinstance(found, tuple):
-            _work_at(table, *found, f"w-{number}", ask)
+            _work_at(table, found[0], found[1], f"w-{number}", ask)
     if not shared:
         assert table.queries.status(GOOD).pending == 0, "a job beside it had to wait"
 
