@@ -114,8 +114,12 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
     # Elsewhere than on a terminal there is room.
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False, emoji=False)
     console.print(table(found, console))
+    talk = make_talk()
+    for job in found:
+        if job.state is JobState.UNREADABLE:
+            talk.print(str(job.problem))
     if len(found) == limit:
-        make_talk().print(f"more: --offset {offset + limit}")
+        talk.print(f"more: --offset {offset + limit}")
 
 
 for _command in (submit, *COMMANDS, *results_cli.COMMANDS):

@@ -201,15 +201,19 @@ def bound(status: JobStatus) -> str:
     return f"{where} the speed; give each device more processes and cores"
 
 
+def _count(status: JobStatus, count: int) -> str:
+    return "?" if status.state is JobState.UNREADABLE else str(count)
+
+
 #: What a table of jobs has a column for, and leaves out first where there is no room, from the last on.
 _COLUMNS: dict[str, Callable[[JobStatus], str]] = {
     "job": lambda status: status.job,
     "state": lambda status: status.state,
-    "total": lambda status: str(status.total),
-    "done": lambda status: str(status.done),
-    "failed": lambda status: str(status.failed),
-    "pending": lambda status: str(status.pending),
-    "cancelled": lambda status: str(status.cancelled),
+    "total": lambda status: _count(status, status.total),
+    "done": lambda status: _count(status, status.done),
+    "failed": lambda status: _count(status, status.failed),
+    "pending": lambda status: _count(status, status.pending),
+    "cancelled": lambda status: _count(status, status.cancelled),
     "network": lambda status: status.network,
     "created (UTC)": lambda status: f"{status.created_at:%Y-%m-%d %H:%M:%S}",
 }

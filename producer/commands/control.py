@@ -25,7 +25,7 @@ from producer.commands.console import (
     make_talk,
     one_line,
 )
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import UnreadableJob, UsageError
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -151,7 +151,7 @@ def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], Jo
 @click.option("--objects", is_flag=True, help="Also its pictures, manifests and uploaded images in the store.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
-    """Forget jobs that have ended.
+    """Forget jobs that have ended, or that cannot be read.
 
     Uploaded weights stay: other jobs share them.
     """
@@ -159,10 +159,14 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
     for one in job:
         also = " and all its objects in the store" if objects else "; its objects in the store stay"
         if not yes:
-            status = client.status(one)
+            try:
+                status = client.status(one)
+                what = f"{status.state}, {status.total} images"
+            except UnreadableJob:
+                what = "it cannot be read"
             if not sys.stdin.isatty():
                 raise UsageError("nobody can be asked here: give --yes")
-            click.confirm(f"forget job {one} ({status.state}, {status.total} images){also}?", abort=True, err=True)
+            click.confirm(f"forget job {one} ({what}){also}?", abort=True, err=True)
         count = client.delete(one, objects=objects)
         stay = "; its pictures stay in the store, and a job of the same name would take them over"
         talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else stay))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UsageError
-from producer.jobs.model.items import Item
+from producer.jobs.model.items import MAX_LINES, Item
 from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.store.bucket import DELETED_AT_ONCE
-from producer.jobs.store.finalize import DamagedSummary, recorded_spec, write_summary
+from producer.jobs.store.finalize import DamagedSummary, NewerSummary, recorded_spec, write_summary
 from producer.maintenance.maintenance_lease import MaintenanceLease
 from producer.maintenance.retry import RetryItem, reopen
-from producer.output.manifest import ChunkRecords
-from producer.output.results import read_chunks
+from producer.output.manifest import ChunkRecords, lines_of
+from producer.output.results import MAX_PART_BYTES, read_chunks
 from producer.output.shards import Shards
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _of_summary(storage: Storage, job: str) -> Iterator[Finding]:
             yield Finding(kind="missing", index=None, key=key)
     except DamagedSummary:
         yield Finding(kind="damaged", index=None, key=key)
-    except UsageError:
+    except NewerSummary:
         yield Finding(kind="newer", index=None, key=key)
 
 
@@ -155,7 +155,7 @@ class _Audit:
         """What to explain again of an image whose record is gone; its address may stand elsewhere."""
         if state is ItemState.FAILED:
             return next(
-                (RetryItem(index, one.item) for one in self._table.queries.failures_at(self._job, [index])), None
+                (RetryItem(index, one.item) for one in self._table.queries.failures_at(self._job, [index])[0]), None
             )
         described = keys.member(index, "json")
         result = next((record.result for record in reversed(chunk.records.get(index, []))), None)
@@ -266,13 +266,14 @@ class _Repair:
 def _without_torn_lines(storage: Storage, key: str, chunk_size: int) -> None:
     """Write a part of a manifest again with its readable lines; images of torn lines are explained again."""
     part = keys.manifest_part(key)
-    if part is None:
+    size_bytes = storage.size(key)
+    if part is None or size_bytes is None:
         return
-    content = storage.get(key)
+    content = storage.get(key) if size_bytes <= MAX_PART_BYTES else b""
     chunk = ChunkRecords(part.chunk, part.chunk * chunk_size)
     chunk.add(key, part, content, chunk_size)
     torn = {one.line for one in chunk.damage if not one.newer}
-    kept = [line for number, line in enumerate(content.splitlines(), 1) if line and number not in torn]
+    kept = [line for number, line in islice(lines_of(content), MAX_LINES) if line and number not in torn]
     if kept:
         storage.put(key, b"\n".join(kept))
     else:

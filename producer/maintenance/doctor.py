@@ -182,7 +182,7 @@ def _workers(client: redis.Redis) -> Answer:
     alive = int(client.zcount(keys.WORKERS, seconds - WORKER_SILENT_S, "+inf"))
     problems = cast("list[bytes]", client.hvals(keys.PROBLEMS))
     if problems:
-        words = f"{alive} alive; {len(problems)} cannot work: {problems[0].decode()}"
+        words = f"{alive} alive; {len(problems)} cannot work: {problems[0].decode(errors='replace')}"
         return Answer(check="workers", verdict="warn", words=words)
     if not alive:
         return Answer(check="workers", verdict="warn", words="none is running: start `gradcam-worker`")

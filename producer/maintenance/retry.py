@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from producer.jobs.model.errors import UnreadableJob
 from producer.jobs.model.items import Item
 
 if TYPE_CHECKING:
@@ -34,11 +35,23 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
     Raises:
         UnknownJob: There is no such job, or its lifetime is over.
         UsageError: It has not ended, was cancelled, or has no such failures.
+        UnreadableJob: Of some images it cannot be read why they failed; the others are tried again.
     """
     generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
-    failures = table.queries.failures(job)
-    wanted = (RetryItem(failure.index, failure.item) for failure in failures if reason in {None, failure.reason})
-    return reopen(table, publish, job, generation, wanted)
+    lost: list[UnreadableJob] = []
+
+    def wanted() -> Iterator[RetryItem]:
+        try:
+            for failure in table.queries.failures(job):
+                if reason in {None, failure.reason}:
+                    yield RetryItem(failure.index, failure.item)
+        except UnreadableJob as error:
+            lost.append(error)  # those that can be read are tried again, then it is told
+
+    count = reopen(table, publish, job, generation, wanted())
+    if lost:
+        raise lost[0]
+    return count
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ table: a stale holder may still have recorded `done`, and its `failed` does not 
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from producer.jobs.model.items import MAX_LINES
 from producer.jobs.model.keys import ManifestPart
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import is_newer
@@ -44,6 +46,11 @@ class Damage:
     newer: bool = False
 
 
+def lines_of(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a part with their numbers, from 1 on; memory does not grow with how many there are."""
+    return ((number, line.rstrip(b"\r\n")) for number, line in enumerate(io.BytesIO(content), 1))
+
+
 @dataclass
 class ChunkRecords:
     """What is known of a chunk's images."""
@@ -68,7 +75,10 @@ class ChunkRecords:
         """
         if not content.strip():
             self.damage.append(Damage(key, None, None))
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in lines_of(content):
+            if number > MAX_LINES:
+                self.damage.append(Damage(key, number, None))
+                break
             if not line:
                 continue
             try:
@@ -80,6 +90,10 @@ class ChunkRecords:
                 self.damage.append(Damage(key, number, None))
                 continue
             self.records.setdefault(result.index, []).append(Record(part, result))
+
+    def refuse(self, key: str) -> None:
+        """Take note of a part that is too long to be read."""
+        self.damage.append(Damage(key, None, None))
 
     def _index_of(self, line: bytes, size: int) -> int | None:
         found = _INDEX.match(line)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count, groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from producer.jobs.model import keys
 from producer.output.manifest import ChunkRecords
@@ -24,8 +24,10 @@ _KEEP = b'"keep":{'
 #: So many images' bits are read at a time; then their manifests are listed, since these are written before the bits.
 _IMAGES_AT_ONCE = 16_384
 
-#: The parts of one chunk's manifest: object and whose it is, in the order in which they count.
-Parts: TypeAlias = list[tuple[str, "ManifestPart"]]
+#: The parts of one chunk's manifest: object, whose it is, and its bytes, in the order in which they count.
+Parts: TypeAlias = list[tuple[str, "ManifestPart", int]]
+#: Nothing longer is read of a part: a chunk's items with what is carried along are half of it at most.
+MAX_PART_BYTES: Final = 128 * 2**20
 #: Gives the ItemState bytes of so many items from a first one on; fewer where no later one has its end.
 States: TypeAlias = Callable[[int, int], bytes]
 
@@ -98,19 +100,22 @@ def manifest_parts(
     """
     prefix = keys.manifest_prefix(storage.prefix, job)
     listed = storage.sizes(prefix, after=f"{prefix}{begin:08d}" if begin else "")
-    named = ((key, part) for key, _ in listed if (part := keys.manifest_part(key)) is not None)
+    named = ((key, part, size) for key, size in listed if (part := keys.manifest_part(key)) is not None)
     for chunk, group in groupby(named, key=lambda entry: entry[1].chunk):
         if end is not None and chunk >= end:
             return
-        parts = [(key, part) for key, part in group if part.token >= since]
+        parts = [(key, part, size) for key, part, size in group if part.token >= since]
         if parts:
             yield chunk, sorted(parts, key=lambda entry: entry[1])
 
 
 def read_parts(storage: Storage, chunk: ChunkRecords, parts: Parts, chunk_size: int) -> ChunkRecords:
     """Read parts of a chunk's manifest into what is known of it. Errors as `read_chunks`."""
-    for key, part in parts:
-        chunk.add(key, part, storage.get(key), chunk_size)
+    for key, part, size_bytes in parts:
+        if size_bytes > MAX_PART_BYTES:
+            chunk.refuse(key)
+        else:
+            chunk.add(key, part, storage.get(key), chunk_size)
     return chunk
 
 
@@ -118,7 +123,7 @@ def read_kept_names(storage: Storage, job: str, *, since: int = 0) -> list[str]:
     """The names of all kept columns, in the order in which they turn up; several times as fast as `read_chunks`."""
 
     def fetch(chunk: tuple[int, Parts]) -> list[bytes]:
-        return [storage.get(key) for key, _ in chunk[1]]
+        return [storage.get(key) for key, _, size_bytes in chunk[1] if size_bytes <= MAX_PART_BYTES]
 
     names: dict[str, None] = {}
     with (
@@ -136,5 +141,5 @@ def _kept_names(lines: Iterable[bytes]) -> Iterator[str]:
     for rest in (rest for _, found, rest in (line.partition(_KEEP) for line in lines) if found):
         try:
             yield from read("{" + rest.decode())[0]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a torn line, which the reader of results counts

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fuzz_mutations import Format
 
 #: Modules of `tests/fuzz/` that have targets; each is imported in the process that needs it.
-MODULES = ("fuzz_pictures",)
+MODULES = ("fuzz_pictures", "fuzz_redis")
 
 
 @dataclass(frozen=True)

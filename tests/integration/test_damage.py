@@ -13,7 +13,7 @@ from command import gradcam
 
 from producer.client.client import Client
 from producer.jobs.model import keys
-from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
 
@@ -184,7 +184,7 @@ def test_a_torn_summary_is_written_anew_and_stops_no_delete(client: Client) -> N
         assert list(client.audit(job)) == []
         assert json.loads(client.storage.get(summary))["spec"] == whole["spec"]
     client.storage.put(summary, b'{"spec": {')
-    with pytest.raises(UsageError, match=r"gradcam audit torn-summary --repair.*gradcam delete torn-summary --objects"):
+    with pytest.raises(StoreError, match=r"gradcam audit torn-summary --repair.*gradcam delete torn-summary --objects"):
         run(client, [COFFEE], name="torn-summary")
     client.table.redis.flushall()
     assert client.delete(job, objects=True) > 0

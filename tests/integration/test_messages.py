@@ -160,6 +160,21 @@ BAD: list[tuple[bytes, str]] = [
     (changed("body", body(["job-1", 3], {}, None)), not_ours("body.2")),
     (changed("body", body(["job-1", 3], {}, {"callbacks": [SECRET]})), not_ours("body.2.callbacks")),
     (changed("body", body(["job-1", 3], {}, {"chord": {"task": SECRET}})), not_ours("body.2.chord")),
+    *(
+        (changed("headers/task", task), not_ours("headers.task"))
+        for task in ("celery.group", "celery.chord", "os.system", "")
+    ),
+    (changed("headers/task", "gradcam.explain_chunk "), not_ours("headers.task")),
+    (changed("headers/gradcam_published_at", 10**400), not_ours("headers.gradcam_published_at")),
+    (changed("headers/gradcam_published_at", [1.0]), not_ours("headers.gradcam_published_at")),
+    (changed("body", body(["job-1", 10**400], {}, EMBED)), not_ours("body.0.1")),
+    (changed("body", body(["job-1", "3"], {}, EMBED)), not_ours("body.0.1")),
+    (changed("body", body(["job-1", [[3]]], {}, EMBED)), not_ours("body.0.1")),
+    (changed("body", body(["x" * 5000, 3], {}, EMBED)), "its job has a name that no job has"),
+    (changed("body", base64.b64encode(b'{"a":' * 1500).decode()), "its body is not JSON"),
+    (changed("body", base64.b64encode(json.dumps(OURS).encode()).decode()), not_ours("body")),
+    (changed("content-type", ["application/json"]), not_ours("content-type")),
+    (changed("properties/delivery_info/routing_key", {SECRET: 1}), not_ours("properties.delivery_info.routing_key")),
 ]
 
 

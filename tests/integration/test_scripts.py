@@ -55,7 +55,8 @@ def retried(table: JobTable, *, to_its_end: bool = True) -> Generation:
     """A retry, that of a client that died before it had said that all is reopened, or that of one that did."""
     (failure,) = table.queries.failures("job")
     generation = table.actions.retry("job", "default", retry_id="again")
-    assert table.actions.reopen("job", generation, 0, {1: failure.item}, {1: ""}) is not None
+    items = table.queries.items_of("job", 0) | {1: failure.item}
+    assert table.actions.reopen("job", generation, 0, items, {1: ""}) is not None
     if to_its_end:
         table.actions.reopened("job", generation)
     return generation

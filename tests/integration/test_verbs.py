@@ -93,7 +93,8 @@ def written() -> dict[tuple[str, str], str]:
 def test_each_verb_answers_in_each_state_as_the_docs_say(own: Client) -> None:
     answers, sentences = {}, []
     for number, (verb, do) in enumerate(VERBS.items()):
-        for state in JobState:
+        # No job is `unreadable`: a list says so of one in whatever state.
+        for state in set(JobState) - {JobState.UNREADABLE}:
             job = f"{state}-{number}"
             bring(own, job, state)
             try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from producer.jobs.model import keys
+from producer.jobs.model.items import MAX_LINES
 from producer.jobs.model.results import ExplainedClass, Result
 from producer.jobs.model.spec import JobSpec
 from producer.output.export import columns, write_csv, write_jsonl, write_parquet
@@ -223,6 +224,35 @@ def test_a_torn_line_is_told_from_one_of_a_newer_version_and_stops_no_other(
     words = "1 line of a newer version of gradcam-queue: update this one" if newer else "1 line of the manifest cannot"
     assert words in str(damages)
     assert "line 2" in str(damages)
+
+
+def test_a_part_whose_lines_cannot_be_read_costs_little_and_hides_no_other_line() -> None:
+    first = record("done", index=1)
+    bad = [
+        *(
+            b"[]",
+            b"1",
+            b"null",
+            b'"x"',
+            b"{}",
+            b"[" * 1_000_000,
+            b'{"index":' + b"9" * 5000 + b"}",
+            b"{" * 9,
+            b"\x1f\x8b",
+        ),
+        *(
+            first[:-1] + b',"class_id":' + number + b"}"
+            for number in (b"1e400", b"9" * 400, b"-1", b"4294967296", b"[1]")
+        ),
+        *(first[:-1] + b',"guided_relus":' + number + b"}" for number in (b"9" * 40, b"-1")),
+        *(first[:-1] + b',"above":' + number + b"}" for number in (b"9" * 40, b"1.5")),
+    ]
+    chunk = chunk_of(first, *bad, record("done", index=2))
+    assert [result.index for result in chunk.results()] == [1, 2]
+    assert [one.line for one in chunk.damage] == list(range(2, len(bad) + 2))
+    many = chunk_of(first, *[b"x"] * 100_000)
+    assert [result.index for result in many.results()] == [1]
+    assert len(many.damage) == MAX_LINES
 
 
 def test_a_part_with_nothing_in_it_is_damaged_as_a_whole() -> None:

@@ -27,6 +27,7 @@ from producer.jobs.model.errors import (
     NotHere,
     OtherVersion,
     ServiceError,
+    UnreadableJob,
 )
 from producer.jobs.table.troubles import Kind
 
@@ -100,7 +101,8 @@ class FaultHandler:
         """Leave a job to others that this worker cannot do. Where no worker can, the job fails."""
         log.warning("action=job_refused job=%s This worker cannot do it: %s", job, error)
         kind = Kind.VERSION if isinstance(error, OtherVersion) else Kind.REFUSED
-        self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
+        with suppress(UnreadableJob):  # then no message leads to it
+            self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
         # No other job can be done here either: each is looked at once, and nothing is computed for it.
         self._bucket_closed = self._bucket_closed or isinstance(error, BucketClosed)
         if kind is Kind.REFUSED:
@@ -110,7 +112,8 @@ class FaultHandler:
         """Blame the job after a few tries on different processes. Until then it is delayed."""
         sentence = _sentence(error)
         log.error("action=job_error job=%s chunk=%d %s", claim.job, claim.chunk, sentence, exc_info=error)
-        self._table.troubles.tell(self._worker, self._host, claim.job, Kind.ERROR, sentence, claim)
+        with suppress(UnreadableJob):
+            self._table.troubles.tell(self._worker, self._host, claim.job, Kind.ERROR, sentence, claim)
         if isinstance(error, DeviceError):
             self._report(sentence)
         with self._lock:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from producer.jobs.model.errors import GradcamError, ServiceError
+from producer.jobs.model.errors import GradcamError, ServiceError, UnreadableJob
 from worker.supervise.busy_file import Busy, BusyFile
 
 if TYPE_CHECKING:
@@ -181,6 +181,10 @@ class Lease:
 
     def _renew(self, offsets: Sequence[int] | None, *, loading: bool = False) -> None:
         asked = time.monotonic()
-        if not self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets, loading=loading):
+        try:
+            ours = self._table.renew(self._claim, lease_s=self._lease_s, marked=offsets, loading=loading)
+        except UnreadableJob:
+            ours = False  # somebody wrote into the job meanwhile: it goes no further
+        if not ours:
             self._lost = True
         self._renewed = asked

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from producer.jobs.model.errors import ServiceError
+from producer.jobs.model.errors import ServiceError, UnreadableJob
 from producer.jobs.table.claims import OnlyRefusedJobs
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Messages:
 
         One that cannot be given back is free when its lease runs out.
         """
-        with suppress(ServiceError):
+        with suppress(ServiceError, UnreadableJob):
             published_at = self._table.release(claim)
             if published_at is not None:
                 self._publish(queue, claim.job, claim.chunk, published_at)

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from producer.jobs.model.errors import GradcamError, ServiceError
+from redis.exceptions import ResponseError
+
+from producer.jobs.model.errors import GradcamError, OtherVersion, ServiceError
 from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
 
 if TYPE_CHECKING:
@@ -48,6 +51,10 @@ class Death:
     loading: bool = False
 
 
+def _tell_unreadable(job: str, why: str) -> None:
+    log.warning("action=job_unreadable job=%s It is left alone: %s", job, why)
+
+
 def reconcile(
     table: JobTable,
     storage: Storage,
@@ -57,6 +64,7 @@ def reconcile(
     grace_s: float,
     publish: Publish,
     unable: Callable[[str], None] = lambda _: None,
+    unreadable: Callable[[str, str], None] = _tell_unreadable,
 ) -> int:
     """Publish again the chunks that nobody works at, and send lost messages again.
 
@@ -67,28 +75,31 @@ def reconcile(
         who: The name of this worker.
         grace_s: How long messages must be missing before they count as lost.
         publish: Sends a pointer to the queue of its priority.
-        unable: Called with each job that could not be repaired.
+        unable: Called with each job that could not be repaired here, and may be elsewhere.
+        unreadable: Called with each job that no worker of this version can read, and with the reason.
 
     Returns:
         How many messages were sent.
     """
-    if misnamed := table.recovery.forget_misnamed():
-        log.warning(
-            "action=misnamed_entry %d entries of Redis have names that no job has, such as %r in %s: they are dropped; "
-            "somebody else writes to this Redis.",
-            misnamed.count,
-            misnamed.name,
-            misnamed.where,
-        )
-    table.recovery.forget_expired()
-    table.registry.forget_silent()
-    table.recovery.restore_active()
+    for tidy in (
+        lambda: _forget_misnamed(table),
+        table.recovery.forget_expired,
+        table.registry.forget_silent,
+        table.recovery.restore_active,
+    ):
+        try:
+            tidy()
+        except (ResponseError, ServiceError) as error:
+            # A key of another type: what it does not concern is looked for all the same.
+            log.warning("action=reconcile_failed A part of Redis could not be tidied: %s", error)
     sent = 0
     for job in table.recovery.active():
         try:
             sent += _expired(table, storage, republish, job, who)
         except ServiceError:
             raise
+        except OtherVersion as error:
+            unreadable(job, str(error))
         except Exception as error:
             # The trouble of one job (its bucket is away, its data is damaged) must not stop those behind it.
             unable(job)
@@ -103,12 +114,23 @@ def reconcile(
     return sent
 
 
+def _forget_misnamed(table: JobTable) -> None:
+    if misnamed := table.recovery.forget_misnamed():
+        log.warning(
+            "action=misnamed_entry %d entries of Redis have names that no job has, such as %r in %s: they are dropped; "
+            "somebody else writes to this Redis.",
+            misnamed.count,
+            misnamed.name,
+            misnamed.where,
+        )
+
+
 def _expired(table: JobTable, storage: Storage, republish: Republish, job: str, who: str) -> int:
-    found = table.queries.outline(job)
-    if found is None:
+    state = table.queries.state(job)
+    if state is None:
         table.recovery.forget_active(job)
         return 0
-    if found.state == "finalizing":
+    if state == JobState.FINALIZING:
         finalize(table, storage, job, who)
         return 0
     sent = 0
@@ -170,6 +192,8 @@ class Reconciler(threading.Thread):
         self._reconcile = partial(reconcile, table, storage, republish, who=who, grace_s=grace_s, publish=publish)
         #: By the monotonic clock; until then other workers lead.
         self._leads_from = 0.0
+        #: Jobs that this version cannot read: each is told once, until what is wrong changes.
+        self._unreadable: dict[str, str] = {}
         self._deaths: deque[Death] = deque()
         self._wake, self._stopped = threading.Event(), False
 
@@ -205,28 +229,41 @@ class Reconciler(threading.Thread):
         while self._deaths:
             self._reclaim(self._deaths[0])
             self._deaths.popleft()
-        self._table.registry.heartbeat(self._who, self._queues, self._networks, self._warnings)
+        try:
+            self._table.registry.heartbeat(self._who, self._queues, self._networks, self._warnings)
+        except ServiceError as error:
+            # A key of another type: lost work is looked for all the same. A Redis that is away stops what follows, too.
+            log.warning("action=reconcile_failed This worker could not say that it is alive: %s", error)
         if time.monotonic() < self._leads_from:
             return
         # The lock is shorter than the interval: the death of its holder delays others by one interval at most.
         if self._table.registry.try_lead(self._who, 0.9 * self._interval_s):
             unable: list[str] = []
-            self._reconcile(unable=unable.append)
+            unreadable: dict[str, str] = {}
+            self._reconcile(unable=unable.append, unreadable=unreadable.__setitem__)
+            for job, why in unreadable.items():
+                if self._unreadable.get(job) != why:
+                    _tell_unreadable(job, why)
+            self._unreadable = unreadable
             if unable:
                 # Another worker may be able to; by its clock this one could win the lock each time.
                 self._table.registry.step_down(self._who)
                 self._leads_from = time.monotonic() + _OTHERS_LEAD * self._interval_s
 
     def _reclaim(self, death: Death) -> None:
-        published_at = self._table.reclaim_from_dead(
-            death.job,
-            death.chunk,
-            claim_id=death.claim_id,
-            weight=death.weight,
-            marked=death.marked,
-            life=death.life,
-            loading=death.loading,
-        )
+        try:
+            published_at = self._table.reclaim_from_dead(
+                death.job,
+                death.chunk,
+                claim_id=death.claim_id,
+                weight=death.weight,
+                marked=death.marked,
+                life=death.life,
+                loading=death.loading,
+            )
+        except OtherVersion as error:
+            _tell_unreadable(death.job, str(error))
+            return
         if published_at is not None:
             log.warning("action=reclaimed job=%s chunk=%d Its process died; others get it.", death.job, death.chunk)
             self._republish(death.job, death.chunk, published_at)

@@ -21,6 +21,7 @@
     │   └── NotHere               so it is on this worker: the job fails when no worker that is alive can do it
     │       ├── BucketClosed      our bucket, as this worker sees it
     │       └── OtherVersion      written by another version: no worker of this one fails it
+    │           └── UnreadableJob what Redis holds of it is not as this version writes it
     └── WorkerError               this machine's fault: the chunk goes to another worker
         ├── NoRoom                what the job needs does not fit into its memory: it may elsewhere, or later
         └── DeviceError           its device failed: a new process may do better
@@ -151,6 +152,22 @@ class BucketClosed(NotHere):
 
 class OtherVersion(NotHere):
     """The job was written by another version."""
+
+
+class UnreadableJob(OtherVersion):
+    """What Redis holds of a job is not as this version writes it; it concerns that job alone.
+
+    Args:
+        job: Its id.
+        what: Which field or key of it, or what Redis says; shown in part.
+    """
+
+    def __init__(self, job: str, what: str) -> None:
+        shown = "".join(c if c.isprintable() else "?" for c in what[:120])
+        super().__init__(
+            f"what Redis holds of job {job[:80]} cannot be read ({shown}): a newer gradcam-queue wrote it, or "
+            f"something else did: update this one, or `gradcam delete {job[:80]}` forgets it"
+        )
 
 
 class WorkerError(GradcamError):

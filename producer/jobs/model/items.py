@@ -92,10 +92,13 @@ def decompress_items(payload: bytes) -> dict[int, Item]:
     """Read a chunk's items back, by their offset.
 
     Raises:
-        ValueError, zlib.error: Nothing of ours wrote them, or they unpack to more than a chunk has.
+        ValueError: Nothing of ours wrote them, or they unpack to more than a chunk has; pydantic's among them.
     """
     unpacker = zlib.decompressobj()
-    text = unpacker.decompress(payload, MAX_UNPACKED_BYTES + 1)
+    try:
+        text = unpacker.decompress(payload, MAX_UNPACKED_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
     if len(text) > MAX_UNPACKED_BYTES or not unpacker.eof or text.count(b"\n") >= MAX_LINES:
         raise ValueError("a chunk's items break off, or unpack to more than a chunk has")
     return {offset: Item.model_validate_json(line) for offset, line in enumerate(text.split(b"\n")) if line}

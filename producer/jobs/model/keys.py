@@ -91,6 +91,8 @@ OLD_WEIGHTS = "weights"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: kombu puts this before the name of each list it makes.
 QUEUE_PREFIX = "gradcam:queue:"
+#: Before the id of a job.
+_HASH = "gradcam:job:"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,12 @@ class JobKeys:
     @property
     def hash(self) -> str:
         """The job itself."""
-        return f"gradcam:job:{self.job}"
+        return f"{_HASH}{self.job}"
+
+    @classmethod
+    def job_of(cls, key: str) -> str | None:
+        """The job whose hash lies under a key; None where it is another key."""
+        return key.removeprefix(_HASH) if key.startswith(_HASH) else None
 
     def part(self, name: str) -> str:
         """One of the keys beside the job's hash."""

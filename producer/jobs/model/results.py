@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
+from producer.jobs.model.limits import MAX_CLASS_ID, MAX_COUNT
 from producer.jobs.model.spec import Direction
+
+#: Numbers that tables and databases take; a line with another one is damaged.
+ClassId = Annotated[int, Field(ge=0, le=MAX_CLASS_ID)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Failure(Frozen):
     """Why an item failed, as the job table keeps it."""
 
-    index: int
+    index: Count
     item: Item
     #: The word it is counted under: `fetch`, `image`, `model`, `store`, …
     reason: str
@@ -27,7 +32,7 @@ class Failure(Frozen):
 class Prediction(Frozen):
     """One of the network's most likely classes."""
 
-    class_id: int
+    class_id: ClassId
     #: None where nobody named the classes; lines leave it out then.
     class_name: str | None = None
     #: By the job's activation; under `none` there is none, but the output itself as `score`.
@@ -38,7 +43,7 @@ class Prediction(Frozen):
 class ExplainedClass(Frozen):
     """One of several classes that were explained of one image."""
 
-    class_id: int
+    class_id: ClassId
     class_name: str | None = None
     probability: float | None = None
     score: float | None = None
@@ -48,7 +53,7 @@ class ExplainedClass(Frozen):
 class Box(Frozen):
     """A box that was explained, in pixels of the original from its left upper corner."""
 
-    class_id: int
+    class_id: ClassId
     class_name: str | None = None
     score: float
     x0: float
@@ -61,11 +66,11 @@ class Box(Frozen):
 class Result(Frozen):
     """One image's line in the manifest."""
 
-    index: int
+    index: Count
     uri: str
     id: str | None = None
     state: Literal["done", "failed"]
-    class_id: int | None = None
+    class_id: ClassId | None = None
     class_name: str | None = None
     #: Softmax of the explained class; of a network with one logit, its sigmoid; else what `activation` says. Of
     #: segmentation its share of the pixels, of detection the best box's score.
@@ -78,7 +83,7 @@ class Result(Frozen):
     direction: Direction | None = None
     #: How many classes lie above the job's threshold: 0 where the most likely one is explained though it does not, more
     #: than were explained where there were too many.
-    above: int | None = None
+    above: Count | None = None
     top5: tuple[Prediction, ...] = ()
     #: What the user says that it shows, as given.
     label: str | None = None
@@ -96,7 +101,7 @@ class Result(Frozen):
     #: The map was zero everywhere: nothing spoke for this class at this layer.
     flat: bool | None = None
     #: Guided ReLUs; 0 means that `gb` is the plain gradient.
-    guided_relus: int | None = None
+    guided_relus: Count | None = None
     #: The weights were seeded random numbers: a picture of nothing, for tests and benchmarks.
     random_weights: bool | None = None
     #: Columns of the user's list that were carried along.

@@ -205,10 +205,15 @@ class JobSpec(Frozen):
         return ", ".join(dict.fromkeys(flags[name] for name in names))
 
 
-def is_newer(error: ValidationError) -> bool:
-    """Whether what cannot be read is whole, and says more than this version of the program knows."""
+def is_newer(error: ValidationError, outer: tuple[str, ...] = ()) -> bool:
+    """Whether what cannot be read is whole, and says more than this version of the program knows.
+
+    Args:
+        error: What reading it raised.
+        outer: Where in what was read the message stands.
+    """
     # A line that is damaged elsewhere, too, is no line of a newer version.
-    kinds = {(problem["type"], problem["loc"] == ("version",)) for problem in error.errors(include_url=False)}
+    kinds = {(problem["type"], problem["loc"] == (*outer, "version")) for problem in error.errors(include_url=False)}
     return bool(kinds) and all(kind == "extra_forbidden" or version for kind, version in kinds)
 
 

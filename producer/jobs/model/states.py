@@ -26,10 +26,20 @@ class JobState(StrEnum):
     FAILED = "failed"
     #: Somebody stopped it.
     CANCELLED = "cancelled"
+    #: Of a list alone: this version cannot read what Redis holds of it; its problem says what.
+    UNREADABLE = "unreadable"
 
 
 #: A job that is in one of these never leaves it by itself.
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED})
+
+
+def known_state(word: str) -> JobState:
+    """The state that Redis has for a job. Raises ValueError: this version does not know it."""
+    state = JobState(word)
+    if state is JobState.UNREADABLE:
+        raise ValueError(word)
+    return state
 
 
 #: A client has a job for itself.

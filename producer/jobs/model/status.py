@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.stage_times import StageTime, device_busy, stage_times
-from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState
+from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState, known_state
 
 #: Fields of the job's hash that its status is made of.
 FIELDS = (
@@ -118,6 +119,7 @@ class JobStatus(Frozen):
         return self.state in TERMINAL
 
 
+_COUNT, _YEAR_10000_S = re.compile(r"0|[1-9][0-9]{0,17}"), 253402300800
 #: What was measured is no measure any more when nothing has been recorded for so long.
 STALLED_AFTER_S = 30.0
 
@@ -125,6 +127,45 @@ STALLED_AFTER_S = 30.0
 def to_time(seconds: str | bytes) -> datetime:
     """Read a time as the scripts write it: seconds since 1970."""
     return datetime.fromtimestamp(float(seconds), UTC)
+
+
+def is_count(word: str) -> bool:
+    """Whether it is a count as Redis and the scripts write it, and in range."""
+    return _COUNT.fullmatch(word) is not None
+
+
+def count_of(word: str) -> int:
+    """Read a count. Raises ValueError: it is none, see `is_count`."""
+    if not is_count(word):
+        raise ValueError("not a count")
+    return int(word)
+
+
+def unreadable_status(job: str, problem: str, created_s: float) -> JobStatus:
+    """What a list has of a job that cannot be read: nothing is known of its counts.
+
+    Args:
+        job: Its id.
+        problem: Why, in a sentence.
+        created_s: When it was made, as the list of jobs has it, in seconds since 1970.
+    """
+    known = created_s if 0 <= created_s < _YEAR_10000_S else 0
+    nothing = dict.fromkeys(("total", "done", "failed", "cancelled", "pending"), 0)
+    return JobStatus(
+        job=job,
+        name=None,
+        state=JobState.UNREADABLE,
+        ingest=Ingest.CLOSED,
+        network="",
+        **nothing,
+        failures={},
+        images_per_s=None,
+        eta_s=None,
+        created_at=datetime.fromtimestamp(known, UTC),
+        finished_at=None,
+        problem=problem,
+        chunks=ChunkCounts(total=0, waiting=0, in_flight=0, complete=0),
+    )
 
 
 def make_status(
@@ -148,23 +189,28 @@ def make_status(
         workers: Workers heard of lately.
         problem: What keeps one of them from working.
         now: By Redis' clock, in seconds since 1970.
+
+    Raises:
+        ValueError, KeyError, OverflowError, OSError: Something of it is not as the scripts write it.
     """
-    state = JobState(fields["state"])
-    total, done, failed = (int(fields[name]) for name in ("total", "done", "failed"))
+    state = known_state(fields["state"])
+    total, done, failed = (count_of(fields[name]) for name in ("total", "done", "failed"))
     left = total - done - failed
+    if left < 0:
+        raise ValueError("more images have their end than there are")
     ended = state in TERMINAL
     over = ended or state in MAINTENANCE
     if "open_chunks" in fields:
-        chunks = chunks.model_copy(update={"complete": chunks.total - int(fields["open_chunks"]), "waiting": 0})
+        chunks = chunks.model_copy(update={"complete": chunks.total - count_of(fields["open_chunks"]), "waiting": 0})
     still_s = 0.0 if ended else max(now - _went_on_at(fields), 0.0)
     fresh = still_s < STALLED_AFTER_S
     speed = _images_per_s(fields, done + failed) if fresh else None
     return JobStatus(
         job=job,
-        name=fields["name"] or None,
+        name=fields.get("name") or None,
         state=state,
         ingest=Ingest(fields["ingest"]),
-        network=fields["network"],
+        network=fields.get("network", ""),
         total=total,
         done=done,
         failed=failed,
@@ -172,7 +218,7 @@ def make_status(
         pending=0 if over else left,
         **_of_labels(fields),
         failures=failures,
-        running=0 if over else min(left, chunks.in_flight * int(fields["chunk_size"])),
+        running=0 if over else min(left, chunks.in_flight * count_of(fields["chunk_size"])),
         chunks=chunks,
         stages=stage_times(timings),
         device_busy=device_busy(timings) if fresh else None,
@@ -184,8 +230,8 @@ def make_status(
         workers=workers,
         problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
         stalled_s=round(still_s, 1) if not fresh and left and state is JobState.RUNNING else None,
-        generation=int(fields["generation"]),
-        republished=int(fields.get("republished", 0)),
+        generation=count_of(fields["generation"]),
+        republished=count_of(fields.get("republished", "0")),
     )
 
 
@@ -204,8 +250,8 @@ def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
     if "progress_at" not in fields or "started_at" not in fields:
         return None
     until = float(fields["progress_at"])
-    since, before = float(fields["started_at"]), int(fields.get("base_n", 0))
+    since, before = float(fields["started_at"]), count_of(fields.get("base_n", "0"))
     if "finished_at" not in fields and "last_mark_at" in fields:
-        since, before = float(fields["last_mark_at"]), int(fields["last_mark_n"])
+        since, before = float(fields["last_mark_at"]), count_of(fields["last_mark_n"])
     # An old holder's work may be recorded before anything of a new generation was handed out.
     return max(finished - before, 0) / max(until - since, 1e-3)

@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from producer.jobs.model import keys, release
-from producer.jobs.model.errors import BucketClosed, ServiceError, StoreError, UsageError, WorkerError
+from producer.jobs.model.errors import BucketClosed, OtherVersion, ServiceError, StoreError, UsageError, WorkerError
 from producer.jobs.model.spec import JobSpec, is_newer
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
@@ -22,12 +22,25 @@ from producer.jobs.table.claims import Finalizing
 from producer.jobs.table.table import JobTable
 
 
-class DamagedSummary(UsageError):
+class DamagedSummary(StoreError):
     """A job's summary in the store cannot be read."""
+
+
+class NewerSummary(StoreError):
+    """A job's summary in the store was written by a newer version."""
+
+
+class _Recorded(BaseModel):
+    """What is read of a summary."""
+
+    spec: JobSpec
+    since: Annotated[int, Field(ge=0, lt=10**15)] = 0
 
 
 log = logging.getLogger(__name__)
 
+#: Nothing longer is read of a summary: a job's class names are most of it.
+MAX_SUMMARY_BYTES: Final = 64 * 2**20
 #: What a status says of the moment it was asked in.
 _OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
 
@@ -45,8 +58,9 @@ def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
     try:
         _write_summary(table, storage, job, mine)
         written = True
-    except BucketClosed as error:
-        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends.
+    except (BucketClosed, OtherVersion) as error:
+        # Whose fault that is, the others' tries tell. It may be the very reason why the job ends. What cannot be read
+        # here, a worker of another version may read.
         if table.decline(job, who, unless_last=True):
             log.warning("action=summary_declined job=%s Left to others: %s", job, error)
             return False
@@ -72,8 +86,7 @@ def finalize_if_due(table: JobTable, open_storage: Callable[[], Storage], job: s
         open_storage: Gives our bucket; it is opened only where it is needed.
         job: Its id.
     """
-    found = table.queries.outline(job)
-    if found is None or found.state != JobState.FINALIZING:
+    if table.queries.state(job) != JobState.FINALIZING:
         return
     with suppress(WorkerError):
         finalize(table, open_storage(), job, f"client-{uuid.uuid4().hex}")
@@ -146,7 +159,7 @@ def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
 
     Raises:
         DamagedSummary: It cannot be read.
-        UsageError: It was written by a newer version.
+        NewerSummary: It was written by a newer version.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
     known = _recorded(storage, job)
@@ -155,14 +168,16 @@ def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
 
 def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
     key = keys.summary(storage.prefix, job)
-    if storage.size(key) is None:
+    size_bytes = storage.size(key)
+    if size_bytes is None:
         return None
     try:
-        written = json.loads(storage.get(key))
-        return JobSpec.model_validate(written["spec"]), int(written.get("since", 0))
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ValidationError) and is_newer(error):
-            raise UsageError(
+        # What is longer is read as nothing.
+        written = _Recorded.model_validate_json(storage.get(key) if size_bytes <= MAX_SUMMARY_BYTES else b"")
+        return written.spec, written.since
+    except ValueError as error:
+        if isinstance(error, ValidationError) and is_newer(error, ("spec",)):
+            raise NewerSummary(
                 f"{storage.uri(key)} was written by a newer version of gradcam-queue: update this one, or choose "
                 "another --name"
             ) from None

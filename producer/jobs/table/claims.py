@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from producer.jobs.model.items import Item
-from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
 
-_SUSPECT = re.compile(r"(\d+)=(\d+)")
+_SUSPECT = re.compile(r"([0-9]{1,3})=([0-9]{1,9})(?![0-9])")
 #: What `create` makes a job's life of; it becomes a part of object keys.
 _LIFE = re.compile(r"[0-9A-Za-z-]{0,64}")
 
@@ -89,7 +89,7 @@ class Finalizing:
 def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
     """Read what `claim.lua` answers, but for the items. Raises ValueError: somebody else wrote what stands there."""
     _, token, attempt, _, states, suspects, generation, life, epoch = answer
-    weighed, troubled, loads = text(suspects).partition(";")
+    weighed, troubled, loads = suspects.decode(errors="replace").partition(";")
     if not _LIFE.fullmatch(text(life)):
         raise ValueError("a job's life is a short word")
     return Claim(
@@ -100,7 +100,9 @@ def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
         spec,
         items={},
         pending=[offset for offset, state in enumerate(states) if state == ItemState.PENDING],
-        suspects={int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed)},
+        suspects={
+            int(offset): int(weight) for offset, weight in _SUSPECT.findall(weighed) if int(offset) < MAX_CHUNK_SIZE
+        },
         generation=generation,
         life=text(life),
         epoch=int(epoch),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,15 +12,24 @@ from itertools import islice
 from typing import Any, cast
 
 import redis
+from pydantic_core import from_json
 
 from producer.jobs.model import keys, release
-from producer.jobs.model.errors import OtherVersion, UnknownJob, no_such
+from producer.jobs.model.errors import OtherVersion, UnknownJob, UnreadableJob, no_such
 from producer.jobs.model.items import Item, decompress_items
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.results import Failure
-from producer.jobs.model.spec import JobSpec
-from producer.jobs.model.states import ItemState, JobState
-from producer.jobs.model.status import FIELDS, ChunkCounts, JobStatus, make_status
+from producer.jobs.model.spec import MAX_CHUNK_SIZE, PRIORITIES, JobSpec
+from producer.jobs.model.states import ItemState, JobState, known_state
+from producer.jobs.model.status import (
+    FIELDS,
+    ChunkCounts,
+    JobStatus,
+    count_of,
+    is_count,
+    make_status,
+    unreadable_status,
+)
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -30,6 +38,8 @@ from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
 #: Facts that `annotate` may note: what the weights were and what was taken of their file, which layer was meant, what
 #: the network read.
 FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_relus", "worker_versions")
+#: What the job table holds of a chunk for good: digest:count.
+_ENTRY = re.compile(r"[0-9a-f]{16}:[1-9][0-9]{0,2}")
 _JOBS_AT_ONCE = 100
 _STATES_AT_ONCE = 65_536
 _FAILURES_AT_ONCE = 500
@@ -66,26 +76,39 @@ class Queries:
 
     def facts(self, job: str) -> dict[str, str]:
         """What workers noted with `annotate`."""
-        values = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS)))
-        return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
+
+        def facts(client: redis.Redis) -> dict[str, str]:
+            values = cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS))
+            return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
+
+        return self._scripts.of_job(job, facts)
 
     def histogram(self, job: str) -> dict[str, int]:
         """How many images were explained for each class: `class_key` → count."""
-        found = self._scripts.do(
-            lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("classes")))
-        )
-        return {text(name): int(count) for name, count in found.items()}
+
+        def histogram(client: redis.Redis) -> dict[str, int]:
+            found = cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("classes")))
+            return {text(name): count_of(text(count)) for name, count in found.items()}
+
+        return self._scripts.of_job(job, histogram)
 
     def place_of_summary(self, job: str) -> str | None:
         """Where the summary of a job that has ended was written, as bucket/prefix; None where it was not."""
         outline = self.outline(job)
-        written = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "summary")))
+        written = self._field(job, "summary")
         return str(outline.spec.get("store", "")) if outline and written == b"1" else None
 
     def since(self, job: str) -> int:
         """The first token that records of a job may have; parts with a lower one are an earlier job's of its name."""
-        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "since")))
-        return int(found or 0)
+        return self._scripts.of_job(job, lambda client: count_of(text(_field(client, job, "since") or b"0")))
+
+    def state(self, job: str) -> str | None:
+        """Where a job stands, in a word that this version may not know; None if there is no such job."""
+        found = self._field(job, "state")
+        return None if found is None else found.decode(errors="replace")
+
+    def _field(self, job: str, name: str) -> bytes | None:
+        return self._scripts.of_job(job, lambda client: _field(client, job, name))
 
     def spec(self, job: str) -> tuple[JobSpec, JobState] | None:
         """What a job computes and where it stands; None if there is no such job.
@@ -93,24 +116,31 @@ class Queries:
         Raises:
             OtherVersion: Another version of this program wrote it.
         """
-        written, state = self._scripts.do(
-            lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, ("spec", "state")))
+        written, state = self._scripts.of_job(
+            job, lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, ("spec", "state")))
         )
         if written is None or state is None:
             return None
         try:
-            return JobSpec.model_validate_json(written), JobState(text(state))
+            return JobSpec.model_validate_json(written), known_state(text(state))
         except ValueError:  # pydantic's among them
             raise OtherVersion(f"job {job} was written by another version of gradcam-queue: update this one") from None
 
     def outline(self, job: str) -> Outline | None:
         """What can be read of a job, whichever version wrote it; None if there is no such job."""
         fields = ("spec", "queue", "chunk_size", "state")
-        found = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, fields)))
-        if None in found:
-            return None
-        written, queue, size, state = (text(value) for value in found if value is not None)
-        return Outline(json.loads(written), queue, int(size), state)
+
+        def outline(client: redis.Redis) -> Outline | None:
+            found = cast("list[bytes | None]", client.hmget(JobKeys(job).hash, fields))
+            if None in found:
+                return None
+            written, queue, size, state = (text(value) for value in found if value is not None)
+            spec, chunk_size = from_json(written), count_of(size)
+            if not isinstance(spec, dict) or not 1 <= chunk_size <= MAX_CHUNK_SIZE or queue not in PRIORITIES:
+                raise ValueError
+            return Outline(spec, queue, chunk_size, state)
+
+        return self._scripts.of_job(job, outline)
 
     def existing_spec(self, job: str) -> JobSpec:
         """What a job computes. Raises UnknownJob, and OtherVersion as `spec`."""
@@ -131,6 +161,7 @@ class Queries:
 
         Raises:
             UnknownJob: There is no such job.
+            UnreadableJob: It is not as this version writes it.
         """
         parts = JobKeys(job)
         names = [*parts.parts("reasons"), keys.WORKERS, keys.PROBLEMS]
@@ -139,18 +170,21 @@ class Queries:
         values, reasons, workers, chunks, open_chunks, waiting, in_flight, times, told, at, *problem = (
             self._scripts.run("status", names, [WORKER_SILENT_S, *FIELDS])
         )
-        fields = {name: text(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
-        if "state" not in fields:
-            raise UnknownJob(no_such(job))
-        counts = {text(k): int(v) for k, v in zip(reasons[::2], reasons[1::2], strict=True)}
-        timings = {text(k): int(v) / 1e6 for k, v in zip(times[::2], times[1::2], strict=True)}
-        where = ChunkCounts(total=chunks, waiting=waiting, in_flight=in_flight, complete=chunks - open_chunks)
-        # What is wrong with this job comes before what is wrong with a worker.
-        trouble = problem_of({text(k): text(v) for k, v in zip(told[::2], told[1::2], strict=True)})
-        if trouble is None and problem and problem[0]:
-            trouble = text(problem[0])
-        now = float(at)
-        status = make_status(job, fields, counts, where, timings, workers, trouble, now)
+        try:
+            fields = {name: _shown(value) for name, value in zip(FIELDS, values, strict=True) if value is not None}
+            if "state" not in fields:
+                raise UnknownJob(no_such(job))
+            counts = _counts(reasons)
+            timings = {stage: count / 1e6 for stage, count in _counts(times).items()}
+            where = ChunkCounts(total=chunks, waiting=waiting, in_flight=in_flight, complete=chunks - open_chunks)
+            # What is wrong with this job comes before what is wrong with a worker.
+            trouble = problem_of({_shown(k): _shown(v) for k, v in zip(told[::2], told[1::2], strict=True)})
+            if trouble is None and problem and problem[0]:
+                trouble = _shown(problem[0])
+            now = float(at)
+            status = make_status(job, fields, counts, where, timings, workers, trouble, now)
+        except (ValueError, OverflowError, OSError, KeyError) as error:
+            raise UnreadableJob(job, "its counts or words" if isinstance(error, ValueError) else str(error)) from None
         if status.ended:
             return status
         wrong = self._server.problem()
@@ -179,6 +213,8 @@ class Queries:
     ) -> list[JobStatus]:
         """Jobs, newest first; those whose lifetime is over drop out.
 
+        One that cannot be read is among them, as `unreadable`, with the reason as its problem.
+
         Args:
             limit: At most so many.
             offset: Left out are so many of the newest that `keep` keeps.
@@ -190,25 +226,47 @@ class Queries:
     def _newest_first(self, misnamed: Callable[[int], None]) -> Iterator[JobStatus]:
         for start in itertools.count(0, _JOBS_AT_ONCE):
             names = self._scripts.do(partial(_page, start=start, stop=start + _JOBS_AT_ONCE - 1))
-            jobs = job_names(names)
+            jobs = job_names([name for name, _ in names])
             if len(jobs) < len(names):
                 misnamed(len(names) - len(jobs))
+            created = {name.decode(errors="replace"): created_s for name, created_s in names}
             for job in jobs:
                 with suppress(UnknownJob):  # The reconciler drops it.
-                    yield self.status(job)
+                    try:
+                        yield self.status(job)
+                    except UnreadableJob as error:
+                        yield unreadable_status(job, str(error), created[job])
             if len(names) < _JOBS_AT_ONCE:
                 return
 
     def chunks(self, job: str) -> dict[int, str]:
         """The chunks of a job that are there: number → digest:count."""
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks"))))
-        # What is no number is no chunk that anybody sent.
-        return {int(number): text(value) for number, value in found.items() if _is_chunk(number)}
+
+        def chunks(client: redis.Redis) -> dict[int, str]:
+            found = cast("dict[bytes, bytes]", client.hgetall(JobKeys(job).part("chunks")))
+            # What is no number is no chunk that anybody sent.
+            entries = {int(number): text(entry) for number, entry in found.items() if _is_chunk(number)}
+            if not all(_ENTRY.fullmatch(entry) for entry in entries.values()):
+                raise ValueError
+            return entries
+
+        return self._scripts.of_job(job, chunks)
 
     def items_of(self, job: str, chunk: int) -> dict[int, Item]:
-        """The items a chunk still holds, by their offset; none when it is complete."""
-        payload = self._scripts.do(lambda client: client.hget(JobKeys(job).part("items"), str(chunk)))
-        return decompress_items(cast("bytes", payload)) if payload else {}
+        """The items a chunk still holds, by their offset; none when it is complete.
+
+        Raises:
+            UnreadableJob: They are not as this version writes them.
+        """
+
+        def items(client: redis.Redis) -> dict[int, Item]:
+            payload = cast("bytes | None", client.hget(JobKeys(job).part("items"), str(chunk)))
+            try:
+                return decompress_items(payload) if payload else {}
+            except ValueError:
+                raise UnreadableJob(job, f"the images of chunk {chunk}") from None
+
+        return self._scripts.of_job(job, items)
 
     def states(self, job: str) -> Iterator[tuple[int, bytes]]:
         """The state of every item up to the last that has its end: index of the first, one ItemState byte an item.
@@ -218,17 +276,19 @@ class Queries:
         """
         size = _STATES_AT_ONCE // 4
         for start in itertools.count(0, size):
-            packed = self._scripts.do(partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+            packed = self._bits(job, start, size)
             yield start * 4, b"".join(_FOUR_STATES[byte] for byte in packed)
             if len(packed) < size:
                 return
 
+    def _bits(self, job: str, start: int, size: int) -> bytes:
+        return self._scripts.of_job(job, partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=size))
+
     def states_at(self, job: str, first: int, count: int) -> bytes:
         """The states of some items in a row, an ItemState byte each; fewer where no later one has its end."""
         start = first // 4
-        packed = self._scripts.do(
-            partial(_get_range, key=JobKeys(job).part("bits"), start=start, size=(first + count + 3) // 4 - start)
-        )
+        size = (first + count + 3) // 4 - start
+        packed = self._bits(job, start, size)
         return b"".join(_FOUR_STATES[byte] for byte in packed)[first - 4 * start :][:count]
 
     def failures(self, job: str) -> Iterator[Failure]:
@@ -236,29 +296,63 @@ class Queries:
 
         Raises:
             UnknownJob: There is no such job.
+            UnreadableJob: Some could not be read; all others were given before.
         """
         self.status(job)
+        unreadable = 0
         for first, states in self.states(job):
             failed = [first + n for n, state in enumerate(states) if state == ItemState.FAILED]
             for start in range(0, len(failed), _FAILURES_AT_ONCE):
-                yield from self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
+                found, broken = self.failures_at(job, failed[start : start + _FAILURES_AT_ONCE])
+                unreadable += broken
+                yield from found
+        if unreadable:
+            raise UnreadableJob(job, f"why {unreadable} of its images failed")
 
-    def failures_at(self, job: str, indices: Sequence[int]) -> list[Failure]:
-        """The failures of those of the items that failed."""
-        found = self._scripts.do(
+    def failures_at(self, job: str, indices: Sequence[int]) -> tuple[list[Failure], int]:
+        """The failures of those of the items that failed, and how many could not be read."""
+        lines = self._scripts.of_job(
+            job,
             lambda client: cast(
                 "list[bytes | None]", client.hmget(JobKeys(job).part("failures"), [str(index) for index in indices])
-            )
+            ),
         )
-        return [Failure.model_validate_json(line) for line in found if line is not None]
+        found, unreadable = [], 0
+        for index, line in zip(indices, lines, strict=True):
+            if line is None:
+                continue
+            try:
+                failure = Failure.model_validate_json(line)
+            except ValueError:
+                unreadable += 1
+                continue
+            if failure.index == index:
+                found.append(failure)
+            else:
+                unreadable += 1
+        return found, unreadable
+
+
+def _shown(word: bytes) -> str:
+    return word.decode(errors="replace")
+
+
+def _counts(found: Sequence[bytes]) -> dict[str, int]:
+    """Names and counts as HGETALL gives them, less those that are no counts: they only tell something."""
+    pairs = zip(map(_shown, found[::2]), map(_shown, found[1::2]), strict=True)
+    return {name: count_of(count) for name, count in pairs if is_count(count)}
+
+
+def _page(client: redis.Redis, *, start: int, stop: int) -> list[tuple[bytes, float]]:
+    return cast("list[tuple[bytes, float]]", client.zrevrange(keys.JOBS, start, stop, withscores=True))
 
 
 def _is_chunk(name: bytes) -> bool:
     return _CHUNK.fullmatch(name) is not None and int(name) < 2**31
 
 
-def _page(client: redis.Redis, *, start: int, stop: int) -> list[bytes]:
-    return cast("list[bytes]", client.zrevrange(keys.JOBS, start, stop))
+def _field(client: redis.Redis, job: str, name: str) -> bytes | None:
+    return cast("bytes | None", client.hget(JobKeys(job).hash, name))
 
 
 def _get_range(client: redis.Redis, *, key: str, start: int, size: int) -> bytes:

@@ -87,7 +87,8 @@ class Recovery:
             with client.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hget(JobKeys(name).hash, "state")
-                states = cast("list[bytes | None]", pipe.execute())
+                # One whose key is of another type is an error among the answers, and stops none behind it.
+                states = cast("list[bytes | Exception | None]", pipe.execute(raise_on_error=False))
             open_ones = [name for name, state in zip(names, states, strict=True) if state in _NOT_ENDED]
             if open_ones:
                 client.sadd(keys.ACTIVE, *open_ones)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
-from producer.jobs.model.errors import ServiceError, Unfit
+from producer.jobs.model.errors import ServiceError, Unfit, UnreadableJob
+from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.names import is_job_name
 from producer.jobs.model.waits import REDIS, waiting
 
@@ -32,12 +33,14 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
 _LIBRARY = (
-    *("_now", "_names", "_life", "_bits", "_strikes", "_death"),
+    *("_now", "_names", "_checked", "_life", "_bits", "_strikes", "_death"),
     *("_failures", "_end", "_round_robin", "_maintenance", "_convict"),
 )
 #: How Redis names the command that a user may not run, and how it says that a key is refused.
 _FORBIDDEN = re.compile(r"no permissions to run the '([^']+)' command")
 _FORBIDDEN_KEY = re.compile(r"permissions to access|can't access at least one of the keys")
+#: What our scripts say of what is not as we write it: a field of a job, or a key that jobs share.
+_UNREADABLE, _UNREADABLE_KEY = re.compile(r"UNREADABLE <([^>]*)>"), re.compile(r"UNREADABLE KEY <([^>]*)>")
 #: What Redis says when its disk is full, its primary is away, a script runs for too long, or a script found it full.
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 
@@ -142,8 +145,32 @@ class Scripts:
         return user_of(self._redis)
 
     def run(self, name: str, names: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Run one script. Errors as `do`."""
-        return self.do(lambda client: self._script(name, client)(keys=list(names), args=list(arguments)))
+        """Run one script. Errors as `do`; of a script whose first key is a job's as `of_job`."""
+
+        def call(client: redis.Redis) -> Any:
+            return self._script(name, client)(keys=list(names), args=list(arguments))
+
+        job = JobKeys.job_of(names[0]) if names else None
+        return self.do(call) if job is None else self.of_job(job, call)
+
+    def of_job(self, job: str, command: Callable[[redis.Redis], _T]) -> _T:
+        """Call a command that concerns one job's keys alone, and read what it gives.
+
+        Args:
+            job: Its id.
+            command: What to call; a ValueError or OverflowError of it is one of what Redis holds.
+
+        Raises:
+            UnreadableJob: What Redis holds of the job is not as we write it.
+            Unfit, ServiceError: As `do`.
+        """
+        try:
+            return self.do(command)
+        except redis.exceptions.ResponseError as error:
+            found = _UNREADABLE.search(str(error))
+            raise UnreadableJob(job, f"`{found[1]}`" if found else str(error)) from None
+        except (ValueError, OverflowError) as error:  # UnicodeDecodeError and pydantic's among them
+            raise UnreadableJob(job, type(error).__name__) from None
 
     @waiting(REDIS)
     def do(self, command: Callable[[redis.Redis], _T], *, patience_s: float | None = None) -> _T:
@@ -155,7 +182,8 @@ class Scripts:
 
         Raises:
             Unfit: It refuses our password, or a command, which is named.
-            ServiceError: It is still away after `patience_s`.
+            ServiceError: It is still away after `patience_s`; or a key that all jobs share is of another type.
+            ResponseError: It refuses what was asked.
         """
         patience_s = self._patience_s if patience_s is None else patience_s
         deadline = time.monotonic() + patience_s
@@ -168,6 +196,11 @@ class Scripts:
                     raise Unfit(forbidden) from None
                 if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
                     raise Unfit(f"Redis refuses us ({error}): correct GRADCAM_REDIS_URL") from None
+                if key := _UNREADABLE_KEY.search(str(error)):
+                    raise ServiceError(
+                        f"Redis holds something under {key[1]} that is not ours: rename or delete that key, it is made "
+                        "again"
+                    ) from None
                 why = _passing(error)
                 if why is None:
                     raise

@@ -35,7 +35,7 @@ READING: Final = ("BRPOP", "LLEN", "RPUSH")
 #: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
 FULL_SHARE: Final = 0.8
 _LOOK_EVERY_S: Final = 30.0
-_CALLED: Final = re.compile(r"redis\.p?call\(\s*['\"]([A-Z]+)['\"]")
+_CALLED: Final = re.compile(r"(?:redis\.p?call|ask)\(\s*['\"]([A-Z]+)['\"]")
 
 
 @cache

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.table.redis_scripts import text
@@ -26,6 +27,12 @@ class Kind(StrEnum):
     ERROR = "error"
     #: It cannot read what the job is; it says nothing against it.
     VERSION = "version"
+
+
+class _Word(BaseModel):
+    """What is read of a worker's word against a job."""
+
+    sentence: str
 
 
 class Troubles:
@@ -66,5 +73,9 @@ def problem_of(troubles: Mapping[str, str]) -> str | None:
     """What keeps a worker from doing a job, in a sentence, as `J:troubles` holds it; None where nothing does."""
     for field in sorted(troubles):
         if field.startswith(_WORKER):
-            return f"worker {field.removeprefix(_WORKER)} cannot do this job: {json.loads(troubles[field])['sentence']}"
+            worker = field.removeprefix(_WORKER)
+            try:
+                return f"worker {worker} cannot do this job: {_Word.model_validate_json(troubles[field]).sentence}"
+            except ValueError:
+                return f"worker {worker} cannot do this job, and says why in words that this version cannot read"
     return "a process ended while it loaded the model; it is tried again" if "load" in troubles else None

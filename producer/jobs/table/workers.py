@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import redis
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.status import Wait
-from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
-    import redis
-
     from producer.jobs.table.redis_scripts import Scripts
 
 #: A worker not heard of for this long does not count as alive.
 WORKER_SILENT_S = 60
 _FORGOTTEN_S = 86_400
+#: No time in seconds since 1970 is later than the end of the year 9999.
+_MOST_S = 253402300799.0
+#: No batch and no speed is greater.
+_MOST = 1e6
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120
 #: A status names so many things that are waited for at most.
@@ -35,12 +37,46 @@ class _Told(BaseModel):
 
     what: str
     #: By Redis' clock, in seconds since 1970: when the wait began, and when it was told last.
-    since: float
-    at: float
+    since: Annotated[float, Field(ge=0, le=_MOST_S)]
+    at: Annotated[float, Field(ge=0, le=_MOST_S)]
+
+
+def _silent_for(told: bytes, now: float) -> float | None:
+    """For how many seconds nothing was told; None where this version cannot read what was."""
+    try:
+        at = float(told.partition(b" ")[0])
+    except ValueError:
+        return None
+    return now - at if 0 <= at <= _MOST_S else None
 
 
 def _alive(told: bytes, now: float) -> bool:
-    return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
+    silent_s = _silent_for(told, now)
+    return silent_s is not None and silent_s < WORKER_SILENT_S
+
+
+def _silent(told: bytes, now: float) -> bool:
+    # What a newer version tells otherwise is not ours to remove.
+    silent_s = _silent_for(told, now)
+    return silent_s is not None and silent_s >= WORKER_SILENT_S
+
+
+def _word(told: bytes) -> str:
+    return told.decode(errors="replace")
+
+
+@contextmanager
+def _ours(*names: str) -> Iterator[None]:
+    """Say of keys that all jobs share when one of them is of another type. Raises ServiceError."""
+    try:
+        yield
+    except redis.exceptions.ResponseError as error:
+        if "WRONGTYPE" not in str(error):  # behind the command, where it was one of several
+            raise
+        raise ServiceError(
+            f"Redis holds something under {' or '.join(names)} that is not ours: rename or delete that key, it is made "
+            "again"
+        ) from None
 
 
 class WorkerRegistry:
@@ -55,6 +91,9 @@ class WorkerRegistry:
         """Report that a worker is alive, its release, the priorities that it reads, and the networks registered there.
 
         It reads all priorities where none is named. Warnings say what its settings leave open.
+
+        Raises:
+            ServiceError: A key that all workers share is of another type.
         """
         now = self.now()
 
@@ -74,10 +113,11 @@ class WorkerRegistry:
                     pipe.hgetall(key)
                 answers = cast("list[dict[bytes, bytes]]", pipe.execute())[-len(told_of) :]
             for key, found in zip(told_of, answers, strict=True):
-                if silent := [name for name, told in found.items() if not _alive(told, now)]:
+                if silent := [name for name, told in found.items() if _silent(told, now)]:
                     client.hdel(key, *silent)
 
-        self._scripts.do(heartbeat)
+        with _ours(keys.WORKERS, keys.QUEUES, keys.RELEASES, keys.NETWORKS, keys.WARNINGS):
+            self._scripts.do(heartbeat)
 
     def releases(self, now: float) -> dict[str, str]:
         """The releases of the workers that are alive, each with the name of one of them."""
@@ -88,8 +128,9 @@ class WorkerRegistry:
         return self._told_by(keys.WARNINGS, now)
 
     def _told_by(self, key: str, now: float) -> dict[str, str]:
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(key)))
-        return {text(name): text(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
+        with _ours(key):
+            found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(key)))
+        return {_word(name): _word(told).partition(" ")[2] for name, told in found.items() if _alive(told, now)}
 
     def networks(self, *, patience_s: float | None = None) -> set[str]:
         """The networks that are registered with workers that are alive."""
@@ -97,9 +138,10 @@ class WorkerRegistry:
         def networks(client: redis.Redis) -> set[str]:
             seconds, _ = client.time()
             found = cast("dict[bytes, bytes]", client.hgetall(keys.NETWORKS))
-            return {text(name) for name, told in found.items() if _alive(told, seconds)}
+            return {_word(name) for name, told in found.items() if _alive(told, seconds)}
 
-        return self._scripts.do(networks, patience_s=patience_s)
+        with _ours(keys.NETWORKS):
+            return self._scripts.do(networks, patience_s=patience_s)
 
     def deregister(self, worker: str) -> None:
         """Remove a worker that ends; it ends also when Redis is away."""
@@ -122,7 +164,8 @@ class WorkerRegistry:
                 client.zrem(keys.WORKERS, *names)
                 client.hdel(keys.QUEUES, *names)
 
-        self._scripts.do(forget)
+        with _ours(keys.WORKERS, keys.QUEUES):
+            self._scripts.do(forget)
 
     def report_problem(self, worker: str, sentence: str) -> None:
         """Report what keeps a worker from working; the status of a job shows it."""
@@ -150,13 +193,14 @@ class WorkerRegistry:
 
     def waits(self, now: float) -> tuple[Wait, ...]:
         """What workers wait for, the longest wait first."""
-        found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
+        with _ours(keys.WAITS):
+            found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
         longest: dict[str, list[float]] = {}
         for line in found.values():
             with suppress(ValidationError):  # of another version
                 told = _Told.model_validate_json(line)
                 if now - told.at < WORKER_SILENT_S:  # else it died with its wait
-                    longest.setdefault(told.what, []).append(now - told.since)
+                    longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
         waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
         return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
@@ -185,8 +229,7 @@ class WorkerRegistry:
 
     def speed(self, network: str) -> float | None:
         """How many images a second one process explains with a network; None where nobody did lately."""
-        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.SPEEDS, network)))
-        return float(found) if found else None
+        return self._measured(keys.SPEEDS, network)
 
     def note_batch_size(self, batch_key: str, size: int) -> None:
         """Store the best batch size for a kind of work; the next process begins with it."""
@@ -200,8 +243,16 @@ class WorkerRegistry:
 
     def batch_size(self, batch_key: str) -> int | None:
         """The best batch size for a kind of work; None where nobody measured it lately."""
-        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(keys.BATCH_SIZES, batch_key)))
-        return int(found) if found else None
+        found = self._measured(keys.BATCH_SIZES, batch_key)
+        return int(found) if found is not None and found >= 1 else None
+
+    def _measured(self, key: str, name: str) -> float | None:
+        """What was measured, at least 1/100; None where it was not, or cannot be read: it is measured anew."""
+        with suppress(ValueError, redis.exceptions.ResponseError):
+            found = self._scripts.do(lambda client: cast("bytes | None", client.hget(key, name)))
+            number = float(found or 0)
+            return number if 0.01 <= number <= _MOST else None  # noqa: PLR2004 - as `note_speed` rounds
+        return None
 
     def now(self) -> float:
         """The server's time in seconds since 1970."""

@@ -13,9 +13,13 @@ local function write_bit(key, index, value)
   redis.call('BITFIELD', key, 'SET', 'u2', '#' .. index, value)
 end
 
--- How many items a chunk has, by its entry in `chunks` (digest:count).
+-- How many items a chunk has, by its entry in `chunks` (digest:count); 0 where there is none.
 local function count_of(chunks, chunk)
-  return tonumber(string.match(redis.call('HGET', chunks, chunk) or ':0', ':(%d+)$'))
+  local entry = redis.call('HGET', chunks, chunk)
+  if not entry then return 0 end
+  local count = #entry <= 100 and whole(string.match(entry, ':(%d+)$'), 1, MOST_CHUNK_SIZE)
+  if not count then unreadable('chunks') end
+  return count
 end
 
 -- The class an image was explained for, and 1 or -1 where its prediction is right or wrong: '+281 tabby'.

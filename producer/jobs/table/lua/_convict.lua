@@ -4,13 +4,21 @@
 --   foresaw, and there were three such errors in all;
 --   or three workers, not all on one machine, have met such an error.
 -- `troubles` holds worker:<name> -> JSON, and load -> weight. A worker that did a chunk of the job takes its word back.
-local CONVICTING, TRIES, SILENT_S = 4, 3, 60
+local CONVICTING, TRIES, SILENT_S, LONGEST_REFUSAL_S = 4, 3, 60, 600
+
+-- How often a worker has said the same of a job, as its word has it.
+local function tries_of(word)
+  local tries = word.tries
+  return type(tries) == 'number' and tries >= 1 and tries <= MOST_COUNT and math.floor(tries) or 1
+end
 
 -- Whether there is a worker, other than `me`, that is alive, reads a priority and has not said a word.
 local function undecided(queue, told, me)
-  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', 'gradcam:workers', stamp(now() - SILENT_S), '+inf')) do
-    local reads = redis.call('HGET', 'gradcam:queues', worker)
-    local its = not reads or string.find(',' .. reads .. ',', ',' .. queue .. ',', 1, true)
+  local alive = ask('ZRANGEBYSCORE', 'gradcam:workers', stamp(now() - SILENT_S), '+inf', 'LIMIT', 0, MOST_WORDS)
+  if alive.err then return true end -- nobody knows
+  for _, worker in ipairs(alive) do
+    local reads = ask('HGET', 'gradcam:queues', worker)
+    local its = type(reads) ~= 'string' or string.find(',' .. reads .. ',', ',' .. queue .. ',', 1, true)
     if its and worker ~= me and not told[worker] then return true end
   end
   return false
@@ -24,17 +32,17 @@ local function guilty(job)
   for i = 1, #found, 2 do
     local worker = string.match(found[i], '^worker:(.*)$')
     if worker then
-      local word = cjson.decode(found[i + 1])
-      if word.kind ~= 'version' then
+      local word = decoded(found[i + 1])
+      if word.kind == 'refused' or word.kind == 'error' then
         told[worker] = word
         count = count + 1
       end
-      if word.kind == 'refused' then refused = word.sentence end
+      if word.kind == 'refused' then refused = tostring(word.sentence) end
       if word.kind == 'error' then
-        tries, workers, sentence = tries + word.tries, workers + 1, word.sentence
-        hosts[word.host] = true
+        tries, workers, sentence = tries + tries_of(word), workers + 1, tostring(word.sentence)
+        hosts[tostring(word.host)] = true
       end
-    elseif found[i] == 'load' and tonumber(found[i + 1]) >= CONVICTING then
+    elseif found[i] == 'load' and (whole(found[i + 1], 0, MOST_COUNT) or 0) >= CONVICTING then
       return 'loading its model ends the processes that do it, each time: the weights crash what reads them, or need '
         .. 'more memory than a worker has; correct --weight-path, or give the workers more memory'
     end

@@ -2,7 +2,7 @@
 local function forget_failure(failures, reasons, index)
   local text = redis.call('HGET', failures, index)
   if not text then return end
-  local reason = cjson.decode(text).reason
-  if redis.call('HINCRBY', reasons, reason, -1) <= 0 then redis.call('HDEL', reasons, reason) end
+  local reason = decoded(text).reason
+  if type(reason) == 'string' and count_up(reasons, reason, -1) <= 0 then redis.call('HDEL', reasons, reason) end
   redis.call('HDEL', failures, index)
 end

@@ -8,7 +8,7 @@ local function strike(job, least)
   local t = now()
   local f = redis.call('HMGET', job, 'strikes', 'struck_at')
   local since = t - tonumber(f[2] or 0)
-  local strikes = since < FORGET_S and tonumber(f[1] or 0) or 0
+  local strikes = since > -FORGET_S and since < FORGET_S and tonumber(f[1] or 0) or 0
   if since >= ONE_ACCIDENT_S or strikes < least then strikes = math.max(strikes + 1, least) end
   redis.call('HSET', job, 'strikes', strikes, 'struck_at', stamp(t))
   if strikes > 1 then

@@ -2,6 +2,7 @@
 -- KEYS  1 job  2 chunks  3 items  4 waiting
 -- ARGV  1 chunk  2 count  3 digest  4 payload  5 life, or '' for any
 -- gives {'added', time published} | {'same'} | {'differs'} | {'gone'} | {'closed'} | {state of a job that takes no more}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'ingest', 'life')
 if not f[1] or (ARGV[5] ~= '' and f[3] ~= ARGV[5]) then return {'gone'} end
 local value = ARGV[3] .. ':' .. ARGV[2]

@@ -1,6 +1,7 @@
 -- Somebody stops the job: what is done stays done, no bit is touched, nothing more is handed out or taken in.
 -- KEYS  1 job
 -- gives state | 'gone'
+check(KEYS[1])
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'gone' end
 if state ~= 'running' and state ~= 'paused' then return state end

@@ -6,6 +6,7 @@
 -- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 epoch  6 how many done  7 how many stages
 --       then offset and class of each done (class_of), then stage and microseconds, then offset, reason, failure (JSON) of each failed
 -- gives {'committed', newly done, newly failed, 1 if the chunk is complete, state} | {'gone'|state of a job that has ended}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'started_at', 'chunk_size', 'life', 'epoch')
 local state = f[1]
 if not state or (f[4] or '') ~= ARGV[4] or (f[5] or '0') ~= ARGV[5] then return {'gone'} end
@@ -13,9 +14,10 @@ if state ~= 'running' and state ~= 'paused' then return {state} end
 local chunk, token = ARGV[1], ARGV[2]
 local stages = 7 + 2 * tonumber(ARGV[6])
 local failures = stages + 2 * tonumber(ARGV[7])
-local first = tonumber(chunk) * tonumber(f[3])
+local first = chunk_number(KEYS[2], chunk) * tonumber(f[3])
 local count = count_of(KEYS[2], chunk)
 if count == 0 then return {'gone'} end
+if count > tonumber(f[3]) then unreadable('chunks') end
 local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') == token
 local states = read_bits(KEYS[8], first, count)
 local done, failed, healed, correct, wrong = 0, 0, 0, 0, 0
@@ -30,7 +32,7 @@ for i = 8, stages, 2 do
     end
     write_bit(KEYS[8], first + offset, 1)
     local class, sign = class_of(ARGV[i + 1])
-    if class ~= '' then redis.call('HINCRBY', KEYS[13], class, 1) end
+    if class ~= '' then count_up(KEYS[13], class, 1) end
     if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end
     states[offset + 1] = 1
     done = done + 1
@@ -43,7 +45,7 @@ if mine then
       write_bit(KEYS[8], first + offset, 2)
       states[offset + 1] = 2
       redis.call('HSET', KEYS[9], first + offset, ARGV[i + 2])
-      redis.call('HINCRBY', KEYS[10], ARGV[i + 1], 1)
+      count_up(KEYS[10], ARGV[i + 1], 1)
       failed = failed + 1
     end
   end
@@ -69,7 +71,7 @@ if correct + wrong > 0 then
   redis.call('HINCRBY', KEYS[1], 'wrong', wrong)
 end
 if done + failed > 0 then
-  for i = stages + 1, failures, 2 do redis.call('HINCRBY', KEYS[14], ARGV[i], ARGV[i + 1]) end
+  for i = stages + 1, failures, 2 do count_up(KEYS[14], ARGV[i], ARGV[i + 1]) end
   local all_done = redis.call('HINCRBY', KEYS[1], 'done', done)
   local all_failed = redis.call('HINCRBY', KEYS[1], 'failed', failed - healed)
   -- Two marks, at least 30 s apart, are enough for a speed over the last minute at O(1).

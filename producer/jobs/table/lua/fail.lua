@@ -3,6 +3,7 @@
 -- KEYS  1 job  2 holders
 -- ARGV  1 sentence; of a worker also  2 chunk  3 token  4 life  5 epoch; of a producer also  2 life
 -- gives state | 'gone'
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'life', 'epoch')
 local state = f[1]
 if not state then return 'gone' end

@@ -2,6 +2,7 @@
 -- KEYS  1 job  2 finalizer
 -- ARGV  1 who  2 lease (s)
 -- gives {'yours', end it will enter, time, generation, life} | {'busy'} | {'gone'} | {state}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'outcome', 'failed', 'generation', 'life')
 if not f[1] then return {'gone'} end
 if f[1] ~= 'finalizing' then return {f[1]} end

@@ -4,14 +4,17 @@
 --       10 suspects  11.. every other key of the job
 -- ARGV  1 who  2 id  3 end  4 time finished  5 generation  6 life  7 '1' if the summary is in the store
 -- gives 'ended' | 'lost' | 'gone' | state
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'lifetime_s', 'generation', 'life')
 if not f[1] or (f[4] or '') ~= ARGV[6] then return 'gone' end
 if f[1] ~= 'finalizing' then return f[1] end
+if not f[2] then unreadable('lifetime_s') end
+local lifetime_s = math.max(math.ceil(tonumber(f[2])), 1)
 if redis.call('GET', KEYS[3]) ~= ARGV[1] or f[3] ~= ARGV[5] then return 'lost' end
 -- How many chunks were not complete: their items may go.
 redis.call('HSET', KEYS[1], 'open_chunks', redis.call('HLEN', KEYS[4]))
 if ARGV[3] == 'failed' then
-  for _, chunk in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do redis.call('ZADD', KEYS[5], ARGV[4], chunk) end
+  for _, chunk in ipairs(redis.call('ZRANGE', KEYS[6], 0, MOST_ROW - 1)) do redis.call('ZADD', KEYS[5], ARGV[4], chunk) end
 else
   redis.call('UNLINK', KEYS[4], KEYS[5], KEYS[8], KEYS[10])
   redis.call('HSET', KEYS[1], 'n_open', 0)
@@ -22,6 +25,6 @@ redis.call('HINCRBY', KEYS[1], 'ends', 1)
 redis.call('SREM', KEYS[2], ARGV[2])
 redis.call('DEL', KEYS[3])
 for i, key in ipairs(KEYS) do
-  if i ~= 2 and i ~= 3 then redis.call('EXPIRE', key, math.ceil(tonumber(f[2]))) end
+  if i ~= 2 and i ~= 3 then redis.call('EXPIRE', key, lifetime_s) end
 end
 return 'ended'

@@ -3,6 +3,7 @@
 -- KEYS  1 job  2 gradcam:active
 -- ARGV  1 id  2 'repairing' or 'deleting'  3 who  4 lease (s)
 -- gives {'yours', life} | {'gone'} | {state that does not allow it}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'before', 'life')
 local lease_s = tonumber(ARGV[4])
 if not f[1] then

@@ -2,6 +2,7 @@
 -- KEYS  1 job  2 gradcam:active
 -- ARGV  1 id  2 who  3 '1' if objects may be gone that belong to it
 -- gives state | 'gone'
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'before', 'maintainer', 'touched')
 if not f[1] then return 'gone' end
 if f[3] ~= ARGV[2] then return f[1] end

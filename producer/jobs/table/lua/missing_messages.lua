@@ -10,8 +10,9 @@ local function length(key)
   return type(found) == 'number' and found or 0
 end
 local jobs, missing = {}, -length(KEYS[2]) - length(KEYS[3])
-for _, job in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if is_job(job) and redis.call('HGET', 'gradcam:job:' .. job, 'state') == 'running' then
+for _, job in ipairs(redis.call('ZRANGE', KEYS[1], 0, MOST_ROW - 1)) do
+  -- What cannot be read is left out: no message lets anybody take a chunk of it.
+  if is_job(job) and ask('HGET', 'gradcam:job:' .. job, 'state') == 'running' and not fault_of('gradcam:job:' .. job) then
     local waiting = redis.call('ZCARD', 'gradcam:job:' .. job .. ':waiting')
     if waiting > 0 then jobs[#jobs + 1] = job end
     missing = missing + waiting
@@ -22,8 +23,8 @@ if missing <= 0 then
   return {}
 end
 local t, f = now(), redis.call('HMGET', KEYS[4], 'since', 'least')
-local since = tonumber(f[1] or t)
-local least = math.min(tonumber(f[2] or missing), missing)
+local since = math.min(seconds(f[1]) or t, t)
+local least = math.min(whole(f[2], 0, MOST_COUNT) or missing, missing)
 local found = {}
 if t - since + 0.001 >= tonumber(ARGV[1]) then -- a stamp may be rounded up
   local wanted = math.min(least, tonumber(ARGV[2]))

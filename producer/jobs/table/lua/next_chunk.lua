@@ -5,13 +5,16 @@
 -- KEYS  1 round robin of the priority; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
 -- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker
 -- gives {job, chunk} | {priority} where nothing waits but jobs that this worker has refused | {}
+local MOST_BROKEN = 1000
 local t = now()
 local function refused(job)
   local word = redis.call('HGET', 'gradcam:job:' .. job .. ':troubles', 'worker:' .. ARGV[4])
-  return word and tonumber(cjson.decode(word)['until']) > t
+  local till = word and (seconds(decoded(word)['until']) or 0) - t
+  return till and till > 0 and till <= LONGEST_REFUSAL_S
 end
 local function delayed(not_before)
-  return not_before and tonumber(not_before) > t
+  local till = not_before and tonumber(not_before) - t
+  return till and till > 0 and till <= LONGEST_S
 end
 local function taken(job, chunk)
   -- To the end of its job's waiting chunks: who asks in the same moment gets another.
@@ -21,17 +24,19 @@ end
 local round_robin = KEYS[1]
 if ARGV[3] == '1' then
   local meant = 'gradcam:job:' .. ARGV[1]
-  local f = redis.call('HMGET', meant, 'state', 'not_before', 'queue')
+  local f = fault_of(meant) and {} or redis.call('HMGET', meant, 'state', 'not_before', 'queue')
   if f[1] == 'running' and not delayed(f[2]) and redis.call('ZSCORE', meant .. ':waiting', ARGV[2])
       and not refused(ARGV[1]) then
     return taken(ARGV[1], ARGV[2])
   end
   round_robin = 'gradcam:round-robin:' .. (f[3] or '')
 end
-local later, left
-for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
-  local f = is_job(job) and redis.call('HMGET', 'gradcam:job:' .. job, 'state', 'not_before') or {}
-  local first = f[1] == 'running' and first_chunk('gradcam:job:' .. job .. ':waiting')
+local later, left, passed = nil, nil, 0
+for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, MOST_ROW - 1)) do
+  local f = is_job(job) and ask('HMGET', 'gradcam:job:' .. job, 'state', 'not_before') or {}
+  local running = f[1] == 'running'
+  local broken = not is_job(job) or f.err or (f[1] and not KNOWN[f[1]]) or (running and fault_of('gradcam:job:' .. job))
+  local first = running and not broken and first_chunk('gradcam:job:' .. job .. ':waiting')
   if first and refused(job) then
     left = true
   elseif first and delayed(f[2]) then
@@ -40,7 +45,14 @@ for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, -1)) do
     to_the_end(round_robin, job)
     return taken(job, first)
   end
-  if is_job(job) and f[1] ~= 'running' and f[1] ~= 'paused' then redis.call('ZREM', round_robin, job) end
+  if broken then
+    -- It stays, since a newer release may know it, and makes way.
+    to_the_end(round_robin, job)
+    passed = passed + 1
+    if passed == MOST_BROKEN then break end
+  elseif not running and f[1] ~= 'paused' then
+    redis.call('ZREM', round_robin, job)
+  end
 end
 if later then
   to_the_end(round_robin, later[1])

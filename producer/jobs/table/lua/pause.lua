@@ -1,6 +1,7 @@
 -- Nothing more is handed out until the job is resumed; holders stop after the batch on the device, which may be committed.
 -- KEYS  1 job
 -- gives state | 'gone'
+check(KEYS[1])
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'gone' end
 if state ~= 'running' then return state end

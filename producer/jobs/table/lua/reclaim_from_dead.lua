@@ -4,6 +4,7 @@
 -- KEYS  1 job  2 waiting  3 leases  4 holders  5 marks  6 suspects  7 items
 -- ARGV  1 chunk  2 claim id  3 weight of this death  4 offsets that it had marked, by commas  5 life, or '' for any
 -- gives {'released', time published, state} | {'lost'} | {'gone'} | {state of a job that has ended}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'life')
 local state = f[1]
 if not state or (ARGV[5] ~= '' and f[2] ~= ARGV[5]) then return {'gone'} end

@@ -3,6 +3,7 @@
 -- ARGV  1 chunk  2 token  3 lease (s)  4 life  5 offsets marked, by commas, or 'load' ('' for none); absent: the marks
 --       stay as they are
 -- gives 'renewed' | 'lost' | 'gone' | state
+-- It is called most often, and neither loops nor counts: the job is not looked at as a whole.
 local f = redis.call('HMGET', KEYS[1], 'state', 'life')
 if not f[1] or (f[2] or '') ~= ARGV[4] then return 'gone' end
 if f[1] ~= 'running' then return f[1] end

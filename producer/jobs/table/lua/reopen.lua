@@ -4,11 +4,15 @@
 -- ARGV  1 chunk  2 generation  3 payload: the chunk's items, those of before and those reopened  4 life
 --       then offset of each, and its class where it was done (class_of)
 -- gives {'reopened', time published, how many} | {'same'} | {'gone'} | {state}
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'chunk_size', 'life')
 if not f[1] or (f[5] or '') ~= ARGV[4] then return {'gone'} end
 if f[1] ~= 'running' and f[1] ~= 'paused' then return {f[1]} end
 if f[2] ~= ARGV[2] or not f[3] or tonumber(ARGV[1]) < tonumber(f[3]) then return {'same'} end
-local first = tonumber(ARGV[1]) * tonumber(f[4])
+local first = chunk_number(KEYS[1] .. ':chunks', ARGV[1]) * tonumber(f[4])
+for i = 5, #ARGV, 2 do
+  if not whole(ARGV[i], 0, tonumber(f[4]) - 1) then unreadable('failures') end
+end
 local done, failed, correct, wrong = 0, 0, 0, 0
 for i = 5, #ARGV, 2 do
   local index = first + tonumber(ARGV[i])
@@ -16,7 +20,7 @@ for i = 5, #ARGV, 2 do
   if state == 1 then
     done = done + 1
     local class, sign = class_of(ARGV[i + 1])
-    if class ~= '' and redis.call('HINCRBY', KEYS[10], class, -1) <= 0 then
+    if class ~= '' and count_up(KEYS[10], class, -1) <= 0 then
       redis.call('HDEL', KEYS[10], class)
     end
     if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end

@@ -2,6 +2,7 @@
 -- KEYS  1 job
 -- ARGV  1 generation  2 life
 -- gives state | 'gone'
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'generation', 'reopening', 'done', 'failed', 'life')
 if not f[1] or (f[6] or '') ~= ARGV[2] then return 'gone' end
 if f[2] ~= ARGV[1] or not f[3] then return f[1] end

@@ -1,6 +1,7 @@
 -- A paused job goes on. Pointers that workers read and dropped meanwhile are lost ones: the reconciler finds them.
 -- KEYS  1 job
 -- gives state | 'gone'
+check(KEYS[1])
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'gone' end
 if state ~= 'paused' then return state end

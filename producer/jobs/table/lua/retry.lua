@@ -4,6 +4,7 @@
 -- KEYS  1 job  2 gradcam:active  3 round robin of its priority  4 reasons  5.. every other key of the job
 -- ARGV  1 id  2 retry id  3 reason or ''  4 '', 'repair' (done items are reopened as well) or 'submit'
 -- gives {'begun', generation, life} | {'nothing'} | {'open'} | {'damaged'} | {'gone'} | {state}
+check(KEYS[1])
 if redis.call('HGET', KEYS[1], 'retry') == ARGV[2] then
   local f = redis.call('HMGET', KEYS[1], 'generation', 'life')
   return {'begun', tonumber(f[1]), f[2] or ''}

@@ -5,10 +5,14 @@
 -- gives {fields, reasons, workers, chunks, chunks not complete, waiting, in flight, timings, troubles, now,
 --        a problem of a worker or nil}
 -- What a worker said that is gone by now is no trouble any more.
+check(KEYS[1])
 local troubles, found, since = {}, redis.call('HGETALL', KEYS[10]), now() - tonumber(ARGV[1])
+-- What is not of this job may be of another kind, too: `doctor` tells that.
+local workers = ask('ZCOUNT', KEYS[3], stamp(since), '+inf')
+if type(workers) ~= 'number' then workers = 0 end
 for i = 1, #found, 2 do
   local worker = string.match(found[i], '^worker:(.*)$')
-  if not worker or tonumber(redis.call('ZSCORE', KEYS[3], worker) or 0) >= since then
+  if not worker or workers > 0 and tonumber(redis.call('ZSCORE', KEYS[3], worker) or 0) >= since then
     troubles[#troubles + 1] = found[i]
     troubles[#troubles + 1] = found[i + 1]
   end
@@ -16,7 +20,7 @@ end
 return {
   redis.call('HMGET', KEYS[1], unpack(ARGV, 2)),
   redis.call('HGETALL', KEYS[2]),
-  redis.call('ZCOUNT', KEYS[3], stamp(now() - tonumber(ARGV[1])), '+inf'),
+  workers,
   redis.call('HLEN', KEYS[5]),
   redis.call('HLEN', KEYS[6]),
   redis.call('ZCARD', KEYS[7]),
@@ -24,5 +28,5 @@ return {
   redis.call('HGETALL', KEYS[9]),
   troubles,
   stamp(now()),
-  (redis.call('HVALS', KEYS[4]))[1],
+  (ask('HVALS', KEYS[4]))[1],
 }

@@ -3,6 +3,7 @@
 -- ARGV  1 worker  2 kind: refused (it cannot do it), error (nobody foresaw it), version (it cannot read it)
 --       3 sentence  4 host  5 life and 6 epoch of the claim, where there is one
 -- gives state of the job | 'gone'
+check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'queue', 'life', 'epoch')
 if not f[1] then return 'gone' end
 if f[1] ~= 'running' and f[1] ~= 'paused' then return f[1] end
@@ -11,10 +12,10 @@ local name = 'worker:' .. ARGV[1]
 local before = redis.call('HGET', KEYS[2], name)
 local tries = 1
 if before then
-  local word = cjson.decode(before)
-  if word.kind == ARGV[2] then tries = word.tries + 1 end
+  local word = decoded(before)
+  if word.kind == ARGV[2] then tries = tries_of(word) + 1 end
 end
-local alone_s = math.min(30 * 2 ^ (tries - 1), 600)
+local alone_s = math.min(30 * 2 ^ math.min(tries - 1, 10), LONGEST_REFUSAL_S)
 if ARGV[2] == 'error' then
   strike(KEYS[1], 2)
   -- Others try before this one does again. Where all have, the job has its turn as soon as no other waits.
