@@ -212,7 +212,7 @@ def test_a_hundred_forged_chunks_before_the_real_ones_are_dropped_in_one_look(
 def test_a_forged_life_comes_into_no_key_of_a_shard(unattended: Client, redis_client: redis.Redis, life: str) -> None:
     spec = make_job(unattended, "cats")
     redis_client.hset("gradcam:job:cats", "life", life)
-    with pytest.raises(OtherVersion, match="job cats was written by another version"):
+    with pytest.raises(OtherVersion, match="what Redis holds of job cats cannot be read"):
         unattended.table.claim("cats", 0, spec, claim_id="me", lease_s=60)
 
 
