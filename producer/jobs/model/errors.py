@@ -11,6 +11,7 @@
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
     │   │   ├── NothingThere      there is nothing, from wherever it is asked           → `fetch`
+    │   │   ├── OtherContent      what is there has not the digest that was given       → `fetch`
     │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
     │   ├── ImageError            the bytes are no picture we can decode                → `image`
     │   ├── ModelError            the network gives no usable answer for it             → `model`
@@ -21,6 +22,7 @@
     │   └── NotHere               so it is on this worker: the job fails when no worker that is alive can do it
     │       ├── BucketClosed      our bucket, as this worker sees it
     │       └── OtherVersion      written by another version: no worker of this one fails it
+    ├── Interrupted               nobody's fault: what is under way is not wanted any more, or not now
     └── WorkerError               this machine's fault: the chunk goes to another worker
         ├── NoRoom                what the job needs does not fit into its memory: it may elsewhere, or later
         └── DeviceError           its device failed: a new process may do better
@@ -84,6 +86,10 @@ class NothingThere(FetchError):
     """There is nothing behind the address, from wherever it is asked."""
 
 
+class OtherContent(FetchError):
+    """What is behind the address is not what was meant: its digest is another one."""
+
+
 class FetchTimeout(FetchError):
     """The image takes longer to be fetched than it may."""
 
@@ -137,6 +143,10 @@ class BucketClosed(NotHere):
 
 class OtherVersion(NotHere):
     """The job was written by another version."""
+
+
+class Interrupted(GradcamError):
+    """What is under way ends here: it is not wanted any more, or not now."""
 
 
 class WorkerError(GradcamError):
