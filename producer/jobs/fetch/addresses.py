@@ -152,18 +152,13 @@ def parse(uri: str) -> Address:
         raise FetchError(f"an address of {len(uri):,} characters is refused: the longest has {MAX_URI_CHARS:,}")
     shown = _shown(uri)
     try:
-        plain, digest = _split_digest(uri)
+        plain, digest = split_digest(uri)
         return _parse(uri, shown) if digest is None else replace(_parse(plain, _shown(plain)), sha256=digest)
     except ValueError as error:
         raise FetchError(f"{shown} is refused: {error}") from None
 
 
-def without_digest(uri: str) -> str:
-    """Return an address that `parse` takes without the digest at its end."""
-    return _split_digest(uri)[0]
-
-
-def _split_digest(uri: str) -> tuple[str, str | None]:
+def split_digest(uri: str) -> tuple[str, str | None]:
     """Return an address and the digest at its end, in lower case; None where it has none.
 
     Raises:
@@ -340,7 +335,7 @@ def stem(uri: str) -> str:
     It has 1 to 100 characters, or 120 bytes of UTF-8, and is `image` where nothing is left.
     """
     with suppress(ValueError):
-        uri = without_digest(uri)
+        uri = split_digest(uri)[0]
     match = _SCHEME.fullmatch(uri)
     path = match[2].partition("/")[2] if match else uri
     if match and match[1].lower() in ("http", "https"):

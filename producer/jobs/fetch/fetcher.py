@@ -75,7 +75,8 @@ class Fetcher:
             At least one byte.
 
         Raises:
-            FetchError: The address is refused, gone, empty, too large, too slow, broken, or not what its `#sha256=` says.
+            FetchError: The address is refused, gone, empty, too large, too slow or broken, or has another digest than
+                stands behind it.
             Interrupted: As `pace.interruptible` says.
             WorkerError: S3 cannot be used from this machine or with its credentials.
         """
@@ -98,7 +99,8 @@ class Fetcher:
             The number of bytes written, at least one.
 
         Raises:
-            FetchError: The address is refused, gone, empty, too large, too slow, broken, or not what its `#sha256=` says.
+            FetchError: The address is refused, gone, empty, too large, too slow or broken, or has another digest than
+                stands behind it.
             Interrupted: As `pace.interruptible` says.
             WorkerError: S3 cannot be used from this machine or with its credentials.
             OSError: The file cannot be written.

@@ -79,14 +79,16 @@ class HttpReader:
 
     @contextmanager
     def _answer(self, address: HttpAddress, pace: Pace) -> Iterator[urllib3.response.HTTPResponse]:
-        """Send the request and give the answer, its body unread; keep the connection if the body was read to its end."""
+        """Send the request and give the answer, its body unread; keep the connection if all of the body was read."""
         key, connection = self._connected(address, pace)
         reusable = False
+        made: list[_CountedResponse] = []
         try:
             with _Watchdog(connection, address.shown, pace):
                 with _told_as_fetch_errors(address, pace):
                     connection.timeout = max(pace.remaining_s(), 0.001)
-                    connection.response_class = partial(_CountedResponse, pace=pace)  # type: ignore[attr-defined]
+                    counted = partial(_CountedResponse, pace=pace, made=made)
+                    connection.response_class = counted  # type: ignore[assignment]
                     headers = _REQUEST_HEADERS | {"Host": address.netloc, "User-Agent": self._policy.user_agent}
                     connection.request(
                         "GET", address.target, headers=headers, preload_content=False, decode_content=False
@@ -102,6 +104,9 @@ class HttpReader:
                 self._idle.put(key, connection)
             else:
                 connection.close()
+                # The library lets go of an answer whose headers it refuses, without closing it.
+                for each in made:
+                    each.close()
 
     def _connected(self, address: HttpAddress, pace: Pace) -> tuple[Key, HTTPConnection]:
         """Connect to the first checked address that answers, or take a connection that is still open."""
@@ -283,8 +288,11 @@ class _Counted(io.RawIOBase):
 class _CountedResponse(http.client.HTTPResponse):
     """An answer whose bytes are counted as they come, those of its head and of the lengths of chunks included."""
 
-    def __init__(self, sock: socket.socket, *arguments: Any, pace: Pace, **options: Any) -> None:
+    def __init__(
+        self, sock: socket.socket, *arguments: Any, pace: Pace, made: list[_CountedResponse], **options: Any
+    ) -> None:
         super().__init__(sock, *arguments, **options)
+        made.append(self)
         self.fp.close()
         self.fp = io.BufferedReader(_Counted(sock.makefile("rb", buffering=0), pace))
 

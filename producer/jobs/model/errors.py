@@ -19,6 +19,7 @@
     │   ├── ItemTimeout           a stage takes longer than an image may                → `timeout`
     │   └── CrashedWorker         it killed the process that worked at it, repeatedly   → `crashed_worker`
     ├── JobError                  every image of the job would fail alike: the job fails, once
+    │   ├── OtherWeights          its weights are not those that were meant
     │   └── NotHere               so it is on this worker: the job fails when no worker that is alive can do it
     │       ├── BucketClosed      our bucket, as this worker sees it
     │       └── OtherVersion      written by another version: no worker of this one fails it
@@ -131,6 +132,19 @@ class CrashedWorker(ItemError):
 
 class JobError(GradcamError):
     """Every image of this job would fail alike."""
+
+
+class OtherWeights(JobError):
+    """The weights of the job are not those that were meant.
+
+    Args:
+        sentence: What is wrong, and what to do.
+        found: The SHA-256 of what is there.
+    """
+
+    def __init__(self, sentence: str, found: str = "") -> None:
+        super().__init__(sentence)
+        self.found = found
 
 
 class NotHere(JobError):

@@ -66,6 +66,11 @@ class Queries:
         values = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(JobKeys(job).hash, FACTS)))
         return {name: text(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
 
+    def pinned_weights(self, job: str) -> str | None:
+        """The SHA-256 of the weights that a job is explained by, once a worker has loaded them."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "weights_sha256")))
+        return None if found is None else text(found)
+
     def histogram(self, job: str) -> dict[str, int]:
         """How many images were explained for each class: `class_key` → count."""
         found = self._scripts.do(
