@@ -37,8 +37,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     content = b""
     closing = threading.Event()
-    #: How many slow answers are being read.
-    reading = 0
+    #: The slow answers that are being read.
+    open: set[object]
+
+    @property
+    def reading(self) -> int:
+        return len(self.open)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,11 +54,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.path.startswith("/slow"):
             self.wfile.write(self.server.content)
             return
-        self.server.reading += 1
+        self.server.open.add(self)
         with suppress(OSError):
             while not self.server.closing.wait(0.05):
                 self.wfile.write(b"x")
-        self.server.reading -= 1
+        self.server.open.discard(self)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -63,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[_Server]:
     with _Server(("127.0.0.1", 0), _Handler) as running:
-        running.closing = threading.Event()
+        running.closing, running.open = threading.Event(), set()
         thread = threading.Thread(target=partial(running.serve_forever, 0.05))
         thread.start()
         yield running
@@ -84,6 +88,8 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     }
     with own_stack(folder, settings) as stack:
         stack.start_worker()
+        first = Client.from_env()
+        first.wait(first.submit([PHOTO], **SMALL), timeout_s=120)
         yield stack
 
 
