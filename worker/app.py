@@ -113,7 +113,7 @@ class WorkerProcess:
         for name in ("celery.worker.strategy", "celery.app.trace", "botocore.credentials", "multiprocessing"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # Its warnings show whole addresses, and an address may hold a secret.
-        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         # Containers run as root, and no message of ours is a pickle, which is what it warns of.
         warnings.filterwarnings("ignore", category=SecurityWarning)
 

@@ -87,7 +87,9 @@ def make_consumer(
         storage,
         settings,
         slots=slots,
-        messages=Messages(table, publish, pop(table), queues=settings.queues, worker=settings.name),
+        messages=Messages(
+            table, publish, pop(table), queues=settings.queues, worker=settings.name, passed_over=slots.passed_over
+        ),
         models=Models(fetcher, settings, device),
         pipeline=pipeline,
         faults=FaultHandler(table, storage, health, slots, settings.name),

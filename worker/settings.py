@@ -17,6 +17,8 @@
 | `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
 | `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 7 bytes each in every thread          | 64 Mi   |
 | `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
+| `GRADCAM_WORKER_LOW_SPEED_LIMIT`  | bytes a second that must come, of images and weights; 0: any   | 1000    |
+| `GRADCAM_WORKER_LOW_SPEED_TIME_S` | over how many seconds they are counted                         | 30      |
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
@@ -148,6 +150,9 @@ class WorkerSettings(BaseSettings):
     user_agent: Annotated[str, AfterValidator(checked_user_agent)] = "gradcam-queue"
     #: Time an image may take to be fetched.
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    #: So many bytes a second must come, of images and weights, counted over so many seconds; 0 asks for nothing.
+    low_speed_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1000.0
+    low_speed_time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
     item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     #: Private hosts, and ports beside 80 and 443, that images and weights may come from.
@@ -190,6 +195,8 @@ class WorkerSettings(BaseSettings):
             file_roots=self.file_roots,
             max_bytes=self.max_image_bytes,
             total_timeout_s=self.fetch_timeout_s,
+            low_speed_limit=self.low_speed_limit,
+            low_speed_time_s=self.low_speed_time_s,
             max_redirects=self.max_redirects,
             user_agent=self.user_agent,
         )

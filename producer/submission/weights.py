@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
+from producer.jobs.fetch.addresses import HttpAddress
 from producer.jobs.model import keys
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, JobError, UsageError
@@ -24,7 +25,7 @@ def place_weights(weight_path: str | None, storage: Storage, network: str = "") 
     """Make weights reachable for every worker: a local file is uploaded once, named by its content.
 
     Args:
-        weight_path: As it was typed.
+        weight_path: As it was typed; an address may have `#sha256=` and a digest at its end.
         storage: Where to.
         network: `hf` reads a folder, or an address that ends with a slash.
 
@@ -39,11 +40,7 @@ def place_weights(weight_path: str | None, storage: Storage, network: str = "") 
     if weight_path is None:
         return "DEFAULT", None
     if "://" in weight_path:
-        try:
-            addresses.parse(weight_path)
-        except FetchError as error:
-            raise UsageError(f"--weight-path: {error}") from None
-        return weight_path, None
+        return _checked_address(weight_path)
     path = Path(weight_path).expanduser()
     if path.is_dir():
         raise UsageError(f"--weight-path {weight_path[:200]!r} is a folder: give --network {HF}, or the file in it")
@@ -58,14 +55,34 @@ def place_weights(weight_path: str | None, storage: Storage, network: str = "") 
     )
 
 
+def _checked_address(typed: str, name: str = "") -> tuple[str, str | None]:
+    """Return an address that can be fetched, and the digest that was typed behind it.
+
+    Args:
+        typed: It, perhaps with `#sha256=` and a digest at its end.
+        name: Of a file under an address that ends with a slash.
+
+    Raises:
+        UsageError: It is no such address, or has a fragment that means nothing.
+    """
+    try:
+        plain, digest = addresses.split_digest(typed)
+        address = addresses.parse(plain + name if plain.endswith("/") else plain)
+    except (FetchError, ValueError) as error:
+        raise UsageError(f"--weight-path: {error}") from None
+    if isinstance(address, HttpAddress) and "#" in plain:
+        raise UsageError(
+            f"--weight-path: {address.shown} has a fragment that means nothing: behind # stands sha256= and the digest"
+        )
+    return plain, digest
+
+
 def _place_folder(weight_path: str, storage: Storage) -> tuple[str, str | None]:
     """Make a model of Hugging Face reachable: two objects, its weights and all else."""
-    if "://" in weight_path and weight_path.endswith("/"):
-        try:
-            addresses.parse(weight_path + WEIGHTS)
-        except FetchError as error:
-            raise UsageError(f"--weight-path: {error}") from None
-        return weight_path, None
+    if "://" in weight_path:
+        address, digest = _checked_address(weight_path, WEIGHTS)
+        if address.endswith("/"):
+            return address, digest
     folder = Path(weight_path).expanduser()
     if not weight_path or "://" in weight_path or not folder.is_dir():
         given = f", and {weight_path[:200]!r} is neither" if weight_path else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -17,7 +18,7 @@ from producer.jobs.model.items import Chunk, Item, uri_line
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
-from producer.jobs.table.claims import Claim
+from producer.jobs.table.claims import Claim, OnlyRefusedJobs
 from producer.jobs.table.table import JobTable
 
 LEASE_S = 30.0
@@ -343,3 +344,51 @@ def test_correct_and_wrong_are_counted_where_a_bit_changes_and_taken_back_when_r
     table.actions.reopen("job", generation, 0, {n: Item(uri=f"s3://b/{n}.jpg") for n in again}, again)
     assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (1, 0)
     assert table.queries.histogram("job") == {"7": 1}
+
+
+def test_the_first_worker_pins_the_weights_of_a_job(table: JobTable) -> None:
+    """Whoever comes later, or asks again as its answer was lost, hears which they are."""
+    spec = make_job(table, 8)
+    first, second = take(table, 0, spec), take(table, 1, spec)
+    assert table.queries.pinned_weights("job") is None
+    assert table.queries.status("job").weights_sha256 is None
+    assert [table.pin_weights(first, "a" * 64), table.pin_weights(second, "b" * 64)] == ["a" * 64] * 2
+    assert table.pin_weights(first, "a" * 64) == table.queries.pinned_weights("job") == "a" * 64
+    assert table.queries.status("job").weights_sha256 == "a" * 64
+    table.actions.pause("job")
+    assert table.pin_weights(second, "b" * 64) == "a" * 64
+    table.actions.cancel("job")
+    assert table.pin_weights(second, "b" * 64) is None
+
+
+def test_weights_are_pinned_for_one_life_of_a_job(table: JobTable) -> None:
+    spec = make_job(table, 4)
+    claim = take(table, 0, spec)
+    assert table.pin_weights(replace(claim, life="another"), "a" * 64) is None
+    assert table.queries.pinned_weights("job") is None
+
+
+@pytest.mark.parametrize(("done", "pinned"), [(0, None), (1, "a" * 64)])
+def test_a_retry_keeps_the_weights_by_which_something_was_explained(
+    table: JobTable, done: int, pinned: str | None
+) -> None:
+    """Else half of the pictures would be of others. Where nothing was, the user may have mended just them."""
+    spec = make_job(table, 4)
+    claim = take(table, 0, spec)
+    table.pin_weights(claim, "a" * 64)
+    table.commit(claim, done=claim.pending[:done], failed=[], lease_s=LEASE_S)
+    table.fail("job", "the weights do not fit", claim=claim)
+    mine = table.finalize("job", "me")
+    assert mine is not None
+    assert table.finish("job", "me", mine)
+    table.actions.retry("job", spec.queue, retry_id="r")
+    assert table.queries.pinned_weights("job") == pinned
+
+
+def test_a_worker_passes_over_jobs_whose_weights_it_fetches(table: JobTable) -> None:
+    make_job(table, 4, job="fetched")
+    assert table.next_chunk("default", "fetched", 0, exact=False, passed_over=["fetched"]) == OnlyRefusedJobs("default")
+    assert table.next_chunk("default", "fetched", 0, exact=True, passed_over=["fetched"]) == OnlyRefusedJobs("default")
+    make_job(table, 4, job="other")
+    assert table.next_chunk("default", "fetched", 0, exact=False, passed_over=["fetched"]) == ("other", 0)
+    assert table.next_chunk("default", "fetched", 0, exact=True, passed_over=["other"]) == ("fetched", 0)

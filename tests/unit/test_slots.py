@@ -184,3 +184,118 @@ def test_claims_in_flight_are_known_for_the_last_moment(world: World) -> None:
     world.slots.claimed(slot, found)
     assert world.slots.claims() == [found]
     assert not world.slots.empty()
+
+
+# --- fetching weights -------------------------------------------------------------------------------------------------
+
+
+def of(job: str, queue: str = "default", suspects: dict[int, int] | None = None) -> Claim:
+    @dataclass
+    class _Spec:
+        queue: str
+
+    @dataclass
+    class _Claim:
+        job: str
+        spec: _Spec
+        suspects: dict[int, int]
+
+    return cast("Claim", _Claim(job, _Spec(queue), suspects or {}))
+
+
+def fetching(world: World, job: str, queue: str = "default", **options: dict[int, int]) -> Slot:
+    slot = world.take(dispatched=False)
+    world.slots.claimed(slot, of(job, queue, **options))
+    assert world.slots.begin_fetch(slot)
+    return slot
+
+
+def long_ago(slot: Slot) -> None:
+    slot.fetching_since = time.monotonic() - 60
+
+
+def test_a_chunk_is_begun_beside_one_whose_weights_take_long(world: World) -> None:
+    """Not beside one whose weights are here in a moment: it is about to have images for the device itself."""
+    slot = fetching(world, "a")
+    assert not world.room()
+    long_ago(slot)
+    assert world.room()
+    other = world.take(dispatched=False)
+    assert not world.room()
+    world.slots.all_dispatched(other)
+    assert world.room()
+
+
+def test_of_a_job_whose_weights_are_fetched_no_second_chunk_is_taken(world: World) -> None:
+    slot = fetching(world, "a")
+    assert world.slots.passed_over() == ["a"]
+    world.slots.end_fetch(slot, lambda: None)
+    assert world.slots.passed_over() == []
+
+
+def test_four_fetch_at_a_time_and_a_fifth_waits_for_one_of_them() -> None:
+    world = World(count=8)
+    slots = [fetching(world, job) for job in "abcd"]
+    fifth = world.take(dispatched=False)
+    world.slots.claimed(fifth, of("e"))
+    assert not world.slots.begin_fetch(fifth)
+    world.slots.free(fifth)
+    assert world.slots.passed_over() == list("abcde")
+    world.slots.free(slots[1])
+    assert world.slots.passed_over() == list("acd")
+
+
+def test_of_four_fetches_the_least_urgent_gives_way_to_a_higher_priority() -> None:
+    world = World(count=8)
+    slots = [fetching(world, job, queue) for job, queue in zip("abcd", ("default", "low", "low", "high"), strict=True)]
+    urgent = fetching(world, "e", "high")
+    assert [world.slots.gives_way(slot) for slot in slots] == [False, False, True, False]
+    world.slots.free(slots[2])
+    # It is not taken again at once: its place is the urgent one's now.
+    assert world.slots.passed_over() == list("abcde")
+    world.slots.end_fetch(urgent, lambda: None)
+    assert world.slots.passed_over() == list("abd")
+
+
+def test_what_must_run_alone_does_not_wait_for_weights(world: World) -> None:
+    long_ago(fetching(world, "a"))
+    alone = world.take()
+    world.slots.claimed(alone, of("b", suspects={0: 1}))
+    world.slots.wait_until_exclusive(alone, lambda: pytest.fail("it waited"), limit_s=60)
+
+
+def test_a_chunk_whose_weights_are_there_waits_for_one_that_runs_alone(world: World) -> None:
+    slot = fetching(world, "a")
+    alone = world.take()
+    world.slots.claimed(alone, of("b", suspects={0: 1}))
+    waited: list[None] = []
+
+    def meanwhile() -> None:
+        waited.append(None)
+        if len(waited) == 2:
+            world.slots.free(alone)
+
+    world.slots.end_fetch(slot, meanwhile)
+    assert len(waited) == 2
+    assert not slot.fetching
+
+
+def test_two_that_must_run_alone_never_wait_for_each_other(world: World) -> None:
+    """One whose weights were fetched and one that was taken meanwhile: the first taken goes first."""
+    first, second = world.take(), world.take()
+    for slot, job in ((first, "a"), (second, "b")):
+        world.slots.claimed(slot, of(job, suspects={0: 1}))
+    went: list[str] = []
+
+    def run(slot: Slot, name: str) -> None:
+        world.slots.wait_until_exclusive(slot, lambda: None, limit_s=60)
+        went.append(name)
+        world.slots.free(slot)
+
+    threads = [threading.Thread(target=run, args=each) for each in ((second, "second"), (first, "first"))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(10)
+    assert went == ["first", "second"]

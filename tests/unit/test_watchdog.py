@@ -123,3 +123,12 @@ def test_of_two_chunks_in_a_process_that_hung_nobody_is_accused(tmp_path: Path, 
     assert child.wait(5) == -signal.SIGKILL
     found = watchdog.diagnose("me/1", "signal 9 (SIGKILL)")
     assert [(busy.claim_id, weight) for busy, weight in found] == [("me/1/0", 0), ("me/1/1", 0)]
+
+
+def test_a_chunk_whose_weights_are_fetched_is_not_accused_and_hides_nobody(tmp_path: Path) -> None:
+    """Beside it another chunk may kill the process; a fetch kills none."""
+    files = [tmp_path / "busy0", tmp_path / "busy1"]
+    BusyFile(files[0]).write(Busy(1, "slow", 0, "me/1/0", "life", [], fetching=True))
+    BusyFile(files[1]).write(Busy(1, "deadly", 0, "me/1/1", "life", [7]))
+    found = Watchdog(files, grace_s=1).diagnose("me/1", "signal 11 (SIGSEGV)")
+    assert [(each.job, weight) for each, weight in found] == [("slow", 0), ("deadly", CRASHED)]

@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Final
 
-from producer.jobs.model.errors import JobError, NotHere, OtherVersion, ServiceError, WorkerError
+from producer.jobs.fetch.pace import interruptible
+from producer.jobs.model.errors import Interrupted, JobError, NotHere, OtherVersion, ServiceError, WorkerError
 from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
@@ -28,7 +29,7 @@ from worker.chunks.messages import Message
 from worker.chunks.recorder import ResultRecorder
 from worker.chunks.shard import Shard
 from worker.chunks.stages import shard_of
-from worker.models.loader import WEIGHTS_TIMEOUT_S
+from worker.models.loader import WEIGHTS_TIMEOUT_S, is_pinned, other_weights
 
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from worker.chunks.messages import Messages
     from worker.chunks.pipeline import Pipeline
     from worker.chunks.slots import Slot, Slots
-    from worker.models.loader import Models
+    from worker.models.loader import Fetched, Models
     from worker.models.networks import Network
     from worker.settings import WorkerSettings
 
@@ -199,6 +200,10 @@ class ChunkConsumer:
         except LeaseLost:
             self._messages.release(claim)
             raise
+        except Interrupted as why:
+            log.info("action=given_back job=%s chunk=%d Given back: %s.", claim.job, claim.chunk, why)
+            self._messages.release(claim)
+            return
         except Exception as error:
             self._broke_off(claim, error)
             return
@@ -271,19 +276,64 @@ class ChunkConsumer:
         self._faults.check_bucket()
 
     def _load(self, slot: Slot, claim: Claim, lease: Lease) -> Network:
-        limit_s = WEIGHTS_TIMEOUT_S + self._settings.item_timeout_s
-        if self._models.at_hand(claim.spec):
-            lease.step(limit_s)  # another thread may let it go in this moment
-        else:
-            if claim.load_suspect:
-                # Alone, so that the next death says whose fault it is, and takes nobody along.
-                step_s = self._settings.item_timeout_s
-                self._slots.wait_until_exclusive(slot, lambda: lease.step(step_s), limit_s=longest_stage_s(step_s))
-            lease.load(limit_s)
-        with waiting("a model to be loaded", server=False):
-            network = self._models.get(claim.spec)
+        """The model of a claim's job; its weights are fetched first, while other chunks are worked at.
+
+        Raises:
+            Interrupted: The chunk is not ours any more, or goes back for now.
+            JobError: As `Models.get`; also where the job is explained by other weights.
+        """
+        spec, limit_s = claim.spec, WEIGHTS_TIMEOUT_S + self._settings.item_timeout_s
+        open_ = is_pinned(spec)
+        pinned = self._table.queries.pinned_weights(claim.job) if open_ else None
+        with ExitStack() as held:
+            fetched = None
+            if self._models.at_hand(spec, pinned):
+                lease.step(limit_s)  # another thread may let it go in this moment
+            else:
+                fetched = self._fetch(slot, claim, lease, held, pinned)
+                if claim.load_suspect:
+                    # Alone, so that the next death says whose fault it is, and takes nobody along.
+                    step_s = self._settings.item_timeout_s
+                    self._slots.wait_until_exclusive(slot, lambda: lease.step(step_s), limit_s=longest_stage_s(step_s))
+                lease.load(limit_s)
+            with waiting("a model to be loaded", server=False):
+                network = self._models.get(spec, fetched, pinned)
         self._faults.model_loaded(claim)
+        if open_:
+            self._pin(claim, network.weights_digest)
         return network
+
+    def _fetch(self, slot: Slot, claim: Claim, lease: Lease, held: ExitStack, pinned: str | None) -> Fetched:
+        """Bring the weights of a claim's job to this machine, where they stay until `held` is closed."""
+        limit_s = WEIGHTS_TIMEOUT_S + self._settings.item_timeout_s
+
+        def check() -> None:
+            if self._slots.stopping():
+                raise Interrupted("this process stops")
+            if self._slots.gives_way(slot):
+                raise Interrupted("weights of a job of higher priority are fetched first")
+            lease.look()
+
+        lease.fetch(limit_s)
+        if not self._slots.begin_fetch(slot):
+            raise Interrupted("weights of other jobs are fetched first")
+        with waiting("weights to be fetched", server=False), interruptible(check):
+            fetched = held.enter_context(self._models.fetched(claim.spec, pinned))
+
+        def meanwhile() -> None:
+            check()
+            lease.step(limit_s)
+
+        self._slots.end_fetch(slot, meanwhile)
+        return fetched
+
+    def _pin(self, claim: Claim, sha256: str) -> None:
+        """Let all workers explain the job by these weights, or say that others have begun with other ones."""
+        pinned = self._table.pin_weights(claim, sha256)
+        if pinned is None:
+            raise LeaseLost
+        if pinned != sha256:
+            raise other_weights(claim.spec, pinned, sha256)
 
     def _annotate(self, claim: Claim, network: Network) -> None:
         self._table.annotate(

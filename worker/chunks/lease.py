@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from producer.jobs.model.errors import GradcamError, ServiceError, UnreadableJob
+from producer.jobs.model.errors import Interrupted, ServiceError, UnreadableJob
 from worker.supervise.busy_file import Busy, BusyFile
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from producer.jobs.table.table import JobTable
 
 log = logging.getLogger(__name__)
+#: How often `look` asks Redis.
+_LOOK_EVERY_S: Final = 1.0
 #: The share of a step's time by which its deadline may be told too early.
 _NO_MATTER: Final = 0.01
 
 
-class LeaseLost(GradcamError):
+class LeaseLost(Interrupted):
     """The chunk is not ours any more."""
 
 
@@ -135,6 +137,29 @@ class Lease:
         if self._lost:
             raise LeaseLost
 
+    def fetch(self, limit_s: float) -> None:
+        """Begin to fetch the weights of the job's model, which may take so long, and ends no process.
+
+        Raises:
+            LeaseLost: As `step`.
+        """
+        self.step(limit_s)
+        self._tell((), fetching=True)
+
+    def look(self) -> None:
+        """Look whether the chunk is still ours, within a step: a job may be cancelled or paused meanwhile.
+
+        Costs a look at the clock, but once a second.
+
+        Raises:
+            LeaseLost: As `mark`.
+        """
+        if not self._lost and time.monotonic() - self._renewed >= _LOOK_EVERY_S:
+            with suppress(ServiceError):
+                self._renew(None)
+        if self._lost:
+            raise LeaseLost
+
     def load(self, limit_s: float) -> None:
         """Begin to load the job's model, which may take so long: that comes under suspicion if this process dies now.
 
@@ -147,12 +172,12 @@ class Lease:
         if self._lost:
             raise LeaseLost
 
-    def _tell(self, marked: Sequence[int], *, loading: bool = False) -> None:
+    def _tell(self, marked: Sequence[int], *, loading: bool = False, fetching: bool = False) -> None:
         """Tell the parent what is in flight; it may be the only one left to know."""
         if self._file is None:
             return
         claim = self._claim
-        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading)
+        busy = Busy(os.getpid(), claim.job, claim.chunk, self._claim_id, claim.life, list(marked), loading, fetching)
         with self._lock:
             if not self._closed:
                 self._file.write(busy)

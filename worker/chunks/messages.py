@@ -41,10 +41,21 @@ class Messages:
         pop: Reads the next one.
         queues: The priorities that this worker reads.
         worker: Its name.
+        passed_over: Gives the jobs of which this process takes no chunk now.
     """
 
-    def __init__(self, table: JobTable, publish: Publish, pop: Pop, *, queues: Sequence[str], worker: str) -> None:
+    def __init__(
+        self,
+        table: JobTable,
+        publish: Publish,
+        pop: Pop,
+        *,
+        queues: Sequence[str],
+        worker: str,
+        passed_over: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._table, self._publish, self._pop, self._queues, self._worker = table, publish, pop, queues, worker
+        self._passed_over = passed_over
 
     def next(self) -> Message | None:
         """The next message; None when there is none.
@@ -66,7 +77,7 @@ class Messages:
             others: then the message was given back.
         """
         exact = message.queue == "recovery"
-        found = self._table.next_chunk(message.queue, message.job, message.chunk, exact=exact, worker=self._worker)
+        found = self._next_chunk(message.queue, message, exact=exact)
         if not isinstance(found, OnlyRefusedJobs):
             return found
         left = found
@@ -75,10 +86,15 @@ class Messages:
         for queue in self._queues:
             if queue == left.queue:
                 continue
-            found = self._table.next_chunk(queue, message.job, message.chunk, exact=False, worker=self._worker)
+            found = self._next_chunk(queue, message, exact=False)
             if isinstance(found, tuple):
                 return found
         return left
+
+    def _next_chunk(self, queue: str, message: Message, *, exact: bool) -> tuple[str, int] | OnlyRefusedJobs | None:
+        return self._table.next_chunk(
+            queue, message.job, message.chunk, exact=exact, worker=self._worker, passed_over=self._passed_over()
+        )
 
     def give_back(self, message: Message) -> None:
         """Send a message again, for others; one that cannot be sent now is a lost one, and the reconciler finds it."""

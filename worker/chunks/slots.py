@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import WorkerError
+from producer.jobs.model.spec import PRIORITIES
 
 if TYPE_CHECKING:
     from producer.jobs.table.claims import Claim
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 #: So many chunks are in flight even while the first still has enough images for the device.
 _ALWAYS: Final = 2
 _LOOK_EVERY_S: Final = 0.25
+#: So many chunks at most wait for the weights of their models to be fetched; the other places are for chunks at work.
+_MOST_FETCHING: Final = 4
+#: From then on a fetch is one that takes time, and other chunks are begun beside it.
+_FETCHES_LONG_S: Final = 1.0
 
 
 @dataclass(eq=False)
@@ -34,7 +39,18 @@ class Slot:
     all_dispatched: bool = False
     #: Whether nothing may be begun beside it: an image of it, or its model, may have killed a process.
     exclusive: bool = False
+    #: Whether it waits until nothing else is in flight.
+    waits: bool = False
+    #: Since when the weights of its model are fetched, in seconds of the monotonic clock; None where they are not.
+    fetching_since: float | None = None
+    #: Whether that shall end, for a chunk of a higher priority.
+    gives_way: bool = False
     claim: Claim | None = None
+
+    @property
+    def fetching(self) -> bool:
+        """Whether the weights of its model are being fetched."""
+        return self.fetching_since is not None
 
 
 class Slots:
@@ -42,6 +58,7 @@ class Slots:
 
     A further chunk is taken when all images of those in flight are on their way. Beyond two chunks, the device must
     also be about to run out of images: chunks of a few images fill a batch together, large ones are left to others.
+    A chunk whose weights take long to be fetched is in nobody's way meanwhile; four may be fetched for at a time.
 
     Args:
         count: The most chunks in flight.
@@ -62,6 +79,8 @@ class Slots:
         self._retires: str | None = None
         self._worn_out: str | None = None
         self._told = False
+        #: Jobs whose weights are to be fetched when others have been.
+        self._postponed: set[str] = set()
 
     # -- whether anything is begun ---------------------------------------------------------------------------------
 
@@ -121,9 +140,10 @@ class Slots:
             self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        slots = self._open.values()
+        long_ago = time.monotonic() - _FETCHES_LONG_S
+        slots = [slot for slot in self._open.values() if slot.fetching_since is None or slot.fetching_since > long_ago]
         return (
-            len(slots) < self._count
+            len(self._open) < self._count
             and all(slot.all_dispatched and not slot.exclusive for slot in slots)
             and (len(slots) < _ALWAYS or self._hungry())
             and self._worn_out is None
@@ -160,7 +180,7 @@ class Slots:
         """Give a place back."""
         with self._changed:
             del self._open[slot.number]
-            self._changed.notify_all()
+            self._fetched(slot)
 
     def claimed(self, slot: Slot, claim: Claim) -> None:
         """Take note of the chunk in a place; one with suspects runs alone."""
@@ -183,10 +203,72 @@ class Slots:
         with self._changed:
             return not self._open
 
+    # -- fetching weights ------------------------------------------------------------------------------------------
+
+    def begin_fetch(self, slot: Slot) -> bool:
+        """Whether the weights of a chunk's model may be fetched now; else its job is left alone until others have been.
+
+        One of a lower priority gives way.
+        """
+        with self._changed:
+            fetching = [each for each in self._open.values() if each.fetching and not each.gives_way]
+            if len(fetching) >= _MOST_FETCHING:
+                last = max(fetching, key=_rank)
+                if _rank(last)[0] <= _rank(slot)[0]:
+                    self._postpone(slot)
+                    return False
+                last.gives_way = True
+                self._postpone(last)
+            slot.fetching_since = time.monotonic()
+            return True
+
+    def gives_way(self, slot: Slot) -> bool:
+        """Whether a chunk's fetch shall end, as one of a higher priority has come."""
+        with self._changed:
+            return slot.gives_way
+
+    def end_fetch(self, slot: Slot, meanwhile: Callable[[], None]) -> None:
+        """The weights are there: the chunk goes on, as soon as none runs that must be alone.
+
+        Args:
+            slot: The chunk's.
+            meanwhile: Called again and again; what it raises ends the waiting.
+        """
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._may_go_on(slot), timeout=_LOOK_EVERY_S):
+                    self._fetched(slot)
+                    return
+            meanwhile()
+
+    def passed_over(self) -> list[str]:
+        """The jobs of which no chunk is taken now: their weights are being fetched, or others' are."""
+        with self._changed:
+            fetching = {slot.claim.job for slot in self._open.values() if slot.fetching and slot.claim is not None}
+            return sorted(fetching | self._postponed)
+
+    def _may_go_on(self, slot: Slot) -> bool:
+        return not any(each.exclusive and not each.fetching for each in self._open.values() if each is not slot)
+
+    def _postpone(self, slot: Slot) -> None:
+        if slot.claim is not None:
+            self._postponed.add(slot.claim.job)
+
+    def _fetched(self, slot: Slot) -> None:
+        if slot.fetching:
+            slot.fetching_since = None
+            # One that gave way left its place to another.
+            if not slot.gives_way:
+                self._postponed.clear()
+        self._changed.notify_all()
+
+    # -- alone -----------------------------------------------------------------------------------------------------
+
     def wait_until_exclusive(self, slot: Slot, meanwhile: Callable[[], None], *, limit_s: float) -> None:
         """Wait until nothing else is in flight or running.
 
-        The other chunks never wait so: none is begun beside one that is exclusive.
+        None is begun beside one that is exclusive. Of several that wait, as weights were fetched for one of them, the
+        one that was taken first goes first.
 
         Args:
             slot: Whose chunk waits.
@@ -196,6 +278,13 @@ class Slots:
         Raises:
             WorkerError: Such a stage hangs. Nobody else looks for it, since its chunk is gone.
         """
+        slot.waits = True
+        try:
+            self._wait_until_exclusive(slot, meanwhile, limit_s)
+        finally:
+            slot.waits = False
+
+    def _wait_until_exclusive(self, slot: Slot, meanwhile: Callable[[], None], limit_s: float) -> None:
         since: float | None = None
         while True:
             with self._changed:
@@ -203,7 +292,7 @@ class Slots:
                 # What a chunk had begun that broke off goes on to its end; what hangs has none.
                 if self._changed.wait_for(lambda: self._is_alone(slot), timeout=_LOOK_EVERY_S):
                     return
-                if len(self._open) > 1:
+                if self._others(slot):
                     since = None
                 elif since is None:
                     since = time.monotonic()
@@ -213,7 +302,15 @@ class Slots:
             meanwhile()
 
     def _is_alone(self, slot: Slot) -> bool:
-        return list(self._open) == [slot.number] and self._running <= self._hanging
+        return not self._others(slot) and self._running <= self._hanging
+
+    def _others(self, slot: Slot) -> list[Slot]:
+        """The chunks that a chunk which must be alone waits for."""
+        return [
+            each
+            for each in self._open.values()
+            if each is not slot and not each.fetching and not (each.waits and each.order > slot.order)
+        ]
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -240,3 +337,8 @@ class Slots:
         """How many threads an image keeps from ever ending."""
         with self._changed:
             return self._hanging
+
+
+def _rank(slot: Slot) -> tuple[int, int]:
+    """How late a chunk comes: by its job's priority, then by when it was taken."""
+    return (0 if slot.claim is None else PRIORITIES.index(slot.claim.spec.queue), slot.order)

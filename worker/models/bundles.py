@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
-from producer.jobs.model.errors import FetchError, JobError, NothingThere
+from producer.jobs.model.errors import FetchError, NothingThere, OtherWeights
 from producer.jobs.store.bundle import (
     CONFIG,
     MAX_BUNDLE_BYTES,
@@ -50,20 +50,18 @@ def fetched(uri: str, sha256: str | None, fetch: FetchSmall, files: WeightsFiles
 
     Args:
         uri: Of a bundle, or, with a slash at its end, of what stands before the names of the files.
-        sha256: Of the bundle, where it is known.
+        sha256: Of the bundle, which covers all files of the model, where it is known.
         fetch: Brings the small files.
         files: Keep the weights.
 
     Raises:
-        JobError: It is not there, or has another content than `sha256` says.
+        OtherWeights: It has another content than `sha256` says.
+        JobError: It is no model of Hugging Face.
         FetchError, WorkerError: As `WeightsFiles.file`.
     """
     if not uri.endswith("/"):
         data = fetch(uri, MAX_BUNDLE_BYTES)
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise JobError(
-                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again"
-            )
+        _check_digest(uri, hashlib.sha256(data).hexdigest(), sha256)
         bundle = read_bundle(data)
         # An uploaded file lies beside it, under its own SHA-256.
         with files.file(f"{uri.rpartition('/')[0]}/{bundle.weights_sha256}", bundle.weights_sha256) as path:
@@ -78,4 +76,12 @@ def fetched(uri: str, sha256: str | None, fetch: FetchSmall, files: WeightsFiles
         preprocessor = None
     with files.file(uri + WEIGHTS) as path:
         found = Bundle(config=config, preprocessor=preprocessor, weights_sha256=sha256_of(path))
+        _check_digest(uri, found.sha256, sha256)
         yield LocalBundle(found, path)
+
+
+def _check_digest(uri: str, found: str, sha256: str | None) -> None:
+    if sha256 not in (None, found):
+        raise OtherWeights(
+            f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again", found
+        )

@@ -20,11 +20,12 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor, nn
 
 from producer.jobs.model.digests import sha256_of
-from producer.jobs.model.errors import JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.model.errors import Interrupted, JobError, NotHere, NothingThere, WorkerError
+from worker.models.weights_cache import acquired
 
 State = dict[str, Tensor]
 #: Fetches an address into a file; may raise any error.
@@ -140,7 +141,7 @@ def _one_process(path: Path) -> Iterator[None]:
     try:
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{path.name}.lock").acquire(timeout=_OTHERS_TIMEOUT_S)
+        lock = acquired(locks / f"{path.name}.lock", _OTHERS_TIMEOUT_S)
     except Timeout:
         raise WorkerError(
             f"another process has been downloading {path.name} for more than {_OTHERS_TIMEOUT_S:.0f} s"
@@ -161,7 +162,7 @@ def _download_to(path: Path, name: str, url: str, download: Download) -> None:
         download(url, partial)
         _check_arrived(partial, _DIGEST_IN_NAME.search(path.name))
         os.replace(partial, path)
-    except WorkerError:  # a full disk, say, is not the job's fault
+    except (WorkerError, Interrupted):  # a full disk, say, is not the job's fault
         raise
     # For any other failure the job cannot go on, and the remedy is the same.
     except Exception as error:

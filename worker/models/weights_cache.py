@@ -22,15 +22,16 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
 from producer.jobs.fetch import addresses
+from producer.jobs.fetch.pace import LOOK_EVERY_S, check_interruption
 from producer.jobs.model.digests import sha256_of
-from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
+from producer.jobs.model.errors import FetchTimeout, OtherWeights, WorkerError
 from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ class WeightsFiles:
 
         Raises:
             FetchError: The address cannot be fetched.
-            JobError: The address has other content than `sha256` says.
+            OtherWeights: The address has other content than `sha256` says.
             WorkerError: The disk is full, or another process takes too long to fetch the same.
+            Interrupted: As `pace.interruptible` says, also while another process fetches.
         """
         with ExitStack() as held:
             try:
@@ -164,7 +166,7 @@ class WeightsFiles:
     def _locked(self, name: str, timeout_s: float) -> Iterator[None]:
         """Hold one of the locks. Raises WorkerError if it cannot be had in time."""
         try:
-            lock = FileLock(self._folder / f"{name}.lock").acquire(timeout=timeout_s)
+            lock = acquired(self._folder / f"{name}.lock", timeout_s)
         except Timeout:
             raise WorkerError(f"another process has been fetching weights for more than {timeout_s:.0f} s") from None
         with lock:
@@ -182,8 +184,8 @@ class WeightsFiles:
             raise WorkerError(f"another process was fetching weights for so long that {error}") from None
         found = sha256_of(path)
         if sha256 is not None and found != sha256:
-            raise JobError(
-                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again"
+            raise OtherWeights(
+                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again", found
             )
         return found
 
@@ -212,6 +214,23 @@ class WeightsFiles:
         for partial in self._folder.glob("*.partial"):
             with suppress(WorkerError), self._locked(partial.stem, timeout_s=0):
                 partial.unlink(missing_ok=True)
+
+
+def acquired(path: Path, timeout_s: float) -> AbstractContextManager[object]:
+    """Acquire a lock of processes, and look meanwhile whether anybody still waits for what it guards.
+
+    Raises:
+        Timeout: It cannot be had in time.
+        Interrupted: As `pace.interruptible` says.
+    """
+    lock, until = FileLock(path), time.monotonic() + timeout_s
+    while True:
+        try:
+            return lock.acquire(timeout=min(max(until - time.monotonic(), 0), LOOK_EVERY_S))
+        except Timeout:
+            if time.monotonic() >= until:
+                raise
+        check_interruption()
 
 
 def _remove_unread(path: Path) -> bool:

@@ -100,10 +100,15 @@ class Watchdog(threading.Thread):
         before, self._oom_kills = self._oom_kills, cgroups.oom_kills()
         weight = death_weight(how, out_of_memory=self._oom_kills > before)
         in_flight = [busy for busy in found if busy is not None and busy.claim_id.startswith(f"{delivery}/")]
-        if len(in_flight) > 1:
+        # What only fetches ends no process, and must not hide what does.
+        if len([busy for busy in in_flight if not busy.fetching]) > 1:
             # Nobody knows which chunk caused it, nor what a chunk without marks was about to do.
             return [(busy, 0) for busy in in_flight]
         # Two deaths while one model is loaded are no coincidence, however they came.
         return [
-            (busy, CRASHED if busy.loading else HUNG if busy.claim_id in self._hung else weight) for busy in in_flight
+            (
+                busy,
+                0 if busy.fetching else CRASHED if busy.loading else HUNG if busy.claim_id in self._hung else weight,
+            )
+            for busy in in_flight
         ]

@@ -36,6 +36,8 @@ class Busy:
     marked: list[int]
     #: Whether it loads the job's model.
     loading: bool = False
+    #: Whether it only fetches the model's weights, beside whatever else is in flight.
+    fetching: bool = False
 
 
 class BusyFile:

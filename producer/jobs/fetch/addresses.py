@@ -21,6 +21,8 @@ r"""Which addresses an image or a weights file may have.
     file://host/a.jpg, file:a.jpg             refused: another machine's file, a relative path
     a.jpg, C:\a.jpg, ftp:, data:, gopher:      refused: not one of the four schemes
     any with a control character, or longer than 8192 characters   refused
+    any with #sha256= and 64 hexadecimal digits at its end   the same without it; what is fetched must have that digest
+    any with #sha256= and something else behind it           refused
 
 What may be reached of them says `policy.py`. There is no I/O here. Whatever is shown of an address went through
 `redact`.
@@ -31,7 +33,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -54,6 +56,9 @@ _MAX_STEM_CHARS: Final = 100
 _MAX_STEM_BYTES: Final = 120
 #: The zero-width joiners, which stand only where their neighbors' script needs them.
 _JOINERS: Final = "\u200c\u200d"
+
+_DIGEST_MARK: Final = "#sha256="
+_DIGEST: Final = re.compile(r"[0-9A-Fa-f]{64}")
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _UNDECODABLE: Final = re.compile(r"[\ud800-\udfff]")
@@ -87,6 +92,8 @@ class S3Address:
     #: The address as it may be shown: redacted and shortened.
     shown: str
     scheme: Literal["s3"] = "s3"
+    #: Of what must be there, in hexadecimal; None where nothing is said.
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class HttpAddress:
     target: str
     #: The address as it may be shown: redacted and shortened.
     shown: str
+    #: As of `S3Address`.
+    sha256: str | None = None
 
     @property
     def netloc(self) -> str:
@@ -122,6 +131,8 @@ class FileAddress:
     #: The address as it may be shown: redacted and shortened.
     shown: str
     scheme: Literal["file"] = "file"
+    #: As of `S3Address`.
+    sha256: str | None = None
 
 
 Address: TypeAlias = S3Address | HttpAddress | FileAddress
@@ -143,9 +154,24 @@ def parse(uri: str) -> Address:
         raise FetchError(f"an address of {len(uri):,} characters is refused: the longest has {MAX_URI_CHARS:,}")
     shown = _shown(uri)
     try:
-        return _parse(uri, shown)
+        plain, digest = split_digest(uri)
+        return _parse(uri, shown) if digest is None else replace(_parse(plain, _shown(plain)), sha256=digest)
     except ValueError as error:
         raise FetchError(f"{shown} is refused: {error}") from None
+
+
+def split_digest(uri: str) -> tuple[str, str | None]:
+    """Return an address and the digest at its end, in lower case; None where it has none.
+
+    Raises:
+        ValueError: The rest of a sentence about the address.
+    """
+    plain, mark, digest = uri.rpartition(_DIGEST_MARK)
+    if not mark:
+        return uri, None
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"behind {_DIGEST_MARK} stand 64 hexadecimal digits, and nothing else")
+    return plain, digest.lower()
 
 
 def _parse(uri: str, shown: str) -> Address:
@@ -310,6 +336,8 @@ def stem(uri: str) -> str:
     The last part of the path is percent-decoded, loses its extension, and is made safe (`jobs/model/names.py`).
     It has 1 to 100 characters, or 120 bytes of UTF-8, and is `image` where nothing is left.
     """
+    with suppress(ValueError):
+        uri = split_digest(uri)[0]
     match = _SCHEME.fullmatch(uri)
     path = match[2].partition("/")[2] if match else uri
     if match and match[1].lower() in ("http", "https"):

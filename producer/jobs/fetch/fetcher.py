@@ -5,6 +5,7 @@ What `policy.py` decides about an address holds for the connection too (`http_re
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,9 +18,9 @@ from producer.jobs.fetch.addresses import HttpAddress, S3Address
 from producer.jobs.fetch.file_reader import file_pieces
 from producer.jobs.fetch.http_reader import HttpReader
 from producer.jobs.fetch.network import NETWORK_ERRORS, PIECE_BYTES, TryAgain, refuse_larger
+from producer.jobs.fetch.pace import Pace, check_interruption
 from producer.jobs.fetch.policy import FetchPolicy, Resolve, check_object
-from producer.jobs.model.errors import FetchError, FetchTimeout, GradcamError, NothingThere, WorkerError
-from producer.jobs.store.connection_pool import Deadline
+from producer.jobs.model.errors import FetchError, FetchTimeout, GradcamError, NothingThere, OtherContent, WorkerError
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class Fetcher:
             At least one byte.
 
         Raises:
-            FetchError: The address is refused, gone, empty, too large, too slow or broken.
+            FetchError: The address is refused, gone, empty, too large, too slow or broken, or has another digest than
+                stands behind it.
+            Interrupted: As `pace.interruptible` says.
             WorkerError: S3 cannot be used from this machine or with its credentials.
         """
         body = BytesIO()
@@ -107,65 +110,85 @@ class Fetcher:
             The number of bytes written, at least one.
 
         Raises:
-            FetchError: The address is refused, gone, empty, too large, too slow or broken.
+            FetchError: The address is refused, gone, empty, too large, too slow or broken, or has another digest than
+                stands behind it.
+            Interrupted: As `pace.interruptible` says.
             WorkerError: S3 cannot be used from this machine or with its credentials.
             OSError: The file cannot be written.
         """
         address = addresses.parse(uri)
         limit_bytes = self._policy.max_bytes if max_bytes is None else max_bytes
-        deadline = Deadline(self._policy.total_timeout_s if total_timeout_s is None else total_timeout_s)
+        policy = self._policy
+        pace = Pace(
+            policy.total_timeout_s if total_timeout_s is None else total_timeout_s,
+            policy.low_speed_limit,
+            policy.low_speed_time_s,
+        )
         try:
             if isinstance(address, S3Address):
                 check_object(address, self._policy, job)
-            return self._copy_from(address, file, limit_bytes, deadline)
+            return self._copy_from(address, file, limit_bytes, pace)
         except FetchError as error:
             if self._refused is not None and error.why:
                 self._refused(error.why, job)
             raise
 
-    def _copy_from(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
+    def _copy_from(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, pace: Pace) -> int:
         try:
-            return self._copy_patiently(address, file, limit_bytes, deadline)
+            return self._copy_patiently(address, file, limit_bytes, pace)
         except (TryAgain, FetchTimeout) as error:
             if not isinstance(address, S3Address) or self._store_answers is None:
                 raise
             if not self._store_answers():
                 raise WorkerError(f"the object store does not answer this worker: {error}") from error
         # The store is well: one more time, in case it has become so only now.
-        return self._copy_patiently(address, file, limit_bytes, deadline.again())
+        return self._copy_patiently(address, file, limit_bytes, pace.again())
 
-    def _copy_patiently(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
+    def _copy_patiently(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, pace: Pace) -> int:
         start = file.tell()
         for pause_s in (*_PAUSES_S, None):
             try:
-                return self._copy(address, file, limit_bytes, deadline)
+                return self._copy(address, file, limit_bytes, pace)
             except (TryAgain, FetchTimeout) as error:
                 file.seek(start)
                 file.truncate()
-                if pause_s is None or isinstance(error, FetchTimeout) or deadline.remaining_s() <= pause_s:
+                if pause_s is None or isinstance(error, FetchTimeout) or pace.remaining_s() <= pause_s:
                     raise
+                check_interruption()
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
-    def _copy(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, deadline: Deadline) -> int:
+    def _copy(self, address: addresses.Address, file: BinaryIO, limit_bytes: int, pace: Pace) -> int:
+        pace.begin()
+        counted = isinstance(address, HttpAddress)  # its reader counts what comes, and not only what is left of it
         written_bytes = 0
-        with closing(self._pieces(address, limit_bytes, deadline)) as pieces:
+        digest = None if address.sha256 is None else hashlib.sha256()
+        with closing(self._pieces(address, limit_bytes, pace)) as pieces:
             for piece in pieces:
-                deadline.check(address.shown)
+                pace.delivered_bytes += len(piece)
+                if not counted:
+                    pace.received_bytes += len(piece)
+                pace.check(address.shown)
                 written_bytes += len(piece)
                 refuse_larger(address.shown, written_bytes, limit_bytes)
+                if digest is not None:
+                    digest.update(piece)
                 file.write(piece)
-        # The watchdog ends a slow body like a server that closes: only the clock tells them apart.
-        deadline.check(address.shown)
+        # The watchdog ends a slow body like a server that closes: only its verdict tells them apart.
+        pace.check(address.shown)
         if not written_bytes:
             raise FetchError(f"{address.shown} is empty")
+        if digest is not None and digest.hexdigest() != address.sha256:
+            raise OtherContent(
+                f"{address.shown} has another content than its #sha256= says (it is {digest.hexdigest()})"
+            )
         return written_bytes
 
-    def _pieces(self, address: addresses.Address, limit_bytes: int, deadline: Deadline) -> Generator[bytes, None, None]:
+    def _pieces(self, address: addresses.Address, limit_bytes: int, pace: Pace) -> Generator[bytes, None, None]:
         if isinstance(address, S3Address):
             return self._s3_pieces(address, limit_bytes)
         if isinstance(address, HttpAddress):
-            return self._http.pieces(address, limit_bytes, deadline)
+            return self._http.pieces(address, limit_bytes, pace)
         return file_pieces(address, limit_bytes, self._policy)
 
     # --- s3 ----------------------------------------------------------------------------------------------------------

@@ -37,4 +37,6 @@ def cause_of(error: BaseException | None) -> str:
         return f"TLS failed ({root.reason})"
     if isinstance(root, OSError) and root.errno:
         return os.strerror(root.errno).lower()
-    return "the connection broke"
+    if root is None or isinstance(root, http.client.RemoteDisconnected | OSError):
+        return "the connection broke"
+    return "the server's answer is broken off, or is not HTTP"

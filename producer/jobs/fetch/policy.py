@@ -57,6 +57,9 @@ class FetchPolicy(BaseModel):
     max_bytes: int = Field(default=64 * 2**20, gt=0)
     #: The longest one fetch may take, redirects and retries included.
     total_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    #: So many bytes a second must come, counted over so many seconds; 0 asks for nothing.
+    low_speed_limit: float = Field(default=1000.0, ge=0, allow_inf_nan=False)
+    low_speed_time_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     #: How many redirects are followed.
     max_redirects: int = Field(default=3, ge=0)
     #: What web servers are told of who asks.

@@ -11,6 +11,7 @@
     ├── ItemError                 one image's own fault: it fails alone, the others go on
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
     │   │   ├── NothingThere      there is nothing, from wherever it is asked           → `fetch`
+    │   │   ├── OtherContent      what is there has not the digest that was given       → `fetch`
     │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
     │   ├── ImageError            the bytes are no picture we can decode                → `image`
     │   ├── ModelError            the network gives no usable answer for it             → `model`
@@ -18,10 +19,12 @@
     │   ├── ItemTimeout           a stage takes longer than an image may                → `timeout`
     │   └── CrashedWorker         it killed the process that worked at it, repeatedly   → `crashed_worker`
     ├── JobError                  every image of the job would fail alike: the job fails, once
+    │   ├── OtherWeights          its weights are not those that were meant
     │   └── NotHere               so it is on this worker: the job fails when no worker that is alive can do it
     │       ├── BucketClosed      our bucket, as this worker sees it
     │       └── OtherVersion      written by another version: no worker of this one fails it
     │           └── UnreadableJob what Redis holds of it is not as this version writes it
+    ├── Interrupted               nobody's fault: what is under way is not wanted any more, or not now
     └── WorkerError               this machine's fault: the chunk goes to another worker
         ├── NoRoom                what the job needs does not fit into its memory: it may elsewhere, or later
         └── DeviceError           its device failed: a new process may do better
@@ -99,6 +102,10 @@ class NothingThere(FetchError):
     """There is nothing behind the address, from wherever it is asked."""
 
 
+class OtherContent(FetchError):
+    """What is behind the address is not what was meant: its digest is another one."""
+
+
 class FetchTimeout(FetchError):
     """The image takes longer to be fetched than it may."""
 
@@ -142,6 +149,19 @@ class JobError(GradcamError):
     """Every image of this job would fail alike."""
 
 
+class OtherWeights(JobError):
+    """The weights of the job are not those that were meant.
+
+    Args:
+        sentence: What is wrong, and what to do.
+        found: The SHA-256 of what is there.
+    """
+
+    def __init__(self, sentence: str, found: str = "") -> None:
+        super().__init__(sentence)
+        self.found = found
+
+
 class NotHere(JobError):
     """This worker cannot do the job; another one may."""
 
@@ -168,6 +188,10 @@ class UnreadableJob(OtherVersion):
             f"what Redis holds of job {job[:80]} cannot be read ({shown}): a newer gradcam-queue wrote it, or "
             f"something else did: update this one, or `gradcam delete {job[:80]}` forgets it"
         )
+
+
+class Interrupted(GradcamError):
+    """What is under way ends here: it is not wanted any more, or not now."""
 
 
 class WorkerError(GradcamError):

@@ -36,6 +36,7 @@ FIELDS = (
     "chunk_size",
     "open_chunks",
     "broken_off",
+    "weights_sha256",
 )
 
 _BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
@@ -110,6 +111,8 @@ class JobStatus(Frozen):
     device_busy: float | None = None
     #: 1 at first, one more with each retry.
     generation: int = 1
+    #: SHA-256 of the weights that it is explained by; none before a worker has loaded them, `random` where they are.
+    weights_sha256: str | None = None
     #: Chunks handed out again because a lease ran out or a message was lost.
     republished: int = 0
 
@@ -231,6 +234,7 @@ def make_status(
         problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
         stalled_s=round(still_s, 1) if not fresh and left and state is JobState.RUNNING else None,
         generation=count_of(fields["generation"]),
+        weights_sha256=fields.get("weights_sha256"),
         republished=count_of(fields.get("republished", "0")),
     )
 

@@ -1,40 +1,16 @@
-"""What fetches over HTTP share: connections that stay open between two requests, and the time that one may take."""
+"""What fetches over HTTP share: connections that stay open between two requests."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import Final, TypeAlias
 
 from urllib3.connection import HTTPConnection
 
-from producer.jobs.model.errors import FetchTimeout
-
 MAX_IDLE: Final = 64
 #: Scheme, IP address, port and host name: only an equal request may use a connection again.
 Key: TypeAlias = tuple[str, str, int, str]
-
-
-class Deadline:
-    """The end of the time one fetch may take."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._end_s = time.monotonic() + limit_s
-
-    def again(self) -> Deadline:
-        """As much time once more."""
-        return Deadline(self._limit_s)
-
-    def remaining_s(self) -> float:
-        """Seconds that are left; less than none when it is over."""
-        return self._end_s - time.monotonic()
-
-    def check(self, shown: str) -> None:
-        """Raise FetchTimeout when the time is over; `shown` is the address as it may be shown."""
-        if self.remaining_s() <= 0:
-            raise FetchTimeout(f"{shown} cannot be fetched: it took longer than {self._limit_s:g} s")
 
 
 class ConnectionPool:

@@ -83,6 +83,11 @@ class Queries:
 
         return self._scripts.of_job(job, facts)
 
+    def pinned_weights(self, job: str) -> str | None:
+        """The SHA-256 of the weights that a job is explained by, once a worker has loaded them."""
+        found = self._scripts.do(lambda client: cast("bytes | None", client.hget(JobKeys(job).hash, "weights_sha256")))
+        return None if found is None else text(found)
+
     def histogram(self, job: str) -> dict[str, int]:
         """How many images were explained for each class: `class_key` → count."""
 

@@ -161,13 +161,26 @@ class JobTable:
         """Store facts with a running job that only a worker can know."""
         self._scripts.run("annotate", [JobKeys(job).hash], [life, *(part for pair in facts.items() for part in pair)])
 
+    def pin_weights(self, claim: Claim, sha256: str) -> str | None:
+        """Say which weights a job is explained by, unless a worker has said so before.
+
+        Args:
+            claim: A chunk of it; it counts for that life of the job.
+            sha256: Of the weights, in hexadecimal.
+
+        Returns:
+            The SHA-256 of those that it is explained by; None where it goes no further.
+        """
+        answer = self._scripts.run("pin_weights", [JobKeys(claim.job).hash], [claim.life, sha256])
+        return text(answer[1]) if answer[0] == b"pinned" else None
+
     def pop_message(self, queues: Sequence[str]) -> tuple[str, bytes] | None:
         """Read the next message of the first queue that has one, as it lies there; None when all are empty."""
         answer = self._scripts.run("pop_message", [keys.QUEUE_PREFIX + queue for queue in queues], [])
         return (queues[int(answer[0]) - 1], answer[1]) if answer else None
 
     def next_chunk(
-        self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = ""
+        self, queue: str, job: str, chunk: int, *, exact: bool, worker: str = "", passed_over: Sequence[str] = ()
     ) -> tuple[str, int] | OnlyRefusedJobs | None:
         """Pick the chunk that a message lets a worker take: round robin over the jobs of its priority.
 
@@ -177,11 +190,13 @@ class JobTable:
             chunk: What the message says.
             exact: Take the chunk of the message, if it waits and no worker has refused its job.
             worker: Who asks; jobs that it has refused (`troubles`) are passed over.
+            passed_over: Other jobs that are.
 
         Returns:
-            Job and chunk; OnlyRefusedJobs when only jobs wait that the worker has refused; None when nothing waits.
+            Job and chunk; OnlyRefusedJobs when only jobs wait that are passed over; None when nothing waits.
         """
-        answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], [job, chunk, int(exact), worker])
+        arguments = [job, chunk, int(exact), worker, *passed_over]
+        answer = self._scripts.run("next_chunk", [keys.round_robin(queue)], arguments)
         if len(answer) == 1:
             return OnlyRefusedJobs(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None

@@ -1,13 +1,17 @@
 -- Pick the chunk that a message lets a worker take: of the jobs of that priority with a waiting chunk, the job that was
--- picked longest ago. A job in trouble is delayed while others wait; a job that this worker has refused is left out. A
+-- picked longest ago. A job in trouble is delayed while others wait; a job that this worker has refused, or passes over
+-- now, is left out. A
 -- message of the queue `recovery` names its chunk, as long as that waits and its job is in no trouble; after that it is
 -- like any other message of its job's priority, since one of those was used up for its chunk.
 -- KEYS  1 round robin of the priority; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
--- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker
--- gives {job, chunk} | {priority} where nothing waits but jobs that this worker has refused | {}
+-- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker  5.. jobs that it passes over now
+-- gives {job, chunk} | {priority} where nothing waits but jobs that are left out | {}
 local MOST_BROKEN = 1000
 local t = now()
+local passed_over = {}
+for i = 5, #ARGV do passed_over[ARGV[i]] = true end
 local function refused(job)
+  if passed_over[job] then return true end
   local word = redis.call('HGET', 'gradcam:job:' .. job .. ':troubles', 'worker:' .. ARGV[4])
   local till = word and (seconds(decoded(word)['until']) or 0) - t
   return till and till > 0 and till <= LONGEST_REFUSAL_S

@@ -10,7 +10,8 @@ if redis.call('HGET', KEYS[1], 'retry') == ARGV[2] then
   return {'begun', tonumber(f[1]), f[2] or ''}
 end
 local state = settled_state(KEYS[1], KEYS[2], ARGV[1])
-local f = redis.call('HMGET', KEYS[1], 'generation', 'ingest', 'failed', 'life', 'epoch', 'before', 'maintainer', 'damaged')
+local f = redis.call('HMGET', KEYS[1], 'generation', 'ingest', 'failed', 'life', 'epoch', 'before', 'maintainer', 'damaged',
+  'done')
 if not state then return {'gone'} end
 if state == 'repairing' and ARGV[4] == 'repair' and f[7] == ARGV[2] then state = f[6] end
 if state ~= 'succeeded' and state ~= 'completed_with_errors' and state ~= 'failed' then return {state} end
@@ -35,6 +36,8 @@ else
   redis.call('HSET', KEYS[1], 'reopening', 0, 'reopened_at', t)
 end
 redis.call('UNLINK', KEYS[1] .. ':troubles')
+-- Nothing was explained by the weights that it had: others may take their place.
+if tonumber(f[9] or 0) == 0 then redis.call('HDEL', KEYS[1], 'weights_sha256') end
 redis.call('HDEL', KEYS[1], 'strikes', 'not_before', 'declined')
 redis.call('HDEL', KEYS[1], 'outcome', 'error', 'finished_at', 'started_at', 'progress_at', 'mark_at', 'mark_n',
   'last_mark_at', 'last_mark_n', 'open_chunks', 'summary')
