@@ -20,6 +20,7 @@
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
+| `GRADCAM_WORKER_LOAD_TIMEOUT_S`   | time a model may take to be loaded, once its weights are here         | 300 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts with images (names, `*.suffix`, networks; by commas) | none    |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
 | `GRADCAM_WORKER_ENGINE`           | `eager`; `half` computes all of a bf16 or fp16 job in half precision | eager |
@@ -148,6 +149,8 @@ class WorkerSettings(BaseSettings):
     fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
     item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    #: Time a model may take to be loaded, from weights that are here, before the process counts as hanging.
+    load_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     #: Private hosts images may come from.
     allow_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_by_commas)] = ()
     #: Folders `file://` images may come from.

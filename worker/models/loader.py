@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,10 @@ _HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _UPLOADED: Final = re.compile(r"/weights/([0-9a-f]{64})$")
 
 
+def _nothing_to_say() -> None:
+    pass
+
+
 class Models:
     """The models of this process; safe to share between threads.
 
@@ -64,15 +68,20 @@ class Models:
         #: The weights that the worker's own settings name.
         self._preloads: set[str] = set()
 
-    def get(self, spec: JobSpec) -> Network:
+    def get(self, spec: JobSpec, loading: Callable[[], object] = _nothing_to_say) -> Network:
         """Return the model that a job asks for.
+
+        Args:
+            spec: The job's.
+            loading: Called when all that is needed is here and this thread begins to load it: whoever waits for
+                another thread that loads the same model hears nothing. What it raises ends the loading.
 
         Raises:
             JobError: There is no such network, layer or class, or weights or labels do not fit.
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        return as_asked(self._kept().get(self._key(spec)), spec)
+        return as_asked(self._kept().get(self._key(spec), partial(self._load, loading=loading)), spec)
 
     def at_hand(self, spec: JobSpec) -> bool:
         """Return whether `get` returns the model without loading it."""
@@ -109,15 +118,15 @@ class Models:
         half = self._settings.engine == "half" and spec.precision in _HALVES
         return key.model_copy(update={"precision": spec.precision}) if half else key
 
-    def _load(self, key: JobSpec) -> Network:
+    def _load(self, key: JobSpec, loading: Callable[[], object] = _nothing_to_say) -> Network:
         if key.network == HF:
-            return self._load_bundle(key)
+            return self._load_bundle(key, loading)
         if "://" not in key.weights:
             self._refuse_path(key.weights)
             networks.fetch_weights(key.network, key.weights, self._download)
-            return self._loaded(key, key.weights)
+            return self._loaded(key, key.weights, loading)
         with _fetching(), self._files.file(key.weights, key.weights_sha256) as path, _told(key, path):
-            return self._loaded(key, path)
+            return self._loaded(key, path, loading)
 
     def _refuse_path(self, weights: str) -> None:
         """Open no file of this machine because a job says so; those named with --preload are its operator's.
@@ -128,7 +137,7 @@ class Models:
         if weights not in self._preloads and any(sign in weights for sign in "/\\~."):
             raise JobError("the weights are a file of the worker's machine: give a file of yours or an address instead")
 
-    def _load_bundle(self, key: JobSpec) -> Network:
+    def _load_bundle(self, key: JobSpec, loading: Callable[[], object]) -> Network:
         if "://" not in key.weights:  # no message opens a folder of this machine
             raise JobError(f"the weights of {HF} are a folder, or an address that ends with a slash, not {key.weights}")
         with (
@@ -136,11 +145,12 @@ class Models:
             bundles.fetched(key.weights, key.weights_sha256, self._fetcher.fetch, self._files) as local,
             _told(key, local.weights),
         ):
-            return self._loaded(key, local)
+            return self._loaded(key, local, loading)
 
-    def _loaded(self, key: JobSpec, weights: networks.Weights) -> Network:
+    def _loaded(self, key: JobSpec, weights: networks.Weights, loading: Callable[[], object]) -> Network:
         """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
         with self._one_at_a_time:
+            loading()
             started = time.monotonic()
             try:
                 with memory.say_when_full():
