@@ -59,7 +59,7 @@ _LONGEST_NAME, _MOST_WORDS, _MOST_TENSORS = 500, 64, 100_000
 #: How many words before a network's own names are looked at: mappings and wrappers.
 _MOST_BEFORE: Final = 8
 #: How often tensors are looked at, all candidates together.
-_MOST_LOOKS: Final = 1_000_000
+_MOST_LOOKS: Final = 300_000
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ class Costs:
     def _set(self, items: list[_Thing]) -> None:
         for key in items[::2]:
             if not key.plain:
-                self._hash(_ODD_KEY + key.weight)
+                # Hashing what is deep overflows the stack of the process.
+                self._hash(_ODD_KEY * max(key.weight, 1))
         self._stack[-1].take(items)
 
     def _call(self, function: _Thing, arguments: _Thing) -> None:
