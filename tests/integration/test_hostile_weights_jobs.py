@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 NETWORK, HEAD = "shufflenet_v2_x0_5", "fc.weight"
 PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
 #: What crashes, hangs or fills the memory of the process that loads it.
-FAULTS = either(("poison:hang",), ("poison:segfault", "poison:killed", "poison:hang", "poison:hang-all", "poison:memory"))
+FAULTS = either(
+    ("poison:hang",), ("poison:segfault", "poison:killed", "poison:hang", "poison:hang-all", "poison:memory")
+)
 QUICKLY = either(("a head of 2^31 rows without columns", "a key of 2^60 tuples", "a head with one NaN"), tuple(CASES))
 
 

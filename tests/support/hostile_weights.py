@@ -72,8 +72,10 @@ def zipped(pickle: bytes, entries: Mapping[str, bytes] | None = None, method: in
 
 def tuples(depth: int) -> bytes:
     """Tuples of two that are one, so deep: the last has 2^depth parts. They are keys and values of a dict."""
-    made = b")q\x00" + b")" + b"".join(
-        b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(depth)
+    made = (
+        b")q\x00"
+        + b")"
+        + b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1]) for n in range(depth))
     )
     return b"}(" + made + b"u"
 
@@ -215,7 +217,9 @@ CASES: Final[dict[str, tuple[Make, str]]] = {
                 mapping(
                     {
                         text(str(n)): called(
-                            named("_codecs", "encode"), (text("x" * 10**6) + b"q\x01") if not n else b"h\x01", text("utf8")
+                            named("_codecs", "encode"),
+                            b"h\x01" if n else text("x" * 10**6) + b"q\x01",
+                            text("utf8"),
                         )
                         for n in range(40_000)
                     }

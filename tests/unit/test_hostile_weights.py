@@ -1,4 +1,4 @@
-"""Weights that claim much or mean ill end as one sentence, in seconds, with little memory taken; others are as before."""
+"""Weights that claim much or mean ill end as one sentence, in seconds, with little memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_hostile_weights_end_as_one_sentence_in_seconds(tmp_path: Path, case: st
 # --- what stays read --------------------------------------------------------------------------------------------------
 
 
-def _training(state: dict[str, Tensor]) -> dict[str, Any]:
+def _training(state: dict[str, Tensor]) -> dict[Any, Any]:
     moments = {n: {"step": 9, "exp_avg": tensor, "exp_avg_sq": tensor} for n, tensor in enumerate(state.values())}
     return {
         "model": state,
@@ -95,7 +95,9 @@ def test_the_numbers_of_a_file_are_held_against_those_of_its_network(tmp_path: P
     assert checkpoint.read(path, 5_000_000)
     for old in (True, False):
         path.write_bytes(saved({"net": state_of(), "more": torch.zeros(10**6)}, old=old))
-        with pytest.raises(JobError, match=r"holds [45] MB of numbers, and for this network at most 3 MB are read; save"):
+        with pytest.raises(
+            JobError, match=r"holds [45] MB of numbers, and for this network at most 3 MB are read; save"
+        ):
             checkpoint.read(path, 3_000_000)
     # Weights, an average, gradients and an optimizer's moments in float64.
     assert bounds.most_bytes(100_000_000) >= 10 * 100_000_000

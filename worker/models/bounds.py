@@ -30,7 +30,7 @@ MOST_ENTRIES: Final = 50_000
 _MOST_HEADER_BYTES: Final = 4 * 2**20
 #: In a file from before torch 1.6 three small pickles come before the content, and one behind it.
 _PICKLES: Final = 5
-#: The end of a zip archive: its mark, then, 10 bytes in, the number of entries. Behind it is a comment of 64 kB at most.
+#: The end of a zip archive: its mark, then, 10 bytes in, the number of entries. Behind it is a comment.
 _END, _END_BYTES, _COMMENT_BYTES = b"PK\x05\x06", 22, 2**16
 #: Of large archives: where the true end is, 20 bytes before.
 _LOCATOR, _LOCATOR_BYTES = b"PK\x06\x07", 20
@@ -92,7 +92,7 @@ def check_zip(path: Path, archive: zipfile.ZipFile, most: int | None) -> int:
         raise TooMuch(f"has more than {MOST_BYTES // 2**20} MiB beside the numbers of its tensors")
     # The reader that torch uses: another one might find another pickle in the same file.
     with path.open("rb") as file:
-        pickled = torch._C.PyTorchFileReader(file).get_record("data.pkl")  # type: ignore[attr-defined]
+        pickled = torch._C.PyTorchFileReader(file).get_record("data.pkl")
     Costs().follow(io.BytesIO(pickled))
     return total
 
@@ -121,9 +121,7 @@ def check_safetensors(path: Path, most: int | None) -> None:
 
 def _check_total(total: int, most: int | None) -> None:
     if most is not None and total > most:
-        raise TooMuch(
-            f"holds {_megabytes(total)} of numbers, and for this network at most {_megabytes(most)} are read"
-        )
+        raise TooMuch(f"holds {_megabytes(total)} of numbers, and for this network at most {_megabytes(most)} are read")
 
 
 def _megabytes(count: int) -> str:

@@ -1,7 +1,8 @@
 """Read a weights file that a stranger may have written: its bytes tell its kind, and no code in it runs.
 
-What it would take is looked up before (`worker.models.bounds`). It reads two kinds: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
+It reads two kinds: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
 For every other kind the error names it and says what to do. Classes beside the tensors are never imported.
+What reading would take is looked up before (`worker.models.bounds`).
 """
 
 from __future__ import annotations

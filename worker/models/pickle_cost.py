@@ -1,4 +1,4 @@
-"""What unpickling would cost, before it is done: this follows a pickle's instructions and keeps sizes in place of things.
+"""What unpickling would cost: this follows a pickle's instructions, and keeps sizes in place of things.
 
 torch's restricted unpickler runs no code of strangers, but it does what a pickle says. A few hundred bytes can tell it
 to hash a tuple of 2^60 parts, or one so deep that the process crashes. A few megabytes can fill a dict with numbers of

@@ -89,7 +89,7 @@ def check_finite(model: nn.Module, name: str) -> None:
     Raises:
         JobError: Names the first, and how many there are.
     """
-    looked_at = dict(model.named_parameters())
+    looked_at: dict[str, Tensor] = dict(model.named_parameters())
     looked_at |= {key: each for key, each in model.named_buffers() if key.endswith(_STATISTICS)}
     faulty = [key for key, tensor in looked_at.items() if not _is_finite(key, tensor)]
     if faulty:
