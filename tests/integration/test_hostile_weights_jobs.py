@@ -32,11 +32,11 @@ QUICKLY = either(("a head of 2^31 rows without columns", "a key of 2^60 tuples",
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One worker, of one process, that waits three seconds for a model to be loaded."""
+    """One worker, of one process, that waits not for long for a model to be loaded."""
     settings = {
         "PYTHONPATH": os.pathsep.join([str(POISON), os.environ.get("PYTHONPATH", "")]),
         "GRADCAM_WORKER_LEASE_S": "10",
-        "GRADCAM_WORKER_LOAD_TIMEOUT_S": "8",
+        "GRADCAM_WORKER_LOAD_TIMEOUT_S": "15",
     }
     with own_stack(tmp_path_factory.mktemp("hostile"), settings) as stack:
         stack.start_worker()

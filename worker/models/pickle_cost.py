@@ -137,9 +137,11 @@ class Costs:
         elif name in _GETS:
             self._stack.append(self._memo[argument])
         elif name in _NUMBERS:
-            self._stack.append(_Thing(number=argument, plain=abs(argument) < _SMALL))
+            little = abs(argument) < _TEXT
+            self._stack.append(_PLAIN if little else _Thing(number=argument, plain=abs(argument) < _SMALL))
         elif name in _TEXTS:
-            self._stack.append(_Thing(len(argument) // _TEXT, plain=True))
+            weight = len(argument) // _TEXT
+            self._stack.append(_Thing(weight, plain=True) if weight else _PLAIN)
         elif name in _NOTHING:
             self._stack.append(_PLAIN)
         elif name in _EMPTY:
