@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_hostile_weights_end_their_job_in_a_sentence_and_no_process(hostile: Sta
         path = tmp_path / f"{number}.pth"
         path.write_bytes(make(state, HEAD))
         sentence, seconds = told(path, case)
-        assert pytest.raises(ValueError, match=words).matches(ValueError(sentence))
+        assert re.search(words, sentence), (case, sentence)
         assert seconds < 60
     assert {process.pid for process in children_of(hostile.worker)} == processes
 
