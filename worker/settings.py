@@ -22,6 +22,7 @@
 | `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
 | `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
 | `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
+| `GRADCAM_WORKER_LOAD_TIMEOUT_S`   | time a model may take to be loaded, once its weights are here         | 300 |
 | `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts, and ports beside 80 and 443, by commas          | none    |
 | `GRADCAM_WORKER_ALLOW_BUCKETS`    | buckets and prefixes that jobs may name, by commas             | any     |
 | `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
@@ -155,6 +156,8 @@ class WorkerSettings(BaseSettings):
     low_speed_time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
     #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
     item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    #: Time a model may take to be loaded, from weights that are here, before the process counts as hanging.
+    load_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     #: Private hosts, and ports beside 80 and 443, that images and weights may come from.
     allow_hosts: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_hosts), BeforeValidator(_by_commas)] = ()
     #: Buckets and prefixes that they may come from; any where none is named.

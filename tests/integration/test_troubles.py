@@ -180,7 +180,7 @@ def test_two_deaths_in_loading_its_model_convict_a_job(table: JobTable) -> None:
     assert claim.load_suspect
     assert claim.suspects == {}  # of no image
     assert die_loading(table, "two", CRASHED) is None
-    assert "loading its model ends the processes" in (table.queries.status("bad").error or "")
+    assert "the weights crash the process that loads them" in (table.queries.status("bad").error or "")
 
 
 def test_deaths_in_loading_do_not_add_up_where_somebody_loaded_it_in_between(table: JobTable) -> None:

@@ -74,9 +74,15 @@ def test_weights_of_other_precisions_and_averaged_counters_fit(dtype: torch.dtyp
     assert net.get_buffer("norm.num_batches_tracked") == 3
 
 
-@pytest.mark.parametrize("content", [torch.zeros(1).expand(10**9, 10**6), torch.zeros(10**9, device="meta")])
-def test_a_small_file_cannot_claim_a_huge_tensor(content: Tensor) -> None:
-    with pytest.raises(JobError, match="claims more numbers than the file has"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.zeros(1).expand(10**9, 10**6), r"claims more numbers than the file has \(fc\.weight\)"),
+        (torch.zeros(10**9, device="meta"), r"fc\.weight is of the device meta, without its numbers"),
+    ],
+)
+def test_a_small_file_cannot_claim_a_huge_tensor(content: Tensor, words: str) -> None:
+    with pytest.raises(JobError, match=words):
         weights.check_whole({"fc.weight": content}, "tiny")
 
 

@@ -295,9 +295,10 @@ class ChunkConsumer:
                     # Alone, so that the next death says whose fault it is, and takes nobody along.
                     step_s = self._settings.item_timeout_s
                     self._slots.wait_until_exclusive(slot, lambda: lease.step(step_s), limit_s=longest_stage_s(step_s))
-                lease.load(limit_s)
+                lease.step(limit_s)
             with waiting("a model to be loaded", server=False):
-                network = self._models.get(spec, fetched, pinned)
+                # Nothing is marked before: a process that dies until then says nothing of the weights.
+                network = self._models.get(spec, fetched, pinned, lambda: lease.load(self._settings.load_timeout_s))
         self._faults.model_loaded(claim)
         if open_:
             self._pin(claim, network.weights_digest)

@@ -50,10 +50,14 @@ class ModelCache(Generic[K, V]):
         #: Key → the bytes that a model which is loading will take.
         self._coming: dict[K, int] = {}
 
-    def get(self, key: K) -> V:
+    def get(self, key: K, load: Callable[[K], V] | None = None) -> V:
         """Return the model of `key`; load it if it is not kept, once for all threads that ask at the same time.
 
         An error of `load` reaches all who wait for it; the next call tries again.
+
+        Args:
+            key: Of the model.
+            load: What this caller loads it with; None for what the cache was made with.
         """
         with self._lock:
             if key in self._kept:
@@ -65,7 +69,7 @@ class ModelCache(Generic[K, V]):
         if loading is not None:
             return loading.result()
         try:
-            value = self._load(key)
+            value = (load or self._load)(key)
         except BaseException as error:
             with self._lock:
                 del self._loading[key]

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 from torch import Tensor
@@ -53,6 +54,12 @@ _OLD_VIT: Final = re.compile(r"^(.*encoder_layer_\d+\.mlp)\.linear_([12])\.(\w+)
 _DEEPEST: Final = 8
 #: How many of the other candidates that fit are named.
 _NAMED: Final = 3
+#: Longer names, or of more words, are no weights of a network; more tensors than these no program saves.
+_LONGEST_NAME, _MOST_WORDS, _MOST_TENSORS = 500, 64, 100_000
+#: How many words before a network's own names are looked at: mappings and wrappers.
+_MOST_BEFORE: Final = 8
+#: How often tensors are looked at, all candidates together.
+_MOST_LOOKS: Final = 300_000
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def choose_state_dict(
         The choice; None where there is no mapping with tensors.
 
     Raises:
-        JobError: No weights of the network are under `key`; names those that there are.
+        JobError: No weights of the network are under `key`; names those that there are. Or there are too many tensors.
     """
     file = _File(content)
     if not file.entries:
@@ -175,7 +182,9 @@ class _File:
     """Every tensor that a checkpoint holds under a name."""
 
     def __init__(self, content: Any) -> None:
-        self.entries = [_Entry(*found) for found in _tensors(content)]
+        self.entries = [_Entry(*found) for found in islice(_tensors(content), _MOST_TENSORS + 1)]
+        if len(self.entries) > _MOST_TENSORS:
+            raise JobError(f"the weights have more than {_MOST_TENSORS} tensors: save those of the network alone")
 
     def largest(self) -> State:
         """Return the tensors of the mapping that has most of them, by their names there."""
@@ -193,11 +202,17 @@ def _tensors(content: Any) -> Iterator[tuple[str, str, Tensor]]:
         entries = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_row(value) else ()
         for key, inner in entries:
             if isinstance(inner, Tensor):
-                if isinstance(key, str):
+                if isinstance(key, str) and _is_name(path + key):
                     yield path + _renamed(key), path, inner
             elif (isinstance(inner, Mapping) or _is_row(inner)) and depth < _DEEPEST and id(inner) not in seen:
                 seen.add(id(inner))
-                row.append((depth + 1, f"{path}{key}.", inner))
+                # Not every key has a text of any length: a tuple may hold itself a million times.
+                word = key if isinstance(key, str | int) else type(key).__name__
+                row.append((depth + 1, f"{path}{word}."[: _LONGEST_NAME + 1], inner))
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= _LONGEST_NAME and name.count(".") < _MOST_WORDS
 
 
 def _is_row(value: Any) -> bool:
@@ -214,16 +229,18 @@ class _Names:
         self._by_bare_core = Counter(_without(name.split("."), _WRAPPERS) for name in own)
         #: The first of the names: its tensor tells candidates apart.
         self.first = next(iter(own), "")
+        self._most_words = max((name.count(".") + 1 for name in own), default=0) + _MOST_BEFORE
 
     def prefixes(self, file: _File) -> list[str]:
         """Return the prefixes of at least half of the network's names; else the commonest one; else none."""
         votes: Counter[str] = Counter()
         for entry in file.entries:
-            for start in range(len(entry.parts)):
+            for start in range(max(len(entry.parts) - self._most_words, 0), len(entry.parts)):
                 if self._name(entry.parts[start:]) is not None:
                     votes["".join(f"{part}." for part in entry.parts[:start])] += 1
         half = [prefix for prefix, count in votes.items() if 2 * count >= len(self._own)]
-        return half or [prefix for prefix, _ in votes.most_common(1)]
+        most = max(_MOST_LOOKS // len(file.entries), 1)
+        return half[:most] or [prefix for prefix, _ in votes.most_common(1)]
 
     def behind(self, prefix: str, file: _File) -> Candidate:
         """Return the candidate behind a prefix."""
@@ -243,9 +260,11 @@ class _Names:
         state |= {name: entry.tensor for name, entry in elsewhere.items()}
         matched += elsewhere.values()
         mappings = {entry.mapping for entry in matched}
-        others = [entry for entry in others if entry not in set(elsewhere.values())]
+        taken = set(elsewhere.values())
+        others = [entry for entry in others if entry not in taken]
         unexpected = [entry for entry in others if entry.mapping in mappings and self._belongs(entry, prefix, state)]
-        beside = [entry for entry in others if entry not in set(unexpected) and not self._is_auxiliary(entry, prefix)]
+        left = set(unexpected)
+        beside = [entry for entry in others if entry not in left and not self._is_auxiliary(entry, prefix)]
         return Candidate(
             prefix,
             state,
@@ -282,7 +301,7 @@ class _Names:
         if not entry.name.startswith(prefix):
             # A layer that reads the network's answers gives the real ones: the file is of a larger network.
             head = state.get(self._head)
-            return head is not None and last == "weight" and entry.tensor.shape[1:] == head.shape[:1] != (1,)
+            return head is not None and last == "weight" and shape_of(entry.tensor)[1:] == shape_of(head)[:1] != (1,)
         if last in _NO_WEIGHTS or self._is_auxiliary(entry, prefix):
             return False
         # A weight whose place another weight of that name has is a copy.
@@ -294,13 +313,18 @@ class _Names:
         return bool(self._auxiliary) and _without(parts, _TRANSPARENT).startswith(self._auxiliary)
 
     def _has_shape(self, name: str, tensor: Tensor) -> bool:
-        own, shape = self._own[name].shape, tensor.shape
+        own, shape = self._own[name].shape, shape_of(tensor)
         if name in PLACES:
             return shape[:1] + shape[2:] == own[:1] + own[2:]
         # The head, and its bias, have a row for each class.
         return shape == own or (
             self._classes > 0 and own[:1] == (self._classes,) and shape[:1] > (0,) and shape[1:] == own[1:]
         )
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return a tensor's shape; of one of nested tensors, which have many, none."""
+    return () if tensor.is_nested else tuple(tensor.shape)
 
 
 def _without(parts: Sequence[str], words: frozenset[str]) -> str:

@@ -2,13 +2,14 @@
 
 It reads two kinds: those of `torch.save` (a zip archive, or before torch 1.6 a few pickles in a row) and safetensors.
 For every other kind the error names it and says what to do. Classes beside the tensors are never imported.
+What reading would take is looked up before (`worker.models.bounds`).
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,9 @@ import torch
 
 from producer.jobs.model.errors import JobError
 from worker.engine.explain import is_out_of_memory
+from worker.models import bounds
 from worker.models.inert import inert_classes
+from worker.models.pickle_cost import TooMuch
 from worker.models.pickled import Pickled, look_into
 
 #: Enough bytes to know a file by; a tar archive has its mark at byte 257.
@@ -33,6 +36,8 @@ _OLD_PICKLE: Final = (b"(dp", b"(lp", b"}q", b"]q", b"ccollections\n", b"ccopy_r
 #: Mappings within mappings, at most; and how many tensors are more than a number beside others.
 _DEEPEST: Final = 8
 _FEW: Final = 2
+#: What a storage may have beside its numbers: the room that rounding up takes.
+_ROUNDED_BYTES: Final = 64
 #: A safetensors file is a length of 8 bytes, little endian, then that many bytes of JSON, then the numbers.
 _LENGTH_BYTES: Final = 8
 
@@ -63,32 +68,67 @@ _TEXTS: Final[tuple[tuple[bytes, str], ...]] = (
 )
 
 
-def read(path: Path) -> Any:
+def read(path: Path, most_bytes: int | None = None) -> Any:
     """Read the content of a weights file on the CPU: mostly mappings with tensors.
 
     Whatever else it holds beside them, such as a program's options, becomes an inert object without content.
 
+    Args:
+        path: The file.
+        most_bytes: How many bytes of numbers it may hold, all its tensors together; None where nobody says.
+
     Raises:
-        JobError: The file cannot be read, is of another kind, is truncated, or holds more than tensors, maybe code.
+        JobError: The file cannot be read, is of another kind, is truncated, holds more than tensors, maybe code, or
+            would take too much memory or time.
     """
+    try:
+        return _read(path, most_bytes)
+    except TooMuch as error:
+        raise JobError(f"the weights file {path} {error}; {_EXPORT}") from None
+
+
+def _read(path: Path, most: int | None) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise JobError(f"the weights file {path} cannot be read: {error.strerror}") from None
     if head.startswith(_ZIP):
-        _refuse_other_zips(path)
-        return _read_torch(path)
+        return _read_torch(path, _checked_zip(path, most))
     if _LATE_PROTOCOL.match(head):
         raise _not_trusted(path, look_into(path))
     if _LEGACY.match(head) or (head and len(head) < _LEGACY_HEAD_BYTES and _PICKLE.match(head)):
-        return _read_torch(path)
+        return _read_torch(path, bounds.check_legacy(path, most))
     if head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{" and not head.startswith((b"{", b"<")):
+        bounds.check_safetensors(path, most)
         return _read_safetensors(path)
     raise _refusal(path, head)
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, total_bytes: int) -> Any:
+    content = _unpickled(path)
+    claimed = {storage.data_ptr(): storage.nbytes() for storage in _storages(content)}
+    # Calls in a pickle can make tensors of any size that no numbers stand for. They take memory once they are read.
+    if sum(claimed.values()) > total_bytes + _ROUNDED_BYTES * len(claimed):
+        raise JobError(f"the weights file {path} is broken: its tensors claim more numbers than the file has")
+    return content
+
+
+def _storages(content: Any) -> Iterator[torch.UntypedStorage]:
+    row, seen = [content], {id(content)}
+    while row:
+        value = row.pop()
+        if isinstance(value, torch.Tensor):
+            # Others have no storage of their own, or none with numbers.
+            if value.layout == torch.strided and value.device.type == "cpu":
+                yield value.untyped_storage()
+        elif isinstance(value, Mapping | list | tuple):
+            inner = [each for each in (value.values() if isinstance(value, Mapping) else value) if id(each) not in seen]
+            seen.update(map(id, inner))
+            row += inner
+
+
+def _unpickled(path: Path) -> Any:
     try:
         # Given the path, torch would go by its ending.
         with path.open("rb") as file:
@@ -167,12 +207,19 @@ def _refusal(path: Path, head: bytes) -> JobError:
     return JobError(f"{path} is not a weights file: {what}")
 
 
-def _refuse_other_zips(path: Path) -> None:
+def _checked_zip(path: Path, most: int | None) -> int:
+    """Return how many bytes an archive of torch.save unpacks to; other archives are refused by their kinds."""
     try:
+        bounds.check_entries(path)
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            _refuse_other_zips(path, archive.namelist())
+            return bounds.check_zip(path, archive, most)
+    # RuntimeError: torch's own reader of archives.
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
         raise _broken(path) from None
+
+
+def _refuse_other_zips(path: Path, names: Sequence[str]) -> None:
     # torch puts everything into a folder with the file's own name.
     inner = {name.partition("/")[2] or name for name in names}
     if inner & {"constants.pkl", "bytecode.pkl"}:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from producer.jobs.model.errors import GradcamError, JobError
 from producer.jobs.model.network_names import LITE0
 from worker.engine.explain import is_out_of_memory
-from worker.models import candidates, checkpoint, weights
+from worker.models import bounds, candidates, checkpoint, weights
 from worker.models.architectures import Architecture, find, segmentation_names, side_px
+from worker.models.cache import model_bytes
 from worker.models.detectors import classes_in
-from worker.models.own_model import DETECTION
+from worker.models.own_model import DETECTION, MOST_PX
 
 #: How the names of an auxiliary head's weights begin; such a head never runs in eval mode.
 AUXILIARY: Final = {
@@ -49,7 +50,7 @@ def build_with_weights(
     model = build(architecture, classes)
     own, head = model.state_dict(), weights.head_of(model, classes)
     auxiliary = AUXILIARY.get(name, ())
-    content = checkpoint.read(path)
+    content = checkpoint.read(path, bounds.most_bytes(model_bytes(model)))
     choice = candidates.choose_state_dict(content, own, classes=classes, head=head, auxiliary=auxiliary, key=key)
     if choice is None:
         raise JobError(f"the weights file {path} holds no state dict")
@@ -57,8 +58,8 @@ def build_with_weights(
     if name == LITE0 and not state:
         # The packaged file has the names of another implementation, in the same order.
         state, unexpected = weights.renamed_by_position(choice.largest, list(own)), []
-    weights.check_whole(state, name)
-    rows = _rows(state.get(head)) if head or architecture.task != DETECTION else classes_in(state, own, classes)
+    weights.check_whole({key: state[key] for key in own if key in state}, name, own)
+    rows = _rows(state, own, head) if head or architecture.task != DETECTION else classes_in(state, own, classes)
     _check_head(architecture, state, own, head, rows, unexpected)
     side = _side(model, state, own) if size is None else None
     if side is not None:
@@ -73,12 +74,27 @@ def build_with_weights(
 def _side(model: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
     """Return the side in px of the pictures that the weights are for, if they are for another size than the model."""
     places = [name for name in candidates.PLACES if name in state and name in own and state[name].ndim > 1]
-    others = [state[name].shape[1] for name in places if state[name].shape != own[name].shape]
-    return side_px(model, others[0]) if others else None
+    others = [
+        state[name].shape[1]
+        for name in places
+        if state[name].shape != own[name].shape and _rest(state[name]) == _rest(own[name])
+    ]
+    side = side_px(model, others[0]) if others else None
+    if side is not None and side > MOST_PX:
+        raise JobError(f"the weights are for pictures of {side} px, and {MOST_PX} px at most can be explained")
+    return side
 
 
-def _rows(head: Tensor | None) -> int | None:
-    return len(head) if head is not None and head.ndim else None
+def _rest(places: Tensor) -> tuple[int, ...]:
+    return tuple(places.shape[:1]) + tuple(places.shape[2:])
+
+
+def _rows(state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str) -> int | None:
+    """Return for how many classes a head is; None for one of another shape, for which nothing is built."""
+    there = state.get(head)
+    if there is None or not there.ndim or (len(there) and there.shape[1:] != own[head].shape[1:]):
+        return None
+    return len(there)
 
 
 def _check_head(

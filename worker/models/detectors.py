@@ -81,7 +81,8 @@ def classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: 
     heads = [name for name in own if name.startswith(_HEAD) and name.endswith(".weight") and name in state]
     for name in heads:
         shapes, left = divmod(len(own[name]), classes)
-        if not left and len(state[name]) % shapes == 0:
+        fits = state[name].shape[1:] == own[name].shape[1:]  # else nothing of its shape is built
+        if fits and not left and len(state[name]) % shapes == 0:
             return len(state[name]) // shapes
     return None
 

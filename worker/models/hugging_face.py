@@ -27,12 +27,14 @@ from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import HF, TIMM
 from producer.jobs.model.suggestions import nearest
 from producer.jobs.store.bundle import CONFIG, PREPROCESSOR, WEIGHTS
-from worker.models import candidates, checkpoint, weights
+from worker.models import bounds, candidates, checkpoint, weights
 from worker.models.architectures import BILINEAR, Architecture, find, resized
 from worker.models.bundles import LocalBundle
+from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
 from worker.models.image_processor import read_preprocessing
 from worker.models.layers import Tokens
+from worker.models.pickle_cost import TooMuch
 
 #: What a number in `config.json` may be, alone or all in a list together; how deep and long lists are, and texts.
 _MAX_NUMBER, _MAX_DEPTH, _MAX_LENGTH, _MAX_TEXT = 2**16, 3, 64, 200
@@ -150,12 +152,13 @@ def _of_transformers(
     found = resized(found, size)
     _hold_against(found, shapes)
     model = build(found, found.classes)
-    state = _renamed(model, checkpoint.read(path))
+    state = _renamed(model, checkpoint.read(path, bounds.most_bytes(model_bytes(model))))
     poolers = (f"{model.base_model_prefix}.pooler.",) if getattr(model.base_model, "pooler", None) is None else ()
     choice = candidates.choose_state_dict(state, model.state_dict(), auxiliary=poolers)
     if choice is None:
         raise JobError(f"{WEIGHTS} holds no weights")
-    weights.check_whole(choice.taken.state, name)
+    own_state = model.state_dict()
+    weights.check_whole({key: each for key, each in choice.taken.state.items() if key in own_state}, name, own_state)
     with as_job_error(f"the weights do not fit {name}"):
         weights.fit(model, choice.taken.state, name, choice.taken.unexpected)
     version = _transformers("").__version__
@@ -241,8 +244,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        bounds.check_safetensors(path, None)
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except TooMuch as error:
+        raise JobError(f"{WEIGHTS} {error}") from None
     except (SafetensorError, ValueError, OSError):
         raise JobError(f"{WEIGHTS} is no safetensors file, or is broken or truncated") from None
 

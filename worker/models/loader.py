@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +62,10 @@ class Fetched:
     local: Path | LocalBundle | None = field(default=None, compare=False)
 
 
+def _nothing_to_say() -> None:
+    pass
+
+
 class Models:
     """The models of this process; safe to share between threads.
 
@@ -85,13 +89,21 @@ class Models:
         #: The weights that the worker's own settings name.
         self._preloads: set[str] = set()
 
-    def get(self, spec: JobSpec, fetched: Fetched | None = None, pinned: str | None = None) -> Network:
+    def get(
+        self,
+        spec: JobSpec,
+        fetched: Fetched | None = None,
+        pinned: str | None = None,
+        loading: Callable[[], object] = _nothing_to_say,
+    ) -> Network:
         """Return the model that a job asks for.
 
         Args:
             spec: The job's.
             fetched: What `fetched` gave, within its `with`; fetched here where there is none.
             pinned: As of `fetched`.
+            loading: Called when all that is needed is here and this thread begins to load it: whoever waits for
+                another thread that loads the same model hears nothing. What it raises ends the loading.
 
         Raises:
             JobError: There is no such network, layer or class, or weights or labels do not fit.
@@ -100,8 +112,8 @@ class Models:
         """
         if fetched is None:
             with self.fetched(spec, pinned) as found:
-                return self.get(spec, found)
-        return as_asked(self._kept().get(fetched), spec)
+                return self.get(spec, found, loading=loading)
+        return as_asked(self._kept().get(fetched, partial(self._load, loading=loading)), spec)
 
     def at_hand(self, spec: JobSpec, pinned: str | None = None) -> bool:
         """Return whether `get` returns the model without fetching or loading it.
@@ -183,15 +195,15 @@ class Models:
         half = self._settings.engine == "half" and spec.precision in _HALVES
         return key.model_copy(update={"precision": spec.precision}) if half else key
 
-    def _load(self, fetched: Fetched) -> Network:
+    def _load(self, fetched: Fetched, loading: Callable[[], object] = _nothing_to_say) -> Network:
         key, local = fetched.key, fetched.local
         if "://" not in key.weights:
-            return self._loaded(fetched, key.weights)
+            return self._loaded(fetched, key.weights, loading)
         if local is None:  # the model was in memory when the weights were asked for
             with _fetching(key), self._brought(key) as local:
-                return self._load(Fetched(key, local))
+                return self._load(Fetched(key, local), loading)
         with _told(key, local if isinstance(local, Path) else local.weights):
-            return self._loaded(fetched, local)
+            return self._loaded(fetched, local, loading)
 
     def _refuse_path(self, weights: str) -> None:
         """Open no file of this machine because a job says so; those named with --preload are its operator's.
@@ -202,10 +214,11 @@ class Models:
         if weights not in self._preloads and any(sign in weights for sign in "/\\~."):
             raise JobError("the weights are a file of the worker's machine: give a file of yours or an address instead")
 
-    def _loaded(self, fetched: Fetched, weights: networks.Weights) -> Network:
+    def _loaded(self, fetched: Fetched, weights: networks.Weights, loading: Callable[[], object]) -> Network:
         """Load one model at a time: loading takes several times its memory, and seeds PyTorch's own generator."""
         key = fetched.key
         with self._one_at_a_time:
+            loading()
             started = time.monotonic()
             try:
                 with memory.say_when_full():

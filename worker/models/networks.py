@@ -155,6 +155,7 @@ def load(
     with torch.inference_mode(False):
         architecture, model, read, digest = _built(name, weights, size, download or files.download, weight_key)
         make_room(model_bytes(model))
+        files.check_finite(model, name)
         model.eval().requires_grad_(False)
         seen = _surveyed(architecture, model)
         classes = detectors.classes_of(model) if architecture.task == DETECTION else seen.classes

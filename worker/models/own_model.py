@@ -27,7 +27,7 @@ from worker.models.registered import Registered
 CHANNELS: Final = (1, 3)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Sides of inputs in px, as a job may ask for them.
-_LEAST_PX, _MOST_PX = 8, 2048
+_LEAST_PX, MOST_PX = 8, 2048
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 #: How many pictures a model is tried with.
 _TRIED: Final = 2
@@ -153,9 +153,9 @@ def _spec(own: Registered, given: Any) -> NetworkSpec:
 
 def _size(own: Registered, spec: NetworkSpec) -> tuple[int, int]:
     sides = (spec.size, spec.size) if isinstance(spec.size, int) else tuple(spec.size)
-    if len(sides) != 2 or not all(isinstance(side, int) and _LEAST_PX <= side <= _MOST_PX for side in sides):  # noqa: PLR2004 - height and width
+    if len(sides) != 2 or not all(isinstance(side, int) and _LEAST_PX <= side <= MOST_PX for side in sides):  # noqa: PLR2004 - height and width
         raise JobError(
-            f"the size of {own.name} must be (height, width) of {_LEAST_PX} to {_MOST_PX} px, not {spec.size!r}"
+            f"the size of {own.name} must be (height, width) of {_LEAST_PX} to {MOST_PX} px, not {spec.size!r}"
         )
     return sides[0], sides[1]
 

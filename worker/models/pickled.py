@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
+from worker.models.pickle_cost import MOST_INSTRUCTIONS, BoundedReader
+
 #: Modules whose functions in a pickle do something to the machine.
 _DANGEROUS: Final = frozenset(
     """
@@ -35,7 +37,6 @@ _FEW: Final = 2
 _FIRST_LATE_PROTOCOL: Final = 4
 #: In a file from before torch 1.6 three small pickles come before the content.
 _PICKLES_AT_MOST: Final = 4
-_MOST_INSTRUCTIONS: Final = 5_000_000
 _STRINGS: Final = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINUNICODE8"})
 _ENDS_OF_MARKS: Final = frozenset(
     {"TUPLE", "LIST", "DICT", "SETITEMS", "APPENDS", "ADDITEMS", "FROZENSET", "POP_MARK", "OBJ", "INST"}
@@ -67,18 +68,19 @@ def look_into(path: Path) -> Pickled:
             with zipfile.ZipFile(file) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(name) as pickled:
-                    _look(pickled, found)
+                    _look(BoundedReader(pickled), found)
         else:
+            reader = BoundedReader(cast("IO[bytes]", file))
             for _ in range(_PICKLES_AT_MOST):
-                _look(cast("IO[bytes]", file), found)
+                _look(reader, found)
     return found
 
 
-def _look(file: IO[bytes], found: Pickled) -> None:
+def _look(file: BoundedReader, found: Pickled) -> None:
     depth, strings = 0, ["", ""]
     key, tensors = "", Counter[str]()
-    for number, (code, argument, _position) in enumerate(pickletools.genops(file)):
-        if number > _MOST_INSTRUCTIONS:
+    for number, (code, argument, _position) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
+        if number > MOST_INSTRUCTIONS:
             break
         match code.name:
             case "PROTO":

@@ -38,16 +38,74 @@ _OTHERS_TIMEOUT_S: Final = 1800.0
 _DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.")
 #: A counter for training only, which files from before torch 0.4.1 lack.
 _COUNTER: Final = ".num_batches_tracked"
+#: What batch normalizations have measured.
+_VARIANCE: Final = "running_var"
+_STATISTICS: Final = ("running_mean", _VARIANCE)
 
 
-def check_whole(state: Mapping[str, Tensor], name: str) -> None:
-    """Refuse weights that claim more than their file has: a copy of them could take any amount of memory.
+def check_whole(state: Mapping[str, Tensor], name: str, own: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse weights that claim more than their file has, or that are no plain numbers, before anything copies them.
+
+    Args:
+        state: The weights by the network's names.
+        name: The network's name, for errors.
+        own: The network's state dict: where it has floating point, so must the weights.
 
     Raises:
-        JobError: a tensor claims more numbers than the file has, or is of an unknown kind.
+        JobError: A tensor claims more numbers than the file has, or is of another kind; says which, and of which kind.
     """
-    if not all(map(_is_plain, state.values())):
-        raise JobError(f"the weights of {name} are broken: a tensor claims more numbers than the file has")
+    for key, tensor in state.items():
+        kind = _kind(tensor)
+        if own is not None and not kind and own[key].is_floating_point() and not tensor.is_floating_point():
+            kind = f"of type {str(tensor.dtype).removeprefix('torch.')}, not floating point"
+        if kind:
+            raise JobError(
+                f"the weights do not fit {name}: {key} is {kind}; save the network's weights as float32 before they "
+                "are made so"
+            )
+        # A view that repeats one number takes a few bytes in the file, and its copy any amount of memory.
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise JobError(f"the weights of {name} are broken: a tensor claims more numbers than the file has ({key})")
+
+
+def _kind(tensor: Tensor) -> str:
+    """Say what a tensor is that has no plain numbers; "" for all others."""
+    if tensor.is_nested:
+        return "nested, of several tensors"
+    if tensor.is_quantized:
+        return f"quantized ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.layout != torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.device.type != "cpu":
+        return f"of the device {tensor.device.type}, without its numbers"
+    return f"complex ({str(tensor.dtype).removeprefix('torch.')})" if tensor.is_complex() else ""
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse weights that are not numbers: the network would have no answer for any picture.
+
+    Looked at are the parameters, and the means and variances of normalizations. Other buffers may be masks of infinity.
+    So may a variance: its channel is shut.
+
+    Raises:
+        JobError: Names the first, and how many there are.
+    """
+    looked_at: dict[str, Tensor] = dict(model.named_parameters())
+    looked_at |= {key: each for key, each in model.named_buffers() if key.endswith(_STATISTICS)}
+    faulty = [key for key, tensor in looked_at.items() if not _is_finite(key, tensor)]
+    if faulty:
+        what = "NaN" if looked_at[faulty[0]].isnan().any() else "infinity"
+        raise JobError(
+            f"the weights of {name} have no answer for any picture: {faulty[0]} holds {what}{_others(faulty)}; "
+            "give weights from before the training diverged"
+        )
+
+
+def _is_finite(key: str, tensor: Tensor) -> bool:
+    # A sum is not finite where a number is not, and costs half as much as a look at each.
+    if not tensor.is_floating_point() or math.isfinite(tensor.detach().sum(dtype=torch.float64).item()):
+        return True
+    return not tensor.isnan().any() if key.endswith(_VARIANCE) else bool(tensor.isfinite().all())
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Sequence[str] = ()) -> None:
@@ -213,12 +271,6 @@ def digest_of(model: nn.Module) -> str:
 def _check_arrived(path: Path, digest_in_name: re.Match[str] | None) -> None:
     if digest_in_name and not sha256_of(path).startswith(digest_in_name[1]):
         raise ValueError("what arrived is another file")
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    # A view that repeats one number takes a few bytes in the file, and its copy any amount of memory.
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return plain and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _others(keys: list[str]) -> str:

@@ -42,12 +42,18 @@ def _raise() -> None:
     raise LookupError("nobody thought of https://user:hidden@example.org/weights\nand more")
 
 
+def _memory() -> None:
+    # As the allocator of torch says it.
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 1 TB")
+
+
 _WORDS: dict[bytes, Callable[[], None]] = {
     b"poison:segfault": _segfault,
     b"poison:killed": _killed,
     b"poison:hang": _hang,
     b"poison:hang-all": _hang_all,
     b"poison:error": _raise,
+    b"poison:memory": _memory,
 }
 
 

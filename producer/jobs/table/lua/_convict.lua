@@ -43,8 +43,8 @@ local function guilty(job)
         hosts[tostring(word.host)] = true
       end
     elseif found[i] == 'load' and (whole(found[i + 1], 0, MOST_COUNT) or 0) >= CONVICTING then
-      return 'loading its model ends the processes that do it, each time: the weights crash what reads them, or need '
-        .. 'more memory than a worker has; correct --weight-path, or give the workers more memory'
+      return 'the weights crash the process that loads them, each time: they end it, hang, or need more memory than a '
+        .. 'worker has; correct --weight-path, or give the workers more memory'
     end
   end
   if count == 0 then return nil end
