@@ -21,11 +21,14 @@ from deploy import contact_sheet
 from deploy.directory_lock import holder
 from deploy.stack import FOREIGN, Stack
 from producer.client.client import Client
+from producer.client.talk import Talk
 from producer.client.watch import exit_code, follow
 from producer.jobs.model.errors import GradcamError, UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import OUTPUTS
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.terminal import out_lines, say, say_error, say_refused
+from producer.jobs.model.text import shown
 
 NETWORK = "efficientnet_lite0"
 CHUNK_SIZE = 4
@@ -113,11 +116,12 @@ def _print(results: Sequence[Result], photos: Sequence[Path], status: JobStatus,
     table = Table("image", "class", "probability", "layer", "status", box=None, pad_edge=False)
     for result in results:
         outcome = "done" if result.state == "done" else f"{result.reason}: {result.message}"
-        table.add_row(photos[result.index].name, _class(result), _percent(result), result.layer or "", outcome)
-    Console().print(table)
+        cells = (photos[result.index].name, _class(result), _percent(result), result.layer or "", outcome)
+        table.add_row(*map(shown, cells))
+    Talk().print(table)
     if status.error:
-        click.echo(f"error: {status.error}", err=True)
-    click.echo(f"\n{status.done} of {status.total} images explained; all their pictures on one sheet: {sheet}")
+        say(f"error: {status.error}")
+    out_lines(f"\n{status.done} of {status.total} images explained; all their pictures on one sheet: {sheet}")
 
 
 def _class(result: Result) -> str:
@@ -174,7 +178,7 @@ def _remove(left: Path) -> None:
 )
 def demo(output_dir: Path) -> int:
     """Explain some photos with everything running on this machine; needs neither Docker nor a GPU."""
-    return run(output_dir, Console(stderr=True))
+    return run(output_dir, Talk(stderr=True))
 
 
 def main() -> None:
@@ -184,13 +188,13 @@ def main() -> None:
     try:
         sys.exit(demo(standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        say_refused(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        say("stopped")
         sys.exit(130)
     except GradcamError as error:
-        click.echo(f"error: {error}", err=True)
+        say_error(error, "error")
         sys.exit(2 if isinstance(error, UsageError) else 3)
 
 

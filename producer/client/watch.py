@@ -15,6 +15,7 @@ from rich.table import Table
 from producer.jobs.model import release
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, shown
 
 if TYPE_CHECKING:
     from producer.submission import sender
@@ -109,7 +110,7 @@ def note(status: JobStatus) -> str:
         parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
-    return ", ".join(parts)
+    return shown(", ".join(parts), SENTENCE_CHARS)
 
 
 def summary(status: JobStatus) -> str:
@@ -148,7 +149,7 @@ def summary(status: JobStatus) -> str:
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
-    return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+    return "\n".join(f"{name:<9} {shown(text, LINE_CHARS)}" for name, text in rows.items())
 
 
 def _of_labels(status: JobStatus) -> dict[str, str]:
@@ -232,5 +233,5 @@ def _table(statuses: Iterable[JobStatus], headings: Sequence[str], folded: Seque
     for heading in headings:
         made.add_column(heading, no_wrap=heading not in folded, overflow="fold")
     for status in statuses:
-        made.add_row(*(_COLUMNS[heading](status) for heading in headings))
+        made.add_row(*(shown(_COLUMNS[heading](status), NAME_CHARS) for heading in headings))
     return made

@@ -19,10 +19,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from producer.input.display import quoted, shown
 from producer.input.source import Source, check_image
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, UsageError
+from producer.jobs.model.text import quoted, shown
 
 MAX_ID_CHARS, MAX_CLASS_CHARS = 1024, 200
 #: The longest cell that is carried along; cells nobody asked for may be longer.
