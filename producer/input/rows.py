@@ -304,7 +304,7 @@ def class_of(cell: object) -> tuple[int | None, str | None]:
         raise UsageError(f"the class {quoted(text)} is neither a number nor a name")
     if isinstance(cell, int) or (text.isascii() and text.isdigit()):
         if not (text.isdigit() and len(text) < MAX_CLASS_CHARS and int(text) < _CLASS_IDS):
-            raise UsageError(f"the class {quoted(text)[:40]} is not between 0 and {_CLASS_IDS - 1:,}")
+            raise UsageError(f"the class {quoted(text, 40)} is not between 0 and {_CLASS_IDS - 1:,}")
         return int(text), None
     if len(text) > MAX_CLASS_CHARS:
         raise UsageError(f"the class has a name of {len(text):,} characters: the longest has {MAX_CLASS_CHARS}")

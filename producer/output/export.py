@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def write_parquet(results: Iterable[Result], columns: Sequence[Column], file: Bi
 def check_format(format: Format) -> None:
     """Make sure that a format can be written here. Raises UsageError."""
     if format not in FORMATS:
-        raise UsageError(f"{format!r} is no format: choose {', '.join(FORMATS)}")
+        raise UsageError(f"{quoted(format)} is no format: choose {', '.join(FORMATS)}")
     if format == "parquet":
         _pyarrow()
 

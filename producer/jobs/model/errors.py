@@ -166,4 +166,4 @@ class DeviceError(WorkerError):
 
 def no_such(job: str) -> str:
     """The message for a job that does not exist."""
-    return f"there is no job {quoted(job, 80)} (or its lifetime is over): `gradcam list` shows those there are"
+    return f"there is no job {quoted(job)} (or its lifetime is over): `gradcam list` shows those there are"

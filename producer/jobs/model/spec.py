@@ -18,6 +18,7 @@ from producer.jobs.model.errors import UsageError
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.limits import MAX_CLASS_ID
 from producer.jobs.model.options import Option, parameters
+from producer.jobs.model.text import quoted
 
 #: Items in one Lua call at most; a commit of 512 keeps the server busy for about 2 ms.
 MAX_CHUNK_SIZE = 512
@@ -245,9 +246,9 @@ def checked_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:80]!r} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
+            f"{quoted(name)} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit"
         )
     if name == _SHARED:
-        raise UsageError(f"{name!r} cannot name a job: uploaded weights lie under it, which all jobs share")
+        raise UsageError(f"{quoted(name)} cannot name a job: uploaded weights lie under it, which all jobs share")
     return name
