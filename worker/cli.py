@@ -15,7 +15,7 @@ import click
 
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
-from producer.jobs.model.terminal import out, out_json, out_table, say, say_error, say_refused
+from producer.jobs.model.terminal import out, out_json, out_table, say, say_bug, say_error, say_refused
 
 if TYPE_CHECKING:
     from producer.jobs.model.results import Prediction
@@ -446,6 +446,11 @@ def main() -> NoReturn:
         sys.exit(_code(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except Exception as error:
+        if sys.excepthook is not sys.__excepthook__:
+            raise  # the log's, once it is set up
+        say_bug(error)
+        sys.exit(70)
 
 
 if __name__ == "__main__":

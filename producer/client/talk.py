@@ -25,8 +25,13 @@ class Talk(Console):
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print texts, of at most so many lines and characters, and what rich can draw."""
-        super().print(*(lines(each) if isinstance(each, str) else each for each in objects), **options)
+        """Print texts, a line each, and what rich can draw."""
+        super().print(*(shown(each, LINE_CHARS) if isinstance(each, str) else each for each in objects), **options)
+
+    def print_lines(self, text: str) -> None:
+        """Print a text of several lines of ours."""
+        for line in lines(text).split("\n"):
+            self.print(line)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Draw; what is no control sequence of rich's own is a text, and is made safe."""

@@ -63,10 +63,10 @@ def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
-    shown = -LINE_EVERY_S
+    last = -LINE_EVERY_S
     for status in statuses:
-        if not status.ended and time.monotonic() - shown >= LINE_EVERY_S:
-            shown = time.monotonic()
+        if not status.ended and time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
             console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
     return status
 
@@ -74,7 +74,7 @@ def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 @contextmanager
 def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str], None]]]:
     """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
-    started = shown = time.monotonic()
+    started = last = time.monotonic()
 
     def rate(sent: int) -> str:
         return f"{sent / max(time.monotonic() - started, 1e-3):,.0f} images/s"
@@ -82,9 +82,9 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
     if not console.is_terminal:
 
         def line(sent: int, total: int | None) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= LINE_EVERY_S:
-                shown = time.monotonic()
+            nonlocal last
+            if time.monotonic() - last >= LINE_EVERY_S:
+                last = time.monotonic()
                 console.print(f"sending {sent:,}" + (f" of {total:,}" if total else "") + f", {rate(sent)}")
 
         yield line, console.print
@@ -93,7 +93,7 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
         task = bar.add_task("sending", total=None, note="")
         yield (
             lambda sent, total: bar.update(task, description="sending", completed=sent, total=total, note=rate(sent)),
-            lambda sentence: bar.update(task, description=sentence),
+            lambda sentence: bar.update(task, description=shown(sentence, SENTENCE_CHARS)),
         )
 
 

@@ -143,7 +143,7 @@ def end(status: JobStatus, as_json: bool, talk: Talk) -> NoReturn:
     if as_json:
         out_json(status.model_dump_json())
     else:
-        talk.print(summary_of(status))
+        talk.print_lines(summary_of(status))
     if status.failed:
         talk.print(f"why: gradcam failures {status.job}")
     sys.exit(exit_code_of(status))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from producer.jobs.model.errors import UsageError
-from producer.jobs.model.text import quoted
+from producer.jobs.model.text import in_json, quoted
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def write_jsonl(
         objects = {
             kind: uri(key) for kind, key in result.objects.items() if wanted is None or without_class(kind) in wanted
         }
-        file.write(result.model_copy(update={"objects": objects}).line.encode() + b"\n")
+        line = in_json(result.model_copy(update={"objects": objects}).line)
+        file.write(line.encode() + b"\n")
         count += 1
     return count
 

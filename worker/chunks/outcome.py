@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
-from producer.jobs.model.results import Box, ExplainedClass, Failure, Prediction, Result
+from producer.jobs.model.results import MESSAGE_CHARS, Box, ExplainedClass, Failure, Prediction, Result
 from producer.jobs.model.text import shown
 from worker.chunks.chunk import Ended
 from worker.engine.detection import BOXES, LABELS
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from worker.chunks.chunk import ImageTask
 
 log = logging.getLogger(__name__)
-
-#: Of an image's failure: there may be one an image, in Redis and in the manifest.
-_MESSAGE_CHARS = 500
 
 
 class _Unexpected(ItemError):
@@ -50,7 +47,7 @@ def failed(task: ImageTask) -> Ended:
     """What is written down of an image that fails."""
     error = task.error or _Unexpected("nothing came of it, and nothing says why")
     claim = task.chunk.claim
-    index, message = claim.index(task.offset), shown(error, _MESSAGE_CHARS)
+    index, message = claim.index(task.offset), shown(error, MESSAGE_CHARS)
     failure = Failure(index=index, item=task.item, reason=error.reason, message=message, attempts=claim.attempt)
     result = Result(
         index=index,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
 from producer.jobs.model.spec import Direction
+from producer.jobs.model.text import shown
+
+#: A failure's sentence: there may be one an image in Redis, whoever wrote it.
+Message = Annotated[str, AfterValidator(lambda text: shown(text, MESSAGE_CHARS))]
+MESSAGE_CHARS: Final = 500
 
 
 class Failure(Frozen):
@@ -19,7 +24,7 @@ class Failure(Frozen):
     item: Item
     #: The word it is counted under: `fetch`, `image`, `model`, `store`, …
     reason: str
-    message: str
+    message: Message
     #: How many times its chunk had been handed out.
     attempts: int = 1
 

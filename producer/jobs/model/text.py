@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
 from typing import Final
 from unicodedata import category, combining
 
@@ -84,9 +83,7 @@ def quoted(text: object, limit: int = NAME_CHARS) -> str:
 
 def lines(text: object, most: int = LINES) -> str:
     """Give a text of several lines, each as `shown`: the first ones and the last ones where there are more."""
-    said = str(text)
-    # No line needs more than its own characters; a text of a gigabyte is not taken apart.
-    all_of_them = said.split("\n") if len(said) <= most * LINE_CHARS else _ends(said, most)
+    all_of_them = str(text).split("\n")
     if len(all_of_them) > most:
         half = most // 2
         left_out = len(all_of_them) - 2 * half
@@ -180,14 +177,6 @@ def _as_many(pieces: Iterable[str], room: int) -> Iterable[str]:
         if room < 0:
             return
         yield piece
-
-
-def _ends(text: str, most: int) -> list[str]:
-    half = most // 2 + 1
-    room = half * LINE_CHARS
-    first = text[:room].split("\n")
-    last = text[-room:].split("\n")
-    return [*islice(first, half), *last[-half:]]
 
 
 def _json_escape(char: str) -> str:
