@@ -23,11 +23,6 @@ from producer.jobs.table.table import JobTable
 from producer.jobs.table.troubles import Kind
 
 NASTY = "a\x1b[2J\x9b31m\r\n\u2028b\u202egpj\u2066\u200b\ufeff\U000e0041 [bold]c[/] e" + 50 * "\u0301" + 2**20 * "\x07"
-    "a\x1b[2J\x9b31m\r\n\u2028b\u202egpj\u2066\u200b\ufeff\U000e0041 [bold]c[/] e"
-    + 50 * "\u0301"
-    + 2**20 * "\x07"
-    + "z"
-)
 #: What a worker that is not ours may have written.
 RAW = NASTY[:20_000]
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
