@@ -46,7 +46,8 @@ class Restarted:
             self.program.restart()
         except GradcamError as error:
             say(str(error))
-            terminal.say_lines(error.excerpt)
+            if error.excerpt:
+                terminal.say_lines(error.excerpt)
         self.started_at = time.monotonic()
 
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from botocore.config import Config
 from command import gradcam
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -228,7 +229,7 @@ def worker_settings(nasty: str, folder: Path) -> None:
         read(WorkerSettings)
 
 
-def answered(nasty: str, head: str, fetch: Callable[[int], None]) -> None:
+def answered(nasty: str, head: str, fetch: Callable[[int], object]) -> None:
     """What a server answers that writes the text into its first line and its headers."""
     text = utf8(nasty).replace("\n", "").replace("\r", "")[:30_000]
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -255,7 +256,7 @@ def answered(nasty: str, head: str, fetch: Callable[[int], None]) -> None:
 def web(nasty: str, head: str) -> None:
     policy = FetchPolicy(allow_hosts=("127.0.0.0/8",), total_timeout_s=3)
     with closing(Fetcher(policy, None)) as fetcher:
-        answered(nasty, head, lambda port: fetcher.fetch(f"http://127.0.0.1:{port}/a.jpg") and None)
+        answered(nasty, head, lambda port: fetcher.fetch(f"http://127.0.0.1:{port}/a.jpg"))
 
 
 def web_status(nasty: str, folder: Path) -> None:
@@ -422,7 +423,7 @@ def test_log_lines_are_harmless_and_short_in_both_formats(log_format: str) -> No
 def test_a_contact_sheet_draws_any_name_at_once(nasty: str, tmp_path: Path) -> None:
     """It is a picture: what could go wrong is a name that takes minutes to be measured."""
     photo = tmp_path / "a.png"
-    contact_sheet.Image.new("RGB", (8, 8)).save(photo)
+    Image.new("RGB", (8, 8)).save(photo)
     rows = [contact_sheet.Row(photo, nasty, [nasty, nasty], {"cam": photo})]
     assert contact_sheet.draw(rows, ["cam"]).size == contact_sheet.size_px(1, 1)
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from producer.jobs.model.text import SENTENCE_CHARS, quoted, shown
+from producer.jobs.model.text import SENTENCE_CHARS, lines, quoted, shown
 
 
 class GradcamError(Exception):
@@ -46,8 +46,10 @@ class GradcamError(Exception):
 
     def __init__(self, *sentence: object, excerpt: str = "") -> None:
         super().__init__(*(shown(each, SENTENCE_CHARS) for each in sentence))
-        #: Raw: who shows it makes its lines safe.
-        self.excerpt = excerpt
+        #: Safe to be shown as well; tracebacks have it as a note.
+        self.excerpt = lines(excerpt)
+        if excerpt:
+            self.add_note(self.excerpt)
 
 
 class UsageError(GradcamError):
