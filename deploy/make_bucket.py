@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 import time
 
-import click
 from botocore.exceptions import BotoCoreError, ClientError
 
 from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
 from producer.jobs.model.settings import Connections, read
+from producer.jobs.model.terminal import out, say_error
 from producer.jobs.store.s3_client import open_s3
 
 _WITHIN_S = 60.0
@@ -56,9 +56,9 @@ def main() -> None:
         settings = read(Connections)
         made = make_bucket(settings)
     except GradcamError as error:
-        click.echo(f"Error: {error}", err=True)
+        say_error(error)
         sys.exit(2 if isinstance(error, UsageError) else 4)
-    click.echo(f"the bucket {settings.s3_bucket} {'is made' if made else 'is there'}")
+    out(f"the bucket {settings.s3_bucket} {'is made' if made else 'is there'}")
 
 
 if __name__ == "__main__":

@@ -89,12 +89,15 @@ class Server(Program, ABC):
             if not self.alive:
                 if b"address already in use" in self.log.read_bytes()[log_start:].lower():
                     raise PortTaken(f"a port of {self.name} is taken: {', '.join(map(str, self.ports.values()))}")
-                raise ServiceError(f"{self.name} ended as it started; its log ({self.log}) says:\n{self.log_tail()}")
+                raise ServiceError(
+                    f"{self.name} ended as it started; its log ({self.log}) says:", excerpt=self.log_tail()
+                )
             if self.answers():
                 return
             time.sleep(0.05)
         raise ServiceError(
-            f"{self.name} does not answer after {_READY_WITHIN_S:g} s; its log ({self.log}) says:\n{self.log_tail()}"
+            f"{self.name} does not answer after {_READY_WITHIN_S:g} s; its log ({self.log}) says:",
+            excerpt=self.log_tail(),
         )
 
     @abstractmethod

@@ -55,7 +55,7 @@ class Worker(Program):
     def check(self) -> None:
         """Raise ServiceError if the worker has ended by itself."""
         if not self.alive:
-            raise ServiceError(f"the worker ended; its log ({self.log}) says:\n{self.log_tail()}")
+            raise ServiceError(f"the worker ended; its log ({self.log}) says:", excerpt=self.log_tail())
 
     def stop(self, grace_s: float = WORKER_GRACE_S) -> None:
         """Let the worker finish its current batches, then end it."""

@@ -10,11 +10,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import click
-
 from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
+from producer.jobs.model import terminal
 from producer.jobs.model.errors import GradcamError
 from worker.supervise.backoff import Backoff
 
@@ -47,6 +46,8 @@ class Restarted:
             self.program.restart()
         except GradcamError as error:
             say(str(error))
+            if error.excerpt:
+                terminal.say_lines(error.excerpt)
         self.started_at = time.monotonic()
 
 
@@ -98,7 +99,7 @@ def _quoted(value: str) -> str:
 
 def say(text: str) -> None:
     """Write a line with its time to the supervisor's log."""
-    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", err=True)
+    terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.states import JobState
+from producer.jobs.model.terminal import out_json, out_lines, say, say_bug, say_error, say_refused
 
 #: Characters a line where no terminal says how many fit.
 _WIDE = 250
@@ -68,10 +69,13 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
     client, talk = client_from_env(), make_talk()
     if watch and as_jsonl:
         for found in client.watch(job):
-            click.echo(found.model_dump_json())
+            out_json(found.model_dump_json())
         sys.exit(exit_code_of(found))
     found = follow_job(client, talk, job) if watch else client.status(job)
-    click.echo(found.model_dump_json() if as_json or as_jsonl else summary_of(found))
+    if as_json or as_jsonl:
+        out_json(found.model_dump_json())
+    else:
+        out_lines(summary_of(found))
     sys.exit(exit_code_of(found))
 
 
@@ -101,18 +105,17 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
             "writes to this Redis, see who has its password"
         )
     if as_json:
-        click.echo(json.dumps([job.model_dump(mode="json") for job in found]))
+        out_json(json.dumps([job.model_dump(mode="json") for job in found]))
         return
     if not found:
         none = "no such jobs" if offset or state or name else "no jobs yet: gradcam submit photos/"
         make_talk().print(none)
         return
-    from rich.console import Console
-
+    from producer.client.talk import Talk
     from producer.client.watch import table
 
     # Elsewhere than on a terminal there is room.
-    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False, emoji=False)
+    console = Talk(width=None if sys.stdout.isatty() else _WIDE)
     console.print(table(found, console))
     talk = make_talk()
     for job in found:
@@ -141,14 +144,14 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
-        error.show()
+        say_refused(error)
         return USAGE
     except UsageError as error:
         return _say(error, USAGE)
     except GradcamError as error:
         return _say(error, SERVICE)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; Python must not complain about stdout while it exits.
@@ -159,13 +162,12 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except Exception as error:
         if _is_redis(error):
             return _say(f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE)
-        click.echo(f"Error: this is a bug of gradcam-queue, please report it with what follows ({error})", err=True)
-        sys.excepthook(type(error), error, error.__traceback__)
+        say_bug(error)
         return BUG
 
 
 def _say(error: object, code: int) -> int:
-    click.echo(f"Error: {error}", err=True)
+    say_error(error)
     return code
 
 

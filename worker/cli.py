@@ -16,6 +16,7 @@ import click
 
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
+from producer.jobs.model.terminal import out, out_json, out_table, say, say_bug, say_error, say_refused
 
 if TYPE_CHECKING:
     from producer.jobs.model.results import Prediction
@@ -134,15 +135,15 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
     try:
         there = check(Path(run_dir) if run_dir else None, within_s)
     except WorkerError as error:
-        click.echo(f"Error: {error}", err=True)
+        say_error(error)
         sys.exit(1)
     found = of_stack(there, stack)
     healthy = bool(found) and all(process.state in ALIVE for process in found)
     if as_json:
-        click.echo(json.dumps([asdict(process) for process in found], indent=1))
+        out_json(json.dumps([asdict(process) for process in found], indent=1))
     else:
         others = sorted({one.stack for one in there} - {one.stack for one in found})
-        click.echo(sentence(found, others, stack), err=not healthy)
+        (out if healthy else say)(sentence(found, others, stack))
     sys.exit(0 if healthy else 1)
 
 
@@ -174,7 +175,7 @@ def networks_command(timm: bool, as_json: bool) -> None:
 
     found = catalog(with_timm=timm)
     if as_json:
-        click.echo(json.dumps([asdict(network) for network in found], indent=1))
+        out_json(json.dumps([asdict(network) for network in found], indent=1))
         return
     rows = [("NAME", "INPUT", "CLASSES", "FAMILY", "FROM", "WEIGHTS")]
     for network in found:
@@ -182,10 +183,10 @@ def networks_command(timm: bool, as_json: bool) -> None:
         name = f"{network.name} ({', '.join(network.aliases)})" if network.aliases else network.name
         classes, family = str(network.classes or "-"), network.family or "-"
         rows.append((name, _by(network.size), classes, family, network.source, weights))
-    _print_table(rows)
+    out_table(rows)
     for network in found:
         if network.problem:
-            click.echo(f"Warning: {network.problem}", err=True)
+            say(f"Warning: {network.problem}")
 
 
 @cli.command("layers", short_help="List the layers of a network.")
@@ -212,7 +213,7 @@ def layers_command(network: str, as_json: bool) -> None:
     except JobError as error:
         raise UsageError(str(error)) from None
     if as_json:
-        click.echo(json.dumps([asdict(layer) for layer in found], indent=1))
+        out_json(json.dumps([asdict(layer) for layer in found], indent=1))
         return
     rows = [("NAME", "KIND", "OUTPUT", "MAPS", "")]
     for layer in found:
@@ -220,7 +221,7 @@ def layers_command(network: str, as_json: bool) -> None:
             name for name, is_it in (("last-conv", layer.last_conv), ("last-features", layer.last_features)) if is_it
         ]
         rows.append((layer.name, layer.kind, _by(layer.shape), _by(layer.maps), " ".join(marks)))
-    _print_table(rows)
+    out_table(rows)
 
 
 @cli.command("try", short_help="Explain one image here, without Redis and S3.")
@@ -302,7 +303,7 @@ def try_command(
         how=how,
     )
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        out_json(json.dumps(found.as_json()))
         return
     lines = [
         ("network", found.network),
@@ -315,7 +316,7 @@ def try_command(
         *(("picture", path) for path in found.pictures.values()),
         *(("note", note) for note in found.notes),
     ]
-    _print_table(lines)
+    out_table(lines)
 
 
 def _how(typed: dict[str, Any]) -> JobSpec:
@@ -344,12 +345,6 @@ def _likely(one: Prediction) -> str:
 
 def _by(shape: Sequence[int] | None) -> str:
     return "x".join(map(str, shape)) if shape else "-"
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _run(
@@ -455,13 +450,18 @@ def main() -> NoReturn:
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
-        error.show()
+        say_refused(error)
         sys.exit(2)
     except GradcamError as error:
-        click.echo(f"Error: {error}", err=True)
+        say_error(error)
         sys.exit(_code(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except Exception as error:
+        if sys.excepthook is not sys.__excepthook__:
+            raise  # the log's, once it is set up
+        say_bug(error)
+        sys.exit(70)
 
 
 if __name__ == "__main__":

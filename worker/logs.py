@@ -26,16 +26,12 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from producer.jobs.model.settings import LogFormat
+from producer.jobs.model.text import LINE_CHARS, lines, shown
 
 #: Loggers of ours; all others are a library's.
 _OURS = frozenset({"producer", "worker"})
 #: What a record begins with: `action=reclaimed job=%s chunk=%d `.
 _WORDS = re.compile(r"(?:[a-z_]+=\S+ )+")
-#: What would begin a line, move a cursor, or reorder text; lone surrogates cannot be written.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_IN_TRACEBACK = re.compile(_UNSAFE.pattern.replace(r"\x00-\x1f", r"\x00-\x09\x0b-\x1f"))
-#: A stranger's text may be long; lines of several processes stay whole in a pipe only while they are short.
-_MAX_MESSAGE_CHARS = 2000
 #: How many reasons of refusals are told in a minute.
 _MOST_REASONS, _MINUTE_S = 30, 60.0
 #: Keys of a JSON record that no message may set.
@@ -73,11 +69,6 @@ def set_up(worker: str, log_format: LogFormat = "text") -> None:
     sys.unraisablehook = _unraisable
     sys.stdout = _Prints("stdout", logging.INFO, stream)
     sys.stderr = _Prints("stderr", logging.WARNING, stream)
-
-
-def escaped(text: str) -> str:
-    """Write a text so that it stays on its line and moves no cursor."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class RefusalLog:
@@ -122,7 +113,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 class _Text(logging.Formatter):
     def __init__(self, worker: str) -> None:
         super().__init__()
-        self._worker = worker
+        self._worker = re.sub(r"\s", "_", shown(worker))
 
     def format(self, record: logging.LogRecord) -> str:
         words, message = _read(record)
@@ -135,7 +126,7 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     def __init__(self, worker: str) -> None:
         super().__init__()
-        self._worker = worker
+        self._worker = re.sub(r"\s", "_", shown(worker))
 
     def format(self, record: logging.LogRecord) -> str:
         words, message = _read(record)
@@ -147,8 +138,8 @@ class _Json(logging.Formatter):
         }
         said |= {key: _typed(key, value) for key, value in words.items() if key not in _RESERVED}
         said["message"] = message
-        if lines := _traceback(record):
-            said["traceback"] = "\n".join(lines)
+        if traceback := _traceback(record):
+            said["traceback"] = "\n".join(traceback)
         return json.dumps(said)
 
 
@@ -166,11 +157,9 @@ def _read(record: logging.LogRecord) -> tuple[Mapping[str, str], str]:
         message = record.getMessage()
     except Exception:  # a library's template and its arguments do not fit: what there is, is shown
         message = f"{record.msg} {record.args!r}"
-    message = escaped(message.strip())
-    if len(message) > _MAX_MESSAGE_CHARS:
-        message = message[:_MAX_MESSAGE_CHARS] + "…"
+    message = shown(message.strip(), LINE_CHARS)
     if record.name.partition(".")[0] not in _OURS:
-        return {"action": "library", "from": re.sub(r"\s", "_", escaped(record.name))}, message
+        return {"action": "library", "from": re.sub(r"\s", "_", shown(record.name))}, message
     # How many words there are says our template, not what was put into it.
     found = _WORDS.match(f"{record.msg} ")
     count = found[0].count(" ") if found else 0
@@ -187,7 +176,7 @@ def _traceback(record: logging.LogRecord) -> list[str]:
         said.append(record.exc_text)
     if record.stack_info:
         said.append(record.stack_info)
-    text = _UNSAFE_IN_TRACEBACK.sub(lambda found: found[0].encode("unicode_escape").decode(), "\n".join(said))
+    text = lines("\n".join(said))
     return text.split("\n") if text else []
 
 
@@ -244,14 +233,14 @@ class _Prints(io.TextIOBase):
         mine = self._of_thread
         if getattr(mine, "busy", False):
             return len(text)  # the log's own trouble must not be logged
-        *lines, mine.rest = (getattr(mine, "rest", "") + text).split("\n")
+        *whole, mine.rest = (getattr(mine, "rest", "") + text).split("\n")
         # A bar of progress draws itself anew behind each return: what it showed last is enough.
-        mine.rest = mine.rest.rpartition("\r")[2][-_MAX_MESSAGE_CHARS:]
+        mine.rest = mine.rest.rpartition("\r")[2][-LINE_CHARS:]
         mine.busy = True
         try:
-            for line in lines:
-                if shown := line.rstrip().rpartition("\r")[2]:
-                    self._logger.log(self._level, "%s", shown)
+            for line in whole:
+                if last := line.rstrip().rpartition("\r")[2]:
+                    self._logger.log(self._level, "%s", last)
         finally:
             mine.busy = False
         return len(text)

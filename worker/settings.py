@@ -48,6 +48,7 @@ from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
 from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
 from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.model.text import quoted
 from worker.supervise.busy_file import BUSY_KINDS
 
 
@@ -70,7 +71,9 @@ def checked_networks(lines: Sequence[str]) -> tuple[str, ...]:
     for line in lines:
         found = _NETWORK_LINE.fullmatch(line)
         if found is None:
-            raise ValueError(f"must be NAME=MODULE:FUNCTION, such as lungs=mylab.models:build_lungs, not {line[:80]!r}")
+            raise ValueError(
+                f"must be NAME=MODULE:FUNCTION, such as lungs=mylab.models:build_lungs, not {quoted(line)}"
+            )
         if found[1] in names:
             raise ValueError(f"names {found[1]} twice")
         if found[1] in known_names().names:
@@ -90,7 +93,7 @@ def checked_queues(names: Sequence[str]) -> tuple[str, ...]:
         if name == "recovery":
             raise ValueError(f"{must}; `recovery` is read first by every worker, and need not be named")
         if name not in PRIORITIES:
-            raise ValueError(f"{must}; {name!r} is none of them")
+            raise ValueError(f"{must}; {quoted(name)} is none of them")
         if name in names[:number]:
             raise ValueError(f"{must}; {name} is there twice")
     if not names:

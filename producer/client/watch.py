@@ -15,6 +15,7 @@ from rich.table import Table
 from producer.jobs.model import release
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, shown
 
 if TYPE_CHECKING:
     from producer.submission import sender
@@ -62,10 +63,10 @@ def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
-    shown = -LINE_EVERY_S
+    last = -LINE_EVERY_S
     for status in statuses:
-        if not status.ended and time.monotonic() - shown >= LINE_EVERY_S:
-            shown = time.monotonic()
+        if not status.ended and time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
             console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
     return status
 
@@ -73,7 +74,7 @@ def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 @contextmanager
 def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str], None]]]:
     """Show how images are sent; gives what to call with how many are sent and in all, and with why it waits."""
-    started = shown = time.monotonic()
+    started = last = time.monotonic()
 
     def rate(sent: int) -> str:
         return f"{sent / max(time.monotonic() - started, 1e-3):,.0f} images/s"
@@ -81,9 +82,9 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
     if not console.is_terminal:
 
         def line(sent: int, total: int | None) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= LINE_EVERY_S:
-                shown = time.monotonic()
+            nonlocal last
+            if time.monotonic() - last >= LINE_EVERY_S:
+                last = time.monotonic()
                 console.print(f"sending {sent:,}" + (f" of {total:,}" if total else "") + f", {rate(sent)}")
 
         yield line, console.print
@@ -92,7 +93,7 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
         task = bar.add_task("sending", total=None, note="")
         yield (
             lambda sent, total: bar.update(task, description="sending", completed=sent, total=total, note=rate(sent)),
-            lambda sentence: bar.update(task, description=sentence),
+            lambda sentence: bar.update(task, description=shown(sentence, SENTENCE_CHARS)),
         )
 
 
@@ -109,7 +110,7 @@ def note(status: JobStatus) -> str:
         parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
-    return ", ".join(parts)
+    return shown(", ".join(parts), SENTENCE_CHARS)
 
 
 def summary(status: JobStatus) -> str:
@@ -148,7 +149,7 @@ def summary(status: JobStatus) -> str:
     rows["created"] = f"{status.created_at:%Y-%m-%d %H:%M:%S} UTC"
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
-    return "\n".join(f"{name:<9} {text}" for name, text in rows.items())
+    return "\n".join(f"{name:<9} {shown(text, LINE_CHARS)}" for name, text in rows.items())
 
 
 def _of_labels(status: JobStatus) -> dict[str, str]:
@@ -236,5 +237,5 @@ def _table(statuses: Iterable[JobStatus], headings: Sequence[str], folded: Seque
     for heading in headings:
         made.add_column(heading, no_wrap=heading not in folded, overflow="fold")
     for status in statuses:
-        made.add_row(*(_COLUMNS[heading](status) for heading in headings))
+        made.add_row(*(shown(_COLUMNS[heading](status), NAME_CHARS) for heading in headings))
     return made

@@ -5,7 +5,6 @@ Heavy imports stand inside the functions that need them, so that `gradcam --help
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 import click
 
 from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.terminal import out_json
+from producer.jobs.model.text import in_json, quoted, shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from producer.client.client import Client
+    from producer.client.talk import Talk
     from producer.jobs.model.status import JobStatus
 
 CODES = (
@@ -41,10 +41,10 @@ class Duration(click.ParamType[float]):
         """Read it; a plain number is seconds."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
         if found is None:
-            self.fail(f"{value!r} is no time: write 90s, 15m, 2h or 1d", param, ctx)
+            self.fail(f"{quoted(value)} is no time: write 90s, 15m, 2h or 1d", param, ctx)
         seconds = float(found[1]) * _UNITS[found[2] or "s"]
         if seconds > _LONGEST_S:
-            self.fail(f"{str(value)[:40]} is too long: a hundred years are the most", param, ctx)
+            self.fail(f"{shown(value, 40)} is too long: a hundred years are the most", param, ctx)
         return seconds
 
 
@@ -95,18 +95,11 @@ def registered_networks() -> set[str]:
         return set()
 
 
-def make_talk() -> Console:
+def make_talk() -> Talk:
     """Where talk goes: stderr."""
-    from rich.console import Console
+    from producer.client.talk import Talk
 
-    # What users and images are called is shown as it is: not read as markup, and not searched for numbers and addresses
-    # to be colored, which costs minutes for a long text.
-    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
-
-
-def one_line(text: str) -> str:
-    """Without the characters that would break a line of columns, or the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return Talk(stderr=True, soft_wrap=True)
 
 
 class TerminalLines:
@@ -122,8 +115,7 @@ class TerminalLines:
     def write(self, line: bytes) -> int:
         """Show a line; line breaks within it are shown as well."""
         text = line.decode(errors="replace").removesuffix("\n")
-        shown = "".join(c if c.isprintable() or c == "\t" else json.dumps(c)[1:-1] for c in text)
-        return self._terminal.write(shown.encode() + b"\n")
+        return self._terminal.write(in_json(text).encode() + b"\n")
 
 
 def split_commas(text: str) -> tuple[str, ...]:
@@ -131,7 +123,7 @@ def split_commas(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def follow_job(client: Client, talk: Console, job: str) -> JobStatus:
+def follow_job(client: Client, talk: Talk, job: str) -> JobStatus:
     """Show a job's progress until its end; its last status."""
     from producer.client.watch import follow
 
@@ -162,12 +154,12 @@ def counts_of(status: JobStatus) -> str:
     return f"{status.done} done, {status.failed} failed{left}"
 
 
-def end(status: JobStatus, as_json: bool, talk: Console) -> NoReturn:
+def end(status: JobStatus, as_json: bool, talk: Talk) -> NoReturn:
     """Show a job's last status and exit with its code."""
     if as_json:
-        click.echo(status.model_dump_json())
+        out_json(status.model_dump_json())
     else:
-        talk.print(summary_of(status))
+        talk.print_lines(summary_of(status))
     if status.failed:
         talk.print(f"why: gradcam failures {status.job}")
     sys.exit(exit_code_of(status))

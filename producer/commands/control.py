@@ -23,9 +23,10 @@ from producer.commands.console import (
     exit_code_of,
     follow_job,
     make_talk,
-    one_line,
 )
 from producer.jobs.model.errors import UnreadableJob, UsageError
+from producer.jobs.model.terminal import out, out_json
+from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -83,7 +84,7 @@ def retry(job: str, reason: str | None, wait: bool, as_json: bool) -> None:
     if wait:
         end(follow_job(client, talk, job), as_json, talk)
     if as_json:
-        click.echo(client.status(job).model_dump_json())
+        out_json(client.status(job).model_dump_json())
     else:
         talk.print(f"watch it: gradcam status {job} --watch")
 
@@ -105,10 +106,10 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
         counts[finding.kind] += 1
         beyond += finding.kind in {"missing", "empty"} and finding.again is None and finding.index is not None
         if as_json:
-            click.echo(finding.model_dump_json(exclude={"result"}, exclude_none=True))
+            out_json(finding.model_dump_json(exclude={"result"}, exclude_none=True))
         else:
             where = finding.key if finding.line is None else f"{finding.key} line {finding.line}"
-            click.echo(f"{finding.kind}\t{'-' if finding.index is None else finding.index}\t{one_line(where)}")
+            out(finding.kind, "-" if finding.index is None else finding.index, where)
     status = client.status(job)
     talk.print(f"{status.done} images done: {_found(counts)}")
     if not counts:
@@ -138,7 +139,14 @@ def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], Jo
     client = client_from_env()
     for job in jobs:
         status = verb(client, job)
-        click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
+        _print(status, as_json)
+
+
+def _print(status: JobStatus, as_json: bool) -> None:
+    if as_json:
+        out_json(status.model_dump_json())
+    else:
+        out(status.job, status.state, counts_of(status))
 
 
 @click.command(
@@ -166,7 +174,7 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
                 what = "it cannot be read"
             if not sys.stdin.isatty():
                 raise UsageError("nobody can be asked here: give --yes")
-            click.confirm(f"forget job {one} ({what}){also}?", abort=True, err=True)
+            click.confirm(f"forget job {shown(one)} ({what}){also}?", abort=True, err=True)
         count = client.delete(one, objects=objects)
         stay = "; its pictures stay in the store, and a job of the same name would take them over"
         talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else stay))
@@ -198,7 +206,7 @@ def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
         gravest = max(gravest, exit_code_of(status))
         if status.error:
             talk.print(f"job {one}: {status.error}")
-        click.echo(status.model_dump_json() if as_json else f"{status.job}\t{status.state}\t{counts_of(status)}")
+        _print(status, as_json)
     sys.exit(gravest)
 
 
@@ -215,7 +223,10 @@ def doctor(as_json: bool) -> None:
     verdicts = set()
     for answer in examine(read(Connections)):
         verdicts.add(answer.verdict)
-        click.echo(answer.model_dump_json() if as_json else f"{answer.verdict:<5} {answer.check:<12} {answer.words}")
+        if as_json:
+            out_json(answer.model_dump_json())
+        else:
+            out(f"{answer.verdict:<5} {answer.check:<12} {answer.words}")
     sys.exit(SERVICE if "bad" in verdicts else 0)
 
 

@@ -10,14 +10,12 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.commands.console import one_line
 from producer.input.selection import describe_left_out
 from producer.jobs.model.errors import UsageError
 from producer.output.resubmission_list import beside, check_name, write_again
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from producer.client.talk import Talk
     from producer.input.bad_rows import BadRow
     from producer.input.sources import ReadOptions, Sources
 
@@ -35,7 +33,7 @@ def check_file(name: str | None, reading: ReadOptions) -> None:
     check_name(Path(name))
 
 
-def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool) -> None:
+def list_bad(talk: Talk, sources: Sources, name: str | None, *, dry_run: bool) -> None:
     """Print how many rows are left out and the first one, and write all of them to a file.
 
     Args:
@@ -52,7 +50,7 @@ def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool
         return
     talk.print(f"left out: {bad:,} row{'s' if bad > 1 else ''} that cannot be used")
     for row in islice(sources.bad_rows(), _SHOWN):
-        talk.print(f"  {one_line(row.sentence)}")
+        talk.print(f"  {row.sentence}")
     if bad > _SHOWN:
         talk.print(f"  … and {bad - _SHOWN:,} more")
     if dry_run and name is None:
@@ -67,7 +65,7 @@ def list_bad(talk: Console, sources: Sources, name: str | None, *, dry_run: bool
     talk.print(f"all of them are in {path}; once corrected: {' '.join(['gradcam submit', str(path), *asked])}")
 
 
-def tell_left_out(talk: Console, sources: Sources) -> None:
+def tell_left_out(talk: Talk, sources: Sources) -> None:
     """Print in one line which files of folders and prefixes are no images."""
     if words := describe_left_out(sources.left_out):
         talk.print(f"left out, no images by their names: {words}")

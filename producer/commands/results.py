@@ -24,16 +24,16 @@ from producer.commands.console import (
     client_from_env,
     examples,
     make_talk,
-    one_line,
     split_commas,
 )
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
+from producer.jobs.model.terminal import out, out_json
+from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from producer.client.client import Client
+    from producer.client.talk import Talk
     from producer.output.job_results import PictureUrl
 
 _HOUR_S = 3600.0
@@ -66,12 +66,10 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
         return
     for failure in client_from_env().failures(job, reason=reason):
         if as_json:
-            click.echo(failure.model_dump_json(exclude_none=True))
+            out_json(failure.model_dump_json(exclude_none=True))
         else:
             named = failure.item.id or failure.item.uri
-            click.echo(
-                "\t".join(one_line(text) for text in (str(failure.index), failure.reason, named, failure.message))
-            )
+            out(failure.index, failure.reason, named, failure.message)
 
 
 @click.command(
@@ -154,7 +152,7 @@ def results(
         talk.print(f"no image of job {job} matches")
 
 
-def download_to(client: Client, talk: Console, job: str, output_dir: str, **chosen: Any) -> int:
+def download_to(client: Client, talk: Talk, job: str, output_dir: str, **chosen: Any) -> int:
     """Download pictures, with a bar on a terminal and a line at the end; how many there are.
 
     Args:
@@ -238,7 +236,10 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
 def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -> int:
     count = 0
     for link in links:
-        line = json.dumps(asdict(link)) if as_json else f"{link.index}\t{one_line(link.kind)}\t{one_line(link.url)}"
+        # An address that is cut leads nowhere: it is shown whole, however long.
+        line = (
+            json.dumps(asdict(link)) if as_json else f"{link.index}\t{shown(link.kind)}\t{shown(link.url, sys.maxsize)}"
+        )
         file.write(line.encode() + b"\n")
         count += 1
     return count
@@ -252,13 +253,13 @@ def _export_failures(job: str, output: str, reason: str | None) -> None:
     make_talk().print(f"{count} failed images in {output}{again}")
 
 
-def _tell(talk: Console, target: str | None, what: str) -> None:
+def _tell(talk: Talk, target: str | None, what: str) -> None:
     if target is not None:
         talk.print(f"{what} in {target}")
 
 
 @contextmanager
-def _bar(client: Client, talk: Console, job: str) -> Iterator[Callable[[int, int, int], None]]:
+def _bar(client: Client, talk: Talk, job: str) -> Iterator[Callable[[int, int, int], None]]:
     """Shows how far a download is; it goes through the images in order."""
     if not talk.is_terminal:
         yield lambda index, count, already: None

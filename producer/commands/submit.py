@@ -14,16 +14,16 @@ from producer.commands.console import (
     examples,
     follow_job,
     make_talk,
-    one_line,
     registered_networks,
 )
 from producer.commands.results import check_output_dir, download_to
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.terminal import out, out_json, out_lines
+from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from producer.client.client import Client
+    from producer.client.talk import Talk
     from producer.input.sources import Sources
     from producer.submission.plan import Plan
 
@@ -118,7 +118,7 @@ def submit(
         talk.print(words)
         return
     if not as_json:
-        click.echo(job)
+        out(job)
     status = follow_job(client, talk, job)
     if output_dir:
         download_to(client, talk, job, output_dir)
@@ -127,7 +127,7 @@ def submit(
     end(status, as_json, talk)
 
 
-def _submit(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
+def _submit(client: Client, talk: Talk, images: Sources, **parameters: Any) -> str:
     try:
         return _send(client, talk, images, **parameters)
     except KeyboardInterrupt:
@@ -138,7 +138,7 @@ def _submit(client: Client, talk: Console, images: Sources, **parameters: Any) -
         raise
 
 
-def _send(client: Client, talk: Console, images: Sources, **parameters: Any) -> str:
+def _send(client: Client, talk: Talk, images: Sources, **parameters: Any) -> str:
     from producer.client.watch import sending
 
     with sending(talk) as (progress, waiting):
@@ -146,12 +146,15 @@ def _send(client: Client, talk: Console, images: Sources, **parameters: Any) -> 
 
 
 def _print_submitted(client: Client, job: str, as_json: bool) -> None:
-    click.echo(client.status(job).model_dump_json() if as_json else job)
+    if as_json:
+        out_json(client.status(job).model_dump_json())
+    else:
+        out(job)
 
 
 def _show(plan: Plan, as_json: bool) -> None:
     if as_json:
-        click.echo(plan.model_dump_json())
+        out_json(plan.model_dump_json())
         return
     rows = {
         "images": f"{plan.images:,}",
@@ -159,10 +162,10 @@ def _show(plan: Plan, as_json: bool) -> None:
         "Redis": f"{_size(plan.redis_bytes)} while they wait",
         "upload": f"{plan.files:,} local files, {_size(plan.upload_bytes)}" if plan.files else "nothing",
         "pictures": f"about {_size(plan.pictures_bytes)}, if they are of 224 x 224 px",
-        "the first": "\n          ".join(one_line(address) for address in plan.first),
+        "the first": "\n          ".join(map(shown, plan.first)),
     }
     for name, words in rows.items():
-        click.echo(f"{name:<9} {words}")
+        out_lines(f"{name:<9} {words}")
 
 
 def _size(count: float) -> str:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from producer.input.display import quoted, shown
 from producer.input.read_options import ReadOptions
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted, shown
 
 #: What a column of addresses is usually called.
 URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")

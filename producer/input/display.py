@@ -1,10 +1,8 @@
-"""Names and texts of the user's, as messages may show them."""
+"""Names of files, as texts."""
 
 from __future__ import annotations
 
 import os
-
-_MAX_SHOWN_CHARS = 500
 
 
 def printable(text: str) -> str:
@@ -13,13 +11,3 @@ def printable(text: str) -> str:
         return os.fsencode(text).decode("utf-8", "replace")
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
-
-
-def shown(path: str) -> str:
-    """A path as a message may show it: in one line."""
-    return "".join(char if char.isprintable() else "?" for char in printable(path)[:_MAX_SHOWN_CHARS])
-
-
-def quoted(text: str) -> str:
-    """What somebody wrote, as a message may show it."""
-    return repr(printable(text)[:200])

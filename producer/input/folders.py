@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
-from producer.input.display import shown
 from producer.input.read_options import ReadOptions
 from producer.input.selection import LeftOut, chosen, describe_empty
 from producer.input.source import Source, check_readable, is_within
 from producer.input.source_group import BATCH, SourceGroup
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import shown
 
 #: Links to folders, one behind the other: folders that are linked to each other have no end of paths.
 _MAX_LINKS = 4

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from producer.input.bad_rows import BadRows, bad_row
 from producer.input.decompression import DecompressedFile
-from producer.input.display import quoted
 from producer.input.read_options import ReadOptions
 from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
 from producer.input.rows import Maker, Rows
@@ -30,6 +29,7 @@ from producer.input.source_group import SourceGroup
 from producer.input.spooled import RereadableFile
 from producer.input.tables import csv_rows
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted
 
 #: What lists are called, for messages.
 LIST_SUFFIXES = ".csv, .jsonl, .ndjson, .parquet, .tsv, .txt, also with .gz or .zst"

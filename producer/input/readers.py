@@ -18,12 +18,12 @@ import pydantic_core
 
 from producer.input.columns import Columns, find_column, uri_column
 from producer.input.decompression import pieces
-from producer.input.display import quoted
 from producer.input.read_options import ReadOptions
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
 from producer.input.source_group import BATCH
 from producer.input.spooled import RereadableFile
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted
 
 MAX_LINE_BYTES = 2**20
 #: A row may hold cells that nobody asked for, such as a thumbnail.

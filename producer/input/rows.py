@@ -19,10 +19,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-from producer.input.display import quoted, shown
 from producer.input.source import Source, check_image
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, UsageError
+from producer.jobs.model.text import quoted, shown
 
 MAX_ID_CHARS, MAX_CLASS_CHARS = 1024, 200
 #: The longest cell that is carried along; cells nobody asked for may be longer.
@@ -341,7 +341,7 @@ def class_of(cell: object) -> tuple[int | None, str | None]:
         raise UsageError(f"the class {quoted(text)} is neither a number nor a name")
     if isinstance(cell, int) or (text.isascii() and text.isdigit()):
         if not (text.isdigit() and len(text) < MAX_CLASS_CHARS and int(text) < _CLASS_IDS):
-            raise UsageError(f"the class {quoted(text)[:40]} is not between 0 and {_CLASS_IDS - 1:,}")
+            raise UsageError(f"the class {quoted(text, 40)} is not between 0 and {_CLASS_IDS - 1:,}")
         return int(text), None
     if len(text) > MAX_CLASS_CHARS:
         raise UsageError(f"the class has a name of {len(text):,} characters: the longest has {MAX_CLASS_CHARS}")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
-from producer.input.display import shown
 from producer.input.source import SUFFIXES
+from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
     from producer.input.read_options import ReadOptions

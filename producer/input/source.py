@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from producer.input.display import shown
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import shown
 
 #: What images are called, of folders, prefixes, patterns and lists alike; all of it is what the worker decodes.
 SUFFIXES = frozenset(

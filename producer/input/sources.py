@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
-from producer.input.display import printable, quoted, shown
+from producer.input.display import printable
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
@@ -44,6 +44,7 @@ from producer.input.source_group import SourceGroup
 from producer.input.spooled import LocalFile, from_address, from_pipe
 from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted, shown
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from producer.input.display import shown
 from producer.jobs.fetch import addresses
 from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
+from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import ItemError, UsageError
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
@@ -31,7 +32,7 @@ def check_reason(reason: str, there: Mapping[str, int]) -> None:
         return
     of_job = ", ".join(f"{name} ({count})" for name, count in sorted(there.items())) or "none, no image failed"
     raise UsageError(
-        f"no image fails for a reason {reason[:100]!r}{nearest(reason, {*there, *_reasons()})}; of this job: {of_job}"
+        f"no image fails for a reason {quoted(reason)}{nearest(reason, {*there, *_reasons()})}; of this job: {of_job}"
     )
 
 
@@ -65,7 +66,7 @@ def check_classes(where: ResultFilter, spec: JobSpec, explained: Mapping[str, in
             value = condition.value
             near = nearest(value, [*(name for name in names.values() if name), *names])
             raise UsageError(
-                f"{condition.expression[:200]!r}: no image of this job was explained for a class {value[:100]!r}"
+                f"{quoted(condition.expression)}: no image of this job was explained for a class {quoted(value)}"
                 f"{near or f'; there are {len(explained)} others'}"
             )
 

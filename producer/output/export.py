@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.formulas import defused
+from producer.jobs.model.text import in_json, quoted
 from producer.output.pictures import without_class
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def write_jsonl(
         objects = {
             kind: uri(key) for kind, key in result.objects.items() if wanted is None or without_class(kind) in wanted
         }
-        file.write(result.model_copy(update={"objects": objects}).line.encode() + b"\n")
+        line = in_json(result.model_copy(update={"objects": objects}).line)
+        file.write(line.encode() + b"\n")
         count += 1
     return count
 
@@ -146,7 +148,7 @@ def write_parquet(results: Iterable[Result], columns: Sequence[Column], file: Bi
 def check_format(format: Format) -> None:
     """Make sure that a format can be written here. Raises UsageError."""
     if format not in FORMATS:
-        raise UsageError(f"{format!r} is no format: choose {', '.join(FORMATS)}")
+        raise UsageError(f"{quoted(format)} is no format: choose {', '.join(FORMATS)}")
     if format == "parquet":
         _pyarrow()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 
 Test = Callable[[Result], bool]
 
@@ -85,7 +86,7 @@ class ResultFilter:
         for column, condition in self._unseen.items():
             there = f"it has {', '.join(self._kept)}"[:500] if self._kept else "it kept none (--keep-columns)"
             raise UsageError(
-                f"{condition.expression[:200]!r}: no image of this job has a column {column[:100]!r}"
+                f"{quoted(condition.expression)}: no image of this job has a column {quoted(column)}"
                 f"{nearest(column, self._kept)}; {there}"
             )
 
@@ -110,7 +111,7 @@ def _condition(expression: str) -> Condition:
     test = found and _test_of(found[1], found[2].replace("==", "="), found[3])
     if not found or not test:
         near = nearest(found[1], FIELDS) if found and not found[1].startswith(KEEP) and found[1] not in FIELDS else ""
-        raise UsageError(f"{expression[:200]!r} cannot be asked{near}: ask {CAN_BE_ASKED}")
+        raise UsageError(f"{quoted(expression)} cannot be asked{near}: ask {CAN_BE_ASKED}")
     return Condition(expression, found[1], found[3].strip(), test)
 
 

@@ -14,6 +14,7 @@ from typing import IO, TypeAlias
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 from producer.output.filters import KEEP
 
 #: What can be sorted by, beside `keep.COLUMN`.
@@ -56,7 +57,7 @@ def parse_order(text: str | None) -> Order | None:
     column = column.removeprefix("-")
     if column not in _READ and not (column.startswith(KEEP) and column != KEEP):
         raise UsageError(
-            f"nothing is sorted by {text[:100]!r}{nearest(column, SORTED_BY)}: sort by {', '.join(SORTED_BY)} or "
+            f"nothing is sorted by {quoted(text)}{nearest(column, SORTED_BY)}: sort by {', '.join(SORTED_BY)} or "
             "keep.COLUMN, with a - before it for the greatest first"
         )
     return Order(column, descending)

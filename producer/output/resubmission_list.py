@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import in_json
 from producer.output.atomic_file import atomic_file
 from producer.output.export import KEEP, format_of, write_rows
 
@@ -39,7 +40,7 @@ def write_again(read: Callable[[], Iterable[Mapping[str, object]]], path: Path, 
     count = 0
     with atomic_file(path, private=True) as file:
         for row in read():
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(in_json(json.dumps(row, ensure_ascii=False)).encode() + b"\n")
             count += 1
     return count
 

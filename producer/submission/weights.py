@@ -12,6 +12,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, JobError, UsageError
 from producer.jobs.model.network_names import HF
+from producer.jobs.model.text import quoted
 from producer.jobs.store.bundle import WEIGHTS, read_folder
 
 if TYPE_CHECKING:
@@ -43,14 +44,14 @@ def place_weights(weight_path: str | None, storage: Storage, network: str = "") 
         return _checked_address(weight_path)
     path = Path(weight_path).expanduser()
     if path.is_dir():
-        raise UsageError(f"--weight-path {weight_path[:200]!r} is a folder: give --network {HF}, or the file in it")
+        raise UsageError(f"--weight-path {quoted(weight_path)} is a folder: give --network {HF}, or the file in it")
     if path.is_file():
         digest = sha256_of(path)
         return _place_file(path, digest, storage), digest
     if weight_path == "random" or _WEIGHTS_NAME.fullmatch(weight_path):
         return weight_path, None
     raise UsageError(
-        f"--weight-path {weight_path[:200]!r} is no file here: give a .pth, .pt or .safetensors file, its address "
+        f"--weight-path {quoted(weight_path)} is no file here: give a .pth, .pt or .safetensors file, its address "
         "(s3://, https://), a torchvision weights name such as IMAGENET1K_V1, or `random`"
     )
 
@@ -85,7 +86,7 @@ def _place_folder(weight_path: str, storage: Storage) -> tuple[str, str | None]:
             return address, digest
     folder = Path(weight_path).expanduser()
     if not weight_path or "://" in weight_path or not folder.is_dir():
-        given = f", and {weight_path[:200]!r} is neither" if weight_path else ""
+        given = f", and {quoted(weight_path)} is neither" if weight_path else ""
         raise UsageError(
             f"--network {HF} needs --weight-path with a folder of config.json and {WEIGHTS}, or an address of one that "
             f"ends with a slash, as s3://bucket/my-vit/{given}"

@@ -177,8 +177,9 @@ def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "data" / "appendonlydir" / "appendonly.aof.manifest"
     broken.parent.mkdir(parents=True)
     broken.write_text("no manifest\n")
-    with pytest.raises(ServiceError, match=r"(?s)Valkey ended as it started.*manifest"):
+    with pytest.raises(ServiceError, match="Valkey ended as it started") as raised:
         Valkey(tmp_path, {}, "secret").start()
+    assert "manifest" in raised.value.excerpt
 
 
 def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:

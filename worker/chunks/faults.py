@@ -29,6 +29,7 @@ from producer.jobs.model.errors import (
     ServiceError,
     UnreadableJob,
 )
+from producer.jobs.model.text import shown
 from producer.jobs.table.troubles import Kind
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ _OTHERS_PAUSE_S = 1.0
 #: A process that has tried a job so often makes way for a new one: what is wrong may be the process.
 _TRIES_OF_ONE_PROCESS = 2
 _LONGEST_SENTENCE = 300
+#: So much is read of the text of an error that nobody foresaw: it may quote any input.
+_READ_CHARS = 4000
 
 
 class FaultHandler:
@@ -178,6 +181,6 @@ def _sentence(error: Exception) -> str:
     """What failed, as everybody may see it: without a traceback, and without what looks like a secret."""
     if isinstance(error, GradcamError):
         return str(error)
-    first = next(iter(str(error).strip().splitlines()), "")
-    shown = " ".join(addresses.redact(word) for word in first.split())[:_LONGEST_SENTENCE]
-    return f"it meets an error that gradcam-queue does not know: {type(error).__name__}: {shown}".rstrip(": ")
+    first = next(iter(str(error)[:_READ_CHARS].strip().splitlines()), "")
+    words = shown(" ".join(map(addresses.redact, first.split())), _LONGEST_SENTENCE)
+    return f"it meets an error that gradcam-queue does not know: {type(error).__name__}: {words}".rstrip(": ")

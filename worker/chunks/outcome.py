@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
-from producer.jobs.model.results import Box, ExplainedClass, Failure, Prediction, Result
+from producer.jobs.model.results import MESSAGE_CHARS, Box, ExplainedClass, Failure, Prediction, Result
+from producer.jobs.model.text import shown
 from worker.chunks.chunk import Ended
 from worker.engine.detection import BOXES, LABELS
 from worker.models.own_model import DETECTION
@@ -46,7 +47,7 @@ def failed(task: ImageTask) -> Ended:
     """What is written down of an image that fails."""
     error = task.error or _Unexpected("nothing came of it, and nothing says why")
     claim = task.chunk.claim
-    index, message = claim.index(task.offset), str(error)[:500]
+    index, message = claim.index(task.offset), shown(error, MESSAGE_CHARS)
     failure = Failure(index=index, item=task.item, reason=error.reason, message=message, attempts=claim.attempt)
     result = Result(
         index=index,

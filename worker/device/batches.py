@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from producer.jobs.model.errors import DeviceError, JobError, ModelError, NoRoom, NotHere, WorkerError
+from producer.jobs.model.text import quoted
 from worker.device.draw import draw_batch
 from worker.device.inputs import normalized
 from worker.device.transfer import Copies, Transfers
@@ -271,7 +272,7 @@ def _is_of_device(error: Exception) -> bool:
 def _autocast(precision: str, network: Network) -> torch.dtype | None:
     device = network.device
     if precision not in PRECISIONS:
-        raise JobError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
+        raise JobError(f"unknown precision {quoted(precision)}; known are {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
         raise NotHere(f"fp16 needs a CUDA device, and this one is {device.type}; use bf16")
     if precision == TF32 and not has_tf32(device):

@@ -21,6 +21,7 @@ from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from producer.jobs.model.network_names import ALIASES, HF, LITE0, TIMM
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 from worker.engine.detection import Detection
 from worker.engine.output import Entry
 from worker.engine.segmentation import OUT, Segmentation
@@ -143,7 +144,7 @@ def find(name: str, weights: str | Path | None, size: tuple[int, int] | None = N
     if name == HF:
         raise JobError(f"{HF} has no weights of its own: give a folder of config.json and model.safetensors as weights")
     if name not in names():
-        raise NotHere(f"no network is called {name!r}{nearest(name, [*names(), *registered()])}")
+        raise NotHere(f"no network is called {quoted(name)}{nearest(name, [*names(), *registered()])}")
     return _torchvision(name, str(weights) if weights in weights_names(name) else DEFAULT, size)
 
 
@@ -271,7 +272,9 @@ def _timm(name: str, size: tuple[int, int] | None) -> Architecture:
     model_name = name.removeprefix(TIMM)
     config = timm.get_pretrained_cfg(model_name) if timm.is_model(model_name) else None
     if config is None:
-        raise NotHere(f"no network is called {name!r}{nearest(name, [TIMM + known for known in timm.list_models()])}")
+        raise NotHere(
+            f"no network is called {quoted(name)}{nearest(name, [TIMM + known for known in timm.list_models()])}"
+        )
 
     def own_file(download: files.Download | None) -> Path:
         if not config.hf_hub_id:

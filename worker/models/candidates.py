@@ -19,6 +19,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from producer.jobs.model.errors import JobError
+from producer.jobs.model.text import SENTENCE_CHARS, shown
 
 State = dict[str, Tensor]
 
@@ -105,8 +106,8 @@ class Choice:
             more = ", …" if len(self.others) > _NAMED else ""
             words.append(f"as well would fit: {', '.join(map(_shown, self.others[:_NAMED]))}{more}")
         if beside := self.taken.beside:
-            words.append(f"left: {beside[0]}" + (f" and {len(beside) - 1} more" if len(beside) > 1 else ""))
-        return "; ".join(words)
+            words.append(f"left: {shown(beside[0])}" + (f" and {len(beside) - 1} more" if len(beside) > 1 else ""))
+        return shown("; ".join(words), SENTENCE_CHARS)
 
 
 def choose_state_dict(
@@ -158,9 +159,12 @@ def _under(key: str, prefixes: Sequence[str]) -> list[str]:
     there = [prefix for prefix in prefixes if f".{key}." in f".{prefix}"]
     if not there:
         known = (
-            ", ".join(f"{prefix}*" for prefix in prefixes[:_NAMED] if prefix) or "names without any word before them"
+            ", ".join(f"{shown(prefix)}*" for prefix in prefixes[:_NAMED] if prefix)
+            or "names without any word before them"
         )
-        raise JobError(f"--weight-key {key}: the file has no weights of this network under that name; it has {known}")
+        raise JobError(
+            f"--weight-key {shown(key)}: the file has no weights of this network under that name; it has {known}"
+        )
     return there
 
 
@@ -361,4 +365,4 @@ def _distinct(candidates: Sequence[Candidate], first: str) -> list[Candidate]:
 
 
 def _shown(candidate: Candidate) -> str:
-    return f"{candidate.prefix}*" if candidate.prefix else "all names as they are"
+    return f"{shown(candidate.prefix)}*" if candidate.prefix else "all names as they are"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 
 if TYPE_CHECKING:
     from worker.models.networks import Network
@@ -38,10 +39,10 @@ def class_id_of(network: Network, name: str) -> int:
     for spelling in (str, str.casefold):
         ids = [i for i, category in enumerate(network.categories) if spelling(category) == spelling(name)]
         if len(ids) > 1:
-            raise JobError(f"{name!r} is the name of classes {' and '.join(map(str, ids))}; give a class id")
+            raise JobError(f"{quoted(name)} is the name of classes {' and '.join(map(str, ids))}; give a class id")
         if ids:
             return ids[0]
-    raise JobError(f"no class of {network.name} is called {name!r}{nearest(name, network.categories)}")
+    raise JobError(f"no class of {network.name} is called {quoted(name)}{nearest(name, network.categories)}")
 
 
 def class_called(network: Network, name: str) -> int | None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import HF, TIMM
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted, shown
 from producer.jobs.store.bundle import CONFIG, PREPROCESSOR, WEIGHTS
 from worker.models import bounds, candidates, checkpoint, weights
 from worker.models.architectures import BILINEAR, Architecture, find, resized
@@ -188,7 +189,8 @@ def _own_config(config: _Config, content: dict[str, Any]) -> Any:
     known = _transformers("models.auto.modeling_auto").MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if kind not in known:
         raise JobError(
-            f"{CONFIG} is of the kind {kind!r}, which is no image classifier of transformers{nearest(kind, known)}"
+            f"{CONFIG} is of the kind {quoted(kind)}, which is no image classifier of transformers"
+            f"{nearest(kind, known)}"
         )
     if config.num_channels != len("RGB"):
         raise JobError(
@@ -201,7 +203,7 @@ def _own_config(config: _Config, content: dict[str, Any]) -> Any:
         model_class = next((each for each in choice if each.__name__ in (config.architectures or ())), choice[0])
         if kind in _SLOW or config_class.sub_configs or model_class.main_input_name != "pixel_values":
             raise JobError(
-                f"{CONFIG} is of the kind {kind!r}, which is not built here: take a network for pictures alone"
+                f"{CONFIG} is of the kind {quoted(kind)}, which is not built here: take a network for pictures alone"
             )
         declared = {each.name for each in fields(config_class)} - {each.name for each in fields(_base_config())}
         own = {key: value for key, value in content.items() if key in declared and not key.startswith("_")}
@@ -234,7 +236,7 @@ def _check_bounded(name: str, value: Any, largest: int, depth: int = 0) -> None:
         case _:
             fine = False
     if not fine:
-        raise JobError(f"{CONFIG} cannot be used: {name} is {str(value)[:40]}, more than any network has")
+        raise JobError(f"{CONFIG} cannot be used: {name} is {shown(value, 40)}, more than any network has")
     for each in inner:
         _check_bounded(name, each, largest, depth + 1)
 

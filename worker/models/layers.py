@@ -21,6 +21,7 @@ from torchvision import models
 
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted, shown
 from worker.engine.explain import View
 from worker.engine.output import Entry, chosen_entry, logits_of
 from worker.engine.segmentation import Segmentation
@@ -258,17 +259,18 @@ def _choose(seen: Survey, wanted: str) -> tuple[str, View]:
     known = dict(seen.model.named_modules(remove_duplicate=False))
     if not wanted or wanted not in known:
         like = nearest(wanted, filter(None, known)) or f"; {_with_maps(seen)}"
-        raise JobError(f"{seen.name} has no layer {wanted!r}{like}")
+        raise JobError(f"{seen.name} has no layer {quoted(wanted)}{like}")
     runs = [run for run in seen.runs if run.module is known[wanted]]
     if len(runs) != 1:
         raise JobError(
-            f"layer {wanted!r} of {seen.name} runs {len(runs)} times in a forward pass, not once; {_with_maps(seen)}"
+            f"layer {quoted(wanted)} of {seen.name} runs {len(runs)} times in a forward pass, not once; "
+            f"{_with_maps(seen)}"
         )
     maps = to_maps(seen, runs[0])
     if maps is None:
         shape = runs[0].shape or "no tensor"
         raise JobError(
-            f"layer {wanted!r} of {seen.name} gives {shape}, not maps (images, channels, height, width); "
+            f"layer {quoted(wanted)} of {seen.name} gives {shape}, not maps (images, channels, height, width); "
             f"{_with_maps(seen)}"
         )
     return wanted, View(known[wanted], maps)
@@ -279,7 +281,7 @@ def _with_maps(seen: Survey) -> str:
     names = list(dict.fromkeys(run.name for run in reversed(_usable(seen))))
     if not names:
         return "none of its layers has maps"
-    return f"maps come from {', '.join(names[:_NAMED])}" + (", …" if len(names) > _NAMED else "")
+    return f"maps come from {', '.join(map(shown, names[:_NAMED]))}" + (", …" if len(names) > _NAMED else "")
 
 
 def _usable(seen: Survey) -> list[Run]:

@@ -19,6 +19,7 @@ from torch import nn
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import JobError, NotHere
 from producer.jobs.model.network_names import ALIASES, HF, known
+from producer.jobs.model.text import quoted
 from worker.engine.explain import View
 from worker.engine.output import Entry
 from worker.engine.segmentation import Segmentation
@@ -245,7 +246,7 @@ def _local_bundle(weights: Weights) -> LocalBundle:
         return weights
     folder = None if weights in (None, RANDOM, DEFAULT) else Path(str(weights)).expanduser()
     if folder is None or not folder.is_dir():
-        raise JobError(f"the weights of {HF} are a folder of config.json and model.safetensors, not {weights!r}")
+        raise JobError(f"the weights of {HF} are a folder of config.json and model.safetensors, not {quoted(weights)}")
     return of_folder(folder)
 
 
@@ -304,7 +305,7 @@ def _weights_file(architecture: Architecture, weights: str | Path | None, downlo
     path = Path(weights).expanduser()
     if not path.is_file():
         known = ", ".join([*own, RANDOM])
-        raise NotHere(f"{str(weights)!r} is neither a file nor a name of weights of {architecture.name} ({known})")
+        raise NotHere(f"{quoted(weights)} is neither a file nor a name of weights of {architecture.name} ({known})")
     return path
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from producer.jobs.model.errors import NotHere
 from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
+from producer.jobs.model.text import quoted
 
 GROUP: Final = "gradcam_queue.networks"
 _SETTING: Final = "GRADCAM_WORKER_NETWORKS"
@@ -41,7 +42,7 @@ class Registered:
             NotHere: This machine lacks it.
         """
         if self.problem:
-            raise NotHere(f"network {self.name!r} cannot be used: {self.problem}")
+            raise NotHere(f"network {quoted(self.name)} cannot be used: {self.problem}")
         module, _, path = self.function.partition(":")
         try:
             found: Any = import_module(module)
@@ -51,10 +52,11 @@ class Registered:
         except (Exception, SystemExit) as error:
             first = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise NotHere(
-                f"network {self.name!r} cannot be used: {self.function} ({self.origin}) cannot be imported: {first}"
+                f"network {quoted(self.name)} cannot be used: {self.function} ({self.origin}) cannot be "
+                f"imported: {first}"
             ) from error
         if not callable(found):
-            raise NotHere(f"network {self.name!r} cannot be used: {self.function} ({self.origin}) is no function")
+            raise NotHere(f"network {quoted(self.name)} cannot be used: {self.function} ({self.origin}) is no function")
         return found  # type: ignore[no-any-return]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import Interrupted, JobError, NotHere, NothingThere, WorkerError
+from producer.jobs.model.text import shown
 from worker.models.weights_cache import acquired
 
 State = dict[str, Tensor]
@@ -129,16 +130,16 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], name: str, unexpected: Se
     mistyped = [key for key in shared if own[key].is_floating_point() and not state[key].is_floating_point()]
     faults = []
     if missing:
-        faults.append(f"{missing[0]} is missing{_others(missing)}")
+        faults.append(f"{shown(missing[0])} is missing{_others(missing)}")
     if extra:
-        faults.append(f"{extra[0]} is unexpected{_others(extra)}")
+        faults.append(f"{shown(extra[0])} is unexpected{_others(extra)}")
     if misshapen:
         key = misshapen[0]
-        faults.append(f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}{_others(misshapen)}")
+        faults.append(f"{shown(key)} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}{_others(misshapen)}")
     if mistyped:
         key = mistyped[0]
         kind = str(state[key].dtype).removeprefix("torch.")
-        faults.append(f"{key} is of type {kind}, not floating point{_others(mistyped)}")
+        faults.append(f"{shown(key)} is of type {kind}, not floating point{_others(mistyped)}")
     if faults:
         raise JobError(f"the weights do not fit {name}: {'; '.join(faults)}")
     whole: OrderedDict[str, Tensor] = OrderedDict({key: state.get(key, own[key]) for key in own})
@@ -163,7 +164,7 @@ def renamed_by_position(state: State, names: list[str]) -> State:
         raise JobError(f"the weights do not fit: the file has {len(state)} of them, the network {len(names)}")
     for old, new in zip(state, names, strict=True):
         if old.rpartition(".")[2] != new.rpartition(".")[2]:
-            raise JobError(f"the weights do not fit: the file has {old} where the network has {new}")
+            raise JobError(f"the weights do not fit: the file has {shown(old)} where the network has {shown(new)}")
     return dict(zip(names, state.values(), strict=True))
 
 

@@ -82,7 +82,7 @@ def reconcile(
         How many messages were sent.
     """
     for tidy in (
-        lambda: _forget_misnamed(table),
+        partial(_forget_misnamed, table),
         table.recovery.forget_expired,
         table.registry.forget_silent,
         table.recovery.restore_active,

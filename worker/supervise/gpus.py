@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from producer.jobs.model.errors import UsageError, WorkerError
+from producer.jobs.model.text import quoted
 
 #: A driver that works answers within a second, or in some seconds where it has to load first.
 ANSWERS_WITHIN_S = 30.0
@@ -70,7 +71,7 @@ def find_gpus(devices: str) -> list[Place]:
         return []
     kind, colon, numbers = devices.partition(":")
     if kind not in {"auto", "cuda"} or (kind == "auto" and colon):
-        raise UsageError(f"--devices {devices!r} is not understood: use auto, cpu, cuda, cuda:0,1 or cuda:0.1")
+        raise UsageError(f"--devices {quoted(devices)} is not understood: use auto, cpu, cuda, cuda:0,1 or cuda:0.1")
     wanted = _numbers(numbers) if colon else []
     there = _visible()
     if kind == "auto":
@@ -134,7 +135,8 @@ def _meant(gpus: Sequence[Gpu], entry: str) -> tuple[Place, ...]:
         found = [gpu.places for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
     if len(found) != 1:
         raise WorkerError(
-            f"CUDA_VISIBLE_DEVICES names {entry!r}, which `nvidia-smi -L` does not list: unset it, or use --devices cpu"
+            f"CUDA_VISIBLE_DEVICES names {quoted(entry)}, which `nvidia-smi -L` does not list: unset it, "
+            "or use --devices cpu"
         )
     return found[0]
 

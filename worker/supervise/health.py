@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from producer.jobs.model.keys import PROBLEM_LIFETIME_S
+from producer.jobs.model.text import SENTENCE_CHARS, shown
 from worker.supervise.busy_file import BUSY_KINDS
 from worker.supervise.small_file import replace_text
 
@@ -90,11 +91,11 @@ class Health:
     def startup_failed(self, sentence: str) -> None:
         """Say why the process cannot start; its parent ends."""
         self.fault(sentence)
-        self._write("startup_failed", sentence)
+        self._write("startup_failed", shown(sentence, SENTENCE_CHARS))
 
     def fault(self, sentence: str) -> None:
         """Say what keeps this process from working; it expires after two minutes, as in Redis."""
-        self._write("fault", sentence)
+        self._write("fault", shown(sentence, SENTENCE_CHARS))
 
     def recovered(self) -> None:
         """Say that this process can work again."""
@@ -103,7 +104,7 @@ class Health:
     def waits(self, what: str, for_s: float) -> None:
         """Say that the process has waited for a server this long; repeat it while the wait lasts."""
         if self._stem is not None:
-            self._write("waits", what)
+            self._write("waits", shown(what))
             with suppress(OSError):
                 since = time.time() - for_s
                 os.utime(self.file("waits"), (since, since))

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Final, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from producer.jobs.fetch import allow_lists
-from producer.jobs.fetch.addresses import UNPRINTABLE, S3Address, host_name
+from producer.jobs.fetch.addresses import S3Address, host_name
 from producer.jobs.fetch.allow_lists import IP, WEB_PORTS, Network
 from producer.jobs.model import keys
 from producer.jobs.model.errors import FetchError
+from producer.jobs.model.text import shown
 
 #: The settings a refusal names, so that whoever runs the workers knows what to change.
 ALLOW_HOSTS_SETTING: Final = "GRADCAM_WORKER_ALLOW_HOSTS"
@@ -252,20 +253,20 @@ def checked_file(path: Path, policy: FetchPolicy) -> Path:
     Raises:
         FetchError: No roots are set, the path leads outside them, or it is no regular file that can be looked at.
     """
-    shown = UNPRINTABLE.sub("?", str(path))
+    named = shown(path)
     if not policy.file_roots:
-        words = f"the file {shown} is refused: this worker reads no files, as {FILE_ROOTS_SETTING} is not set"
+        words = f"the file {named} is refused: this worker reads no files, as {FILE_ROOTS_SETTING} is not set"
         raise FetchError(words, why=words)
     resolved = Path(os.path.realpath(path))
     if not any(resolved.is_relative_to(os.path.realpath(root)) for root in policy.file_roots):
-        words = f"the file {shown} is refused: it is not under the folders of {FILE_ROOTS_SETTING}"
+        words = f"the file {named} is refused: it is not under the folders of {FILE_ROOTS_SETTING}"
         raise FetchError(words, why=words)
     try:
         mode = resolved.lstat().st_mode
     except FileNotFoundError:
-        raise FetchError(f"there is no file {shown}") from None
+        raise FetchError(f"there is no file {named}") from None
     except OSError as error:
-        raise FetchError(f"the file {shown} cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise FetchError(f"the file {named} cannot be read: {os.strerror(error.errno or 0)}") from error
     if not stat.S_ISREG(mode):
-        raise FetchError(f"the file {shown} is refused: it is a folder, a device or a pipe, not a regular file")
+        raise FetchError(f"the file {named} is refused: it is a folder, a device or a pipe, not a regular file")
     return resolved

@@ -29,16 +29,31 @@
         ├── NoRoom                what the job needs does not fit into its memory: it may elsewhere, or later
         └── DeviceError           its device failed: a new process may do better
 
-Policy reads the class, never the text.
+Policy reads the class, never the text. Each makes its text safe to be shown, whatever strangers called what it names
+(`text.py`): whoever raises one does not have to think of it.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from producer.jobs.model.text import SENTENCE_CHARS, lines, quoted, shown
+
 
 class GradcamError(Exception):
-    """Something went wrong that has a sentence for the user."""
+    """Something went wrong that has a sentence for the user.
+
+    Args:
+        sentence: What to tell; it becomes one line of at most 1,000 characters that does nothing to a terminal.
+        excerpt: Lines of a program's own log that explain it, which are shown below the sentence.
+    """
+
+    def __init__(self, *sentence: object, excerpt: str = "") -> None:
+        super().__init__(*(shown(each, SENTENCE_CHARS) for each in sentence))
+        #: Safe to be shown as well; tracebacks have it as a note.
+        self.excerpt = lines(excerpt)
+        if excerpt:
+            self.add_note(self.excerpt)
 
 
 class UsageError(GradcamError):
@@ -208,4 +223,4 @@ class DeviceError(WorkerError):
 
 def no_such(job: str) -> str:
     """The message for a job that does not exist."""
-    return f"there is no job {job[:80]!r} (or its lifetime is over): `gradcam list` shows those there are"
+    return f"there is no job {quoted(job)} (or its lifetime is over): `gradcam list` shows those there are"

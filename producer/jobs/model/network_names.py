@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.suggestions import nearest
+from producer.jobs.model.text import quoted
 
 #: Short names for the commonest of their kind.
 ALIASES: Final = {"vgg": "vgg16", "resnet": "resnet50", "densenet": "densenet121", "inception": "inception_v3"}
@@ -79,6 +80,6 @@ def check_network(name: str, registered: Callable[[], Collection[str]] = frozens
     own = [other for other in names if other.startswith(TIMM) == lower.startswith(TIMM)]
     like = f"; there is {TIMM}{lower}" if TIMM + lower in names else nearest(lower, sorted({*own, *there}))
     raise UsageError(
-        f"no network is called {name[:100]!r} in {' and '.join(versions)}, and no worker that could be asked "
+        f"no network is called {quoted(name)} in {' and '.join(versions)}, and no worker that could be asked "
         f"has registered one{like}. Where workers that know it come later, add --any-network"
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
 from producer.jobs.model.limits import MAX_CLASS_ID, MAX_COUNT
 from producer.jobs.model.spec import Direction
+from producer.jobs.model.text import shown
+
+#: A failure's sentence: there may be one an image in Redis, whoever wrote it.
+Message = Annotated[str, AfterValidator(lambda text: shown(text, MESSAGE_CHARS))]
+MESSAGE_CHARS: Final = 500
 
 #: Numbers that tables and databases take; a line with another one is damaged.
 ClassId = Annotated[int, Field(ge=0, le=MAX_CLASS_ID)]
@@ -24,7 +29,7 @@ class Failure(Frozen):
     item: Item
     #: The word it is counted under: `fetch`, `image`, `model`, `store`, …
     reason: str
-    message: str
+    message: Message
     #: How many times its chunk had been handed out.
     attempts: int = 1
 

@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.model.errors import SettingsError
 from producer.jobs.model.redis_url import RedisUrl
+from producer.jobs.model.text import NAME_CHARS, shown
 
 LogFormat = Literal["text", "json"]
 
@@ -181,6 +182,6 @@ def _misspelt(names: Mapping[str, str], prefix: str, known: list[str], others: t
     for name in sorted(names):
         if not name.startswith(prefix) or name in known or name.startswith(others):
             continue
-        near = difflib.get_close_matches(name, known, n=1)
-        problems.append(f"{name} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
+        near = difflib.get_close_matches(name[:NAME_CHARS], known, n=1)
+        problems.append(f"{shown(name)} is not a setting" + (f" (did you mean {near[0]}?)" if near else ""))
     return problems

@@ -19,6 +19,7 @@ from producer.jobs.model.keys import OLD_WEIGHTS
 from producer.jobs.model.limits import MAX_CLASS_ID
 from producer.jobs.model.names import is_job_name
 from producer.jobs.model.options import Option, parameters
+from producer.jobs.model.text import quoted
 
 #: Items in one Lua call at most; a commit of 512 keeps the server busy for about 2 ms.
 MAX_CHUNK_SIZE = 512
@@ -248,11 +249,11 @@ def checked_name(name: str) -> str:
     """
     if not is_job_name(name):
         raise UsageError(
-            f"{name[:80]!r} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
+            f"{quoted(name)} cannot name a job: use up to 63 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit"
         )
     if name == OLD_WEIGHTS:
         raise UsageError(
-            f"{name!r} cannot name a job: earlier releases put uploaded weights under it, which all jobs share"
+            f"{quoted(name)} cannot name a job: earlier releases put uploaded weights under it, which all jobs share"
         )
     return name

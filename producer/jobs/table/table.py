@@ -21,6 +21,7 @@ from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import to_time
+from producer.jobs.model.text import SENTENCE_CHARS, shown
 from producer.jobs.table.claims import Claim, Committed, CreatedJob, Finalizing, OnlyRefusedJobs, read_claim
 from producer.jobs.table.queries import Queries
 from producer.jobs.table.recovery import Recovery
@@ -153,7 +154,7 @@ class JobTable:
         whose: list[Any] = [] if life is None else [life]
         if claim is not None:
             whose = [claim.chunk, claim.token, claim.life, claim.epoch]
-        self._scripts.run("fail", JobKeys(job).parts("holders"), [sentence, *whose])
+        self._scripts.run("fail", JobKeys(job).parts("holders"), [shown(sentence, SENTENCE_CHARS), *whose])
 
     # -- the worker's side ---------------------------------------------------------------------------------------
 

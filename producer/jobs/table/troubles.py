@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from producer.jobs.model.keys import JobKeys
+from producer.jobs.model.text import SENTENCE_CHARS, shown
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
@@ -57,7 +58,13 @@ class Troubles:
         Returns:
             The state of the job now, or `gone`.
         """
-        arguments = [worker, kind, sentence, host, *(() if claim is None else (claim.life, claim.epoch))]
+        arguments = [
+            worker,
+            kind,
+            shown(sentence, SENTENCE_CHARS),
+            host,
+            *(() if claim is None else (claim.life, claim.epoch)),
+        ]
         return text(self._scripts.run("trouble", JobKeys(job).parts("troubles"), arguments))
 
     def over(self, job: str, worker: str) -> None:

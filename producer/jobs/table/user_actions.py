@@ -11,6 +11,7 @@ from producer.jobs.model.errors import UnknownJob, UsageError, no_such
 from producer.jobs.model.items import Item, compress_items
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.states import MAINTENANCE, JobState
+from producer.jobs.model.text import quoted
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class UserActions:
             case "gone":
                 raise UnknownJob(no_such(job))
             case "nothing":
-                why = f" with the reason {reason!r}; `gradcam status {job}` lists the reasons" if reason else ""
+                why = f" with the reason {quoted(reason)}; `gradcam status {job}` lists the reasons" if reason else ""
                 raise UsageError(f"job {job} has no failed images{why}")
             case "open":
                 raise UsageError(f"job {job} was never sent whole: {BROKEN_OFF}")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.status import Wait
+from producer.jobs.model.text import SENTENCE_CHARS, shown
 
 if TYPE_CHECKING:
     from producer.jobs.table.redis_scripts import Scripts
@@ -169,7 +170,7 @@ class WorkerRegistry:
 
     def report_problem(self, worker: str, sentence: str) -> None:
         """Report what keeps a worker from working; the status of a job shows it."""
-        self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, sentence))
+        self._scripts.do(lambda client: client.hset(keys.PROBLEMS, worker, shown(sentence, SENTENCE_CHARS)))
         self._scripts.do(lambda client: client.expire(keys.PROBLEMS, keys.PROBLEM_LIFETIME_S))
 
     def recovered(self, worker: str) -> None:
@@ -179,7 +180,7 @@ class WorkerRegistry:
     def waits_for(self, worker: str, what: str, for_s: float) -> None:
         """Report what a worker waits for, and for how long; call it again while the wait lasts."""
         now = self.now()
-        told = _Told(what=what, since=now - for_s, at=now)
+        told = _Told(what=shown(what), since=now - for_s, at=now)
 
         def tell(client: redis.Redis) -> None:
             client.hset(keys.WAITS, worker, told.model_dump_json())
