@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from producer.commands.submit import submit
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, UsageError
 from producer.jobs.model.limits import MAX_COUNT
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.states import JobState
 
 #: Characters a line where no terminal says how many fit.
@@ -150,8 +152,9 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except Exception as error:
         if _is_redis(error):
             return _say(f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE)
-        click.echo(f"Error: this is a bug of gradcam-queue, please report it with what follows ({error})", err=True)
-        sys.excepthook(type(error), error, error.__traceback__)
+        click.echo("Error: this is a bug of gradcam-queue, please report it with what follows", err=True)
+        # What is reported is read by others.
+        click.echo(redact_text("".join(traceback.format_exception(error))), err=True, nl=False)
         return BUG
 
 

@@ -7,7 +7,8 @@
 
 Time (UTC), worker, level, `action=` with a name that stays, what it is about, a sentence. What a library logs, warns of
 or prints is shown as `action=library` with its source. A record is one line, whatever strangers put into it; only its
-traceback has lines of its own, which are indented. With GRADCAM_LOG=json a record is one JSON object.
+traceback has lines of its own, which are indented. Addresses are redacted once more, those of libraries for the first
+time. With GRADCAM_LOG=json a record is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import LogFormat
 
 #: Loggers of ours; all others are a library's.
@@ -132,7 +134,7 @@ def _read(record: logging.LogRecord) -> tuple[Mapping[str, str], str]:
         message = record.getMessage()
     except Exception:  # a library's template and its arguments do not fit: what there is, is shown
         message = f"{record.msg} {record.args!r}"
-    message = escaped(message.strip())
+    message = escaped(redact_text(message.strip()))
     if len(message) > _MAX_MESSAGE_CHARS:
         message = message[:_MAX_MESSAGE_CHARS] + "…"
     if record.name.partition(".")[0] not in _OURS:
@@ -153,7 +155,9 @@ def _traceback(record: logging.LogRecord) -> list[str]:
         said.append(record.exc_text)
     if record.stack_info:
         said.append(record.stack_info)
-    text = _UNSAFE_IN_TRACEBACK.sub(lambda found: found[0].encode("unicode_escape").decode(), "\n".join(said))
+    text = _UNSAFE_IN_TRACEBACK.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), redact_text("\n".join(said))
+    )
     return text.split("\n") if text else []
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from producer.input.display import quoted, shown
 from producer.input.read_options import ReadOptions
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.redaction import redact
 
 #: What a column of addresses is usually called.
 URI_COLUMNS = ("uri", "url", "image", "path", "file", "filename")
@@ -121,6 +121,6 @@ def _folded(column: str) -> str:
 
 
 def _columns_are(there: Sequence[str]) -> str:
-    named = [shown(addresses.redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
+    named = [shown(redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
     more = f" and {len(there) - _COLUMNS_SHOWN} more" if len(there) > _COLUMNS_SHOWN else ""
     return f"its columns are {', '.join(named)}{more}"[:500]

@@ -39,8 +39,8 @@ from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of,
 from producer.input.source import SUFFIXES, Source, check_image
 from producer.input.source_group import SourceGroup
 from producer.input.spooled import LocalFile, from_address, from_pipe
-from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.redaction import redact
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow

@@ -18,7 +18,6 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import (
     BucketClosed,
     DeviceError,
@@ -28,6 +27,7 @@ from producer.jobs.model.errors import (
     OtherVersion,
     ServiceError,
 )
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.table.troubles import Kind
 
 if TYPE_CHECKING:
@@ -176,5 +176,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, GradcamError):
         return str(error)
     first = next(iter(str(error).strip().splitlines()), "")
-    shown = " ".join(addresses.redact(word) for word in first.split())[:_LONGEST_SENTENCE]
+    shown = redact_text(" ".join(first.split()))[:_LONGEST_SENTENCE]
     return f"it meets an error that gradcam-queue does not know: {type(error).__name__}: {shown}".rstrip(": ")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, JobError, NothingThere
+from producer.jobs.model.redaction import redact
 from producer.jobs.store.bundle import (
     CONFIG,
     MAX_BUNDLE_BYTES,
@@ -61,9 +61,7 @@ def fetched(uri: str, sha256: str | None, fetch: FetchSmall, files: WeightsFiles
     if not uri.endswith("/"):
         data = fetch(uri, MAX_BUNDLE_BYTES)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise JobError(
-                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again"
-            )
+            raise JobError(f"the weights at {redact(uri)} are not those that were uploaded: submit them again")
         bundle = read_bundle(data)
         # An uploaded file lies beside it, under its own SHA-256.
         with files.file(f"{uri.rpartition('/')[0]}/{bundle.weights_sha256}", bundle.weights_sha256) as path:

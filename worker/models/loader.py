@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import torch
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.network_names import HF
+from producer.jobs.model.redaction import redact, redact_text
 from producer.jobs.model.spec import JobSpec
 from worker.models import bundles, memory, networks
 from worker.models.as_asked import as_asked
@@ -90,7 +90,7 @@ class Models:
                 self._preloads.add(spec.weights)
                 self.get(spec)
             except GradcamError as error:
-                log.warning("action=not_preloaded %s could not be loaded ahead: %s", addresses.redact(name), error)
+                log.warning("action=not_preloaded %s could not be loaded ahead: %s", redact_text(name), error)
 
     def _kept(self) -> ModelCache[JobSpec, Network]:
         # Made at the first use: a device that does not tell its memory is a fault like any other.
@@ -198,7 +198,7 @@ def _told(key: JobSpec, path: Path) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        given = "given with --weight-path" if key.weights_sha256 else addresses.redact(key.weights)
+        given = "given with --weight-path" if key.weights_sha256 else redact(key.weights)
         raise type(error)(str(error).replace(str(path), given)) from None
 
 

@@ -28,9 +28,9 @@ from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
+from producer.jobs.model.redaction import redact
 from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
@@ -182,9 +182,7 @@ class WeightsFiles:
             raise WorkerError(f"another process was fetching weights for so long that {error}") from None
         found = sha256_of(path)
         if sha256 is not None and found != sha256:
-            raise JobError(
-                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again"
-            )
+            raise JobError(f"the weights at {redact(uri)} are not those that were uploaded: submit them again")
         return found
 
     def _make_room(self, size_bytes: int) -> None:

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from producer.jobs.fetch.addresses import UNPRINTABLE, host_name
+from producer.jobs.fetch.addresses import host_name
 from producer.jobs.model.errors import FetchError
+from producer.jobs.model.redaction import UNPRINTABLE
 
 #: The settings a refusal names, so that whoever runs the workers knows what to change.
 ALLOW_HOSTS_SETTING: Final = "GRADCAM_WORKER_ALLOW_HOSTS"

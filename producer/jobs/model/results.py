@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.spec import Direction
 
 
@@ -22,6 +23,10 @@ class Failure(Frozen):
     message: str
     #: How many times its chunk had been handed out.
     attempts: int = 1
+
+    def shown(self) -> Failure:
+        """The same for everybody's eyes: the address without its secrets."""
+        return self.model_copy(update={"item": self.item.model_copy(update={"uri": redact(self.item.uri)})})
 
 
 class Prediction(Frozen):
@@ -62,7 +67,8 @@ class Result(Frozen):
     """One image's line in the manifest."""
 
     index: int
-    uri: str
+    #: Without its secrets, whoever makes the record or reads it.
+    uri: Annotated[str, AfterValidator(redact)]
     id: str | None = None
     state: Literal["done", "failed"]
     class_id: int | None = None

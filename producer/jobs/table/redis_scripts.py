@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis
 
 from producer.jobs.model.errors import ServiceError, Unfit
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.waits import REDIS, waiting
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ def connect(settings: Connections) -> redis.Redis:
     except redis.exceptions.AuthenticationError:
         raise ServiceError(f"Redis at {settings.redis_address} refuses the password in GRADCAM_REDIS_URL") from None
     except redis.exceptions.ResponseError as error:
-        why = _forbidden(error, user_of(client)) or f"Redis at {settings.redis_address} refuses us: {error}"
+        why = (
+            _forbidden(error, user_of(client))
+            or f"Redis at {settings.redis_address} refuses us: {redact_text(str(error))}"
+        )
         raise ServiceError(why) from None
     except redis.exceptions.RedisError as error:
         raise ServiceError(
@@ -166,7 +170,7 @@ class Scripts:
                 if forbidden := _forbidden(error, self.user):
                     raise Unfit(forbidden) from None
                 if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
-                    raise Unfit(f"Redis refuses us ({error}): correct GRADCAM_REDIS_URL") from None
+                    raise Unfit(f"Redis refuses us ({redact_text(str(error))}): correct GRADCAM_REDIS_URL") from None
                 why = _passing(error)
                 if why is None:
                     raise
