@@ -97,6 +97,10 @@ def _redis(settings: Connections) -> Iterator[Answer]:
     except GradcamError as error:
         yield Answer(check="Redis", verdict="bad", words=str(error))
         return
+    if settings.redis.tls:
+        unchecked = settings.redis.unchecked
+        words = unchecked or "its certificate is valid"
+        yield Answer(check="TLS", verdict="warn" if unchecked else "ok", words=words)
     for name, question in _REDIS.items():
         try:
             yield _within(lambda: question(client))  # noqa: B023 - called before the next one is taken

@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError
 
 from producer.jobs.model import keys
+from producer.jobs.model.certificates import refused_certificate
 from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
 from producer.jobs.store.object_data import BrokenOff
@@ -295,6 +296,11 @@ class Storage:
             raise self._error(verb, error) from None
         except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
             # The last three are bodies that break off; another OSError is of a file here that is read or written.
+            if why := refused_certificate(error):
+                raise StoreAway(
+                    f"the object store shows a certificate that is not valid here ({why}): name the file of its "
+                    "authority in AWS_CA_BUNDLE, or correct GRADCAM_S3_ENDPOINT_URL"
+                ) from None
             raise StoreAway(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
                 "or the network"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
+from producer.jobs.model.certificates import failed_tls, refused_certificate
 from producer.jobs.model.errors import ServiceError, Unfit
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.waits import REDIS, waiting
@@ -80,11 +81,31 @@ def connect(settings: Connections) -> redis.Redis:
         )
         raise ServiceError(why) from None
     except redis.exceptions.RedisError as error:
+        if problem := _tls_problem(error, client):
+            raise Unfit(problem) from None
+        hint = " (rediss:// where it speaks TLS)" if "closed by server" in str(error).lower() else ""
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
-            "start it, or correct GRADCAM_REDIS_URL"
+            f"start it, or correct GRADCAM_REDIS_URL{hint}"
         ) from None
     return client
+
+
+def _tls_problem(error: redis.exceptions.RedisError, client: redis.Redis) -> str | None:
+    """Describe what is wrong with the certificate or the TLS of a server, if that is the error."""
+    options = client.get_connection_kwargs()
+    place = f"Redis at {options.get('host')}:{options.get('port')}"
+    if why := refused_certificate(error):
+        return (
+            f"{place} shows a certificate that is not valid here ({why}): name the file of its authority by "
+            "?ssl_ca_certs=FILE in GRADCAM_REDIS_URL, or correct the host"
+        )
+    if why := failed_tls(error):
+        return (
+            f"{place} and we find no common TLS ({why}): write redis:// where it speaks none, and name ssl_certfile and "
+            "ssl_keyfile in GRADCAM_REDIS_URL where it asks for a certificate"
+        )
+    return None
 
 
 def user_of(client: redis.Redis) -> str:
@@ -157,7 +178,7 @@ class Scripts:
             patience_s: For this one call, in place of what was said for all.
 
         Raises:
-            Unfit: It refuses our password, or a command, which is named.
+            Unfit: It refuses our password, or a command, which is named; its certificate is not valid.
             ServiceError: It is still away after `patience_s`.
         """
         patience_s = self._patience_s if patience_s is None else patience_s
@@ -175,6 +196,8 @@ class Scripts:
                 if why is None:
                     raise
                 if time.monotonic() + pause_s > deadline:
+                    if problem := _tls_problem(error, self._redis):
+                        raise Unfit(problem) from None
                     raise ServiceError(
                         f"Redis {why} for {patience_s:g} s ({type(error).__name__}): try again when it is back"
                     ) from None
