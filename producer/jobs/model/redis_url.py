@@ -165,7 +165,7 @@ class RedisUrl:
 
     @property
     def unchecked(self) -> str | None:
-        """What of the server's certificate is not looked at, though TLS is asked for, in a sentence; None where all is."""
+        """What of the server's certificate is not looked at, in a sentence; None where all is, and without TLS."""
         if self.tls and self.ssl.get("ssl_cert_reqs") is VerifyMode.CERT_NONE:
             what = "nobody checks that this Redis is the right one: ssl_cert_reqs=none"
         elif self.tls and self.ssl.get("ssl_check_hostname") is False:

@@ -83,7 +83,11 @@ def connect(settings: Connections) -> redis.Redis:
     except redis.exceptions.RedisError as error:
         if problem := _tls_problem(error, client):
             raise Unfit(problem) from None
-        hint = " (rediss:// where it speaks TLS)" if "closed by server" in str(error).lower() else ""
+        hint = ""
+        if not settings.redis.tls and re.search("closed|reset", str(error), re.IGNORECASE):
+            hint = " (rediss:// where it speaks TLS)"
+        elif settings.redis.tls and isinstance(error, redis.exceptions.TimeoutError):
+            hint = " (redis:// where it speaks no TLS)"
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
             f"start it, or correct GRADCAM_REDIS_URL{hint}"
@@ -102,8 +106,8 @@ def _tls_problem(error: redis.exceptions.RedisError, client: redis.Redis) -> str
         )
     if why := failed_tls(error):
         return (
-            f"{place} and we find no common TLS ({why}): write redis:// where it speaks none, and name ssl_certfile and "
-            "ssl_keyfile in GRADCAM_REDIS_URL where it asks for a certificate"
+            f"{place} and we find no common TLS ({why}): write redis:// where it speaks none, and name ssl_certfile "
+            "and ssl_keyfile in GRADCAM_REDIS_URL where it asks for a certificate"
         )
     return None
 
