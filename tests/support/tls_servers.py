@@ -148,7 +148,7 @@ class SecureSeaweedFS(SeaweedFS):
 @contextmanager
 def secure_stack(directory: Path, certificates: Certificates) -> Iterator[Stack]:
     """Valkey as always, and S3 over TLS; `AWS_CA_BUNDLE` must name the authority."""
-    stack = s3_servers.Stack(directory, workers=0, bucket=s3_servers.BUCKET)
+    stack = Stack(directory, workers=0, bucket=s3_servers.BUCKET)
     stack.s3 = s3_servers.make(SecureSeaweedFS, directory / "secure")
     stack.s3.certificates = certificates  # type: ignore[attr-defined]
     with stack:
