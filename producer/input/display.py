@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from producer.jobs.model.redaction import hides, redact
+
 _MAX_SHOWN_CHARS = 500
 
 
@@ -18,6 +20,12 @@ def printable(text: str) -> str:
 def shown(path: str) -> str:
     """A path as a message may show it: in one line."""
     return "".join(char if char.isprintable() else "?" for char in printable(path)[:_MAX_SHOWN_CHARS])
+
+
+def named(text: str) -> str:
+    """What somebody wrote as the name of an image that is not there: it may be half an address with a secret."""
+    without_secret = redact(text)
+    return quoted(without_secret if hides(without_secret) else text)
 
 
 def quoted(text: str) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
-from producer.input.display import printable, quoted, shown
+from producer.input.display import named, printable, quoted, shown
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
@@ -51,6 +51,7 @@ __all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "open_sources", "prin
 #: An argument of the command line, or of the Python client.
 Argument: TypeAlias = str | os.PathLike[str] | Source
 _EVERYTHING = ReadOptions()
+_QUERY = re.compile(r"\?[^/]*=")
 
 
 class Sources:
@@ -260,10 +261,11 @@ class _Opener:
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError):
-            if is_pattern(path):
+            # What looks like a query is an address without its beginning.
+            if is_pattern(path) and not _QUERY.search(path):
                 return self._pattern(path)
             raise UsageError(
-                f"{quoted(text)} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
+                f"{named(text)} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
             ) from None
         if stat.S_ISDIR(mode):
             return [Folder(path, self._reading)]

@@ -3,11 +3,14 @@ r"""No secret of an address is ever shown, however it is spelled; what is harmle
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer.input.sources import open_sources
+from producer.jobs.model.errors import UsageError
 from producer.jobs.model.redaction import hides, redact, redact_text
 
 #: Found nowhere else in an address; looks like no number, size, format or way to fit.
@@ -197,6 +200,25 @@ def test_what_was_redacted_stays_as_it_is(text: str) -> None:
 )  # fmt: skip
 def test_addresses_within_a_text_are_redacted_and_all_else_stays(text: str, shown: str) -> None:
     assert redact_text(text) == shown
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        "http:sesame@h/a.jpg",
+        "user:sesame@h/a.jpg",
+        "h/a.jpg?token=sesame",
+        "h/a.jpg;token=sesame",
+        "http:/h/a?*=sesame",
+    ],
+)
+def test_half_an_address_that_is_typed_or_listed_is_refused_without_its_secret(half: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{half}\n")
+    for typed in (half, str(tmp_path / "list.txt")):
+        with pytest.raises(UsageError) as caught, open_sources([typed]) as sources:
+            list(sources)
+        assert "nor an address" in str(caught.value)
+        assert "sesame" not in str(caught.value)
 
 
 @pytest.mark.parametrize("piece", ["a", ":", "@", "%25", "%2540", ";a=b", "&", "?", "x:/", "%"])
