@@ -23,6 +23,7 @@ from celery.exceptions import SecurityWarning
 
 from producer.jobs.broker import celery_app, transport
 from producer.jobs.model.errors import GradcamError, Unfit
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import Connections, read_both
 from producer.jobs.model.text import SENTENCE_CHARS, shown
 from producer.jobs.store.bucket import Storage
@@ -151,9 +152,8 @@ class WorkerProcess:
 
     def _cannot_start(self, error: Exception) -> NoReturn:
         first = (str(error).splitlines() or [""])[0]
-        sentence = (
-            str(error) if isinstance(error, GradcamError) else shown(f"{type(error).__name__}: {first}", SENTENCE_CHARS)
-        )
+        unforeseen = shown(f"{type(error).__name__}: {redact_text(first)}", SENTENCE_CHARS)
+        sentence = str(error) if isinstance(error, GradcamError) else unforeseen
         log.error("action=cannot_start This process cannot get what it needs: %s", sentence)
         self._health.startup_failed(f"it cannot get what it needs: {sentence}")
         with suppress(GradcamError):

@@ -397,6 +397,8 @@ def _check_redis(connections: Connections) -> None:
     from producer.jobs.table.redis_scripts import Scripts, make_redis_client
     from producer.jobs.table.redis_server import Server
 
+    if unchecked := connections.redis.unchecked:
+        log.warning("action=tls_unchecked %s", unchecked)
     try:
         server = Server(Scripts(make_redis_client(connections), patience_s=0))
         server.check(reads_queues=True, allow_eviction=connections.allow_eviction)

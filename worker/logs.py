@@ -7,7 +7,8 @@
 
 Time (UTC), worker, level, `action=` with a name that stays, what it is about, a sentence. What a library logs, warns of
 or prints is shown as `action=library` with its source. A record is one line, whatever strangers put into it; only its
-traceback has lines of its own, which are indented. With GRADCAM_LOG=json a record is one JSON object.
+traceback has lines of its own, which are indented. Addresses are redacted once more, those of libraries for the first
+time. With GRADCAM_LOG=json a record is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import LogFormat
 from producer.jobs.model.text import LINE_CHARS, lines, shown
 
@@ -157,7 +159,7 @@ def _read(record: logging.LogRecord) -> tuple[Mapping[str, str], str]:
         message = record.getMessage()
     except Exception:  # a library's template and its arguments do not fit: what there is, is shown
         message = f"{record.msg} {record.args!r}"
-    message = shown(message.strip(), LINE_CHARS)
+    message = shown(redact_text(message.strip()), LINE_CHARS)
     if record.name.partition(".")[0] not in _OURS:
         return {"action": "library", "from": re.sub(r"\s", "_", shown(record.name))}, message
     # How many words there are says our template, not what was put into it.
@@ -176,7 +178,7 @@ def _traceback(record: logging.LogRecord) -> list[str]:
         said.append(record.exc_text)
     if record.stack_info:
         said.append(record.stack_info)
-    text = lines("\n".join(said))
+    text = lines(redact_text("\n".join(said)))
     return text.split("\n") if text else []
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _JSON_HELP = "Print a line of JSON a job: its status."
 _DIFFERENT = 1
+_AGAIN = "submit their source again under another name"
 
 
 @click.command(cls=Examples, epilog=examples("gradcam cancel JOB", "gradcam cancel JOB OTHER --json"))
@@ -101,10 +102,11 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     """Compare what is called done with the objects in the store."""
     client, talk = client_from_env(), make_talk()
     counts: Counter[str] = Counter()
-    beyond = 0
+    beyond, hidden = 0, 0
     for finding in client.audit(job, repair=repair):
         counts[finding.kind] += 1
-        beyond += finding.kind in {"missing", "empty"} and finding.again is None and finding.index is not None
+        if finding.kind in {"missing", "empty"} and finding.again is None and finding.index is not None:
+            beyond, hidden = beyond + (finding.result is None), hidden + (finding.result is not None)
         if as_json:
             out_json(finding.model_dump_json(exclude={"result"}, exclude_none=True))
         else:
@@ -117,10 +119,12 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     if repair:
         again = status.state in {"running", "finalizing"}
         talk.print(f"set right: gradcam status {job} --watch" if again else "set right")
-    elif beyond + counts["newer"] < counts.total():
+    elif beyond + hidden + counts["newer"] < counts.total():
         talk.print(f"set it right: gradcam audit {job} --repair")
     if beyond:
-        talk.print(f"of {beyond} images the manifest is gone as well: submit their source again under another name")
+        talk.print(f"of {beyond} images the manifest is gone as well: {_AGAIN}")
+    if hidden:
+        talk.print(f"{hidden} of them cannot be made again, as no record has their images' whole addresses: {_AGAIN}")
     sys.exit(_DIFFERENT)
 
 

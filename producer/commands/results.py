@@ -64,7 +64,8 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
             raise UsageError("--output writes what the file's name says: leave --json out")
         _export_failures(job, output, reason)
         return
-    for failure in client_from_env().failures(job, reason=reason):
+    for whole in client_from_env().failures(job, reason=reason):
+        failure = whole.shown()
         if as_json:
             out_json(failure.model_dump_json(exclude_none=True))
         else:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from producer.input.read_options import ReadOptions
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.text import quoted, shown
 
 #: What a column of addresses is usually called.
@@ -121,6 +121,6 @@ def _folded(column: str) -> str:
 
 
 def _columns_are(there: Sequence[str]) -> str:
-    named = [shown(addresses.redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
+    named = [shown(redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
     more = f" and {len(there) - _COLUMNS_SHOWN} more" if len(there) > _COLUMNS_SHOWN else ""
     return f"its columns are {', '.join(named)}{more}"[:500]

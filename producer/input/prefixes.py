@@ -16,6 +16,7 @@ from producer.input.source_group import SourceGroup
 from producer.input.spooled import TempFile, explain_full_disk
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError
+from producer.jobs.model.redaction import redact
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Listing(SourceGroup):
         except FetchError as error:
             raise UsageError(str(error)) from None
         self._bucket, _, self._prefix = address.partition("://")[2].partition("/")
-        self.name = addresses.redact(address)
+        self.name = redact(address)
         self._reading = reading
         self._storage = storage
         self._kept: TempFile | None = None

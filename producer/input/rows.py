@@ -19,6 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
+from producer.input.display import named
 from producer.input.source import Source, check_image
 from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, UsageError
@@ -301,9 +302,10 @@ def _check_file(path: str, text: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
+        what = named(text)
+        place = f" ({shown(path)} is not there)" if what == quoted(text) else ""
         raise UsageError(
-            f"{quoted(text)} is neither a file ({shown(path)} is not there) nor an address "
-            "(s3://, http://, https://, file://)"
+            f"{what} is neither a file{place} nor an address (s3://, http://, https://, file://)"
         ) from None
     if not stat.S_ISREG(mode):
         raise UsageError(f"{shown(path)} is no file: a list names images only")

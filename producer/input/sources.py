@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
-from producer.input.display import printable
+from producer.input.display import named, printable
 from producer.input.folders import Folder, Pattern, is_pattern
 from producer.input.lists import LIST_SUFFIXES, Kind, ListFile, kind_of
 from producer.input.prefixes import Listing
@@ -42,8 +42,8 @@ from producer.input.rows import MAX_CLASS_CHARS, PLAIN, check_address, class_of,
 from producer.input.source import SUFFIXES, Source, check_image
 from producer.input.source_group import SourceGroup
 from producer.input.spooled import LocalFile, from_address, from_pipe
-from producer.jobs.fetch.addresses import redact
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.text import quoted, shown
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = ["SUFFIXES", "ReadOptions", "Source", "Sources", "open_sources", "prin
 #: An argument of the command line, or of the Python client.
 Argument: TypeAlias = str | os.PathLike[str] | Source
 _EVERYTHING = ReadOptions()
+_QUERY = re.compile(r"\?[^/]*=")
 
 
 class Sources:
@@ -264,10 +265,11 @@ class _Opener:
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError):
-            if is_pattern(path):
+            # What looks like a query is an address without its beginning.
+            if is_pattern(path) and not _QUERY.search(path):
                 return self._pattern(path)
             raise UsageError(
-                f"{quoted(text)} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
+                f"{named(text)} is neither a file nor a folder here, nor an address (s3://, http://, https://, file://)"
             ) from None
         if stat.S_ISDIR(mode):
             return [Folder(path, self._reading)]

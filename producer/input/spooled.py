@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from producer.jobs.fetch import addresses
 from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.errors import FetchError, ServiceError, UsageError, WorkerError
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.text import shown
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def from_pipe(name: str, pipe: BinaryIO) -> SpooledFile:
 
 def from_address(address: str, storage: Callable[[], Storage] | None) -> SpooledFile:
     """Keep a list that lies in an object store or on a web server."""
-    shown = addresses.redact(address)
+    shown = redact(address)
 
     def fill(file: BinaryIO) -> None:
         from producer.jobs.fetch.fetcher import Fetcher

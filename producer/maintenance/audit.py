@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UsageError
 from producer.jobs.model.items import MAX_LINES, Item
+from producer.jobs.model.redaction import hides
 from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.store.bucket import DELETED_AT_ONCE
@@ -49,7 +50,7 @@ class Finding(BaseModel):
     line: int | None = None
     #: What the manifest says of the image.
     result: Result | None = None
-    #: What a repair explains again; none where nobody knows the image's address any more. It may hold secrets.
+    #: What a repair explains again; none where nobody knows the image's whole address any more. It may hold secrets.
     again: RetryItem | None = Field(default=None, exclude=True, repr=False)
 
 
@@ -141,7 +142,7 @@ class _Audit:
         if state is ItemState.DONE and result is not None:
             wanted = {address.partition("#")[0] for address in result.objects.values()}
             self._named |= wanted & self._shards.keys()
-            again = RetryItem(index, _item(result, self._spec), class_key(result))
+            again = _again(result, self._spec)
             for key in sorted(wanted):
                 size_bytes = there.get(key, self._shards.get(key))
                 if not size_bytes:
@@ -163,7 +164,7 @@ class _Audit:
             if result is None:
                 with suppress(StoreError, ValidationError):
                     result = Result.model_validate_json(self._opened.get(keys.in_shard(shard, described)))
-        return None if result is None else RetryItem(index, _item(result, self._spec), class_key(result))
+        return None if result is None else _again(result, self._spec)
 
 
 def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Iterator[Finding]:
@@ -208,6 +209,8 @@ class _Repair:
         self._torn: dict[str, None] = {}
         self._again: dict[int, RetryItem] = {}
         self._unknown = self._newer = 0
+        #: Images whose records have their addresses without secrets: nothing can be fetched from there.
+        self._hidden: set[int] = set()
 
     def note(self, finding: Finding) -> None:
         """Take note of what was found; delete what is extra, many at once."""
@@ -217,6 +220,8 @@ class _Repair:
             self._torn[finding.key] = None
         elif finding.kind == "extra":
             self._delete(finding.key)
+        elif finding.again is None and finding.result is not None:
+            self._hidden.add(finding.result.index)
         elif finding.again is None:
             self._unknown += 1
         else:
@@ -259,6 +264,11 @@ class _Repair:
                 f"of {self._unknown} images nothing is left but the word that they have their end: submit their source "
                 "again under another name"
             )
+        if self._hidden:
+            said.append(
+                f"the addresses of {len(self._hidden)} images held what may be a secret, which no record keeps: submit "
+                "their source again under another name"
+            )
         if said:
             raise UsageError("; ".join(said))
 
@@ -278,6 +288,11 @@ def _without_torn_lines(storage: Storage, key: str, chunk_size: int) -> None:
         storage.put(key, b"\n".join(kept))
     else:
         storage.delete([key])
+
+
+def _again(result: Result, spec: JobSpec) -> RetryItem | None:
+    """What to explain again; none where the record has no whole address."""
+    return None if hides(result.uri) else RetryItem(result.index, _item(result, spec), class_key(result))
 
 
 def _item(result: Result, spec: JobSpec) -> Item:

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import versions
 from producer.jobs.table.redis_scripts import Scripts, connect, hello, user_of
@@ -96,6 +97,10 @@ def _redis(settings: Connections) -> Iterator[Answer]:
     except GradcamError as error:
         yield Answer(check="Redis", verdict="bad", words=str(error))
         return
+    if settings.redis.tls:
+        unchecked = settings.redis.unchecked
+        words = unchecked or "its certificate is valid"
+        yield Answer(check="TLS", verdict="warn" if unchecked else "ok", words=words)
     for name, question in _REDIS.items():
         try:
             yield _within(lambda: question(client))  # noqa: B023 - called before the next one is taken
@@ -105,7 +110,11 @@ def _redis(settings: Connections) -> Iterator[Answer]:
         except GradcamError as error:
             yield Answer(check=name, verdict="bad", words=str(error))
         except RedisError as error:
-            yield Answer(check=name, verdict="warn", words=f"cannot be asked ({error}): allow it, or look yourself")
+            yield Answer(
+                check=name,
+                verdict="warn",
+                words=f"cannot be asked ({redact_text(str(error))}): allow it, or look yourself",
+            )
 
 
 def _server(client: redis.Redis) -> Server:

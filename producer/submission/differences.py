@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.items import Item
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.results import Result
 
 ANOTHER = "choose another --name for this one"
@@ -22,11 +22,11 @@ def difference(job: str, first: int, before: Mapping[int, Item | Result], now: M
     """
     for offset, known in sorted(before.items()):
         item = now.get(offset)
-        if item is None or addresses.redact(known.uri) != addresses.redact(item.uri):
-            is_now = "is none" if item is None else f"is {addresses.redact(item.uri)[:200]}"
+        if item is None or redact(known.uri) != redact(item.uri):
+            is_now = "is none" if item is None else f"is {redact(item.uri)[:200]}"
             return (
                 f"job {job} was made from another source (or other rows of it were bad and left out): image "
-                f"{first + offset} was {addresses.redact(known.uri)[:200]}, and {is_now} now; {ANOTHER}"
+                f"{first + offset} was {redact(known.uri)[:200]}, and {is_now} now; {ANOTHER}"
             )
     return _other_columns(
         job, {words: None for offset, known in sorted(before.items()) for words in _columns(known, now[offset])}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.items import Chunk
+from producer.jobs.model.redaction import redact
 
 if TYPE_CHECKING:
     from producer.input.sources import Source
@@ -56,7 +56,7 @@ def plan(sources: Iterable[Source], lines: LineMaker, spec: JobSpec) -> Plan:
     first: list[str] = []
     while part := list(islice(stream, spec.chunk_size)):
         chunk = Chunk.compress(chunks, lines(images, part))
-        first += [addresses.redact(source.uri or str(source.path)) for source in part[: _SHOWN - len(first)]]
+        first += [redact(source.uri) if source.uri else str(source.path) for source in part[: _SHOWN - len(first)]]
         paths = [source.path for source in part if source.path is not None]
         files += len(paths)
         upload_bytes += sum(path.stat().st_size for path in paths)

@@ -12,6 +12,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, JobError, UsageError
 from producer.jobs.model.network_names import HF
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.text import quoted
 from producer.jobs.store.bundle import WEIGHTS, read_folder
 
@@ -51,8 +52,8 @@ def place_weights(weight_path: str | None, storage: Storage, network: str = "") 
     if weight_path == "random" or _WEIGHTS_NAME.fullmatch(weight_path):
         return weight_path, None
     raise UsageError(
-        f"--weight-path {quoted(weight_path)} is no file here: give a .pth, .pt or .safetensors file, its address "
-        "(s3://, https://), a torchvision weights name such as IMAGENET1K_V1, or `random`"
+        f"--weight-path {quoted(redact(weight_path))} is no file here: give a .pth, .pt or .safetensors file, its "
+        "address (s3://, https://), a torchvision weights name such as IMAGENET1K_V1, or `random`"
     )
 
 
@@ -86,7 +87,7 @@ def _place_folder(weight_path: str, storage: Storage) -> tuple[str, str | None]:
             return address, digest
     folder = Path(weight_path).expanduser()
     if not weight_path or "://" in weight_path or not folder.is_dir():
-        given = f", and {quoted(weight_path)} is neither" if weight_path else ""
+        given = f", and {quoted(redact(weight_path))} is neither" if weight_path else ""
         raise UsageError(
             f"--network {HF} needs --weight-path with a folder of config.json and {WEIGHTS}, or an address of one that "
             f"ends with a slash, as s3://bucket/my-vit/{given}"

@@ -9,6 +9,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_chunk_core": 30,
     "test_log_lines": 30,
     "test_launcher": 33,
+    "test_secrets": 25,
     "test_poison": 30,
     "test_networks": 30,
     "test_main_job": 28,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from producer.jobs.fetch.addresses import FileAddress, HttpAddress, S3Address, parse, redact, stem
+from producer.jobs.fetch.addresses import FileAddress, HttpAddress, S3Address, parse, stem
 from producer.jobs.fetch.policy import FetchPolicy, checked_addresses, checked_file
 from producer.jobs.model.errors import FetchError
 
@@ -239,37 +239,7 @@ def test_a_long_address_is_shortened_in_messages() -> None:
     assert len(parse("http://host/" + "a" * 8000).shown) == 200
 
 
-# --- redact ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://host/a.jpg?size=2&page=3", "http://host/a.jpg?size=2&page=3"),
-        ("http://user:word@host/a.jpg", "http://***@host/a.jpg"),
-        ("http://user:wo@rd@host/@a.jpg", "http://***@host/@a.jpg"),
-        ("http://user:wo/rd@host/a.jpg", "http://***@host/a.jpg"),
-        ("http://user:wo?rd@host/a.jpg", "http://***@host/a.jpg"),
-        ("http://host/@a.jpg", "http://host/@a.jpg"),
-        ("ftp://user:word@host/a.jpg", "ftp://***@host/a.jpg"),
-        ("user:word@host/a.jpg", "***@host/a.jpg"),
-        (" http://user:word@host/a.jpg", "***@host/a.jpg"),
-        ("s3://id:secret@bucket/key", "s3://***@bucket/key"),
-        ("s3://bucket/a@b#c", "s3://bucket/a@b#c"),
-        ("https://h/a?X-Amz-Credential=AKIA/x&X-Amz-Signature=ab&w=1", "https://h/a?X-Amz-Credential=***&X-Amz-Signature=***&w=1"),
-        ("https://h/a?token=abc==", "https://h/a?token=***"),
-        ("https://h/a?%74oken=abc;W=1", "https://h/a?%74oken=***;W=1"),
-        ("https://h/a?sv=1&sig=abc", "https://h/a?sv=1&sig=***"),
-        ("https://h/a?x=" + "f" * 32, "https://h/a?x=***"),
-        ("https://h/a?" + "f" * 32, "https://h/a?***"),
-        ("https://h/a?url=https%3A%2F%2Fb%2F%3Ftoken%3Dabc", "https://h/a?url=***"),
-        ("https://h/a?url=https%3A%2F%2Fu:w%40b%2F;http://u:w@b", "https://h/a?url=***;***"),
-        ("https://h/a#access_token=abc", "https://h/a"),
-        ("http://h/a\nb\u202eg\ud800", "http://h/a?b?g?"),
-    ],
-)  # fmt: skip
-def test_secrets_are_never_shown(uri: str, shown: str) -> None:
-    assert redact(uri) == shown
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -308,6 +278,11 @@ def test_a_refusal_shows_no_secrets(uri: str) -> None:
         ("https://host/..", "image"),
         ("https://host/%2e%2e", "image"),
         ("https://host/?a/b.jpg", "image"),
+        ("https://host/cat;key=sesame.jpg", "cat"),
+        ("https://host/cat%3Fkey%3Dsesame", "cat"),
+        ("https://host/cat.jpg%253Fkey%253Dsesame", "cat"),
+        ("https://host/key=sesame", "image"),
+        ("s3://bucket/cat?key=sesame", "cat"),
         ("s3://bucket", "image"),
         ("", "image"),
     ],

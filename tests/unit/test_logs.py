@@ -89,6 +89,19 @@ def test_a_librarys_record_says_whose_it_is() -> None:
     )
 
 
+def test_addresses_in_records_of_libraries_and_in_tracebacks_are_redacted() -> None:
+    program = (
+        "try:\n    raise ValueError('Failed to parse: http://u:sesame@h/a?token=sesame')\n"
+        "except ValueError:\n    logging.getLogger('urllib3').exception('Retrying %s', '/a.jpg?token=sesame')\n"
+    )
+    lines = written(program)
+    assert said(lines[0]) == "w1 ERROR action=library from=urllib3 Retrying /a.jpg?***"
+    assert lines[-1] == "  ValueError: Failed to parse: http://***@h/a?***"
+    (record,) = records(program)
+    assert record["traceback"].endswith("ValueError: Failed to parse: http://***@h/a?***")
+    assert "sesame" not in json.dumps(record).replace("raise ValueError('Failed to parse: http://***@h/a?***", "")
+
+
 def test_warnings_are_records() -> None:
     (line,) = written("warnings.warn('first\\n\\n  second', UserWarning)")
     assert said(line).startswith("w1 WARNING action=library from=py.warnings UserWarning: first second (<string>:")

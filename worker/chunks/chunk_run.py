@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import CrashedWorker, ItemError, ItemTimeout, WorkerError
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.stage_times import IDLE
 from worker.chunks.chunk import ImageTask, longest_stage_s
 from worker.chunks.outcome import failed
@@ -195,7 +195,7 @@ class ChunkRun:
             raise WorkerError("every thread hangs at an image; this process starts anew")
 
     def _in_place_of(self, task: ImageTask, stage: str) -> ImageTask:
-        log.warning("action=hanging An image hangs in %s: %s", stage, addresses.redact(task.item.uri))
+        log.warning("action=hanging An image hangs in %s: %s", stage, redact(task.item.uri))
         error = ItemTimeout(f"{stage} takes longer than {self._item_timeout_s:g} s")
         return ImageTask(self._chunk, task.offset, task.item, seconds=dict(task.seconds), error=error)
 

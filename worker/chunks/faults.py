@@ -18,7 +18,6 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import (
     BucketClosed,
     DeviceError,
@@ -29,6 +28,7 @@ from producer.jobs.model.errors import (
     ServiceError,
     UnreadableJob,
 )
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.text import shown
 from producer.jobs.table.troubles import Kind
 
@@ -182,5 +182,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, GradcamError):
         return str(error)
     first = next(iter(str(error)[:_READ_CHARS].strip().splitlines()), "")
-    words = shown(" ".join(map(addresses.redact, first.split())), _LONGEST_SENTENCE)
+    words = shown(redact_text(" ".join(first.split())), _LONGEST_SENTENCE)
     return f"it meets an error that gradcam-queue does not know: {type(error).__name__}: {words}".rstrip(": ")

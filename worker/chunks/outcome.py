@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import GradcamError, ItemError
+from producer.jobs.model.redaction import redact, redact_text
 from producer.jobs.model.results import MESSAGE_CHARS, Box, ExplainedClass, Failure, Prediction, Result
 from producer.jobs.model.text import shown
 from worker.chunks.chunk import Ended
@@ -39,7 +39,7 @@ def own_fault(task: ImageTask) -> Iterator[None]:
         raise
     except Exception as error:
         # The edge of an item: a bug that one picture brings out must not take its neighbors along.
-        log.exception("action=item_bug A stage failed on %s.", addresses.redact(task.item.uri))
+        log.exception("action=item_bug A stage failed on %s.", redact(task.item.uri))
         task.error = _Unexpected(f"a bug of gradcam-queue ({type(error).__name__}); the worker's log has the details")
 
 
@@ -47,11 +47,11 @@ def failed(task: ImageTask) -> Ended:
     """What is written down of an image that fails."""
     error = task.error or _Unexpected("nothing came of it, and nothing says why")
     claim = task.chunk.claim
-    index, message = claim.index(task.offset), shown(error, MESSAGE_CHARS)
+    index, message = claim.index(task.offset), shown(redact_text(str(error)), MESSAGE_CHARS)
     failure = Failure(index=index, item=task.item, reason=error.reason, message=message, attempts=claim.attempt)
     result = Result(
         index=index,
-        uri=addresses.redact(task.item.uri),
+        uri=task.item.uri,
         id=task.item.id,
         state="failed",
         label=task.item.label,
@@ -107,7 +107,7 @@ def _done(task: ImageTask, objects: dict[str, str], **found: Any) -> Result:
     claim, network = task.chunk.claim, task.chunk.network
     return Result(
         index=claim.index(task.offset),
-        uri=addresses.redact(task.item.uri),
+        uri=task.item.uri,
         id=task.item.id,
         state="done",
         keep=task.item.keep,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchError, NothingThere, OtherWeights
+from producer.jobs.model.redaction import redact
 from producer.jobs.store.bundle import (
     CONFIG,
     MAX_BUNDLE_BYTES,
@@ -82,6 +82,4 @@ def fetched(uri: str, sha256: str | None, fetch: FetchSmall, files: WeightsFiles
 
 def _check_digest(uri: str, found: str, sha256: str | None) -> None:
     if sha256 not in (None, found):
-        raise OtherWeights(
-            f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again", found
-        )
+        raise OtherWeights(f"the weights at {redact(uri)} are not those that were uploaded: submit them again", found)

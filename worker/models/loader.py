@@ -27,6 +27,7 @@ from producer.jobs.model.errors import (
     WorkerError,
 )
 from producer.jobs.model.network_names import HF
+from producer.jobs.model.redaction import redact, redact_text
 from producer.jobs.model.spec import JobSpec
 from worker.models import bundles, memory, networks
 from worker.models.as_asked import as_asked
@@ -176,7 +177,7 @@ class Models:
                 self._preloads.add(spec.weights)
                 self.get(spec)
             except GradcamError as error:
-                log.warning("action=not_preloaded %s could not be loaded ahead: %s", addresses.redact(name), error)
+                log.warning("action=not_preloaded %s could not be loaded ahead: %s", redact_text(name), error)
 
     def _kept(self) -> ModelCache[Fetched, Network]:
         # Made at the first use: a device that does not tell its memory is a fault like any other.
@@ -263,7 +264,7 @@ class Models:
 def other_weights(spec: JobSpec, pinned: str, found: str) -> OtherWeights:
     """What is said of a job at whose address other weights lie than those that it is explained by."""
     return OtherWeights(
-        f"the weights at {addresses.redact(spec.weights)} have changed: the job is explained by those of SHA-256 "
+        f"the weights at {redact(spec.weights)} have changed: the job is explained by those of SHA-256 "
         f"{pinned}, and there are now those of {found}; put the former back, or submit the images as another job",
         found,
     )
@@ -281,7 +282,7 @@ def _fetching(spec: JobSpec, pinned: str | None = None) -> Iterator[None]:
         if _UPLOADED.search(key.weights):
             raise
         raise OtherWeights(
-            f"the weights at {addresses.redact(key.weights)} have the SHA-256 {error.found}, not "
+            f"the weights at {redact(key.weights)} have the SHA-256 {error.found}, not "
             f"{key.weights_sha256}, as #sha256= says: correct --weight-path",
             error.found,
         ) from None
@@ -297,7 +298,7 @@ def _told(key: JobSpec, path: Path) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        given = "given with --weight-path" if _UPLOADED.search(key.weights) else addresses.redact(key.weights)
+        given = "given with --weight-path" if _UPLOADED.search(key.weights) else redact(key.weights)
         raise type(error)(str(error).replace(str(path), given)) from None
 
 
@@ -321,9 +322,9 @@ def _with_digest(spec: JobSpec, pinned: str | None = None) -> JobSpec:
     try:
         address, named = addresses.split_digest(spec.weights)
     except ValueError as error:
-        raise JobError(f"the weights {addresses.redact(spec.weights)} are refused: {error}") from None
+        raise JobError(f"the weights {redact(spec.weights)} are refused: {error}") from None
     if None not in (named, spec.weights_sha256) and named != spec.weights_sha256:
-        raise JobError(f"the weights {addresses.redact(address)} are refused: the job has two digests of them")
+        raise JobError(f"the weights {redact(address)} are refused: the job has two digests of them")
     return spec.model_copy(update={"weights": address, "weights_sha256": named or spec.weights_sha256 or pinned})
 
 

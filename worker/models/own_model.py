@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from producer.jobs.fetch import addresses
 from producer.jobs.model.activations import ACTIVATIONS, Activation
 from producer.jobs.model.errors import GradcamError, JobError, NotHere
+from producer.jobs.model.redaction import redact_text
 from worker.engine.explain import is_out_of_memory
 from worker.engine.output import Entry, logits_of
 from worker.engine.segmentation import Segmentation
@@ -132,7 +132,7 @@ def _called(own: Registered, function: Callable[..., Any], classes: int | None) 
 def _first_line(error: BaseException) -> str:
     """What somebody else's code says, as it may be shown: a function that downloads may name its secrets."""
     line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    return " ".join(addresses.redact(word) for word in line.split())
+    return redact_text(" ".join(line.split()))
 
 
 def _takes_classes(function: Callable[..., Any]) -> bool:

@@ -28,10 +28,10 @@ from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
-from producer.jobs.fetch import addresses
 from producer.jobs.fetch.pace import LOOK_EVERY_S, check_interruption
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, OtherWeights, WorkerError
+from producer.jobs.model.redaction import redact
 from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class WeightsFiles:
         found = sha256_of(path)
         if sha256 is not None and found != sha256:
             raise OtherWeights(
-                f"the weights at {addresses.redact(uri)} are not those that were uploaded: submit them again", found
+                f"the weights at {redact(uri)} are not those that were uploaded: submit them again", found
             )
         return found
 

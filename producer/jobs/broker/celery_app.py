@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.keys import QUEUE_PREFIX
 from producer.jobs.model.names import is_job_name
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.redis_url import RedisUrl
 from producer.jobs.model.spec import PRIORITIES
 
@@ -129,7 +130,9 @@ def publish(
         except OperationalError as error:
             reason = error.__cause__ or error
             if isinstance(reason, ResponseError):
-                raise BrokerAway(f"Redis takes no message into the queue `{queue}`: {reason}") from error
+                raise BrokerAway(
+                    f"Redis takes no message into the queue `{queue}`: {redact_text(str(reason))}"
+                ) from error
             if time.monotonic() > until:
                 away = f"Redis has taken no message for {within_s:.0f} s ({type(reason).__name__})"
                 raise BrokerAway(f"{away}: try again when it is back") from error

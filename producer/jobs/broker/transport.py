@@ -31,6 +31,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import RedisError, ResponseError
 
 from producer.jobs.broker.celery_app import TASK, BadMessage, Pointer, read_pointer, tell_dropped
+from producer.jobs.model.redaction import redact_text
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class Channel(kombu_redis.Channel):
         self._read_at = now + REFUSED_PAUSE_S
         if now >= self._tell_at:
             self._tell_at = now + REFUSED_TELL_S
-            log.error("action=redis_refuses Redis lets no queue be read (%s); trying again.", error)
+            log.error("action=redis_refuses Redis lets no queue be read (%s); trying again.", redact_text(str(error)))
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         # A message that came when nobody consumed any more: it goes back to the end it came from.

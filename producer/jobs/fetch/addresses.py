@@ -7,7 +7,7 @@ r"""Which addresses an image or a weights file may have.
     s3://bucket, s3://bucket/, s3:///key      refused: no key, no key, no bucket
     s3://arn:aws:s3:…/key                     refused: an address never chooses an S3 endpoint
     https://host/a b.jpg?size=2#top           allowed; quoted where needed, without the fragment
-    http://user:word@host/a.jpg               refused, and the user and the word are never shown
+    http://user:word@host/a.jpg               refused, and the user and the word are never shown (`redaction.py`)
     http://straße.example/a.jpg, HOST., Host  allowed: the name goes on in lower case, as browsers write it (UTS 46:
                                               xn--strae-oqa.example), without the last dot
     http://☕.example/a.jpg                    allowed, as in browsers, although IDNA 2008 itself has no symbols
@@ -25,7 +25,7 @@ r"""Which addresses an image or a weights file may have.
     any with #sha256= and something else behind it           refused
 
 What may be reached of them says `policy.py`. There is no I/O here. Whatever is shown of an address went through
-`redact`.
+`redact` of `producer/jobs/model/redaction.py`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
-from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from producer.jobs.model import names
 from producer.jobs.model.errors import FetchError
+from producer.jobs.model.redaction import HIDDEN, redact
 
 MAX_URI_CHARS: Final = 8192
 
@@ -62,8 +63,6 @@ _DIGEST: Final = re.compile(r"[0-9A-Fa-f]{64}")
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _UNDECODABLE: Final = re.compile(r"[\ud800-\udfff]")
-# Marks that reorder text would let one address look like another in a log.
-UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HTTP: Final = re.compile(r"([^/?#]*)([^?#]*)(\?[^#]*)?")
@@ -74,10 +73,8 @@ _HOST_NAME: Final = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
 _EXTENSION: Final = re.compile(r"(?<=.)\.[A-Za-z0-9]{1,8}\Z", re.DOTALL)
-_SECRET_NAME: Final = re.compile(
-    r"sig|token|secret|pass|pwd|auth|cred|key|session|policy|code|jwt|x-amz-|x-goog-", re.IGNORECASE
-)
-_SECRET_CHARS: Final = 32  # an unnamed value this long is more likely a token than a size or a page number
+#: What is hidden, with the sign before it.
+_HIDDEN: Final = re.compile(rf"(?:[;?&#]|%[0-9A-Fa-f]+)?{re.escape(HIDDEN)}.*", re.DOTALL)
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -293,38 +290,6 @@ def _ipv6(text: str) -> str:
 # --- showing and naming ----------------------------------------------------------------------------------------------
 
 
-def redact(uri: str) -> str:
-    """Return an address as logs and results may hold it.
-
-    User names and passwords, query values that are or look like secrets, the fragment of a web address, control
-    characters and marks that reorder text are replaced or cut; any string is accepted, also one that `parse` refuses.
-    """
-    match = _SCHEME.fullmatch(uri)
-    scheme, rest = (match[1] + "://", match[2]) if match else ("", uri)
-    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        rest = "***@" + authority.rpartition("@")[2] + rest[len(authority) :]
-    elif "@" in rest and not (scheme and _AUTHORITY.fullmatch(authority)):
-        # A password with a slash in it, or no scheme at all: where the secret ends can only be guessed.
-        rest = "***@" + rest.rpartition("@")[2]
-    if scheme.lower() in ("http://", "https://"):
-        rest = rest.partition("#")[0]
-    path, mark, query = rest.partition("?")
-    hidden = "".join(_redact_parameter(part) for part in re.split(r"([&;])", query))
-    return UNPRINTABLE.sub("?", scheme + path + mark + hidden)
-
-
-def _redact_parameter(text: str) -> str:
-    name, equals, value = text.partition("=")
-    # An address inside a parameter has secrets of its own: url=https%3A%2F%2Fuser:word@host%2F%3Ftoken%3Dabc.
-    decoded = unquote_plus(text)
-    secret = "://" in decoded and "@" in decoded
-    if not equals:
-        return "***" if secret or len(text) >= _SECRET_CHARS else text
-    secret = secret or len(value) >= _SECRET_CHARS or bool(_SECRET_NAME.search(decoded.rpartition("=")[0]))
-    return f"{name}=***" if secret else text
-
-
 def _shown(uri: str) -> str:
     text = redact(uri)
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 1] + "…"
@@ -338,11 +303,12 @@ def stem(uri: str) -> str:
     """
     with suppress(ValueError):
         uri = split_digest(uri)[0]
-    match = _SCHEME.fullmatch(uri)
-    path = match[2].partition("/")[2] if match else uri
+    without_secret = redact(uri)
+    match = _SCHEME.fullmatch(without_secret)
+    path = match[2].partition("/")[2] if match else without_secret
     if match and match[1].lower() in ("http", "https"):
         path = re.split(r"[?#]", match[2], maxsplit=1)[0].partition("/")[2]
-    name = unquote(path.rstrip("/").rpartition("/")[2]).lstrip(".")
+    name = unquote(_HIDDEN.sub("", path.rstrip("/").rpartition("/")[2])).lstrip(".")
     name = _EXTENSION.sub("", name).strip(".")
     if not name:
         return "image"

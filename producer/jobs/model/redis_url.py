@@ -164,6 +164,17 @@ class RedisUrl:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def unchecked(self) -> str | None:
+        """What of the server's certificate is not looked at, in a sentence; None where all is, and without TLS."""
+        if self.tls and self.ssl.get("ssl_cert_reqs") is VerifyMode.CERT_NONE:
+            what = "nobody checks that this Redis is the right one: ssl_cert_reqs=none"
+        elif self.tls and self.ssl.get("ssl_check_hostname") is False:
+            what = "any server with a certificate of these authorities will do for Redis: ssl_check_hostname=false"
+        else:
+            return None
+        return f"{what} stands in GRADCAM_REDIS_URL; leave it out, and name the authority's file by ssl_ca_certs"
+
+    @property
     def plain(self) -> str:
         """The address without its parameters, password included: kombu would read them in its own way."""
         who = quote(self.user or "", safe="")

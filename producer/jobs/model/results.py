@@ -10,6 +10,7 @@ from producer.jobs.model.activations import Activation
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.items import Item
 from producer.jobs.model.limits import MAX_CLASS_ID, MAX_COUNT
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.spec import Direction
 from producer.jobs.model.text import shown
 
@@ -32,6 +33,10 @@ class Failure(Frozen):
     message: Message
     #: How many times its chunk had been handed out.
     attempts: int = 1
+
+    def shown(self) -> Failure:
+        """The same for everybody's eyes: the address without its secrets."""
+        return self.model_copy(update={"item": self.item.model_copy(update={"uri": redact(self.item.uri)})})
 
 
 class Prediction(Frozen):
@@ -72,7 +77,8 @@ class Result(Frozen):
     """One image's line in the manifest."""
 
     index: Count
-    uri: str
+    #: Without its secrets, whoever makes the record or reads it.
+    uri: Annotated[str, AfterValidator(redact)]
     id: str | None = None
     state: Literal["done", "failed"]
     class_id: ClassId | None = None

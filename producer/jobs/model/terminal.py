@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.text import LINE_CHARS, in_json, lines, shown
 
 
@@ -63,8 +64,9 @@ def say_refused(error: click.ClickException) -> None:
 
 def say_bug(error: BaseException) -> None:
     """Print on stderr an error that nobody foresaw, with its traceback."""
-    say(f"Error: this is a bug of gradcam-queue, please report it with what follows ({error})")
-    say_lines("".join(_traceback(error)).rstrip("\n"))
+    # What is reported is read by others.
+    say(f"Error: this is a bug of gradcam-queue, please report it with what follows ({redact_text(str(error))})")
+    say_lines(redact_text("".join(_traceback(error)).rstrip("\n")))
 
 
 def _traceback(error: BaseException) -> Iterator[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, SSLError
 from urllib3.exceptions import HTTPError
 
 from producer.jobs.model import keys
+from producer.jobs.model.certificates import failed_tls, refused_certificate
 from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
 from producer.jobs.model.waits import STORE, waiting
 from producer.jobs.store.object_data import BrokenOff
@@ -295,6 +296,16 @@ class Storage:
             raise self._error(verb, error) from None
         except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
             # The last three are bodies that break off; another OSError is of a file here that is read or written.
+            if why := refused_certificate(error):
+                raise StoreAway(
+                    f"the object store shows a certificate that is not valid here ({why}): name the file of its "
+                    "authority in AWS_CA_BUNDLE, or correct GRADCAM_S3_ENDPOINT_URL"
+                ) from None
+            if isinstance(error, SSLError):
+                why = failed_tls(error) or "the authorities cannot be read"
+                raise StoreAway(
+                    f"TLS to the object store fails ({why}): correct AWS_CA_BUNDLE or GRADCAM_S3_ENDPOINT_URL"
+                ) from None
             raise StoreAway(
                 f"the object store cannot be reached ({type(error).__name__}): correct GRADCAM_S3_ENDPOINT_URL "
                 "or the network"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import BucketClosed, OtherVersion, ServiceError, StoreError, UsageError, WorkerError
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.spec import JobSpec, is_newer
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
@@ -107,13 +108,20 @@ def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], statu
     """Write what a job came to. Raises StoreError, JobError, WorkerError: the store cannot be used."""
     summary = {
         "status": status.model_dump(mode="json", exclude=_OF_THE_MOMENT),
-        "spec": spec,
+        "spec": _shown(spec),
         "since": table.queries.since(status.job),
         "found": table.queries.facts(status.job),
         "classes": _classes(table.queries.histogram(status.job)),
         "versions": versions("gradcam-queue"),
     }
     storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())
+
+
+def _shown(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec for everybody who reads the bucket: the address of its weights may hold a secret."""
+    return {
+        name: redact(value) if name == "weights" and isinstance(value, str) else value for name, value in spec.items()
+    }
 
 
 def _classes(histogram: dict[str, int]) -> list[dict[str, object]]:
@@ -144,11 +152,12 @@ def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
     known = _recorded(storage, job)
     if known is None:
         key = keys.summary(storage.prefix, job)
-        storage.put(key, json.dumps({"spec": spec.model_dump(mode="json"), "since": since}, indent=1).encode())
+        storage.put(key, json.dumps({"spec": _shown(spec.model_dump(mode="json")), "since": since}, indent=1).encode())
         return since
-    if known[0] != spec:
+    before, now = (each.model_copy(update={"weights": redact(each.weights)}) for each in (known[0], spec))
+    if before != now:
         raise UsageError(
-            f"the store holds a job named {job} with other parameters ({known[0].differing(spec)}): choose another "
+            f"the store holds a job named {job} with other parameters ({before.differing(now)}): choose another "
             "--name, or give the same parameters"
         )
     return known[1]

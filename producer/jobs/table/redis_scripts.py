@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 
+from producer.jobs.model.certificates import failed_tls, refused_certificate
 from producer.jobs.model.errors import ServiceError, Unfit, UnreadableJob
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.names import is_job_name
+from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.waits import REDIS, waiting
 
 if TYPE_CHECKING:
@@ -77,14 +79,41 @@ def connect(settings: Connections) -> redis.Redis:
     except redis.exceptions.AuthenticationError:
         raise ServiceError(f"Redis at {settings.redis_address} refuses the password in GRADCAM_REDIS_URL") from None
     except redis.exceptions.ResponseError as error:
-        why = _forbidden(error, user_of(client)) or f"Redis at {settings.redis_address} refuses us: {error}"
+        why = (
+            _forbidden(error, user_of(client))
+            or f"Redis at {settings.redis_address} refuses us: {redact_text(str(error))}"
+        )
         raise ServiceError(why) from None
     except redis.exceptions.RedisError as error:
+        if problem := _tls_problem(error, client):
+            raise Unfit(problem) from None
+        hint = ""
+        if not settings.redis.tls and re.search("closed|reset", str(error), re.IGNORECASE):
+            hint = " (rediss:// where it speaks TLS)"
+        elif settings.redis.tls and isinstance(error, redis.exceptions.TimeoutError):
+            hint = " (redis:// where it speaks no TLS)"
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
-            "start it, or correct GRADCAM_REDIS_URL"
+            f"start it, or correct GRADCAM_REDIS_URL{hint}"
         ) from None
     return client
+
+
+def _tls_problem(error: redis.exceptions.RedisError, client: redis.Redis) -> str | None:
+    """Describe what is wrong with the certificate or the TLS of a server, if that is the error."""
+    options = client.get_connection_kwargs()
+    place = f"Redis at {options.get('host')}:{options.get('port')}"
+    if why := refused_certificate(error):
+        return (
+            f"{place} shows a certificate that is not valid here ({why}): name the file of its authority by "
+            "?ssl_ca_certs=FILE in GRADCAM_REDIS_URL, or correct the host"
+        )
+    if why := failed_tls(error):
+        return (
+            f"{place} and we find no common TLS ({why}): write redis:// where it speaks none, and name ssl_certfile "
+            "and ssl_keyfile in GRADCAM_REDIS_URL where it asks for a certificate"
+        )
+    return None
 
 
 def user_of(client: redis.Redis) -> str:
@@ -181,7 +210,7 @@ class Scripts:
             patience_s: For this one call, in place of what was said for all.
 
         Raises:
-            Unfit: It refuses our password, or a command, which is named.
+            Unfit: It refuses our password, or a command, which is named; its certificate is not valid.
             ServiceError: It is still away after `patience_s`; or a key that all jobs share is of another type.
             ResponseError: It refuses what was asked.
         """
@@ -195,7 +224,7 @@ class Scripts:
                 if forbidden := _forbidden(error, self.user):
                     raise Unfit(forbidden) from None
                 if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
-                    raise Unfit(f"Redis refuses us ({error}): correct GRADCAM_REDIS_URL") from None
+                    raise Unfit(f"Redis refuses us ({redact_text(str(error))}): correct GRADCAM_REDIS_URL") from None
                 if key := _UNREADABLE_KEY.search(str(error)):
                     raise ServiceError(
                         f"Redis holds something under {key[1]} that is not ours: rename or delete that key, it is made "
@@ -205,6 +234,8 @@ class Scripts:
                 if why is None:
                     raise
                 if time.monotonic() + pause_s > deadline:
+                    if problem := _tls_problem(error, self._redis):
+                        raise Unfit(problem) from None
                     raise ServiceError(
                         f"Redis {why} for {patience_s:g} s ({type(error).__name__}): try again when it is back"
                     ) from None
