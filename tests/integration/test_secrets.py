@@ -182,6 +182,16 @@ def tell_all(own: Own, listed: Path, options: tuple[str, ...], folder: Path) -> 
     own.tell("submit", str(listed), "--name", "secrets", *options)
 
 
+def check_connections(own: Own) -> None:
+    """The worker's processes, Celery's reader among them, are there as their own user, through TLS."""
+    with closing(redis.Redis.from_url(own.stack.redis.url)) as admin:
+        users = [str(entry.get("user")) for entry in admin.client_list()]
+    assert users.count("gradcam") > 3
+    assert set(users) == {"gradcam", "default"}
+    assert own.proxy.connections >= users.count("gradcam")
+    assert "no permissions" not in own.worker.log.read_text()
+
+
 def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> None:
     """Over `rediss://` with a user of its own, and S3 over TLS: what is written anywhere is looked through."""
     expected = addresses(own.pages)
@@ -242,13 +252,7 @@ def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> 
     assert sorted(left) == sorted(
         uri for uri, what in expected.items() if what == "failed" or (what == "gone" and uri.startswith("s3:"))
     )
-    # The worker's processes, Celery's reader among them, are there as that user, through TLS.
-    with closing(redis.Redis.from_url(own.stack.redis.url)) as admin:
-        users = [str(entry.get("user")) for entry in admin.client_list()]
-    assert users.count("gradcam") > 3
-    assert set(users) == {"gradcam", "default"}
-    assert own.proxy.connections >= users.count("gradcam")
-    assert "no permissions" not in own.worker.log.read_text()
+    check_connections(own)
     # Pictures that are lost cannot be made again from a record that holds half an address.
     (lost,) = (result for result in client.results("secrets", where=[f"uri={own.pages}/a.jpg*"]))
     client.storage.delete([lost.objects["cam"]])
