@@ -170,6 +170,28 @@ def _unpacked(value: bytes) -> bytes:
         return b""
 
 
+def tell_all(own: Own, listed: Path, options: tuple[str, ...], folder: Path) -> None:
+    """Let every command say all that it knows of the job, and write what it can."""
+    for verb in (["status"], ["status", "--json"], ["failures"], ["failures", "--json"], ["results", "--jsonl"],
+                 ["results", "--csv"], ["results", "--urls"], ["audit", "--json"], ["delete"]):  # fmt: skip
+        own.tell(verb[0], "secrets", *verb[1:], code={"delete": 2, "status": 1}.get(verb[0], 0))
+    for verb in (["list"], ["list", "--json"], ["doctor"], ["doctor", "--json"]):
+        own.tell(*verb)
+    own.tell("results", "secrets", "--output-dir", str(folder / "pictures"))
+    own.tell("results", "secrets", "--parquet", str(folder / "table.parquet"))
+    own.tell("submit", str(listed), "--name", "secrets", *options)
+
+
+def check_connections(own: Own) -> None:
+    """The worker's processes, Celery's reader among them, are there as their own user, through TLS."""
+    with closing(redis.Redis.from_url(own.stack.redis.url)) as admin:
+        users = [str(entry.get("user")) for entry in admin.client_list()]
+    assert users.count("gradcam") > 3
+    assert set(users) == {"gradcam", "default"}
+    assert own.proxy.connections >= users.count("gradcam")
+    assert "no permissions" not in own.worker.log.read_text()
+
+
 def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> None:
     """Over `rediss://` with a user of its own, and S3 over TLS: what is written anywhere is looked through."""
     expected = addresses(own.pages)
@@ -195,15 +217,7 @@ def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> 
     assert kept.keys() == {job, f"{job}:failures"}
     assert all(0 < seconds <= 30 * 86400 for seconds in kept.values())
 
-    for verb in (["status"], ["status", "--json"], ["failures"], ["failures", "--json"], ["results", "--jsonl"],
-                 ["results", "--csv"], ["results", "--urls"], ["audit", "--json"], ["delete"]):  # fmt: skip
-        own.tell(verb[0], "secrets", *verb[1:], code={"delete": 2, "status": 1}.get(verb[0], 0))
-    for verb in (["list"], ["list", "--json"], ["doctor"], ["doctor", "--json"]):
-        own.tell(*verb)
-    own.tell("results", "secrets", "--output-dir", str(tmp_path / "pictures"))
-    own.tell("results", "secrets", "--parquet", str(tmp_path / "table.parquet"))
-    own.tell("submit", str(listed), "--name", "secrets", *options)
-
+    tell_all(own, listed, options, tmp_path)
     found = {
         "commands": "".join(own.said).encode(),
         "names of files": b"".join(str(path).encode() for path in tmp_path.rglob("*")),
@@ -238,6 +252,7 @@ def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> 
     assert sorted(left) == sorted(
         uri for uri, what in expected.items() if what == "failed" or (what == "gone" and uri.startswith("s3:"))
     )
+    check_connections(own)
     # Pictures that are lost cannot be made again from a record that holds half an address.
     (lost,) = (result for result in client.results("secrets", where=[f"uri={own.pages}/a.jpg*"]))
     client.storage.delete([lost.objects["cam"]])
@@ -252,12 +267,10 @@ def _content(path: Path) -> bytes:
     return str(path).encode() + (path.read_bytes() if path.is_file() else b"")
 
 
-def test_client_and_worker_spoke_tls_as_a_user_of_its_own(own: Own) -> None:
-    with closing(redis.Redis.from_url(own.stack.redis.url)) as admin:
-        users = {str(entry.get("user")) for entry in admin.client_list()}
-    assert "gradcam" in users
-    assert own.proxy.connections > 3
-    assert "no permissions" not in own.worker.log.read_text()
+def test_client_obstore_and_boto3_speak_tls_with_an_authority_of_ones_own(own: Own) -> None:
+    before = own.proxy.connections
+    assert connect(read(Connections)).ping()
+    assert own.proxy.connections == before + 1
     storage = Storage.from_settings(read(Connections))
     storage.put("jobs/.tls", b"by obstore")
     assert storage.object_data is not None
