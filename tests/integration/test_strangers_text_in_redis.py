@@ -24,7 +24,7 @@ from producer.jobs.table.troubles import Kind
 
 NASTY = "a\x1b[2J\x9b31m\r\n\u2028b\u202egpj\u2066\u200b\ufeff\U000e0041 [bold]c[/] e" + 50 * "\u0301" + 2**20 * "\x07"
 #: What a worker that is not ours may have written.
-RAW = NASTY[:20_000]
+RAW, BIG = NASTY[:2_000], NASTY[:100_000]
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
@@ -85,15 +85,15 @@ def test_a_megabyte_of_text_takes_a_kilobyte_of_redis(table: JobTable, redis_cli
 
 def test_whatever_stands_in_redis_is_shown_harmlessly(unattended: Client, table: JobTable) -> None:
     """Another release, or whoever reaches Redis, may have written it."""
-    fail(table, Item(uri=f"s3://b/{RAW[:60]}", id=RAW[:900], label=RAW[:60], keep={"note": RAW}), NASTY)
+    fail(table, Item(uri=f"s3://b/{RAW[:60]}", id=RAW[:900], label=RAW[:60], keep={"note": RAW}), BIG)
     client = table.redis
     job = JobKeys("job")
     failure = json.loads(client.hget(job.part("failures"), "0") or b"{}")
-    client.hset(job.part("failures"), "0", json.dumps({**failure, "reason": RAW, "message": NASTY}))
+    client.hset(job.part("failures"), "0", json.dumps({**failure, "reason": RAW, "message": BIG}))
     client.hset(job.part("reasons"), mapping={"fetch": 0, RAW: 1})
-    client.hset(job.hash, mapping={"error": NASTY, "network": RAW, "progress_at": time.time() - 100})
-    client.hset(keys.PROBLEMS, RAW, NASTY)
-    client.hset(keys.WAITS, RAW, json.dumps({"what": NASTY, "since": time.time() - 99, "at": time.time()}))
+    client.hset(job.hash, mapping={"error": BIG, "network": RAW, "progress_at": time.time() - 100})
+    client.hset(keys.PROBLEMS, RAW, BIG)
+    client.hset(keys.WAITS, RAW, json.dumps({"what": BIG, "since": time.time() - 99, "at": time.time()}))
     client.zadd(keys.WORKERS, {RAW: time.time()})
     client.hset(keys.RELEASES, "0.0.1" + RAW, f"{time.time()} {RAW}")
     said = [

@@ -124,6 +124,13 @@ def test_json_for_a_terminal_is_the_same_data(text: str) -> None:
     assert not set(printed) & set(NEEDED)
 
 
+def test_a_megabyte_of_json_is_printed_at_once() -> None:
+    line = json.dumps({"text": "\x1b\u202e" + "é" * 2**20}, ensure_ascii=False)
+    started = time.process_time()
+    assert json.loads(in_json(line)) == json.loads(line)
+    assert time.process_time() - started < 0.5
+
+
 def test_quotation_marks_are_others_where_the_text_has_them() -> None:
     assert quoted("a") == "'a'"
     assert quoted("it's") == '"it\'s"'

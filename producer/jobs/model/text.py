@@ -47,6 +47,8 @@ _INVISIBLE: Final = re.compile(
 )
 #: Blocks of emoji: each year has some that Python's table does not know yet.
 _EMOJI_BLOCKS: Final = re.compile("[\U0001f000-\U0001faff]")
+#: What JSON is looked through for: neither printable ASCII nor a letter; lines end where they end.
+_UNSURE: Final = re.compile(rf"[^\x20-\x7e\n\w]|{_INVISIBLE.pattern}")
 #: What most texts are made of: nothing in them needs a look at its neighbors.
 _PLAIN: Final = re.compile(r"[\x20-\x7e\w…]*")
 _LEAST_ROOM: Final = 16
@@ -97,9 +99,7 @@ def in_json(line: str) -> str:
     Args:
         line: Valid JSON; its ends of lines and indents stay.
     """
-    if line.isprintable() and not _INVISIBLE.search(line):
-        return line
-    return "".join(char if char == "\n" or _is_seen(char) else _json_escape(char) for char in line)
+    return _UNSURE.sub(_in_json, line)
 
 
 def _pieces(text: str) -> list[str]:
@@ -179,6 +179,9 @@ def _as_many(pieces: Iterable[str], room: int) -> Iterable[str]:
         yield piece
 
 
-def _json_escape(char: str) -> str:
+def _in_json(found: re.Match[str]) -> str:
+    char = found[0]
+    if _is_seen(char):
+        return char
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))
