@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
-from worker.supervise.weights_folder import make_private
+from worker.supervise.private_folder import make_private
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class WeightsFiles:
             if sha256 is not None and (file := self._opened(sha256)) is not None:
                 return file, sha256
             try:
-                # This overwrites what a killed process left.
+                # This removes what a killed process left.
                 found = self._fetch_to(partial, uri, sha256, until - time.monotonic())
                 return self._put(partial, found), found
             finally:
@@ -173,7 +173,9 @@ class WeightsFiles:
     def _fetch_to(self, path: Path, uri: str, sha256: str | None, timeout_s: float) -> str:
         """Fetch into a file and return its SHA-256. Raises OSError when it cannot be written."""
         try:
-            with path.open("wb") as file:
+            # Not what lies there: it may be a link from when others could write here.
+            path.unlink(missing_ok=True)
+            with path.open("xb") as file:
                 self._fetch(uri, file, timeout_s)
         except FetchTimeout as error:
             if timeout_s > self._timeout_s / 2:
