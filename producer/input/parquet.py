@@ -6,12 +6,12 @@ A long text that a dictionary has once is held once.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, BinaryIO
 
 from producer.input.columns import Columns
-from producer.input.display import quoted
-from producer.input.parquet_pages import MAX_PAGE_BYTES, MAX_PAGE_VALUES, PageError, longest_text, pages
+from producer.input.display import quoted, shown
+from producer.input.parquet_pages import MAX_PAGE_BYTES, MAX_PAGE_VALUES, Chunk, PageError, groups, longest_text, pages
 from producer.input.read_options import ReadOptions
 from producer.input.readers import rows_of
 from producer.input.rows import Maker, Rows
@@ -22,7 +22,6 @@ from producer.jobs.model.errors import UsageError
 _MOST_ROWS = 4 * BATCH
 #: What the rows that are read at once may take, before they are objects of Python.
 _BATCH_BYTES = 16 * 2**20
-_SHARED_BEGINNINGS = "DELTA_BYTE_ARRAY"
 
 
 def parquet_rows(
@@ -43,7 +42,7 @@ def parquet_rows(
             columns = Columns.find(table.schema_arrow.names, reading, maker.name)
             _check_type(str(table.schema_arrow.field(columns.uri).type), columns.uri, maker.name)
             unseen.clear()
-            sizes = [_rows_at_once(headers, group, columns.all) for group in _groups(table)]
+            sizes = [_rows_at_once(headers, group, columns.all) for group in groups(headers)]
             if long := {name for _, names in sizes for name in names}:
                 # Arrow leaves them in their dictionaries, which takes twice as long for short ones.
                 table = parquet.ParquetFile(
@@ -59,40 +58,28 @@ def parquet_rows(
             raise UsageError(f"{maker.name} is no Parquet file that can be read{place}: {_in_a_line(error)}") from None
 
 
-def _chunks(group: Any, names: Sequence[str]) -> list[Any]:
-    """The column chunks of some columns; one with parts has several."""
-    every = [group.column(place) for place in range(group.num_columns)]
-    return [one for one in every if {one.path_in_schema, one.path_in_schema.partition(".")[0]} & {*names}]
-
-
-def _groups(table: Any) -> Iterator[Any]:
-    return (table.metadata.row_group(number) for number in range(table.num_row_groups))
-
-
-def _rows_at_once(headers: BinaryIO, group: Any, names: Sequence[str]) -> tuple[int, list[str]]:
+def _rows_at_once(headers: BinaryIO, group: Sequence[Chunk], names: Sequence[str]) -> tuple[int, list[str]]:
     """How many rows of a group may be read at once, and which columns have long texts in a dictionary.
 
     Raises:
         PageError: A page claims too much.
     """
     row_bytes, long = 1.0, []
-    for chunk in _chunks(group, names):
-        is_text = chunk.physical_type == "BYTE_ARRAY"
-        largest = 0.0
-        if chunk.num_values > max(group.num_rows, MAX_PAGE_VALUES):
+    for chunk in (chunk for chunk in group if chunk.name in names):
+        if chunk.values > max(chunk.rows, MAX_PAGE_VALUES):
             # Lists: one row may have nearly all of them.
             raise PageError(
-                f"lists of {chunk.num_values:,} values: the most that are read together are {MAX_PAGE_VALUES:,}"
+                f"lists of {chunk.values:,} values: the most that are read together are {MAX_PAGE_VALUES:,}"
             )
+        largest = 0.0
         for page in pages(headers, chunk):
             if not page.is_dictionary:
                 # A text whose beginning stands before may be as long as its page.
-                is_shared = _SHARED_BEGINNINGS in chunk.encodings
-                largest = max(largest, page.unpacked_bytes if is_shared else page.unpacked_bytes / max(page.values, 1))
-            elif is_text and longest_text(headers, page, chunk.compression) * _MOST_ROWS > _BATCH_BYTES:
-                long.append(chunk.path_in_schema)
+                largest = max(largest, page.unpacked_bytes / (1 if chunk.shares else max(page.values, 1)))
+            elif chunk.is_text and longest_text(headers, page, chunk.codec) * _MOST_ROWS > _BATCH_BYTES:
+                long.append(chunk.name)
         # Lists have several values a row.
-        row_bytes += largest * max(chunk.num_values / max(group.num_rows, 1), 1)
+        row_bytes += largest * max(chunk.values / max(chunk.rows, 1), 1)
     return int(max(1, min(_MOST_ROWS, _BATCH_BYTES / row_bytes))), long
 
 
@@ -124,4 +111,5 @@ def _check_type(kind: str, column: str, name: str) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    # Arrow puts bytes of the file into some of its messages.
+    return shown(" ".join(str(error).split())[:200])

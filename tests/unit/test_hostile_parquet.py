@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from producer.input.parquet_pages import MAX_PAGE_BYTES, PageError, pages
+from producer.input.parquet_pages import MAX_PAGE_BYTES, Chunk, PageError, groups, longest_text, pages
 from producer.input.sources import ReadOptions, open_sources
 from producer.jobs.model.errors import UsageError
 
@@ -109,12 +109,16 @@ def test_pages_say_what_writers_wrote(tmp_path: Path, compression: str, version:
     parquet.write_table(table, path, compression=compression, data_page_version=version, data_page_size=2**12)
     group = parquet.read_metadata(path).row_group(0)
     with path.open("rb") as file:
-        for place in range(2):
-            chunk = group.column(place)
+        (ours,) = groups(file)
+        for place, chunk in enumerate(ours):
+            theirs = group.column(place)
+            assert (chunk.name, chunk.values, chunk.rows) == (theirs.path_in_schema, theirs.num_values, group.num_rows)
+            assert chunk.is_text == (theirs.physical_type == "BYTE_ARRAY")
             found = list(pages(file, chunk))
             assert sum(page.values for page in found if not page.is_dictionary) == 50_000
-            end = found[-1].at + found[-1].packed_bytes
-            assert end == min(chunk.dictionary_page_offset, chunk.data_page_offset) + chunk.total_compressed_size
+            assert found[-1].at + found[-1].packed_bytes == chunk.at + theirs.total_compressed_size
+            longest = [longest_text(file, page, chunk.codec) for page in found if page.is_dictionary and chunk.is_text]
+            assert longest == ([2] if chunk.is_text else [])
 
 
 def _varint(number: int) -> bytes:
@@ -131,8 +135,7 @@ def _header(unpacked: int, packed: int = 0, values: int = 1) -> bytes:
     return b"\x15\0\x15" + _varint(2 * unpacked) + b"\x15" + _varint(2 * packed) + b"\x2c" + inner + b"\0"
 
 
-class _Chunk:
-    data_page_offset, dictionary_page_offset, num_values = 4, None, 1
+ALONE = Chunk("a", True, False, 0, 1, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_a_page_that_claims_too_much_is_not_unpacked(tmp_path: Path, head: bytes
     """Sizes that the file's own table of contents does not tell, and headers that break off, loop or go deep."""
     (tmp_path / "pages").write_bytes(b"PAR1" + head)
     with (tmp_path / "pages").open("rb") as file, pytest.raises(PageError, match=why):
-        list(pages(file, _Chunk()))
+        list(pages(file, ALONE))
 
 
 def test_a_header_that_lies_is_a_sentence(tmp_path: Path) -> None:
@@ -169,6 +172,17 @@ def test_a_header_that_lies_is_a_sentence(tmp_path: Path) -> None:
     data[chunk.data_page_offset : chunk.data_page_offset + len(header)] = header
     path.write_bytes(data)
     assert "a page unpacks to 2,147,483,647 bytes: the largest that is read has" in _refused(path)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\x19" + b"\xfc" + b"\xff" * 9, b"\x0c" * 900, b"\x1c" * 900, b"\x49\x1c\x00\x00", b""]
+)
+def test_a_broken_table_of_contents_is_a_sentence(tmp_path: Path, broken: bytes) -> None:
+    path = tmp_path / "list.parquet"
+    path.write_bytes(b"PAR1" + broken + len(broken).to_bytes(4, "little") + b"PAR1")
+    with path.open("rb") as file, pytest.raises(PageError, match="its table of contents"):
+        groups(file)
+    assert "is no Parquet file that can be read" in _refused(path)
 
 
 def test_long_texts_of_a_dictionary_are_the_same_as_short_ones(tmp_path: Path) -> None:
