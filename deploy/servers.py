@@ -223,7 +223,7 @@ class SeaweedFS(Server):
 
     def _sockets(self) -> list[Path]:
         """Where it listens beside its ports: it has no option for their place."""
-        return [Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.port.grpc']}.sock") for part in _PARTS]  # noqa: S108
+        return [Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.port.grpc']}.sock") for part in _PARTS]  # noqa: S108 - see above
 
     def _options(self) -> list[tuple[str, str | int]]:
         return [

@@ -1,4 +1,4 @@
-"""What strangers write, mutated: read or refused in a sentence, in bounded time and memory; pictures have their own test."""
+"""What strangers write, mutated: read or refused in a sentence, in bounded time and memory. Pictures are elsewhere."""
 
 from __future__ import annotations
 
