@@ -135,7 +135,7 @@ def _objects() -> Iterator[bytes]:
 
 
 def _parquets() -> Iterator[bytes]:
-    columns: dict[str, list[str | None]] = {name: [row[name] for row in _ROWS] * 20 for name in _ROWS[0]}
+    columns: dict[str, list[str | None]] = {name: [*(row[name] for row in _ROWS)] * 20 for name in _ROWS[0]}
     columns["label"] = [label or None for label in columns["label"]]
     table = pa.table(columns)
     for options in (

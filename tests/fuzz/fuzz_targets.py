@@ -41,6 +41,6 @@ class Target:
 def target(name: str) -> Target:
     """A target by its name."""
     module = next(module for module, names in MODULES.items() if name in names)
-    found = {one.name: one for one in importlib.import_module(module).targets()}
+    found: dict[str, Target] = {one.name: one for one in importlib.import_module(module).targets()}
     assert set(found) == set(MODULES[module])
     return found[name]

@@ -151,9 +151,7 @@ def test_sockets_are_for_their_owner_alone(servers: Stack) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "socket of another user"])
-def test_what_somebody_planted_in_the_place_of_a_socket_is_not_spoken_to(
-    servers: Stack, tmp_path: Path, kind: str
-) -> None:
+def test_what_is_planted_in_the_place_of_a_socket_is_not_spoken_to(servers: Stack, tmp_path: Path, kind: str) -> None:
     """Other ports are taken, and what was planted stays as it is."""
     server = SeaweedFS(make_private(tmp_path / "s3"), {}, servers._secrets, "bucket")
     server.ports = dict(zip(server.port_names, free_ports(len(server.port_names)), strict=True))

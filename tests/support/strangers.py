@@ -71,7 +71,7 @@ def listening(server: Server) -> tuple[list[int], list[Path]]:
         inside = Path(process.cwd())
         for each in process.net_connections("all"):
             if each.family == socket.AF_UNIX:
-                paths.update({inside / each.laddr} if each.laddr else set())
+                paths.update({inside / str(each.laddr)} if each.laddr else set())
             elif each.status == psutil.CONN_LISTEN:
                 ports.add(each.laddr.port)
     return sorted(ports), sorted(path for path in paths if path.is_socket())

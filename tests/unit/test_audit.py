@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import advisories
 
@@ -20,7 +21,7 @@ def test_nobody_who_answers_is_told_as_such() -> None:
 
 
 def test_weaknesses_and_packages_that_were_passed_over_are_named() -> None:
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]},
         {"name": "b", "version": "1", "vulns": []},
         {"name": "c", "skip_reason": "not there"},

@@ -216,7 +216,7 @@ def test_on_a_full_disk_what_is_kept_makes_way(tmp_path: Path, caplog: pytest.Lo
 
     def fetch(uri: str, file: BinaryIO, timeout_s: float) -> None:
         with Path("/dev/full").open("wb", buffering=0) as full:
-            served(uri, full if Path(file.name).parent == tmp_path / "kept" else file, timeout_s)  # type: ignore[arg-type]
+            served(uri, full if Path(file.name).parent == tmp_path / "kept" else file, timeout_s)
 
     with _files(tmp_path, fetch).file("s3://a/w", DIGEST) as path:
         assert path.read_bytes() == DATA
