@@ -6,6 +6,8 @@ OUTPUT ?= results
 # What `make coverage` runs, and how many mutants `make mutants` makes.
 TESTS ?= tests
 SAMPLE ?= 30
+# `make audit AUDIT=--required` fails where nobody could be asked about the packages.
+AUDIT ?=
 # What `make gpu-check` is told. It installs nothing: it takes the Python that is named, else our environment, else any.
 CHECK ?= --json gpu-check.json
 VENV := .venv
@@ -19,6 +21,9 @@ LANES := -n 2 --dist loadfile --no-loadscope-reorder
 ON_MINIO := control data_sets fault_proxy main_job minio object_data pack results sources_s3 storage
 
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
+
+# What ruff's S rules do not know: torch.load of anything, downloads from a hub, letters that reorder code. See pyproject.toml.
+WEAK_CODE = $(BIN)/bandit --quiet --recursive --configfile pyproject.toml producer worker deploy gradcam_queue
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -58,9 +63,10 @@ test-minio: $(VENV)/test.stamp ## run what the object store has a part in, again
 	GRADCAM_TEST_S3=minio $(BIN)/pytest $(addprefix tests/integration/test_,$(addsuffix .py,$(ON_MINIO)))
 
 .PHONY: check
-check: deploy-check ## lint, formatting, types (of the tests too), the direction of imports, and what deploys
+check: deploy-check ## lint (weak code too), formatting, types (of the tests too), the direction of imports, and what deploys
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(WEAK_CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -78,8 +84,15 @@ races: $(VENV)/test.stamp ## let every pair of verbs race on small jobs; seeds a
 	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/chaos/races.py
 
 .PHONY: fuzz
-fuzz: $(VENV)/test.stamp ## throw 120,000 broken pictures at the decoders; slowest input and peak memory of each format; 5 min
+fuzz: $(VENV)/test.stamp ## throw 340,000 broken inputs at what reads them; slowest input and peak memory of each kind; 15 min
 	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py --inputs 20000
+
+# What has nothing to do with the network is part of `make check` as well.
+.PHONY: audit
+audit: $(VENV)/test.stamp $(VENV)/audit.stamp ## look for weak code, and for known weaknesses of the pinned packages where one can ask
+	$(BIN)/ruff check --select S --ignore S603 producer worker deploy gradcam_queue
+	$(WEAK_CODE)
+	@$(BIN)/python tests/support/advisories.py $(AUDIT)
 
 .PHONY: sweep
 sweep: $(VENV)/test.stamp ## explain every network and compare with a reference; takes most of an hour
@@ -156,6 +169,10 @@ $(VENV)/test.stamp: $(NEEDS) | $(BIN)/python
 	@echo "Installing what the tests need; the first time this takes some minutes …"
 	@$(INSTALL) -e '.[test]'
 	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/audit.stamp: $(NEEDS) | $(BIN)/python
+	@$(INSTALL) -e '.[audit]'
+	@touch $@
 
 $(VENV)/bench.stamp: $(NEEDS) | $(BIN)/python
 	@$(INSTALL) -e '.[bench]'

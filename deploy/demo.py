@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -149,7 +150,9 @@ def _temporary() -> Iterator[Path]:
     """Make a directory for the stack; remove it afterwards, and those of killed demos now."""
     for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
-            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > _LEFT_AFTER_S:
+            found = left.lstat()  # a link may lead to anything of ours
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if is_ours and time.time() - found.st_mtime > _LEFT_AFTER_S:
                 _remove(left)
     directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     try:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
 from producer.output.atomic_file import atomic_file
+from worker.supervise import private_folder
 
 
 def make_private(directory: Path) -> Path:
-    """Make a directory that only its owner can enter; returns it."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    return directory
+    """Make a directory that only its owner can enter; returns it.
+
+    Raises:
+        UsageError: It cannot be made, or is another user's.
+    """
+    try:
+        return private_folder.make_private(directory)
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be used ({error.strerror or error}): name a directory of your own"
+        ) from None
 
 
 def write_private(path: Path, text: str) -> None:
@@ -40,7 +48,7 @@ class DirectoryLock:
         Raises:
             InUse: Another process holds it.
         """
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,11 +66,20 @@ class DirectoryLock:
 
 
 def holder(directory: Path) -> int | None:
-    """Return the process that holds a directory, or None; 0 before that process has written its number."""
+    """Return the process that holds a directory, or None; 0 before that process has written its number.
+
+    Raises:
+        UsageError: Another user wrote that number.
+    """
     try:
-        file = os.open(directory / "lock", os.O_RDWR)
+        private_folder.refuse_others(directory)
+        file = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(
+            f"{directory} cannot be used ({error.strerror or error}): name a directory of your own"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -39,7 +39,10 @@ class Program:
         return self.process is not None and self.process.poll() is None
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
-        """Start the program in its own session: Ctrl-C in a terminal is for us, and we end the program in order."""
+        """Start the program in its own session: Ctrl-C in a terminal is for us, and we end the program in order.
+
+        Files and sockets that it makes are for their owner alone.
+        """
         die_with_parent = (
             sys.executable,
             "-I",
@@ -59,6 +62,7 @@ class Program:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    umask=0o077,
                 )
 
         self.process = _STARTER.submit(start).result()

@@ -1,17 +1,21 @@
 """The two servers of the stack, each one process on loopback ports: Valkey (speaks Redis) and SeaweedFS (S3).
 
-Secrets are in files that only their owner can read, never in arguments, which every user of the machine can list.
+Secrets are in files that only their owner can read, never in arguments, which every user of the machine can list. Every
+user can also connect to the ports: Valkey wants its password, S3 signed requests, and what SeaweedFS' parts say to each
+other wants the stack's own certificate (`certificates.py`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,7 @@ from botocore.session import Session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from deploy.certificates import AUTHORITY, CERTIFICATE, KEY, write_certificates
 from deploy.directory_lock import make_private, write_private
 from deploy.programs import Program, free_ports
 from producer.jobs.model.errors import ServiceError, WorkerError
@@ -30,6 +35,10 @@ from producer.jobs.model.errors import ServiceError, WorkerError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+#: What SeaweedFS is made of, as its files and options call it.
+_PARTS = ("master", "volume", "filer", "s3")
+#: HTTP/2, which Go takes as soon as it speaks TLS, costs SeaweedFS half a millisecond a PUT.
+_GO = {"GODEBUG": "http2client=0,http2server=0"}
 _READY_WITHIN_S = 30.0
 _PORT_TRIES = 5
 REGION = "us-east-1"
@@ -76,7 +85,7 @@ class Server(Program, ABC):
         self.configure()
         log_start = self.log.stat().st_size if self.log.exists() else 0
         # Without our environment: a user's WEED_* or proxy settings, or a file in their home, must not change it.
-        self.launch(self.command(), {"PATH": "/usr/bin:/bin", "HOME": str(self.directory)}, self.directory)
+        self.launch(self.command(), {"PATH": "/usr/bin:/bin", "HOME": str(self.directory), **_GO}, self.directory)
         try:
             self._wait_until_ready(log_start)
         except BaseException:
@@ -184,7 +193,14 @@ class SeaweedFS(Server):
         return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def configure(self) -> None:
-        """Write the options, the users of S3, and keys that close the servers behind the gateway to everybody else."""
+        """Write the options, the users of S3, and what closes the servers behind the gateway to everybody else.
+
+        Raises:
+            PortTaken: Somebody has a file where one of its sockets must be.
+        """
+        # What it finds there it would speak to; what is of another user it could not remove.
+        if taken := [path for path in self._sockets() if os.path.lexists(path)]:
+            raise PortTaken(f"a socket of {self.name} is taken: {taken[0]}")
         write_private(self.directory / "options", "".join(f"{name}={value}\n" for name, value in self._options()))
         identity = {
             "name": "gradcam",
@@ -192,11 +208,25 @@ class SeaweedFS(Server):
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         write_private(self.directory / "s3.json", json.dumps({"identities": [identity]}))
-        sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-        security = "".join(f'[{section}]\nkey = "{self._signing_key}"\n' for section in sections)
-        write_private(self.directory / "security.toml", security)
+        write_certificates(self.directory)
+        write_private(self.directory / "security.toml", "\n".join(self._security()) + "\n")
         # Without a file of its own it would take one from /etc, and with it perhaps somebody's real database.
         write_private(self.directory / "filer.toml", '[leveldb2]\nenabled = true\ndir = "data/filer"\n')
+
+    def _security(self) -> Iterator[str]:
+        """Make `security.toml`. Where a certificate is missing, it would answer everybody, and not say so."""
+        for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read"):
+            yield f'[{section}]\nkey = "{self._signing_key}"'
+        ours = f'cert = "{CERTIFICATE}"\nkey = "{KEY}"'
+        yield f'[grpc]\nca = "{AUTHORITY}"'
+        yield from (f"[grpc.{part}]\n{ours}" for part in (*_PARTS, "client"))
+        # HTTP between the parts: the gateway brings and fetches the content of objects by it. S3 itself is signed.
+        yield from (f'[https.{part}]\n{ours}\nca = "{AUTHORITY}"' for part in ("master", "volume", "filer"))
+        yield f'[https.client]\nenabled = true\n{ours}\nca = "{AUTHORITY}"'
+
+    def _sockets(self) -> list[Path]:
+        """Where it listens beside its ports: it has no option for their place."""
+        return [Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.port.grpc']}.sock") for part in _PARTS]  # noqa: S108 - see above
 
     def _options(self) -> list[tuple[str, str | int]]:
         return [
@@ -220,6 +250,8 @@ class SeaweedFS(Server):
             ("s3.port.lance", 0),
             ("s3.iam", "false"),
             ("s3.config", "s3.json"),
+            # Master and filer speak gRPC: what they have for browsers is not needed. The volume server and S3 go on.
+            ("disableHttp", "true"),
         ]
 
     def command(self) -> Sequence[str]:
@@ -266,6 +298,9 @@ class SeaweedFS(Server):
     def stop(self, grace_s: float = 0.0) -> None:
         """End it at once: all it has acknowledged is in its files, and a polite end takes 16 s."""
         super().stop(grace_s)
-        for part in ("master", "volume", "filer", "s3"):
-            # It leaves these behind even after a polite end, and has no option for their place.
-            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports.get(f'{part}.port.grpc')}.sock").unlink(missing_ok=True)  # noqa: S108
+        # It leaves these behind even after a polite end, and so does one that was killed with us.
+        for path in self._sockets() if self.ports else ():
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
+                    path.unlink()

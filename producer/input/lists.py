@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from producer.input.bad_rows import BadRows, bad_row
 from producer.input.decompression import DecompressedFile
+from producer.input.parquet import parquet_rows
 from producer.input.read_options import ReadOptions
-from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, parquet_rows, text_rows
+from producer.input.readers import BOM, MAX_LINE_BYTES, blocks, json_rows, text_rows
 from producer.input.rows import Maker, Rows
 from producer.input.source import Source
 from producer.input.source_group import SourceGroup

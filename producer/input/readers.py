@@ -1,4 +1,4 @@
-"""Rows of lists: plain lines, JSON lines and Parquet (CSV: `tables.py`), as streams of columns of some thousand rows.
+"""Rows of lists: plain lines and JSON lines (others: `tables.py`, `parquet.py`), as streams of columns of many rows.
 
 Nothing is guessed: what does not fit is said of its row. Memory stays flat: a line of a text list has 1 MiB at most, a
 row of others 16 MiB, of which the cells that somebody asked for have 1 MiB each.
@@ -20,7 +20,6 @@ from producer.input.columns import Columns, find_column, uri_column
 from producer.input.decompression import pieces
 from producer.input.read_options import ReadOptions
 from producer.input.rows import PLAIN, Maker, Rows, nowhere
-from producer.input.source_group import BATCH
 from producer.input.spooled import RereadableFile
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.text import quoted
@@ -195,48 +194,3 @@ def rows_of(
         ragged=ragged,
         raw=raw,
     )
-
-
-def parquet_rows(
-    stored: RereadableFile, maker: Maker, reading: ReadOptions, unseen: set[str]
-) -> Generator[Rows, None, None]:
-    """Read the rows of a Parquet file, only the columns that are needed."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            f"{maker.name} cannot be read: Parquet needs pyarrow (pip install 'gradcam-queue[parquet]')"
-        ) from None
-    done = 0
-    with stored.open() as file:
-        try:
-            table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-            columns = Columns.find(table.schema_arrow.names, reading, maker.name)
-            _check_type(str(table.schema_arrow.field(columns.uri).type), columns.uri, maker.name)
-            unseen.clear()
-            for batch in table.iter_batches(batch_size=4 * BATCH, columns=columns.all, use_threads=False):
-                cells = {name: batch.column(name).to_pylist() for name in columns.all}
-                yield _parquet_rows(cells, columns, (done + 1).__add__)
-                done += batch.num_rows
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            place = f" after row {done}" if done else ""
-            raise UsageError(f"{maker.name} is no Parquet file that can be read{place}: {_in_a_line(error)}") from None
-
-
-def _parquet_rows(cells: dict[str, list[Any]], columns: Columns, number: Callable[[int], int]) -> Rows:
-    uris = cells[columns.uri]
-    broken: dict[int, str] = {}
-    if None in uris:
-        broken = {at: f"there is nothing in {quoted(columns.uri)}" for at, cell in enumerate(uris) if cell is None}
-        cells[columns.uri] = [cell or "" for cell in uris]
-    return rows_of(cells, columns, number, broken)
-
-
-def _check_type(kind: str, column: str, name: str) -> None:
-    if kind not in {"string", "large_string", "string_view"} and not kind.startswith("dictionary<values=string"):
-        raise UsageError(f"{name} holds {kind[:100]} in {quoted(column)}: addresses are text")
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -140,14 +140,15 @@ class _Table:
         """The rows below the header."""
         while not self._at_end:
             batch = _Batch(self._line)
+            del self._held[:-1]
             fatal = self._fill(batch)
+            batch.blocks = self._held[:]
             if any(batch.rows):
                 yield batch
             if fatal is not None:
                 raise fatal
 
     def _fill(self, batch: _Batch) -> UsageError | None:
-        del self._held[:-1]
         blocks = self._blocks
         rows = batch.rows
         with self._long_cells():
@@ -162,7 +163,6 @@ class _Table:
                         return self._error(begun, _said(error))
                     batch.broken[len(rows)] = _said(error)
                     rows.append(["\n" * (self._line - 1 - begun)])
-        batch.blocks = self._held[:]
         return None
 
     @property
@@ -193,7 +193,7 @@ class _Table:
 
 
 def _said(error: csv.Error) -> str:
-    text = str(error).partition(" - ")[0]
+    text = str(error).partition(" - ")[0].replace("\t", "\\t")
     if "field limit" in text:
         return f'a cell is longer than {MAX_ROW_BYTES:,} characters: is a quote (") opened that is never closed?'
     return text + (': a quote (") is opened and never closed' if "unexpected end" in text else "")

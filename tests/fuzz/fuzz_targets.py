@@ -11,8 +11,17 @@ from dataclasses import dataclass, field
 
 from fuzz_mutations import Format
 
-#: Modules of `tests/fuzz/` that have targets; each is imported in the process that needs it.
-MODULES = ("fuzz_pictures", "fuzz_redis")
+#: Modules of `tests/fuzz/`, each imported in the process that needs it (PyTorch with it), and their targets.
+MODULES = {
+    "fuzz_pictures": ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"),
+    "fuzz_lists": (
+        *("list txt", "list csv", "list tsv", "list jsonl", "list parquet", "list csv.gz", "list jsonl.zst"),
+        "address",
+    ),
+    "fuzz_redis": ("job", "chunk", "message", "manifest"),
+    "fuzz_weights": ("weights zip", "weights pickle", "safetensors"),
+}
+NAMES = tuple(name for names in MODULES.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,9 @@ class Target:
     most_bytes: int = 520_000_000
 
 
-def targets() -> dict[str, Target]:
-    """All targets by name."""
-    found = [target for name in MODULES for target in importlib.import_module(name).targets()]
-    return {target.name: target for target in found}
+def target(name: str) -> Target:
+    """A target by its name."""
+    module = next(module for module, names in MODULES.items() if name in names)
+    found: dict[str, Target] = {one.name: one for one in importlib.import_module(module).targets()}
+    assert set(found) == set(MODULES[module])
+    return found[name]

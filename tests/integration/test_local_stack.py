@@ -10,21 +10,23 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 import redis
 from botocore.exceptions import ClientError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from strangers import PAGES, answered, calls, careless, listening, page
 
-from deploy.directory_lock import InUse, holder
-from deploy.servers import Valkey
+from deploy.certificates import write_certificates
+from deploy.directory_lock import InUse, holder, make_private
+from deploy.programs import free_ports
+from deploy.servers import PortTaken, SeaweedFS, Valkey
 from deploy.stack import Stack
 from producer.jobs.model.errors import ServiceError
 
@@ -90,14 +92,102 @@ def test_wrong_passwords_are_refused(servers: Stack) -> None:
         servers.s3.secret_key = right
 
 
-@pytest.mark.parametrize("port", ["s3.port", "filer.port"])
-def test_objects_are_closed_to_who_has_no_key(servers: Stack, port: str) -> None:
-    """The filer behind the S3 gateway serves the same files, and by default to everybody."""
-    path = "/a" if port == "s3.port" else "/buckets"
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"http://127.0.0.1:{servers.s3.ports[port]}{path}", timeout=10)
-    with closing(refused.value):
-        assert refused.value.code in {401, 403}
+@pytest.fixture
+def kept(servers: Stack) -> Iterator[str]:
+    """The key of an object that must still be there, alone and unread."""
+    with closing(servers.s3.client()) as client:
+        client.put_object(Bucket=servers.s3.bucket, Key="kept", Body=b"pixels of somebody")
+        yield "kept"
+        found = client.list_objects_v2(Bucket=servers.s3.bucket).get("Contents", [])
+        assert "kept" in {entry["Key"] for entry in found}
+        assert "planted" not in {entry["Key"] for entry in found}
+        assert client.get_object(Bucket=servers.s3.bucket, Key="kept")["Body"].read() == b"pixels of somebody"
+
+
+def test_pages_of_all_ports_are_closed_to_who_has_no_key(servers: Stack, kept: str) -> None:
+    """Behind the S3 gateway master, volume server and filer serve the same files, and by default to everybody."""
+    ports, _ = listening(servers.s3)
+    assert ports == sorted(servers.s3.ports.values())
+    context, told = careless(), []
+    for port in ports:
+        for method, path in PAGES:
+            for tls in (None, context):
+                status, body = page(port, method, path.format(bucket=servers.s3.bucket, key=kept), tls)
+                # S3 has a page that says it lives: `/status`, without a word.
+                if status not in {0, 400, 401, 403, 404, 405} and (body or path != "/status"):
+                    told.append((port, method, path, status, body[:100]))
+                if b"<Contents>" in body or b"pixels" in body or str(servers.directory).encode() in body:
+                    told.append((port, method, path, status, body[:100]))
+    assert told == []
+
+
+def test_grpc_of_all_ports_and_sockets_is_closed_to_who_has_no_certificate(servers: Stack, kept: str) -> None:
+    """The filer's gRPC lists and deletes every file, and asks nobody for a password."""
+    ports, paths = listening(servers.s3)
+    targets = [*(f"127.0.0.1:{port}" for port in ports), *(f"unix:{path}" for path in paths)]
+    assert len(targets) >= 12
+    filer, folder = f"127.0.0.1:{servers.s3.ports['filer.port.grpc']}", servers.s3.directory
+    ours = grpc.ssl_channel_credentials(
+        *((folder / name).read_bytes() for name in ("authority.pem", "server.key", "server.pem"))
+    )
+    # So it looks where the door is open.
+    assert kept.encode() in answered(filer, *list(calls(servers.s3.bucket, kept))[1], ours)
+    authority = (folder / "authority.pem").read_bytes()
+    write_certificates(servers.directory)  # of another authority
+    theirs = [(servers.directory / name).read_bytes() for name in ("server.key", "server.pem")]
+    for method, request in calls(servers.s3.bucket, kept):
+        assert {answered(target, method, request) for target in targets} == {b""}, method
+    for credentials in (grpc.ssl_channel_credentials(authority), grpc.ssl_channel_credentials(authority, *theirs)):
+        for method, request in list(calls(servers.s3.bucket, kept))[:8]:
+            grpc_ports = [target for target in targets if target.endswith(".sock") or "grpc" in target] + [filer]
+            assert {answered(target, method, request, credentials) for target in grpc_ports} == {b""}, method
+
+
+def test_sockets_are_for_their_owner_alone(servers: Stack) -> None:
+    """SeaweedFS makes them in the folder that all users of the machine share."""
+    _, paths = listening(servers.s3)
+    assert len(paths) >= 4
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in paths} == {0}
+
+
+@pytest.mark.parametrize("kind", ["link", "socket of another user"])
+def test_what_is_planted_in_the_place_of_a_socket_is_not_spoken_to(servers: Stack, tmp_path: Path, kind: str) -> None:
+    """Other ports are taken, and what was planted stays as it is."""
+    server = SeaweedFS(make_private(tmp_path / "s3"), {}, servers._secrets, "bucket")
+    server.ports = dict(zip(server.port_names, free_ports(len(server.port_names)), strict=True))
+    planted = Path(f"/tmp/seaweedfs-filer-grpc-{server.ports['filer.port.grpc']}.sock")
+    with socket.socket(socket.AF_UNIX) as theirs:
+        if kind == "link":
+            planted.symlink_to(tmp_path / "theirs")
+        else:
+            theirs.bind(str(planted))
+            os.chown(planted, 12345, 12345)
+        before = dict(server.ports)
+        try:
+            with pytest.raises(PortTaken, match="a socket of SeaweedFS is taken"):
+                server.restart()
+            server.start()
+            assert server.ports != before
+            assert planted.is_symlink() == (kind == "link")
+            assert os.path.lexists(planted)
+        finally:
+            server.stop()
+            planted.unlink()
+
+
+@pytest.mark.parametrize(
+    "command", ["PING", "KEYS *", "GET job", "FLUSHALL", "CONFIG GET *", "EVAL return 0", "ACL LIST", "SHUTDOWN NOSAVE"]
+)
+def test_valkey_does_nothing_for_who_has_no_password(servers: Stack, database: redis.Redis, command: str) -> None:
+    database.set("job", "here")
+    ports, _ = listening(servers.redis)
+    assert ports == [servers.redis.ports["redis"]]
+    with (
+        closing(redis.Redis(port=ports[0], retry=Retry(NoBackoff(), 0))) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.execute_command(*command.split())
+    assert database.get("job") == b"here"
 
 
 def test_arguments_hold_no_secret(servers: Stack) -> None:
@@ -111,7 +201,13 @@ def test_arguments_hold_no_secret(servers: Stack) -> None:
 def test_files_are_for_their_owner_alone(servers: Stack) -> None:
     directories = [servers.directory, servers.directory / "valkey", servers.directory / "seaweedfs"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
-    secret = ["settings.json", "valkey/valkey.conf", "seaweedfs/s3.json", "seaweedfs/security.toml"]
+    secret = [
+        "settings.json",
+        "valkey/valkey.conf",
+        "seaweedfs/s3.json",
+        "seaweedfs/security.toml",
+        "seaweedfs/server.key",
+    ]
     assert {stat.S_IMODE((servers.directory / name).stat().st_mode) for name in secret} == {0o600}
 
 

@@ -31,6 +31,9 @@ class Minio(SeaweedFS):
 
     port_names: tuple[str, ...] = ("s3.port",)
 
+    def _sockets(self) -> list[Path]:
+        return []
+
     def configure(self) -> None:
         """MinIO reads everything from its environment and its command."""
         self.name = type(self).__name__

@@ -210,11 +210,15 @@ def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 def test_on_a_full_disk_what_is_kept_makes_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = _files(tmp_path, _Served({"s3://a/w": DATA, "s3://b/w": b"other"}))
-    with files.file("s3://b/w"):
+    served = _Served({"s3://a/w": DATA, "s3://b/w": b"other"})
+    with _files(tmp_path, served).file("s3://b/w"):
         pass
-    (tmp_path / "kept" / f"{DIGEST[:2]}.partial").symlink_to("/dev/full")
-    with files.file("s3://a/w", DIGEST) as path:
+
+    def fetch(uri: str, file: BinaryIO, timeout_s: float) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            served(uri, full if Path(file.name).parent == tmp_path / "kept" else file, timeout_s)
+
+    with _files(tmp_path, fetch).file("s3://a/w", DIGEST) as path:
         assert path.read_bytes() == DATA
     assert _names(tmp_path) == []
     assert "No space left" in _warnings(caplog)[0]

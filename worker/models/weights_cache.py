@@ -32,7 +32,7 @@ from producer.jobs.fetch.pace import LOOK_EVERY_S, check_interruption
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, OtherWeights, WorkerError
 from producer.jobs.model.redaction import redact
-from worker.supervise.weights_folder import make_private
+from worker.supervise.private_folder import make_private
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class WeightsFiles:
             if sha256 is not None and (file := self._opened(sha256)) is not None:
                 return file, sha256
             try:
-                # This overwrites what a killed process left.
+                # This removes what a killed process left.
                 found = self._fetch_to(partial, uri, sha256, until - time.monotonic())
                 return self._put(partial, found), found
             finally:
@@ -175,7 +175,9 @@ class WeightsFiles:
     def _fetch_to(self, path: Path, uri: str, sha256: str | None, timeout_s: float) -> str:
         """Fetch into a file and return its SHA-256. Raises OSError when it cannot be written."""
         try:
-            with path.open("wb") as file:
+            # Not what lies there: it may be a link from when others could write here.
+            path.unlink(missing_ok=True)
+            with path.open("xb") as file:
                 self._fetch(uri, file, timeout_s)
         except FetchTimeout as error:
             if timeout_s > self._timeout_s / 2:

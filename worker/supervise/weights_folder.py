@@ -6,23 +6,22 @@ import os
 import tempfile
 from pathlib import Path
 
+from worker.supervise.private_folder import make_private
+
 #: A disk that has no room for this has none for weights.
 _TRIED_BYTES = 4096
 
 
 def default_folder() -> Path:
-    """Where weights files are kept: `$XDG_CACHE_HOME/gradcam-worker/weights`, or under `~/.cache`."""
+    """Where weights files are kept: `$XDG_CACHE_HOME/gradcam-worker/weights`, or under `~/.cache`.
+
+    A user without a home has a folder for temporary files, whose name nobody else has.
+    """
     # The second is relative for a user without a home.
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return (base if base.is_absolute() else Path(tempfile.gettempdir())) / "gradcam-worker" / "weights"
-
-
-def make_private(folder: Path) -> None:
-    """Make the folder if need be, readable for its owner alone. Raises OSError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(None, "it belongs to somebody else")
-    folder.chmod(0o700)
+    if base.is_absolute():
+        return base / "gradcam-worker" / "weights"
+    return Path(tempfile.gettempdir()) / f"gradcam-weights-{os.geteuid()}"
 
 
 def complaint(folder: Path) -> str:
