@@ -10,7 +10,6 @@ from collections.abc import Generator, Sequence
 from typing import Any, BinaryIO
 
 from producer.input.columns import Columns
-from producer.input.display import quoted, shown
 from producer.input.parquet_pages import MAX_PAGE_BYTES, MAX_PAGE_VALUES, Chunk, PageError, groups, longest_text, pages
 from producer.input.read_options import ReadOptions
 from producer.input.readers import rows_of
@@ -18,6 +17,7 @@ from producer.input.rows import Maker, Rows
 from producer.input.source_group import BATCH
 from producer.input.spooled import RereadableFile
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted, shown
 
 _MOST_ROWS = 4 * BATCH
 #: What the rows that are read at once may take, before they are objects of Python.

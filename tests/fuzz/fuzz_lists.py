@@ -19,6 +19,7 @@ from pyarrow import parquet
 from producer.input.lists import Kind, ListFile
 from producer.input.read_options import ReadOptions
 from producer.jobs.fetch import addresses
+from producer.jobs.model import redaction
 from producer.jobs.model.errors import FetchError, UsageError
 
 #: The longest sentence: an address or a cell in it is shortened.
@@ -89,21 +90,21 @@ def _read(kind: Kind, data: bytes) -> str:
 
 
 def _sentence(text: str) -> None:
-    assert not addresses.UNPRINTABLE.search(text), text
+    assert not redaction.UNPRINTABLE.search(text), text
     assert 0 < len(text) < _LONGEST_SENTENCE, text
 
 
 def _parsed(data: bytes) -> str:
     text = data.decode("utf-8", "surrogateescape")
-    for shown in (addresses.redact(text), addresses.stem(text)):
-        assert not addresses.UNPRINTABLE.search(shown), shown
+    for shown in (redaction.redact(text), addresses.stem(text)):
+        assert not redaction.UNPRINTABLE.search(shown), shown
     assert not {"/", "\\", "\0"} & {*addresses.stem(text)}
     try:
         address = addresses.parse(text)
     except FetchError as error:
         _sentence(str(error))
         return "refused"
-    assert not addresses.UNPRINTABLE.search(address.shown)
+    assert not redaction.UNPRINTABLE.search(address.shown)
     return address.scheme
 
 

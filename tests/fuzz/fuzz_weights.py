@@ -18,8 +18,8 @@ from fuzz_mutations import Format, Structure
 from fuzz_targets import Target
 from safetensors.torch import save
 
-from producer.jobs.fetch.addresses import UNPRINTABLE
 from producer.jobs.model.errors import JobError
+from producer.jobs.model.redaction import UNPRINTABLE
 from worker.models import checkpoint
 
 # What torch and pickletools warn of once a process, of what hostile pickles hold, is no error where workers run.
