@@ -55,17 +55,15 @@ def write(folder: Path) -> bool:
     return True
 
 
-def main() -> int:
-    """Write them beside this file, or into the folder that is named; 2 where files are missing."""
+def main() -> None:
+    """Write them beside this file, or into the folder that is named."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "secrets"
     try:
         written = write(folder)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a program of its own, without click
-        return 2
+        raise SystemExit(f"error: {error}") from None
     print(f"{'written to' if written else 'all there already:'} {folder}")  # noqa: T201
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -115,7 +115,8 @@ class TerminalLines:
     def write(self, line: bytes) -> int:
         """Show a line; line breaks within it are shown as well."""
         text = line.decode(errors="replace").removesuffix("\n")
-        return self._terminal.write(in_json(text).encode() + b"\n")
+        safe = "\t".join(in_json(cell).replace("\n", "\\n") for cell in text.split("\t"))
+        return self._terminal.write(safe.encode() + b"\n")
 
 
 def split_commas(text: str) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
             settings = {
                 "GRADCAM_REDIS_URL": url,
                 "GRADCAM_LOG": "json",
-                "GRADCAM_WORKER_ALLOW_HOSTS": "127.0.0.1",
+                "GRADCAM_WORKER_ALLOW_HOSTS": "127.0.0.1:*",
                 "GRADCAM_WORKER_RUN_DIR": str(dirs["run"]),
                 "GRADCAM_WORKER_WEIGHTS_CACHE_DIR": str(dirs["weights"]),
             }

@@ -81,7 +81,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One worker of one process, which leaves no server for being slow."""
     folder = tmp_path_factory.mktemp("slow")
     settings = {
-        "GRADCAM_WORKER_ALLOW_HOSTS": "127.0.0.0/8",
+        "GRADCAM_WORKER_ALLOW_HOSTS": "127.0.0.0/8:*",
         "GRADCAM_WORKER_LOW_SPEED_LIMIT": "0",
         "GRADCAM_WORKER_WEIGHTS_CACHE_DIR": str(folder / "weights"),
         "GRADCAM_WORKER_LEASE_S": "10",

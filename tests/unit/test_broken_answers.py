@@ -108,7 +108,7 @@ def fetch(server: RawServer, fetchers: dict[str, Fetcher]) -> Callable[..., byte
     def fetched(path: str = "w", **limits: float) -> bytes:
         wanted = {"total_timeout_s": 20, "max_bytes": 2**20} | limits
         if (key := str(wanted)) not in fetchers:
-            fetchers[key] = Fetcher(FetchPolicy(allow_hosts=("127.0.0.0/8",), **wanted), None)
+            fetchers[key] = Fetcher(FetchPolicy(allow_hosts=("127.0.0.0/8:*",), **wanted), None)
         return fetchers[key].fetch(f"http://127.0.0.1:{server.port}/{path}")
 
     return fetched
@@ -353,7 +353,7 @@ def test_a_malformed_digest_is_refused_before_anything_is_asked(server: RawServe
 
 def test_a_digest_goes_before_the_file_is_given_on(server: RawServer) -> None:
     server.answer = headers(b"Content-Length: 5") + b"hello"
-    fetcher = Fetcher(FetchPolicy(allow_hosts=("127.0.0.0/8",)), None)
+    fetcher = Fetcher(FetchPolicy(allow_hosts=("127.0.0.0/8:*",)), None)
     with pytest.raises(OtherContent):
         fetcher.fetch_to(f"http://127.0.0.1:{server.port}/w#sha256={'0' * 64}", BytesIO())
     fetcher.close()
