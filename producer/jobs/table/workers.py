@@ -39,6 +39,15 @@ class _Told(BaseModel):
     at: float
 
 
+def told_lately(line: bytes, now: float) -> _Told | None:
+    """What a worker waits for, as `waits_for` stored it; None where nobody can read it, or it died with its wait."""
+    try:
+        told = _Told.model_validate_json(line)
+    except ValidationError:  # of another version
+        return None
+    return told if now - told.at < WORKER_SILENT_S else None
+
+
 def _alive(told: bytes, now: float) -> bool:
     return now - float(told.partition(b" ")[0]) < WORKER_SILENT_S
 
@@ -153,10 +162,8 @@ class WorkerRegistry:
         found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
         longest: dict[str, list[float]] = {}
         for line in found.values():
-            with suppress(ValidationError):  # of another version
-                told = _Told.model_validate_json(line)
-                if now - told.at < WORKER_SILENT_S:  # else it died with its wait
-                    longest.setdefault(told.what, []).append(now - told.since)
+            if told := told_lately(line, now):
+                longest.setdefault(told.what, []).append(now - told.since)
         waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
         return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
