@@ -65,9 +65,10 @@ check: deploy-check ## lint, formatting, types (of the tests too), the direction
 	$(BIN)/lint-imports
 
 .PHONY: deploy-check
-deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose
+deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, the chart
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/pytest -q -p no:cacheprovider tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min

@@ -1,7 +1,7 @@
 """The chart's trial, run as processes, and scaled by what KEDA and Kubernetes make of its ScaledObject.
 
-Servers, exporter, workers, probes and the bucket's job are the commands of the rendered manifests. Workers are started and
-stopped as Kubernetes does: SIGTERM, whatever they have in hand.
+Servers, exporter, workers, probes and the bucket's job are the commands of the rendered manifests. Workers are started
+and stopped as Kubernetes does: SIGTERM, whatever they have in hand.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,25 @@ import numpy as np
 import pods
 import pytest
 from autoscaler import Autoscaler
-from charts import VALUES, find, manifests, merged
+from charts import VALUES, Manifest, find, manifests, merged
 from stacks import eventually
 
 from producer.client.client import Client
 from producer.jobs.model import keys
 
 #: What makes a worker's speed here is this, and no core: eight threads fetch at a time.
-FETCH_S = 0.4
-IMAGES = 400
+FETCH_S = 2.0
+#: A job for one worker, and one for many, of which nothing has to be done.
+IMAGES, MANY = 80, 2000
 #: The chart's `hours`, of seconds; and the time between two looks.
-WANTED_S = 16
+WANTED_S = 90
 LOOK_EVERY_S = 1.0
+SMALL: dict[str, Any] = {"network": "squeezenet1_1", "weight_path": "random", "outputs": ["cam"], "class_id": 1}
+QUEUES = ("recovery", "high", "default", "low")
 
-pytestmark = pytest.mark.skipif(not pods.hosts_can_be_named(), reason="a pod has a name of its own, which root alone gives here")
+pytestmark = pytest.mark.skipif(
+    not pods.hosts_can_be_named(), reason="a pod has a name of its own, which root alone gives here"
+)
 
 
 @contextmanager
@@ -64,31 +68,6 @@ def slow_images() -> Iterator[str]:
         server.server_close()
 
 
-@dataclass
-class Workers:
-    """The Deployment's pods: as many as it is told."""
-
-    cluster: pods.Cluster
-    up: list[pods.Pod] = field(default_factory=list)
-    down: list[pods.Pod] = field(default_factory=list)
-
-    def be(self, replicas: int) -> None:
-        """Start what is missing, and end what is too much."""
-        while len(self.up) < replicas:
-            pod = self.cluster.pod("Deployment", "-worker")
-            pod.start()
-            self.up.append(pod)
-        while len(self.up) > replicas:
-            # Which one Kubernetes takes is not ours to say: here the first, which has been at work for longest.
-            pod = self.up.pop(0)
-            pod.terminate()
-            self.down.append(pod)
-
-    def ended(self) -> bool:
-        """Whether all that were told to end have, by themselves."""
-        return all(pod.process is not None and pod.process.poll() == 0 for pod in self.down)
-
-
 def values(web: str) -> dict[str, Any]:
     keda = {
         "enabled": True,
@@ -99,94 +78,131 @@ def values(web: str) -> dict[str, Any]:
         "cooldownSeconds": 2,
         "scaleDown": {"stabilizationSeconds": 1},
     }
-    worker = {"env": {"GRADCAM_WORKER_ALLOW_HOSTS": web.removeprefix("http://"), "GRADCAM_WORKER_COMMIT_EVERY_S": "0.5"}}
-    return merged(VALUES["trial"], {"keda": keda, "worker": worker})
+    allowed = {"GRADCAM_WORKER_ALLOW_HOSTS": web.removeprefix("http://"), "GRADCAM_WORKER_COMMIT_EVERY_S": "0.5"}
+    return merged(VALUES["trial"], {"keda": keda, "worker": {"env": allowed}})
+
+
+class Scaled:
+    """The Deployment's pods, as many as KEDA and Kubernetes say."""
+
+    def __init__(self, rendered: list[Manifest], cluster: pods.Cluster) -> None:
+        spec = find(rendered, "ScaledObject", "-worker")["spec"]
+        [trigger] = spec["triggers"]
+        self._url = cluster.addressed(trigger["metadata"]["url"])
+        self._place = trigger["metadata"]["valueLocation"]
+        self.keda = Autoscaler(spec, self.asked, time.monotonic)
+        self._cluster = cluster
+        self.up: list[pods.Pod] = []
+        self.down: list[pods.Pod] = []
+        self.counts: list[int] = []
+
+    def asked(self) -> float | None:
+        """What KEDA reads; None where it gets no number."""
+        found = pods.fetch(self._url)
+        return None if found is None else float(found[self._place])
+
+    def look(self) -> int:
+        """What happens every few seconds in a cluster: KEDA looks, Kubernetes looks, pods start or are told to end."""
+        self.keda.poll()
+        self.keda.sync()
+        while len(self.up) < self.keda.replicas:
+            self.up.append(self._cluster.pod("Deployment", "-worker"))
+            self.up[-1].start()
+        while len(self.up) > self.keda.replicas:
+            # Which one Kubernetes takes is not ours to say: here the first, which has been at work for longest.
+            self.down.append(self.up.pop(0))
+            self.down[-1].terminate()
+        self.counts.append(self.keda.replicas)
+        return self.keda.replicas
+
+    def until(
+        self, condition: Callable[[], bool], within_s: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Look again and again until it is so."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            logs = "\n".join(pod.log_tail() for pod in self._cluster.pods)
+            assert time.monotonic() < deadline, f"{self.counts}\n{logs}"
+            self.look()
+            meanwhile()
+            time.sleep(LOOK_EVERY_S)
+
+    def ended_by_themselves(self) -> bool:
+        """Whether all that were told to end have."""
+        return all(pod.process is not None and pod.process.poll() == 0 for pod in self.down)
+
+
+def start_servers(cluster: pods.Cluster) -> None:
+    """Start Redis, the store and the exporter, and make the bucket."""
+    redis, store = (cluster.pod("StatefulSet", name) for name in ("-valkey", "-s3"))
+    bucket, exporter = cluster.pod("Job", "-bucket-1"), cluster.pod("Deployment", "-exporter")
+    for pod in (redis, store, bucket, exporter):
+        pod.start()
+    eventually(lambda: exporter.probe("readinessProbe") == exporter.probe("livenessProbe") == 0, every_s=0.2)
+    eventually(lambda: store.probe("readinessProbe") == 0, every_s=0.2)
+    assert bucket.process is not None
+    assert bucket.process.wait(60) == 0, bucket.log_tail()
+
+
+def client_of(cluster: pods.Cluster, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """A client with the settings of the client's pod."""
+    for name in [name for name in os.environ if name.startswith(("GRADCAM_", "AWS_")) and "_TEST_" not in name]:
+        monkeypatch.delenv(name)
+    for name, value in cluster.pod("Deployment", "-client").environment.items():
+        if name.startswith(("GRADCAM_", "AWS_")):
+            monkeypatch.setenv(name, value)
+    return Client.from_env()
 
 
 def test_workers_come_with_a_job_and_go_when_it_is_done_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KEDA on a queue's length stops workers that are at work, as their work has left the queue. On what is left it does not.
+    """By a queue's length KEDA would stop workers at work, as what they work at has left the queue.
 
-    A worker that is stopped in the middle all the same, since less is left to do, gives its images back.
+    A worker that is stopped in the middle all the same, since fewer are enough, gives its images back.
     """
     with slow_images() as web, pods.running(rendered := manifests(values(web)), tmp_path) as cluster:
-        servers = [cluster.pod("StatefulSet", name) for name in ("-valkey", "-s3")]
-        for server in servers:
-            server.start()
-        bucket = cluster.pod("Job", "-bucket-1")
-        bucket.start()
-        exporter = cluster.pod("Deployment", "-exporter")
-        exporter.start()
-        eventually(lambda: exporter.probe("readinessProbe") == 0 and exporter.probe("livenessProbe") == 0)
-        eventually(lambda: servers[1].probe("readinessProbe") == 0)
-        assert bucket.process is not None
-        assert bucket.process.wait(60) == 0, bucket.log_tail()
+        start_servers(cluster)
+        client = client_of(cluster, monkeypatch)
+        scaled = Scaled(rendered, cluster)
+        assert [scaled.look() for _ in range(2)] == [0, 0]
 
-        for name in [name for name in os.environ if name.startswith(("GRADCAM_", "AWS_")) and "_TEST_" not in name]:
-            monkeypatch.delenv(name)
-        for name, value in cluster.pod("Deployment", "-client").environment.items():
-            if name.startswith(("GRADCAM_", "AWS_")):
-                monkeypatch.setenv(name, value)
-        client = Client.from_env()
-        redis = client.table.redis
-        scaled = find(rendered, "ScaledObject", "-worker")["spec"]
-        [trigger] = scaled["triggers"]
-        url, place = cluster.addressed(trigger["metadata"]["url"]), trigger["metadata"]["valueLocation"]
+        many = client.submit([f"{web}/{number}.jpg" for number in range(MANY)], queue="low", **SMALL)
+        job = client.submit([f"{web}/{number}.jpg" for number in range(IMAGES)], queue="high", chunk_size=10, **SMALL)
 
-        def asked() -> float | None:
-            found = pods.fetch(url)
-            return None if found is None else float(found[place])
+        def left() -> int:
+            status = client.status(job)
+            return status.total - status.done - status.failed
 
-        keda = Autoscaler(scaled, asked, time.monotonic)
-        workers = Workers(cluster)
-        counts, blind, stopped_at_work = [], False, False
+        scaled.until(lambda: len(scaled.up) == 2, 30)
+        first = scaled.up[0]
+        at_work = '"committed"'
+        scaled.until(lambda: all(at_work in pod.log.read_text() for pod in scaled.up) or left() < IMAGES // 2, 120)
+        assert [first.probe(f"{kind}Probe") for kind in ("startup", "readiness", "liveness")] == [0, 0, 0]
 
-        def look() -> int:
-            nonlocal blind, stopped_at_work
-            keda.poll()
-            keda.sync()
-            left = client.status(job) if job else None
-            open_images = left.total - left.done - left.failed if left else 0
-            stopped_at_work = stopped_at_work or (0 < keda.replicas < len(workers.up) and open_images > 0)
-            workers.be(keda.replicas)
-            queued = sum(redis.llen(keys.QUEUE_PREFIX + queue) for queue in ("recovery", "high", "default", "low"))
-            blind = blind or (queued == 0 and open_images > 0 and bool(workers.up))
-            counts.append(keda.replicas)
-            return keda.replicas
+        # Much less is left at once. One worker is enough, and one of two that are at work is told to end.
+        client.cancel(many)
+        scaled.until(lambda: len(scaled.up) == 1, 60)
+        assert left() > 0, "it was to be stopped at work"
+        blind = []
 
-        job = ""
-        assert [look() for _ in range(2)] == [0, 0]
-        job = client.submit(
-            [f"{web}/{number}.jpg" for number in range(IMAGES)],
-            network="squeezenet1_1", weight_path="random", outputs=["cam"], class_id=1, chunk_size=20,
-        )  # fmt: skip
+        def look_at_queues() -> None:
+            queued = sum(client.table.redis.llen(f"{keys.QUEUE_PREFIX}{queue}") for queue in QUEUES)
+            blind.append(queued == 0 and left() > 0)
 
-        def until(condition: Any, within_s: float) -> None:
-            deadline = time.monotonic() + within_s
-            while not condition():
-                assert time.monotonic() < deadline, f"{counts}\n" + "\n".join(pod.log_tail() for pod in workers.up)
-                look()
-                time.sleep(LOOK_EVERY_S)
-
-        until(lambda: max(counts) == 2, 30)
-        first = workers.up[0]
-        until(lambda: first.probe("startupProbe") == 0, 30)
-        assert first.probe("readinessProbe") == first.probe("livenessProbe") == 0
-        until(lambda: keda.replicas == 0, 120)
+        scaled.until(lambda: not scaled.up, 120, look_at_queues)
         status = client.status(job)
         assert (status.state, status.done, status.failed, status.total) == ("succeeded", IMAGES, 0, IMAGES)
-        eventually(workers.ended, 45)
+        assert any(blind), "the queues were to be empty while images were in hand"
+        steps = [count for count, before in zip(scaled.counts, [-1, *scaled.counts], strict=False) if count != before]
+        assert steps == [0, 2, 1, 0]
+        eventually(scaled.ended_by_themselves, first.grace_s)
 
         # Each image is recorded once, with its picture.
         results = list(client.results(job))
         assert [result.index for result in results] == list(range(IMAGES))
         assert len({key for result in results for key in result.objects.values()}) == IMAGES
-        assert stopped_at_work, f"a worker was to be stopped in the middle: {counts}"
-        assert blind, "the queues were to be empty while images were in hand"
-        assert counts[-1] == 0
-        assert set(counts) == {0, 1, 2}
-        # And once more from nothing.
-        again = client.submit([f"{web}/again.jpg"], network="squeezenet1_1", weight_path="random", outputs=["cam"])
-        eventually(lambda: (keda.poll(), keda.replicas)[1] == 1, 15, 0.5)
-        assert client.status(again).done == 0
+
+        # Once more from nothing.
+        client.submit([f"{web}/again.jpg"], **SMALL)
+        scaled.until(lambda: len(scaled.up) == 1, 15)

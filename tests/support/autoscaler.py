@@ -1,15 +1,16 @@
 """What KEDA and Kubernetes' autoscaler make of a ScaledObject, step by step, with a clock of the caller's.
 
-KEDA (2.19: pkg/scaling/executor/scale_scaledobjects.go, pkg/scalers/metrics_api_scaler.go) looks every `pollingInterval`:
+KEDA (pkg/scaling/executor/scale_scaledobjects.go, pkg/scalers/metrics_api_scaler.go as of release 2.19) looks every `pollingInterval`:
 
-- A trigger is active where its value is more than `activationTargetValue`. Then 0 workers become `minReplicaCount`, or 1.
+- A trigger is active where its value is more than `activationTargetValue`. Then 0 workers become
+  `minReplicaCount`, or 1.
 - Where it has not been active for `cooldownPeriod`, and `minReplicaCount` is 0, all workers stop.
 - Where the value cannot be had nothing changes, as no `fallback` is set.
 
 In between, from 1 worker on, Kubernetes' HorizontalPodAutoscaler (pkg/controller/podautoscaler: horizontal.go,
-replica_calculator.go) looks every 15 s. With a target of AverageValue it wants ceil(value / targetValue) workers, unless that
-is within a tenth of what there are; takes the highest of what it wanted within `stabilizationWindowSeconds` before there are
-fewer, goes by the policies of `behavior`, and stays between the least and the most.
+replica_calculator.go) looks every 15 s. With a target of AverageValue it wants ceil(value / targetValue) workers, unless
+that is within a tenth of what there are. Before there are fewer, it takes the highest of what it wanted within
+`stabilizationWindowSeconds`. It goes by the policies of `behavior`, and stays between the least and the most.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class Autoscaler:
         self._ask, self._clock = ask, clock
         self._target = float(trigger["metadata"]["targetValue"])
         self._activation = float(trigger["metadata"].get("activationTargetValue", "0"))
-        self._least, self._most = spec.get("minReplicaCount", 0), spec.get("maxReplicaCount", 100)
-        self._cooldown_s = spec.get("cooldownPeriod", _COOLDOWN_S)
+        self._least: int = spec.get("minReplicaCount", 0)
+        self._most: int = spec.get("maxReplicaCount", 100)
+        self._cooldown_s: float = spec.get("cooldownPeriod", _COOLDOWN_S)
         behavior = spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
         self._up, self._down = behavior.get("scaleUp", {}), behavior.get("scaleDown", {})
         self._wanted: deque[tuple[float, int]] = deque()
@@ -60,7 +62,9 @@ class Autoscaler:
             self._active_at = now
             if self.replicas == 0:
                 self.replicas = max(self._least, 1)
-        elif self.replicas and not self._least and (self._active_at is None or now - self._active_at > self._cooldown_s):
+        elif (
+            self.replicas and not self._least and (self._active_at is None or now - self._active_at > self._cooldown_s)
+        ):
             self.replicas = 0
             self._wanted.clear()
             self._changes.clear()
@@ -102,7 +106,9 @@ class Autoscaler:
             return self.replicas
         limits = []
         for policy in rules.get("policies", usual):
-            recent = [change for at, change in self._changes if at > now - policy["periodSeconds"] and change * sign > 0]
+            recent = [
+                change for at, change in self._changes if at > now - policy["periodSeconds"] and change * sign > 0
+            ]
             before = self.replicas - sum(recent)
             amount = policy["value"] if policy["type"] == "Pods" else math.ceil(before * policy["value"] / 100)
             limits.append(before + sign * amount)

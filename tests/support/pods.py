@@ -5,6 +5,7 @@ Folders stand for volumes, free ports for those of services, and our Python for 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -44,10 +45,14 @@ def _program(command: str) -> list[str]:
     return programs[command]
 
 
+@functools.cache
 def hosts_can_be_named() -> bool:
     """Whether a process may get a hostname of its own, as a pod has."""
     unshare = shutil.which("unshare")
-    return bool(unshare) and subprocess.run([str(unshare), "--uts", "true"], capture_output=True, check=False).returncode == 0
+    return (
+        bool(unshare)
+        and subprocess.run([str(unshare), "--uts", "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 class Pod(Program):
@@ -85,14 +90,20 @@ class Pod(Program):
 
     def start(self) -> None:
         """Start it."""
-        self.launch([*self._named(), *self.command(self._container["command"] + self._container.get("args", []))], self.environment, ROOT)
+        self.launch(
+            [*self._named(), *self.command(self._container["command"] + self._container.get("args", []))],
+            self.environment,
+            ROOT,
+        )
 
     def probe(self, kind: str) -> int:
         """Run a probe of the container; 0 where all is well."""
         probe = self._container[kind]
         if "exec" in probe:
             command = [*self._named(), *self.command(probe["exec"]["command"])]
-            return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, check=False, timeout=30).returncode
+            return subprocess.run(
+                command, env=self.environment, cwd=ROOT, capture_output=True, check=False, timeout=30
+            ).returncode
         asked = f"http://127.0.0.1:{self.port(probe['httpGet']['port'])}{probe['httpGet']['path']}"
         with suppress(OSError), urllib.request.urlopen(asked, timeout=probe["timeoutSeconds"]) as answer:
             return int(answer.status != 200)
@@ -123,7 +134,14 @@ class Pod(Program):
     def _named(self) -> list[str]:
         if not hosts_can_be_named():
             return []
-        return [str(shutil.which("unshare")), "--uts", str(shutil.which("sh")), "-c", 'hostname "$0" && exec "$@"', self.name]
+        return [
+            str(shutil.which("unshare")),
+            "--uts",
+            str(shutil.which("sh")),
+            "-c",
+            'hostname "$0" && exec "$@"',
+            self.name,
+        ]
 
     def _mounted(self, name: str, volume: dict[str, Any]) -> Path:
         folder = self.folder / f"volume-{name}"
