@@ -1,9 +1,9 @@
 """What KEDA and Kubernetes' autoscaler make of a ScaledObject, step by step, with a clock of the caller's.
 
-KEDA (pkg/scaling/executor/scale_scaledobjects.go, pkg/scalers/metrics_api_scaler.go as of release 2.19) looks every `pollingInterval`:
+KEDA (pkg/scaling/executor/scale_scaledobjects.go, pkg/scalers/metrics_api_scaler.go as of release 2.19) looks every
+`pollingInterval`:
 
-- A trigger is active where its value is more than `activationTargetValue`. Then 0 workers become
-  `minReplicaCount`, or 1.
+- A trigger is active where its value is above `activationTargetValue`; 0 workers then become `minReplicaCount` or 1.
 - Where it has not been active for `cooldownPeriod`, and `minReplicaCount` is 0, all workers stop.
 - Where the value cannot be had nothing changes, as no `fallback` is set.
 
@@ -50,7 +50,7 @@ class Autoscaler:
         self._wanted: deque[tuple[float, int]] = deque()
         self._changes: deque[tuple[float, int]] = deque()
         self._active_at: float | None = None
-        self.replicas = self._least
+        self.replicas: int = self._least
 
     def poll(self) -> None:
         """What KEDA does at each look: from none to some, and back."""
@@ -98,13 +98,13 @@ class Autoscaler:
             self._wanted.popleft()
         least = min(wanted for at, wanted in self._wanted if at >= now - up_s)
         most = max(wanted for at, wanted in self._wanted if at >= now - down_s)
-        return min(max(self.replicas, least), max(most, least)) if self.replicas < least else min(self.replicas, most)
+        return min(max(self.replicas, least), most)
 
     def _by_policies(self, wanted: int, now: float) -> int:
         rules, usual, sign = (self._up, _UP, 1) if wanted > self.replicas else (self._down, _DOWN, -1)
         if wanted == self.replicas or rules.get("selectPolicy") == "Disabled":
             return self.replicas
-        limits = []
+        limits: list[int] = []
         for policy in rules.get("policies", usual):
             recent = [
                 change for at, change in self._changes if at > now - policy["periodSeconds"] and change * sign > 0
