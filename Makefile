@@ -65,10 +65,10 @@ check: deploy-check ## lint, formatting, types (of the tests too), the direction
 	$(BIN)/lint-imports
 
 .PHONY: deploy-check
-deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, the chart
+deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
-	$(BIN)/pytest -q -p no:cacheprovider tests/unit/test_chart.py tests/unit/test_autoscaler.py
+	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min
@@ -116,8 +116,9 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 ##@ tidy
 
 .PHONY: docs
-docs: $(VENV)/test.stamp ## write docs/options.md and docs/commands.md anew, from what the program says of itself
+docs: $(VENV)/test.stamp ## write docs/options.md, docs/commands.md and the tables of docs/metrics.md anew, from the code
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 
 .PHONY: dist

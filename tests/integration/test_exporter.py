@@ -23,6 +23,7 @@ from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.results import Failure
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.model.spec import PRIORITIES, JobSpec
+from producer.jobs.table import overview
 from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
 from producer.monitoring.exporter import make_exporter
@@ -355,6 +356,31 @@ def test_the_number_of_series_does_not_grow_with_jobs_or_workers(table: JobTable
             add_job(table, f"job{number}", images=2, network=f"network{number}")
             table.registry.heartbeat(f"host{number}-cpu-00aa")
         assert len(samples(address)) == before
+
+
+def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(
+    table: JobTable, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a look costs the same with a thousand jobs; each is told from the first look on, and comes up again."""
+    monkeypatch.setattr(overview, "_JOBS_AGAIN", 4)
+    monkeypatch.setattr(overview, "_JOBS_AT_ONCE", 3)
+    specs = {f"job{number}": add_job(table, f"job{number}", images=4) for number in range(10)}
+
+    def open_images() -> int:
+        return sum(job.left for job in table.overview.read().jobs)
+
+    assert open_images() == 40
+    for job, spec in specs.items():
+        explain(table, job, spec)
+    assert [open_images() for _ in range(3)] == [32, 24, 20]
+    explain(table, "job3", specs["job3"], 1)
+    end(table, "job3")
+    assert open_images() == 18
+    redis_client.delete("gradcam:job:job4")
+    add_job(table, "new", images=6)
+    for _ in range(3):
+        found = open_images()
+    assert found == 16 + 6
 
 
 def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(table: JobTable) -> None:

@@ -8,8 +8,8 @@ KEDA (pkg/scaling/executor/scale_scaledobjects.go, pkg/scalers/metrics_api_scale
 - Where the value cannot be had nothing changes, as no `fallback` is set.
 
 In between, from 1 worker on, Kubernetes' HorizontalPodAutoscaler (pkg/controller/podautoscaler: horizontal.go,
-replica_calculator.go) looks every 15 s. With a target of AverageValue it wants ceil(value / targetValue) workers, unless
-that is within a tenth of what there are. Before there are fewer, it takes the highest of what it wanted within
+replica_calculator.go) looks every 15 s. With a target of AverageValue it wants ceil(value / targetValue) workers,
+unless that is within a tenth of what there are. Before there are fewer, it takes the highest of what it wanted within
 `stabilizationWindowSeconds`. It goes by the policies of `behavior`, and stays between the least and the most.
 """
 

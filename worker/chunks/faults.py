@@ -29,6 +29,7 @@ from producer.jobs.model.errors import (
     ServiceError,
 )
 from producer.jobs.table.troubles import Kind
+from worker import metrics
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
@@ -149,6 +150,7 @@ class FaultHandler:
             # Chunks in flight at the same time may tell of one fault.
             if self._slots.paused():
                 return
+            metrics.worker_fault()
             self._slots.pause(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 

@@ -18,6 +18,7 @@ from producer.jobs.fetch import addresses
 from producer.jobs.model.errors import FetchError, GradcamError, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.network_names import HF
 from producer.jobs.model.spec import JobSpec
+from worker import metrics
 from worker.models import bundles, memory, networks
 from worker.models.as_asked import as_asked
 from worker.models.cache import ModelCache
@@ -72,7 +73,10 @@ class Models:
             NotHere: This machine lacks the network, a package, or the way to the weights.
             WorkerError: The device or the disk cannot be used.
         """
-        return as_asked(self._kept().get(self._key(spec)), spec)
+        kept, key = self._kept(), self._key(spec)
+        if key in kept:
+            metrics.model_reused()
+        return as_asked(kept.get(key), spec)
 
     def at_hand(self, spec: JobSpec) -> bool:
         """Return whether `get` returns the model without loading it."""
@@ -160,6 +164,8 @@ class Models:
                 self._kept().clear()
                 raise
             memory.give_back(self._device.type)
+        seconds = time.monotonic() - started
+        metrics.model_loaded(seconds)
         if not network.random:
             log.info("action=weights_read network=%s The weights: %s.", key.network, network.weights_read)
         log.info(
@@ -167,7 +173,7 @@ class Models:
             key.network,
             network.layer_name,
             network.device,
-            time.monotonic() - started,
+            seconds,
         )
         return network
 

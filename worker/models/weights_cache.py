@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from producer.jobs.fetch import addresses
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, JobError, WorkerError
+from worker import metrics
 from worker.supervise.weights_folder import make_private
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class WeightsFiles:
         make_private(self._folder)
         file = None if sha256 is None else self._opened(sha256)
         fetched = file is None
+        metrics.weights_file(fetched=fetched)
         if file is None:
             file, sha256 = self._fetched(uri, sha256)
         try:

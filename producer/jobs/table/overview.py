@@ -1,11 +1,13 @@
-"""One look at all jobs and workers, for metrics: its cost grows with jobs that have not ended, never with images."""
+"""One look at all jobs and workers, for metrics: its cost grows with jobs up to a limit, and never with images."""
 
 from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import redis
@@ -21,8 +23,10 @@ from producer.jobs.table.workers import WORKER_SILENT_S, told_lately
 if TYPE_CHECKING:
     from producer.jobs.table.redis_server import Memory, Server
 
-#: A call of Redis looks at so many jobs: it keeps the server busy for well below a millisecond.
-_JOBS_AT_ONCE: Final = 100
+#: A call of Redis looks at so many jobs: it keeps the server busy for some milliseconds at most.
+_JOBS_AT_ONCE: Final = 50
+#: A look looks at so many jobs that were looked at before, those first for which it is longest ago.
+_JOBS_AGAIN: Final = 200
 _MOST: Final = 2**53
 #: The queues of messages.
 QUEUES: Final = ("recovery", *PRIORITIES)
@@ -101,7 +105,9 @@ def device_of(worker: str) -> str:
 
 
 class OverviewReader:
-    """Looks at all jobs and workers.
+    """Looks at all jobs and workers; safe to share between threads.
+
+    Of many jobs some are looked at anew each time. What is told of the others is what was seen of them before.
 
     Args:
         scripts: How Redis is called.
@@ -110,15 +116,21 @@ class OverviewReader:
 
     def __init__(self, scripts: Scripts, server: Server) -> None:
         self._scripts, self._server = scripts, server
+        self._lock = threading.Lock()
+        #: What was seen of each job that has not ended, None where nobody can read it; what was seen last stands last.
+        self._seen: dict[str, JobFacts | None] = {}
 
     def read(self) -> Overview:
         """Look once. Raises ServiceError and Unfit, as `Scripts.do`."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> Overview:
         found = self._scripts.do(_ask)
         seconds, micros = found["time"] or (0, 0)
         now = float(seconds) + float(micros) / 1e6
-        names = sorted(job_names(found["active"] or ()))
-        pages = [names[start : start + _JOBS_AT_ONCE] for start in range(0, len(names), _JOBS_AT_ONCE)]
-        jobs = [job for page in pages for job in self._facts(page, now)]
+        self._look_at(set(job_names(found["active"] or ())), now)
+        jobs = list(self._seen.values())
         known = [job for job in jobs if job is not None]
         return Overview(
             at=now,
@@ -136,15 +148,17 @@ class OverviewReader:
             memory=self._server.memory(),
         )
 
-    def _facts(self, jobs: Sequence[str], now: float) -> Iterator[JobFacts | None]:
-        names = [name for job in jobs for name in JobKeys(job).parts("waiting", "leases")]
-        for answer in self._scripts.run("job_facts", names, _FIELDS):
-            if answer and answer[0][0] is None:
-                continue  # the reconciler drops it
-            try:
-                yield _read_facts(answer, now)
-            except (ValueError, KeyError, ArithmeticError):
-                yield None  # another version wrote it, or somebody else
+    def _look_at(self, active: set[str], now: float) -> None:
+        for job in self._seen.keys() - active:
+            del self._seen[job]
+        names = [*sorted(active - self._seen.keys()), *islice(self._seen, _JOBS_AGAIN)]
+        for start in range(0, len(names), _JOBS_AT_ONCE):
+            page = names[start : start + _JOBS_AT_ONCE]
+            parts = [name for job in page for name in JobKeys(job).parts("waiting", "leases")]
+            for job, answer in zip(page, self._scripts.run("job_facts", parts, _FIELDS), strict=True):
+                self._seen.pop(job, None)
+                if not answer or answer[0][0] is not None:  # else it is gone, and the reconciler drops it
+                    self._seen[job] = _read_facts(answer, now)
 
 
 def _ask(client: redis.Redis) -> dict[str, Any]:
@@ -190,8 +204,15 @@ def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
         )
 
 
-def _read_facts(answer: Sequence[Any], now: float) -> JobFacts:
-    """Read what `job_facts.lua` gives. Raises ValueError, KeyError or ArithmeticError where nobody can."""
+def _read_facts(answer: Sequence[Any], now: float) -> JobFacts | None:
+    """Read what `job_facts.lua` gives; None where another version wrote it, or somebody else."""
+    try:
+        return _facts(answer, now)
+    except (ValueError, KeyError, ArithmeticError):
+        return None
+
+
+def _facts(answer: Sequence[Any], now: float) -> JobFacts:
     values, waiting, leased, overdue, since = answer
     fields = {name: text(value) for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     ended = _count(fields["done"]) + _count(fields["failed"])

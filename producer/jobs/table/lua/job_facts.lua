@@ -15,8 +15,9 @@ for i = 1, #KEYS, 3 do
   local waiting, leased = asked('ZCARD', KEYS[i + 1]), asked('ZCARD', KEYS[i + 2])
   local one = {}
   if fields and waiting and leased then
-    local first = redis.call('ZRANGE', KEYS[i + 1], 0, 0, 'WITHSCORES')
-    one = {fields, waiting, leased, redis.call('ZCOUNT', KEYS[i + 2], '-inf', t), first[2] or false}
+    local overdue = leased > 0 and redis.call('ZCOUNT', KEYS[i + 2], '-inf', t) or 0
+    local first = waiting > 0 and redis.call('ZRANGE', KEYS[i + 1], 0, 0, 'WITHSCORES')[2]
+    one = {fields, waiting, leased, overdue, first}
   end
   all[#all + 1] = one
 end
