@@ -71,9 +71,10 @@ check: deploy-check ## lint (weak code too), formatting, types (of the tests too
 	$(BIN)/lint-imports
 
 .PHONY: deploy-check
-deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose
+deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min
@@ -128,8 +129,9 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 ##@ tidy
 
 .PHONY: docs
-docs: $(VENV)/test.stamp ## write docs/options.md, commands.md and troubleshooting.md anew, from what the program says of itself
+docs: $(VENV)/test.stamp ## write what docs/ has of options, commands, metrics and errors anew, from the code
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md
 

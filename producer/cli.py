@@ -30,6 +30,7 @@ from producer.commands.console import (
     summary_of,
 )
 from producer.commands.control import COMMANDS
+from producer.commands.metrics import metrics
 from producer.commands.submit import submit
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, UsageError
@@ -125,7 +126,7 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
         talk.print(f"more: --offset {offset + limit}")
 
 
-for _command in (submit, *COMMANDS, *results_cli.COMMANDS):
+for _command in (submit, *COMMANDS, *results_cli.COMMANDS, metrics):
     cli.add_command(_command)
 
 

@@ -13,6 +13,7 @@ from producer.jobs.model.errors import ServiceError
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.redis_scripts import make_redis_client
 from producer.jobs.table.table import JobTable
+from worker import metrics
 from worker.chunks.consumer import ChunkConsumer
 from worker.chunks.faults import FaultHandler
 from worker.chunks.messages import Messages
@@ -58,7 +59,7 @@ def make_consumer(
         WorkerError: The device cannot be used.
     """
     device = open_device(settings.device)
-    storage = Storage.from_settings(connections, connections=2 * settings.io_threads)
+    storage = Storage.from_settings(connections, connections=2 * settings.io_threads, failed=metrics.store_failed)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
     table = JobTable(make_redis_client(connections))
     fetcher = Fetcher(

@@ -131,3 +131,25 @@ def test_an_express_bucket_is_asked_with_the_sum_that_it_knows(storage: Storage)
     told = dict.fromkeys(names, "")
     storage.client.meta.events.emit("before-sign.s3.DeleteObjects", request=request, signing_name="s3express", **told)
     assert sums_of(dict(request.headers.items())) == sorted(headers)
+
+
+def test_each_request_that_fails_is_told_with_its_fault_also_where_the_next_try_succeeds(
+    broken: tuple[Storage, HttpFaultProxy],
+) -> None:
+    """Metrics count them: a store that is overloaded is slow long before anything fails."""
+    _, proxy = broken
+    told: list[str] = []
+    storage = Storage.from_settings(read(Connections), failed=told.append)
+    storage.put("told/1", b"x")
+    assert told == []
+    proxy.answer_errors(503, "SlowDown", n=2)
+    storage.put("told/1", b"x")
+    assert told == ["first_try", "away"]
+    assert storage.size("told/none") is None
+    assert told == ["first_try", "away"], "an object that is not there is no fault"
+    proxy.answer_errors(403, "InvalidAccessKeyId", n=1)
+    with pytest.raises(WorkerError, match="refuses the credentials"):
+        storage.check()
+    proxy.lose_replies(n=1)
+    storage.check()
+    assert told[2:] == ["credentials", "away"]

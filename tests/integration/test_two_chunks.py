@@ -124,10 +124,21 @@ def test_the_metrics_count_images_and_the_time_of_each_stage(own: Stack, photos:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[:1] != "#")}
 
     client = Client.from_env()
-    before = metrics().get('gradcam_images_total{state="done"}', 0.0)
+
+    def batched(found: dict[str, float]) -> float:
+        return found.get("gradcam_batch_images_sum", 0.0)
+
+    images = f'gradcam_images_total{{network="{NETWORK}",reason="",state="done"}}'
+    before = metrics()
     assert ended(client, client.submit(photos[:8], network=NETWORK)).done == 8
     after = metrics()
-    assert after['gradcam_images_total{state="done"}'] == before + 8
+    assert after[images] == before.get(images, 0.0) + 8
+    assert batched(after) == batched(before) + 8
+    assert after['gradcam_stage_seconds_count{stage="explain"}'] >= 8
+    assert after["gradcam_models_reused_total"] > 0
+    assert after["gradcam_model_load_seconds_count"] >= 1
+    assert sum(value for name, value in after.items() if name.startswith("gradcam_processes{")) == 1
+    assert after["gradcam_process_deaths_total"] == 0
     for stage in ("fetch", "decode", "explain", "render", "encode", "upload", "record"):
         assert after[f'gradcam_stage_work_seconds_total{{stage="{stage}"}}'] > 0
     assert after['gradcam_stage_wait_seconds_total{stage="explain"}'] > 0

@@ -31,6 +31,7 @@ from producer.jobs.model.errors import (
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.text import shown
 from producer.jobs.table.troubles import Kind
+from worker import metrics
 
 if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
@@ -155,6 +156,7 @@ class FaultHandler:
             # Chunks in flight at the same time may tell of one fault.
             if self._slots.paused():
                 return
+            metrics.worker_fault()
             self._slots.pause(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 

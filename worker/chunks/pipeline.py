@@ -236,6 +236,7 @@ class Pipeline:
             task.computed(answer, time.began, time.seconds / len(tasks))
             self._behind.submit(self._finish, task, key)
         self._at_work()
+        metrics.batch(len(tasks))
         self._note_size(launched, time.seconds)
         self._warn_if_unguided(tasks[0].chunk.network, answers)
 

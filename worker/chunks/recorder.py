@@ -121,7 +121,14 @@ class ResultRecorder:
         if committed is None:
             raise LeaseLost
         self.complete = committed.complete
-        metrics.committed(seconds, done=committed.done, failed=committed.failed)
+        metrics.committed(
+            seconds,
+            network=claim.spec.network,
+            done=committed.done,
+            # Of a repeated commit fewer count.
+            failed=Counter(failure.reason for failure in failed[: committed.failed]),
+            images=(end.result.seconds for end in ended),
+        )
         log.info(
             "action=committed job=%s chunk=%d %d images done, %d failed.",
             claim.job,

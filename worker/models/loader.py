@@ -29,6 +29,7 @@ from producer.jobs.model.errors import (
 from producer.jobs.model.network_names import HF
 from producer.jobs.model.redaction import redact, redact_text
 from producer.jobs.model.spec import JobSpec
+from worker import metrics
 from worker.models import bundles, memory, networks
 from worker.models.as_asked import as_asked
 from worker.models.cache import ModelCache
@@ -114,7 +115,10 @@ class Models:
         if fetched is None:
             with self.fetched(spec, pinned) as found:
                 return self.get(spec, found, loading=loading)
-        return as_asked(self._kept().get(fetched, partial(self._load, loading=loading)), spec)
+        kept = self._kept()
+        if fetched in kept:
+            metrics.model_reused()
+        return as_asked(kept.get(fetched, partial(self._load, loading=loading)), spec)
 
     def at_hand(self, spec: JobSpec, pinned: str | None = None) -> bool:
         """Return whether `get` returns the model without fetching or loading it.
@@ -239,6 +243,8 @@ class Models:
                 self._kept().clear()
                 raise
             memory.give_back(self._device.type)
+        seconds = time.monotonic() - started
+        metrics.model_loaded(seconds)
         if not network.random:
             log.info("action=weights_read network=%s The weights: %s.", key.network, network.weights_read)
         log.info(
@@ -246,7 +252,7 @@ class Models:
             key.network,
             network.layer_name,
             network.device,
-            time.monotonic() - started,
+            seconds,
         )
         return network
 

@@ -32,6 +32,7 @@ from producer.jobs.fetch.pace import LOOK_EVERY_S, check_interruption
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import FetchTimeout, OtherWeights, WorkerError
 from producer.jobs.model.redaction import redact
+from worker import metrics
 from worker.supervise.private_folder import make_private
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class WeightsFiles:
         make_private(self._folder)
         file = None if sha256 is None else self._opened(sha256)
         fetched = file is None
+        metrics.weights_file(fetched=fetched)
         if file is None:
             file, sha256 = self._fetched(uri, sha256)
         try:

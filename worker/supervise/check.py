@@ -76,10 +76,17 @@ def check(run_dir: Path | None, within_s: float = SILENT_AFTER_S) -> list[Checke
     Raises:
         WorkerError: Somebody else can write to that folder.
     """
-    found = []
-    for folder in run_dirs.living(run_dir):
-        found += [_judge(Health(folder / process.name), process, within_s) for process in process_list.read(folder)]
-    return found
+    return [found for folder in run_dirs.living(run_dir) for found in check_launcher(folder, within_s)]
+
+
+def check_launcher(folder: Path, within_s: float = SILENT_AFTER_S) -> list[CheckedProcess]:
+    """Check every process of one launcher.
+
+    Args:
+        folder: The launcher's.
+        within_s: As of `check`.
+    """
+    return [_judge(Health(folder / process.name), process, within_s) for process in process_list.read(folder)]
 
 
 def _judge(health: Health, process: ListedProcess, within_s: float) -> CheckedProcess:

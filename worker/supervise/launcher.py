@@ -95,6 +95,8 @@ class Launcher:
     #: Why weights files cannot be kept, as it was told last.
     _weights_note: str = ""
     _signals: int = 0
+    #: How many processes ended though nobody asked them to.
+    _deaths: int = 0
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT: the first drains, the second ends at once. Returns the exit code.
@@ -130,9 +132,12 @@ class Launcher:
         address, port = self.metrics
         if port is not None:
             from worker.metrics import serve
+            from worker.supervise.machine_metrics import GpuCollector, ProcessCollector
 
             self._make_folders()
-            serve(self._folder / METRICS, address, port)
+            gpus = {process.place: process.visible for process in self.planned if process.place}
+            others = (ProcessCollector(self._folder, lambda: self._deaths), GpuCollector(gpus))
+            serve(self._folder / METRICS, address, port, others)
 
     def _keep_folder(self) -> None:
         """Restore, once a second, what a tidier of temporary files took away."""
@@ -209,6 +214,7 @@ class Launcher:
 
     def _died(self, process: _Process, code: int) -> None:
         lived_s = time.monotonic() - process.started
+        self._deaths += 1
         if process.running is not None:
             # Nobody watches its child any more, and it would share the device with the next process.
             _kill_group(process.running.pid)

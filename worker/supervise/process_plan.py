@@ -30,6 +30,8 @@ class PlannedProcess:
     cores: tuple[int, ...] = ()
     #: How many processes share the device, this one included.
     sharing: int = 1
+    #: The device's name on this machine: `gpu0`, `gpu0-mig1`; empty of a CPU.
+    place: str = ""
 
 
 def plan(devices: str, processes_per_device: int | None = None) -> list[PlannedProcess]:
@@ -55,7 +57,7 @@ def plan(devices: str, processes_per_device: int | None = None) -> list[PlannedP
         processes = each * len(places)
         threads = cores.threads(len(there) // processes, processes, granted)
         return [
-            PlannedProcess(name, "cuda", place.uuid, threads, sharing=each)
+            PlannedProcess(name, "cuda", place.uuid, threads, sharing=each, place=place.name)
             for place in places
             for name in names(place.name)
         ]

@@ -36,6 +36,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
 | `gradcam:round-robin:*` | zset   | job → its place in its priority's row       | their end    | next_chunk, …        |
 | `gradcam:missing:*`     | hash   | since when how many messages are missing    | an hour      | missing_messages     |
+| `gradcam:counts`        | hash   | what happened → how often, for metrics      | Redis itself | finish, reconcile, … |
 | `gradcam:reconciler`    | string | who reconciles                              | one interval | main process         |
 | `gradcam:queue:*`       | list … | Celery's messages and bindings              | consumed     | Celery (kombu)       |
 
@@ -74,6 +75,7 @@ RELEASES = "gradcam:releases"
 NETWORKS = "gradcam:networks"
 WARNINGS = "gradcam:warnings"
 RECONCILER = "gradcam:reconciler"
+COUNTS = "gradcam:counts"
 SPEEDS = "gradcam:speeds"
 RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"

@@ -207,7 +207,7 @@ def make_status(
         chunks = chunks.model_copy(update={"complete": chunks.total - count_of(fields["open_chunks"]), "waiting": 0})
     still_s = 0.0 if ended else max(now - _went_on_at(fields), 0.0)
     fresh = still_s < STALLED_AFTER_S
-    speed = _images_per_s(fields, done + failed) if fresh else None
+    speed = images_per_s(fields, done + failed) if fresh else None
     return JobStatus(
         job=job,
         name=fields.get("name") or None,
@@ -239,7 +239,7 @@ def make_status(
     )
 
 
-def _went_on_at(fields: dict[str, str]) -> float:
+def _went_on_at(fields: Mapping[str, str]) -> float:
     """When something was recorded last, or first handed out, or the job was made."""
     times = (fields[name] for name in ("progress_at", "started_at", "created_at") if name in fields)
     return float(next(times))
@@ -250,7 +250,8 @@ def _of_labels(fields: Mapping[str, str]) -> dict[str, int]:
     return {name: int(fields.get(name, 0)) for name in names} if fields.keys() & set(names) else {}
 
 
-def _images_per_s(fields: dict[str, str], finished: int) -> float | None:
+def images_per_s(fields: Mapping[str, str], finished: int) -> float | None:
+    """The speed over the last minute or so, or over the whole run of an ended job; None before its first image."""
     if "progress_at" not in fields or "started_at" not in fields:
         return None
     until = float(fields["progress_at"])

@@ -68,9 +68,17 @@ class Storage:
         self.prefix = prefix
 
     @classmethod
-    def from_settings(cls, settings: Connections, *, connections: int = 32) -> Storage:
-        """Open the bucket that the settings name."""
-        client, object_data = open_s3(settings, connections)
+    def from_settings(
+        cls, settings: Connections, *, connections: int = 32, failed: Callable[[str], None] | None = None
+    ) -> Storage:
+        """Open the bucket that the settings name.
+
+        Args:
+            settings: Where it is.
+            connections: How many threads will use it at once.
+            failed: As of `open_s3`.
+        """
+        client, object_data = open_s3(settings, connections, failed)
         return cls(client, settings.s3_bucket, settings.s3_prefix, object_data)
 
     @property

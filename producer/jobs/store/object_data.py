@@ -163,11 +163,15 @@ class ObjectData:
     Args:
         session: Whose credentials and certificates are used.
         locator: An S3 client that knows where a bucket is, by the addresses it presigns.
+        failed: Called with each failure that is left to boto3.
     """
 
-    def __init__(self, session: boto3.session.Session, locator: S3Client) -> None:
+    def __init__(
+        self, session: boto3.session.Session, locator: S3Client, failed: Callable[[], None] | None = None
+    ) -> None:
         self._locator, self._credentials = locator, session.get_credentials()
         self._authorities = Path(session._session.get_config_variable("ca_bundle") or str(get_cert_path(True)))
+        self._told = failed
         self._lock = threading.Lock()
         self._buckets: OrderedDict[str, _Bucket | None] = OrderedDict()
 
@@ -240,6 +244,8 @@ class ObjectData:
         except (BaseError, OSError, ValueError) as error:
             if not (reads and isinstance(error, FileNotFoundError)):
                 self._failed(bucket, way)
+                if self._told is not None:
+                    self._told()
             return None
         way.worked = True
         return done

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.store.object_data import ObjectData
+from producer.jobs.store.s3_errors import S3Fault, fault_of
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
@@ -21,14 +24,21 @@ if TYPE_CHECKING:
 
 #: What requests to S3 Express One Zone are signed for: the one store that takes no MD5.
 _EXPRESS = "s3express"
+#: Statuses from here on are errors.
+_BAD = 400
+_FIRST_TRY = "first_try"
 
 
-def open_s3(settings: Connections, connections: int) -> tuple[S3Client, ObjectData]:
+def open_s3(
+    settings: Connections, connections: int, failed: Callable[[str], None] | None = None
+) -> tuple[S3Client, ObjectData]:
     """Make the S3 client of this process, and what moves objects beside it; about 100 ms, before any thread starts.
 
     Args:
         settings: Which endpoint; credentials and region are boto3's to find.
         connections: How many threads will use it at once.
+        failed: Called with the fault of each request that fails, also where it is tried again: the name of an
+            `S3Fault` in lower case, or `first_try` for what obstore sends and boto3 sends again.
 
     Raises:
         ServiceError: boto3 refuses the settings.
@@ -36,7 +46,10 @@ def open_s3(settings: Connections, connections: int) -> tuple[S3Client, ObjectDa
     try:
         session = boto3.session.Session()
         client = _make_client(session, settings, connections)
-        return client, ObjectData(session, _locator(session, client, settings))
+        if failed is not None:
+            client.meta.events.register("response-received.s3", partial(_tell_failures, failed))
+        first_try_failed = partial(failed, _FIRST_TRY) if failed is not None else None
+        return client, ObjectData(session, _locator(session, client, settings), first_try_failed)
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
         raise ServiceError(f"the AWS settings cannot be used: {error}; correct AWS_* or ~/.aws") from None
@@ -90,6 +103,23 @@ def _send_md5(request: AWSRequest, signing_name: str, **_: Any) -> None:
     body: Any = request.body  # bytes, not the text that the stubs say
     digest = hashlib.md5(body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+def _tell_failures(
+    failed: Callable[[str], None],
+    event_name: str,
+    parsed_response: dict[str, Any] | None = None,
+    exception: Exception | None = None,
+    **_: Any,
+) -> None:
+    """Told of the answer to each try, and of each that has none."""
+    if parsed_response is None:
+        if exception is not None:
+            failed(S3Fault.AWAY.name.lower())
+    elif "Error" in parsed_response or parsed_response["ResponseMetadata"]["HTTPStatusCode"] >= _BAD:
+        fault = fault_of(ClientError(parsed_response, event_name.rpartition(".")[2]))  # type: ignore[arg-type]
+        if fault is not S3Fault.NOTHING_THERE:
+            failed(fault.name.lower())
 
 
 def client_like(client: S3Client, config: Config) -> S3Client:

@@ -35,7 +35,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
 _LIBRARY = (
-    *("_now", "_names", "_checked", "_life", "_bits", "_strikes", "_death"),
+    *("_now", "_names", "_checked", "_counts", "_life", "_bits", "_strikes", "_death"),
     *("_failures", "_end", "_round_robin", "_maintenance", "_convict"),
 )
 #: How Redis names the command that a user may not run, and how it says that a key is refused.
@@ -47,13 +47,23 @@ _UNREADABLE, _UNREADABLE_KEY = re.compile(r"UNREADABLE <([^>]*)>"), re.compile(r
 _REFUSED = re.compile(r"(MISCONF|MASTERDOWN|OOM|NOREPLICAS|BUSY|UNBLOCKED)\b")
 
 
-def make_redis_client(settings: Connections) -> redis.Redis:
-    """Make a client of Redis; it connects when it is first used."""
+def make_redis_client(settings: Connections, *, answers_within_s: float = 10) -> redis.Redis:
+    """Make a client of Redis; it connects when it is first used.
+
+    Args:
+        settings: Where it is.
+        answers_within_s: How long it may take to answer, where its URL says nothing else.
+    """
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
     url = settings.redis
-    options = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True, "health_check_interval": 25}
+    options = {
+        "socket_timeout": answers_within_s,
+        "socket_connect_timeout": min(5, answers_within_s),
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    }
     return redis.Redis(
         host=url.host,
         port=url.port,

@@ -23,6 +23,7 @@ from producer.jobs.model.states import JobState
 from producer.jobs.model.status import to_time
 from producer.jobs.model.text import SENTENCE_CHARS, shown
 from producer.jobs.table.claims import Claim, Committed, CreatedJob, Finalizing, OnlyRefusedJobs, read_claim
+from producer.jobs.table.overview import OverviewReader
 from producer.jobs.table.queries import Queries
 from producer.jobs.table.recovery import Recovery
 from producer.jobs.table.redis_scripts import PATIENCE_S, Scripts, text
@@ -59,6 +60,8 @@ class JobTable:
         self.troubles = Troubles(self._scripts)
         #: Every read of jobs.
         self.queries = Queries(self._scripts, self.server, self.registry)
+        #: All jobs and workers at once.
+        self.overview = OverviewReader(self._scripts, self.server)
         #: What a user does with a job.
         self.actions = UserActions(self._scripts)
         #: What brings lost work back.

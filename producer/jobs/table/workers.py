@@ -51,6 +51,15 @@ def _silent_for(told: bytes, now: float) -> float | None:
     return now - at if 0 <= at <= _MOST_S else None
 
 
+def told_lately(line: bytes, now: float) -> _Told | None:
+    """What a worker waits for, as `waits_for` stored it; None where nobody can read it, or it died with its wait."""
+    try:
+        told = _Told.model_validate_json(line)
+    except ValidationError:  # of another version
+        return None
+    return told if now - told.at < WORKER_SILENT_S else None
+
+
 def _alive(told: bytes, now: float) -> bool:
     silent_s = _silent_for(told, now)
     return silent_s is not None and silent_s < WORKER_SILENT_S
@@ -198,10 +207,8 @@ class WorkerRegistry:
             found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
         longest: dict[str, list[float]] = {}
         for line in found.values():
-            with suppress(ValidationError):  # of another version
-                told = _Told.model_validate_json(line)
-                if now - told.at < WORKER_SILENT_S:  # else it died with its wait
-                    longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
+            if told := told_lately(line, now):
+                longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
         waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
         return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 

@@ -22,6 +22,7 @@ end
 redis.call('UNLINK', KEYS[6], KEYS[7], KEYS[9])
 redis.call('HSET', KEYS[1], 'state', ARGV[3], 'finished_at', ARGV[4], 'summary', ARGV[7])
 redis.call('HINCRBY', KEYS[1], 'ends', 1)
+count('ended:' .. ARGV[3], 1)
 redis.call('SREM', KEYS[2], ARGV[2])
 redis.call('DEL', KEYS[3])
 for i, key in ipairs(KEYS) do

@@ -39,6 +39,7 @@ if t - since + 0.001 >= tonumber(ARGV[1]) then -- a stamp may be rounded up
     end
     redis.call('HINCRBY', 'gradcam:job:' .. job, 'republished', #chunks)
   end
+  count('resent', #found / 2)
   least = least - #found / 2
 end
 if least > 0 then

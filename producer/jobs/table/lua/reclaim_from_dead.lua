@@ -25,4 +25,5 @@ note_death(KEYS[5], KEYS[6], ARGV[1], weight)
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[2], t, ARGV[1])
+count('reclaimed', 1)
 return {'released', t, convict(KEYS[1])}

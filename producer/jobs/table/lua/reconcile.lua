@@ -66,6 +66,9 @@ for _, chunk in ipairs(over) do
     redis.call('ZADD', KEYS[2], stamp(t), chunk)
   end
 end
-if #expired > 0 then redis.call('HINCRBY', KEYS[1], 'republished', #expired) end
+if #expired > 0 then
+  redis.call('HINCRBY', KEYS[1], 'republished', #expired)
+  count('expired', #expired)
+end
 -- Also where nothing is new: the only worker that had not said a word may be gone by now.
 return {convict(KEYS[1]), stamp(t), expired, dropped}

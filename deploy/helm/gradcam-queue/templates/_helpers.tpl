@@ -1,0 +1,201 @@
+{{- define "gradcam.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.selector" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "gradcam.labels" -}}
+{{ include "gradcam.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "gradcam.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "gradcam.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $digest := get $image (printf "%sDigest" .target) -}}
+{{- if $digest -}}
+{{- printf "%s@%s" $image.repository $digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (get $image (printf "%sTag" .target)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.redisSecret" -}}
+{{- if .Values.trial.valkey.enabled -}}
+{{- include "gradcam.fullname" . }}-valkey
+{{- else -}}
+{{- .Values.redis.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.s3Secret" -}}
+{{- if .Values.trial.s3.enabled -}}
+{{- include "gradcam.fullname" . }}-s3
+{{- else -}}
+{{- .Values.s3.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.s3Endpoint" -}}
+{{- if .Values.trial.s3.enabled -}}
+http://{{ include "gradcam.fullname" . }}-s3:8333
+{{- else -}}
+{{- .Values.s3.endpointUrl -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Where Redis is, for every pod of ours. Secrets are files: an environment is shown by `kubectl describe`. */ -}}
+{{- define "gradcam.redisEnv" -}}
+- name: GRADCAM_REDIS_URL_FILE
+  value: /etc/gradcam/redis/{{ ternary "redis-url" .Values.redis.key .Values.trial.valkey.enabled }}
+- name: GRADCAM_S3_BUCKET
+  value: {{ .Values.s3.bucket | default "gradcam" | quote }}
+{{- end -}}
+
+{{- define "gradcam.s3Env" -}}
+{{- with include "gradcam.s3Endpoint" . }}
+- name: GRADCAM_S3_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
+- name: GRADCAM_S3_PREFIX
+  value: {{ .Values.s3.prefix | quote }}
+{{- with .Values.s3.region | default (ternary "us-east-1" "" .Values.trial.s3.enabled) }}
+- name: AWS_DEFAULT_REGION
+  value: {{ . | quote }}
+{{- end }}
+{{- if include "gradcam.s3Secret" . }}
+- name: AWS_SHARED_CREDENTIALS_FILE
+  value: /etc/gradcam/s3/{{ ternary "credentials" .Values.s3.key .Values.trial.s3.enabled }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.extraEnv" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | toString | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.redisVolume" -}}
+- name: redis
+  secret: {secretName: {{ include "gradcam.redisSecret" . | quote }}, defaultMode: 0440}
+{{- end -}}
+
+{{- define "gradcam.s3Volume" -}}
+{{- with include "gradcam.s3Secret" . }}
+- name: s3
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.s3Mount" -}}
+{{- if include "gradcam.s3Secret" . }}
+- {name: s3, mountPath: /etc/gradcam/s3, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .user | default 10001 }}
+runAsGroup: {{ .group | default 10001 }}
+fsGroup: {{ .group | default 10001 }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "gradcam.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "gradcam.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.gpuResource" -}}
+{{- if .Values.worker.gpu.migProfile -}}
+nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
+{{- else -}}
+{{- .Values.worker.gpu.resource -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gradcam.workerResources" -}}
+{{- $gpu := eq .Values.worker.device "gpu" -}}
+{{- $default := ternary
+      (dict "requests" (dict "cpu" "4" "memory" "12Gi") "limits" (dict "memory" "16Gi"))
+      (dict "requests" (dict "cpu" "4" "memory" "8Gi") "limits" (dict "cpu" "4" "memory" "8Gi")) $gpu -}}
+{{- $resources := deepCopy (default $default .Values.worker.resources) -}}
+{{- if $gpu -}}
+{{- $limits := merge (dict (include "gradcam.gpuResource" .) (.Values.worker.gpu.count | toString)) (get $resources "limits" | default dict) -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "gradcam.dnsEgress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- end -}}
+
+{{- define "gradcam.redisEgress" -}}
+{{- if .Values.trial.valkey.enabled }}
+- to:
+    - podSelector:
+        matchLabels: {{- include "gradcam.selector" (dict "root" . "component" "valkey") | nindent 10 }}
+  ports: [{port: 6379, protocol: TCP}]
+{{- else }}
+- ports: [{port: {{ .Values.networkPolicy.redisPort }}, protocol: TCP}]
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.s3Egress" -}}
+{{- if .Values.trial.s3.enabled }}
+- to:
+    - podSelector:
+        matchLabels: {{- include "gradcam.selector" (dict "root" . "component" "s3") | nindent 10 }}
+  ports: [{port: 8333, protocol: TCP}]
+{{- else if .Values.s3.endpointUrl }}
+{{- $parts := urlParse .Values.s3.endpointUrl }}
+{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default (ternary "443" "80" (eq $parts.scheme "https")) }}
+- ports: [{port: {{ $port }}, protocol: TCP}]
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.webEgress" -}}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        {{- with .Values.networkPolicy.except }}
+        except: {{- toYaml . | nindent 10 }}
+        {{- end }}
+    - ipBlock:
+        cidr: "::/0"
+        {{- with .Values.networkPolicy.exceptIPv6 }}
+        except: {{- toYaml . | nindent 10 }}
+        {{- end }}
+  ports: [{port: 80, protocol: TCP}, {port: 443, protocol: TCP}]
+{{- end -}}

@@ -1,0 +1,223 @@
+"""Serves a deployment's metrics over HTTP: for Prometheus, for what starts and stops workers, for a probe.
+
+It holds no lock and no state: any number of them may run, and none has to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.table.redis_scripts import make_redis_client
+from producer.jobs.table.table import JobTable
+from producer.monitoring.forecast import HOURS, IMAGES_PER_S, forecast
+from producer.monitoring.metrics import DeploymentCollector
+
+if TYPE_CHECKING:
+    from producer.jobs.model.settings import Connections
+    from producer.jobs.table.overview import Overview
+
+#: What was seen of Redis is told again for so long: who asks more often costs Redis nothing.
+KEEP_S: Final = 5.0
+#: Prometheus gives up after 10 s.
+_REDIS_ANSWERS_WITHIN_S: Final = 4.0
+#: A client that sends nothing for so long is cut off.
+_CLIENT_SILENT_S: Final = 10.0
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+class Looker:
+    """Looks at Redis, at most once in `keep_s` seconds; safe to share between threads.
+
+    Args:
+        read: Looks.
+        tell: Called with a sentence when Redis stops answering, and when it does again.
+        keep_s: How long what was seen is told again, an error too.
+    """
+
+    def __init__(self, read: Callable[[], Overview], tell: Callable[[str], None], *, keep_s: float = KEEP_S) -> None:
+        self._read, self._tell, self._keep_s = read, tell, keep_s
+        self._lock = threading.Lock()
+        self._until = -math.inf
+        self._found: tuple[Overview, float] | GradcamError | None = None
+        self._problem = ""
+
+    def look(self) -> tuple[Overview, float]:
+        """What was seen lately, and how long looking took, in seconds. Raises ServiceError and Unfit."""
+        with self._lock:
+            if self._found is None or time.monotonic() >= self._until:
+                self._found = self._look()
+                self._until = time.monotonic() + self._keep_s
+            if isinstance(self._found, GradcamError):
+                raise self._found
+            return self._found
+
+    def _look(self) -> tuple[Overview, float] | GradcamError:
+        started = time.monotonic()
+        try:
+            found = self._read()
+        except GradcamError as error:
+            if str(error) != self._problem:
+                self._tell(str(error))
+            self._problem = str(error)
+            return error
+        if self._problem:
+            self._tell("Redis answers again")
+        self._problem = ""
+        return found, time.monotonic() - started
+
+
+class Exporter:
+    """The answers, as a WSGI application: `/metrics`, `/scale`, `/healthz`.
+
+    Args:
+        looker: Looks at Redis.
+        images_per_s: A GPU's speed with networks that were not measured.
+    """
+
+    def __init__(self, looker: Looker, images_per_s: float = IMAGES_PER_S) -> None:
+        self._looker, self._images_per_s = looker, images_per_s
+        registry = CollectorRegistry()
+        registry.register(DeploymentCollector(looker.look, images_per_s))
+        self._metrics: Any = make_wsgi_app(registry)
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        path = environ.get("PATH_INFO", "/")
+        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+            return _answer(start, "405 Method Not Allowed", _TEXT, "only GET is answered\n")
+        if path == "/metrics":
+            found: Iterable[bytes] = self._metrics(environ, start)
+            return found
+        if path == "/healthz":
+            # Of this process alone: to start it again does not bring Redis back.
+            return _answer(start, "200 OK", _TEXT, "ok\n")
+        if path == "/scale":
+            return self._scale(environ.get("QUERY_STRING", ""), start)
+        return _answer(
+            start, "404 Not Found", _TEXT, "there are /metrics, /scale?hours=4&images_per_s=20 and /healthz\n"
+        )
+
+    def _scale(self, query: str, start: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            hours, images_per_s, priorities = _asked(query, self._images_per_s)
+        except UsageError as error:
+            return _answer(start, "400 Bad Request", _JSON, json.dumps({"error": str(error)}))
+        try:
+            overview, _ = self._looker.look()
+        except GradcamError as error:
+            # Not a number: who takes 0 for an answer stops workers that are at work.
+            return _answer(start, "503 Service Unavailable", _JSON, json.dumps({"error": str(error)}))
+        return _answer(start, "200 OK", _JSON, json.dumps(scale(overview, hours, images_per_s, priorities)))
+
+
+def scale(overview: Overview, hours: float, images_per_s: float, priorities: Iterable[str]) -> dict[str, float]:
+    """What `/scale` says.
+
+    Args:
+        overview: Where jobs and workers stand.
+        hours: In how many all that is open shall be done; more than 0.
+        images_per_s: A GPU's speed with networks that no live worker has measured; more than 0.
+        priorities: Jobs of these only.
+    """
+    left = forecast(overview, images_per_s, set(priorities))
+    speed = left.open_images / left.gpu_seconds if left.gpu_seconds else images_per_s
+    return {
+        "gpus_wanted": round(left.gpus_wanted(hours), 4),
+        "open_images": left.open_images,
+        "in_flight_images": left.in_flight_images,
+        "finalizing_jobs": left.finalizing_jobs,
+        "measured_images": left.measured_images,
+        "images_per_s_per_gpu": round(speed, 3),
+        "gpu_seconds": round(left.gpu_seconds, 3),
+        "hours": hours,
+        "gpus": len({worker.device for worker in overview.workers if worker.state != "silent"}),
+    }
+
+
+def _asked(query: str, images_per_s: float) -> tuple[float, float, tuple[str, ...]]:
+    """Read what follows `/scale?`. Raises UsageError."""
+    given = parse_qs(query, keep_blank_values=True, max_num_fields=20)
+    if unknown := sorted(given.keys() - {"hours", "images_per_s", "priority"}):
+        raise UsageError(f"{unknown[0][:40]!r} is not understood: there are hours, images_per_s and priority")
+    priorities = tuple(given.get("priority", PRIORITIES))
+    if wrong := set(priorities) - set(PRIORITIES):
+        raise UsageError(f"priority {min(wrong)[:40]!r} is none: use {', '.join(PRIORITIES)}")
+    return _positive(given, "hours", HOURS), _positive(given, "images_per_s", images_per_s), priorities
+
+
+def _positive(given: dict[str, list[str]], name: str, default: float) -> float:
+    word = given.get(name, [str(default)])[-1]
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 1e-6 <= number <= 1e9:  # noqa: PLR2004 - no number of these is an hour's, or a GPU's
+        raise UsageError(f"{name} {word[:40]!r} is no number that is more than 0")
+    return number
+
+
+def _answer(start: Callable[..., Any], status: str, kind: str, text: str) -> Iterable[bytes]:
+    start(status, [("Content-Type", kind)])
+    return [text.encode()]
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _CLIENT_SILENT_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of each request."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away before its answer."""
+
+
+def make_exporter(
+    settings: Connections,
+    address: str,
+    port: int,
+    *,
+    images_per_s: float,
+    tell: Callable[[str], None],
+    keep_s: float = KEEP_S,
+) -> _Server:
+    """Open the port; the server's `serve_forever` then answers.
+
+    Args:
+        settings: Where Redis is. It may be away: the metrics say so.
+        address: Of the network interface.
+        port: TCP; 0 for any that is free.
+        images_per_s: A GPU's speed with networks that were not measured.
+        tell: Called with a sentence when Redis stops answering, and when it does again.
+        keep_s: How long what was seen is told again.
+
+    Raises:
+        UsageError: The port cannot be used.
+    """
+    table = JobTable(make_redis_client(settings, answers_within_s=_REDIS_ANSWERS_WITHIN_S), patience_s=0)
+    app = Exporter(Looker(table.overview.read, tell, keep_s=keep_s), images_per_s)
+    try:
+        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        server = type("_Server", (_Server,), {"address_family": family})
+        return make_server(address, port, app, server, _Handler)
+    except OSError as error:
+        raise UsageError(
+            f"no metrics can be served at {address}:{port} ({error.strerror}): choose another port"
+        ) from None

@@ -1,0 +1,112 @@
+"""How much work is left, in seconds of a GPU, and how many GPUs do it in time.
+
+A queue's length says too little: it is 0 while the last chunks are worked at, and a chunk of one network takes a
+hundred times as long as one of another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from producer.jobs.model.spec import PRIORITIES
+from producer.jobs.model.states import JobState
+
+if TYPE_CHECKING:
+    from producer.jobs.table.overview import JobFacts, Overview
+
+#: A GPU's images/s with a network that nobody has measured.
+IMAGES_PER_S: Final = 20.0
+#: How long all of it may take.
+HOURS: Final = 4.0
+#: What is wanted at least where anything is left: scalers count in thousandths.
+_LEAST: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of the jobs that run."""
+
+    #: Images that are neither done nor failed, those in flight included.
+    open_images: int
+    #: Of these, images of chunks that a worker holds.
+    in_flight_images: int
+    #: Jobs of which only the summary is missing: a worker writes it.
+    finalizing_jobs: int
+    #: Images whose network was measured on workers that are alive.
+    measured_images: int
+    #: How long one GPU takes for all of it.
+    gpu_seconds: float
+
+    def gpus_wanted(self, hours: float) -> float:
+        """How many GPUs do it in so many hours; 0 where nothing is left.
+
+        Args:
+            hours: More than 0.
+        """
+        if not self.open_images and not self.finalizing_jobs:
+            return 0.0
+        return max(self.gpu_seconds / (hours * 3600), _LEAST)
+
+
+def speeds_of_a_gpu(overview: Overview) -> dict[str, float]:
+    """How many images a second a GPU explains, by network, as measured; nothing where no worker is alive."""
+    alive = [worker for worker in overview.workers if worker.state != "silent"]
+    if not alive:
+        return {}
+    processes = len(alive) / len({worker.device for worker in alive})
+    return {network: speed * processes for network, speed in overview.speeds.items() if speed > 0}
+
+
+def forecast(overview: Overview, images_per_s: float, priorities: Collection[str] = PRIORITIES) -> Forecast:
+    """Forecast what is left.
+
+    Args:
+        overview: Where jobs and workers stand.
+        images_per_s: A GPU's speed with networks that were not measured; more than 0.
+        priorities: Jobs of these only.
+    """
+    speeds = speeds_of_a_gpu(overview)
+    jobs = [job for job in overview.jobs if job.priority in priorities]
+    running = [job for job in jobs if job.state is JobState.RUNNING]
+    return Forecast(
+        open_images=sum(job.left for job in running),
+        in_flight_images=sum(job.in_flight for job in running),
+        finalizing_jobs=sum(job.state is JobState.FINALIZING for job in jobs),
+        measured_images=sum(job.left for job in running if job.network in speeds),
+        gpu_seconds=math.fsum(job.left / speeds.get(job.network, images_per_s) for job in running),
+    )
+
+
+def longest_stalls(overview: Overview) -> Mapping[str, float]:
+    """The longest time, in seconds, for which a job of a priority has not gone on though it could: priority → seconds.
+
+    A job that runs goes on when something of it is recorded. Where no worker holds one of its chunks it waits its turn
+    for as long as a job of its priority, or of a more urgent one, goes on. One that needs only its summary waits for
+    nobody.
+    """
+    latest: dict[str, float] = defaultdict(float)
+    for job in overview.jobs:
+        latest[job.priority] = max(latest[job.priority], job.went_on_at)
+    # priority → when something of it, or of a more urgent one, went on.
+    turns: dict[str, float] = dict(
+        zip(PRIORITIES, accumulate((latest[priority] for priority in PRIORITIES), max), strict=True)
+    )
+    stalls = {str(priority): 0.0 for priority in PRIORITIES}
+    for job in overview.jobs:
+        if job.priority in stalls and (since := _since(job, turns)) is not None:
+            stalls[job.priority] = max(stalls[job.priority], overview.at - since)
+    return stalls
+
+
+def _since(job: JobFacts, turns: Mapping[str, float]) -> float | None:
+    """Since when a job has not gone on; None for one that need not."""
+    if job.state is JobState.FINALIZING:
+        return job.went_on_at
+    if job.state is JobState.RUNNING and job.left:
+        return job.went_on_at if job.leased else turns[job.priority]
+    return None

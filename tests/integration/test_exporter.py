@@ -1,0 +1,400 @@
+"""`gradcam metrics` against a real Redis: what it counts, and what it says to a scaler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+from command import gradcam
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy.programs import free_ports
+from producer.jobs.model import keys
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.results import Failure
+from producer.jobs.model.settings import Connections, read
+from producer.jobs.model.spec import PRIORITIES, JobSpec
+from producer.jobs.table import overview
+from producer.jobs.table.overview import device_of
+from producer.jobs.table.table import JobTable
+from producer.monitoring.exporter import make_exporter
+from producer.monitoring.metrics import METRICS
+from worker.supervise import gpus, process_plan
+
+LEASE_S = 30.0
+
+
+def add_job(
+    table: JobTable, job: str, *, images: int = 8, queue: str = "default", network: str = "resnet50"
+) -> JobSpec:
+    spec = JobSpec(chunk_size=2, queue=queue, network=network)
+    table.create(job, spec, lifetime_s=3600)
+    for number in range(images // 2):
+        table.add_chunk(job, Chunk.compress(number, [uri_line(f"s3://b/{number}-{n}.jpg") for n in range(2)]))
+    table.close(job, chunks=images // 2, items=images)
+    return spec
+
+
+def explain(table: JobTable, job: str, spec: JobSpec, chunk: int = 0, *, failed: bool = False) -> None:
+    claim = table.claim(job, chunk, spec, claim_id="me", lease_s=LEASE_S)
+    assert claim is not None
+    failure = [Failure(index=claim.index(1), item=claim.items[1], reason="fetch", message="gone")] if failed else []
+    done = {0: "281 tabby"} if failed else {0: "281 tabby", 1: "281 tabby"}
+    table.commit(claim, done=done, failed=failure, lease_s=LEASE_S)
+
+
+def end(table: JobTable, job: str) -> None:
+    mine = table.finalize(job, "me")
+    assert mine is not None
+    assert table.finish(job, "me", mine)
+
+
+@contextmanager
+def serving(keep_s: float = 0.0, told: list[str] | None = None) -> Iterator[str]:
+    """An exporter of this process, at any free port; its address."""
+    tell = (lambda _: None) if told is None else told.append
+    with make_exporter(read(Connections), "127.0.0.1", 0, images_per_s=20, keep_s=keep_s, tell=tell) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def get(address: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(address: str) -> dict[str, float]:
+    """`name{label="value"}` → value."""
+    status, text = get(f"{address}/metrics")
+    assert status == 200
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line and line[0] != "#"
+    }
+
+
+@pytest.fixture
+def table(unattended: object, redis_client: redis.Redis) -> JobTable:
+    """A table that no worker process looks at; this process's environment points at it."""
+    return JobTable(redis_client)
+
+
+def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(table: JobTable) -> None:
+    spec = add_job(table, "one", images=8)
+    add_job(table, "two", images=4, queue="high")
+    add_job(table, "three", images=4)
+    table.actions.pause("three")
+    explain(table, "one", spec)
+    table.claim("one", 1, spec, claim_id="me", lease_s=LEASE_S)
+    with serving() as address:
+        found = samples(address)
+    assert found['gradcam_jobs{priority="default",state="running"}'] == 1
+    assert found['gradcam_jobs{priority="default",state="paused"}'] == 1
+    assert found['gradcam_jobs{priority="high",state="running"}'] == 1
+    assert found['gradcam_jobs{priority="low",state="running"}'] == 0
+    assert found['gradcam_open_images{priority="default",state="running"}'] == 6
+    assert found['gradcam_open_images{priority="default",state="paused"}'] == 4
+    assert found['gradcam_images_in_flight{priority="default"}'] == 2
+    assert found['gradcam_chunks_waiting{priority="default"}'] == 2
+    assert found['gradcam_chunks_leased{priority="default"}'] == 1
+    assert found['gradcam_images_per_second{priority="default"}'] > 0
+    assert 0 < found['gradcam_oldest_waiting_seconds{priority="high"}'] < 60
+    assert found["gradcam_jobs_kept"] == 3
+    assert found["gradcam_redis_up"] == 1
+    assert found["gradcam_redis_memory_bytes"] > 0
+
+
+def test_ends_and_what_the_reconciler_did_are_counted_once(table: JobTable, redis_client: redis.Redis) -> None:
+    spec = add_job(table, "one", images=2)
+    explain(table, "one", spec)
+    end(table, "one")
+    other = add_job(table, "two", images=4)
+    explain(table, "two", other, failed=True)
+    table.claim("two", 1, other, claim_id="dead", lease_s=LEASE_S)
+    table.reclaim_from_dead("two", 1, claim_id="dead", weight=1)
+    table.reclaim_from_dead("two", 1, claim_id="dead", weight=1)
+    table.claim("two", 1, other, claim_id="silent", lease_s=0.01)
+    time.sleep(0.02)
+    with serving() as address:
+        assert samples(address)['gradcam_chunks_overdue{priority="default"}'] == 1
+        table.recovery.reconcile("two")
+        table.recovery.reconcile("two")
+        assert samples(address)['gradcam_messages_missing{priority="default"}'] == 0
+        table.recovery.missing_messages("default", grace_s=60)
+        assert samples(address)['gradcam_messages_missing{priority="default"}'] == 1
+        assert table.recovery.missing_messages("default", grace_s=0) == [("two", 1)]
+        redis_client.lpush(keys.QUEUE_PREFIX + "default", "a message")
+        found = samples(address)
+    assert found['gradcam_jobs_ended_total{state="succeeded"}'] == 1
+    assert found['gradcam_jobs_ended_total{state="failed"}'] == 0
+    assert found["gradcam_chunks_reclaimed_total"] == 1
+    assert found["gradcam_leases_expired_total"] == 1
+    assert found["gradcam_messages_resent_total"] == 1
+    assert found['gradcam_messages{queue="default"}'] == 1
+    assert found['gradcam_chunks_overdue{priority="default"}'] == 0
+
+
+def test_workers_are_counted_by_state_and_by_the_priorities_they_read(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb", "a-gpu1-0-00cc", "b-cpu-00dd"):
+        table.registry.heartbeat(name, ["high"] if name.startswith("b") else ["default", "low"])
+    table.registry.report_problem("a-gpu1-0-00cc", "the device is gone")
+    table.registry.waits_for("b-cpu-00dd", "the object store", 20)
+    redis_client.zadd(keys.WORKERS, {"c-cpu-00ee": time.time() - 120})
+    with serving() as address:
+        found = samples(address)
+    states = {state: found[f'gradcam_workers{{state="{state}"}}'] for state in ("ready", "waiting", "faulty", "silent")}
+    assert states == {"ready": 2, "waiting": 1, "faulty": 1, "silent": 1}
+    reading = {priority: found[f'gradcam_workers_reading{{priority="{priority}"}}'] for priority in PRIORITIES}
+    assert reading == {"high": 1, "default": 2, "low": 2}
+    assert found["gradcam_devices"] == 3
+    assert found["gradcam_worker_releases"] == 1
+
+
+def test_the_device_is_read_out_of_every_name_that_a_launcher_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [gpus.Place(0, "GPU-a"), gpus.Place(1, "MIG-b", 0), gpus.Place(1, "MIG-c", 3)]
+    for found, each in ((places, 1), (places, 2), ([], 1), ([], 2)):
+        monkeypatch.setattr(gpus, "find_gpus", lambda _, found=found: found)
+        planned = process_plan.plan("auto", each)
+        devices = {device_of(f"{process.name}-1f3a") for process in planned}
+        assert len(devices) == len(planned) / each
+        assert all(process.name.startswith(tuple(devices)) for process in planned)
+
+
+def test_a_job_that_waits_its_turn_is_not_stuck_and_one_whose_chunk_is_held_is(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    spec = add_job(table, "held")
+    add_job(table, "behind")
+    add_job(table, "urgent", queue="high")
+    add_job(table, "later", queue="low")
+    ages = {"held": 1000, "behind": 2000, "urgent": 500, "later": 3000}
+    for job, age in ages.items():
+        redis_client.hset(f"gradcam:job:{job}", "created_at", time.time() - age)
+
+    def stalls() -> dict[str, float]:
+        found = samples(address)
+        return {one: round(found[f'gradcam_longest_stall_seconds{{priority="{one}"}}'] / 100) for one in PRIORITIES}
+
+    with serving() as address:
+        assert stalls() == {"high": 5, "default": 5, "low": 5}  # all of them wait, since the last of them was made
+        table.claim("held", 0, spec, claim_id="me", lease_s=LEASE_S)
+        redis_client.hset("gradcam:job:held", "started_at", time.time() - 900)
+        assert stalls() == {"high": 5, "default": 9, "low": 5}  # its worker has recorded nothing
+        explain(table, "behind", spec, 0)
+        assert stalls() == {"high": 5, "default": 9, "low": 0}  # low ones wait their turn
+        table.actions.pause("held")
+        assert stalls() == {"high": 5, "default": 0, "low": 0}
+
+
+def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobTable) -> None:
+    spec = add_job(table, "one", images=720)
+    table.claim("one", 0, spec, claim_id="me", lease_s=LEASE_S)
+    add_job(table, "two", images=80, queue="low", network="vgg16")
+    with serving() as address:
+        status, text = get(f"{address}/scale?hours=0.1&images_per_s=2")
+        assert status == 200
+        found = json.loads(text)
+        assert found["open_images"] == 800
+        assert found["in_flight_images"] == 2
+        assert found["gpus_wanted"] == pytest.approx(800 / 2 / 360, abs=1e-3)
+        assert found["measured_images"] == 0
+        # Two processes share a GPU; each does 5 images/s with this network, as was measured.
+        for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb"):
+            table.registry.heartbeat(name)
+        table.registry.note_speed("resnet50", 5.0)
+        found = json.loads(get(f"{address}/scale?hours=0.1&images_per_s=2")[1])
+        assert found["measured_images"] == 720
+        assert found["gpu_seconds"] == pytest.approx(720 / 10 + 80 / 2)
+        assert found["images_per_s_per_gpu"] == pytest.approx(800 / 112, abs=1e-3)
+        assert found["gpus_wanted"] == pytest.approx(112 / 360, abs=1e-3)
+        assert found["gpus"] == 1
+        assert json.loads(get(f"{address}/scale?priority=low")[1])["open_images"] == 80
+        gauges = samples(address)
+        assert gauges['gradcam_forecast_gpu_seconds{priority="default"}'] == pytest.approx(72)
+
+
+def test_a_scaler_is_told_0_only_when_the_last_summary_is_written(table: JobTable) -> None:
+    """A job whose images are done needs a worker for its summary; one image in hand is not nothing."""
+    spec = add_job(table, "one", images=2)
+    with serving() as address:
+
+        def wanted() -> float:
+            return float(json.loads(get(f"{address}/scale?hours=100")[1])["gpus_wanted"])
+
+        claim = table.claim("one", 0, spec, claim_id="me", lease_s=LEASE_S)
+        assert claim is not None
+        assert wanted() >= 0.01
+        table.commit(claim, done={0: "", 1: ""}, failed=[], lease_s=LEASE_S)
+        assert wanted() >= 0.01
+        end(table, "one")
+        assert wanted() == 0
+
+
+def test_paused_jobs_want_no_gpu(table: JobTable) -> None:
+    add_job(table, "one")
+    table.actions.pause("one")
+    with serving() as address:
+        assert json.loads(get(f"{address}/scale")[1])["gpus_wanted"] == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["hours=0", "hours=-1", "hours=nan", "hours=inf", "hours=x", "images_per_s=0", "priority=x", "hour=4", "hours="],
+)
+def test_what_a_scaler_asks_wrongly_is_a_sentence(table: JobTable, query: str) -> None:
+    """A misspelt `hour` that counts as 4 hours would start the wrong number of GPUs for months."""
+    with serving() as address:
+        status, text = get(f"{address}/scale?{query}")
+    assert status == 400
+    assert set(json.loads(text)) == {"error"}
+
+
+def test_without_redis_metrics_say_so_and_a_scaler_is_told_no_number(
+    table: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who takes 0 for an answer stops workers that are at work."""
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://127.0.0.1:1/0")
+    told: list[str] = []
+    with serving(told=told) as address:
+        assert samples(address) == {"gradcam_redis_up": 0}
+        assert get(f"{address}/scale")[0] == 503
+        assert get(f"{address}/healthz") == (200, "ok\n")
+        samples(address)
+    assert len(told) == 1, "once, not each time"
+    assert "Redis has been away" in told[0]
+
+
+def test_other_paths_and_methods_are_answered_with_a_sentence(table: JobTable) -> None:
+    with serving() as address:
+        assert get(address)[0] == 404
+        request = urllib.request.Request(f"{address}/scale", data=b"x", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(request, timeout=30)
+
+
+def test_who_asks_again_within_some_seconds_costs_redis_nothing(table: JobTable, redis_client: redis.Redis) -> None:
+    def commands() -> int:
+        return int(redis_client.info("stats")["total_commands_processed"])
+
+    add_job(table, "one")
+    with serving(keep_s=60) as address:
+        samples(address)
+        before = commands()
+        for _ in range(20):
+            samples(address)
+            get(f"{address}/scale")
+        assert commands() - before == 1, "the INFO of this test"
+
+
+def test_what_others_wrote_into_redis_takes_nothing_from_the_rest(table: JobTable, redis_client: redis.Redis) -> None:
+    add_job(table, "good")
+    for number, (field, value) in enumerate(
+        [("total", "many"), ("total", "9" * 400), ("created_at", "nan"), ("state", "dancing"), ("done", "-1")]
+    ):
+        add_job(table, f"bad{number}")
+        redis_client.hset(f"gradcam:job:bad{number}", field, value)
+    add_job(table, "kind")
+    redis_client.delete("gradcam:job:kind:waiting")
+    redis_client.set("gradcam:job:kind:waiting", "x")
+    redis_client.sadd(keys.ACTIVE, "gone", "../../etc")
+    redis_client.set(keys.COUNTS, "x")
+    redis_client.set(keys.SPEEDS, "x")
+    redis_client.set(keys.QUEUE_PREFIX + "low", "x")
+    redis_client.hset(keys.WAITS, "w", "{")
+    redis_client.hset(keys.QUEUES, "w", b"\xff,high")
+    redis_client.zadd(keys.WORKERS, {b"w": time.time(), b"\xff\n": 5.0})
+    with serving() as address:
+        found = samples(address)
+        assert found['gradcam_jobs{priority="default",state="running"}'] == 1
+        assert found['gradcam_jobs{priority="unknown",state="unknown"}'] == 6
+        assert found['gradcam_workers_reading{priority="high"}'] == 1
+        assert get(f"{address}/scale")[0] == 200
+    explained = table.queries.spec("good")
+    assert explained is not None
+    for chunk in range(4):
+        explain(table, "good", explained[0], chunk)
+    end(table, "good")  # also where its end cannot be counted
+    assert table.queries.status("good").ended
+
+
+def test_every_declared_metric_is_served_as_it_is_declared_and_no_job_is_named(table: JobTable) -> None:
+    add_job(table, "a-name-to-be-found")
+    with serving() as address:
+        text = get(f"{address}/metrics")[1]
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert set(families) == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        family = families[metric.name]
+        assert (family.type, family.documentation) == (metric.kind, metric.words)
+        assert all(set(sample.labels) == set(metric.labels) for sample in family.samples)
+    assert "a-name-to-be-found" not in text
+
+
+def test_the_number_of_series_does_not_grow_with_jobs_or_workers(table: JobTable) -> None:
+    with serving() as address:
+        before = len(samples(address))
+        for number in range(30):
+            add_job(table, f"job{number}", images=2, network=f"network{number}")
+            table.registry.heartbeat(f"host{number}-cpu-00aa")
+        assert len(samples(address)) == before
+
+
+def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(
+    table: JobTable, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a look costs the same with a thousand jobs; each is told from the first look on, and comes up again."""
+    monkeypatch.setattr(overview, "_JOBS_AGAIN", 4)
+    monkeypatch.setattr(overview, "_JOBS_AT_ONCE", 3)
+    specs = {f"job{number}": add_job(table, f"job{number}", images=4) for number in range(10)}
+
+    def open_images() -> int:
+        return sum(job.left for job in table.overview.read().jobs)
+
+    assert open_images() == 40
+    for job, spec in specs.items():
+        explain(table, job, spec)
+    assert [open_images() for _ in range(3)] == [32, 24, 20]
+    explain(table, "job3", specs["job3"], 1)
+    end(table, "job3")
+    assert open_images() == 18
+    redis_client.delete("gradcam:job:job4")
+    add_job(table, "new", images=6)
+    for _ in range(3):
+        found = open_images()
+    assert found == 16 + 6
+
+
+def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(table: JobTable) -> None:
+    add_job(table, "one")
+    port = str(free_ports(1)[0])
+    command = [sys.executable, "-m", "producer.cli", "metrics", "--port", port]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == f"http://127.0.0.1:{port}/metrics\n"
+            assert samples(f"http://127.0.0.1:{port}")["gradcam_jobs_kept"] == 1
+            assert "choose another port" in gradcam("metrics", "--port", port, code=2).stderr
+        finally:
+            process.terminate()
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0

@@ -1,0 +1,169 @@
+"""Alerts, dashboard and metrics' page: each name in them is a metric that is served, with labels that it has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import metrics_page
+import pytest
+import yaml
+
+from producer.jobs.model.metric import Metric
+from producer.monitoring.metrics import METRICS as OF_DEPLOYMENT
+from worker.metrics import METRICS as OF_WORKERS
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "deploy" / "monitoring"
+ALERTS: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
+DASHBOARD: dict[str, Any] = json.loads((MONITORING / "grafana" / "dashboard.json").read_text())
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+SERIES: dict[str, Metric] = {name: metric for metric in (*OF_DEPLOYMENT, *OF_WORKERS) for name in metric.series}
+#: Labels that Prometheus adds, or that a histogram has.
+ADDED = {"instance", "job", "le"}
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
+)
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every expression, and where it stands."""
+    for alert in ALERTS:
+        yield alert["alert"], alert["expr"]
+    for panel in PANELS:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def problems(expr: str) -> list[str]:
+    """Names that nobody serves, and labels that a metric does not have."""
+    names = set(re.findall(r"\bgradcam_\w+", expr))
+    found = [f"there is no {name}" for name in sorted(names - SERIES.keys())]
+    labels = {label for name in names & SERIES.keys() for label in SERIES[name].labels} | ADDED
+    for name, matchers in re.findall(r"(gradcam_\w+)\{([^}]*)\}", expr):
+        asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        found += [f"{name} has no {label}" for label in asked - set(getattr(SERIES.get(name), "labels", ())) - ADDED]
+    for listed in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expr):
+        found += [f"nothing has {label}" for label in set(re.findall(r"\w+", listed)) - labels]
+    return found
+
+
+@pytest.mark.parametrize(("where", "expr"), list(expressions()))
+def test_every_expression_names_metrics_that_are_served_and_labels_that_they_have(where: str, expr: str) -> None:
+    """A name that is gone is no error to Prometheus: its alert never fires, and its panel stays empty."""
+    assert problems(expr) == [], where
+    assert "gradcam_" in expr
+
+
+@pytest.mark.parametrize(
+    "expr",
+    ["gradcam_gone", "rate(gradcam_images[5m])", 'gradcam_jobs{status="x"}', "sum by (queue) (gradcam_jobs)"],
+)
+def test_a_wrong_expression_is_found(expr: str) -> None:
+    assert problems(expr)
+
+
+def test_names_of_metrics_are_prometheus_own_way_and_none_is_declared_twice() -> None:
+    names = [metric.name for metric in (*OF_DEPLOYMENT, *OF_WORKERS)]
+    assert len(set(names)) == len(names)
+    for metric in (*OF_DEPLOYMENT, *OF_WORKERS):
+        assert re.fullmatch(r"gradcam_[a-z_]+", metric.name)
+        assert not metric.name.endswith("_total")
+        assert metric.words.endswith(".")
+        assert not {"job", "chunk", "worker", "image", "id"} & set(metric.labels), "a label that grows"
+
+
+def test_each_alert_has_a_sentence_a_severity_and_its_part_of_the_runbook() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    for alert in ALERTS:
+        annotations = alert["annotations"]
+        assert alert["labels"]["severity"] in {"warning", "critical"}
+        assert annotations["summary"].endswith(".")
+        assert annotations["description"].endswith(".")
+        assert annotations["runbook"] == f"docs/operations.md#{alert['alert'].lower()}"
+        assert f"### {alert['alert']}\n" in runbook
+        assert "for" in alert
+    assert set(re.findall(r"^### (Gradcam\w+)$", runbook, re.MULTILINE)) == {alert["alert"] for alert in ALERTS}
+
+
+def test_the_dashboards_panels_have_a_unit_and_a_sentence_and_do_not_lie_upon_each_other() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+    for panel in PANELS:
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(set(refs)) == len(refs) > 0
+
+
+def test_every_metric_is_in_the_dashboard_or_an_alert_but_for_what_they_are_derived_from() -> None:
+    """What nobody looks at is not worth its cost."""
+    shown = {SERIES[name].name for _, expr in expressions() for name in re.findall(r"\bgradcam_\w+", expr)}
+    assert {metric.name for metric in (*OF_DEPLOYMENT, *OF_WORKERS)} - shown == {"gradcam_images_in_flight"}
+
+
+def test_compose_mounts_the_files_and_prometheus_asks_services_that_are_there() -> None:
+    services = COMPOSE["services"]
+    for name in ("prometheus", "grafana"):
+        mounted = [volume.split(":")[0] for volume in services[name]["volumes"] if volume.startswith("./")]
+        assert mounted
+        assert all((ROOT / "deploy" / path).exists() for path in mounted)
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    (target,) = jobs[0]["static_configs"][0]["targets"]
+    host, _, port = target.partition(":")
+    assert services[host]["command"][-1] == port
+    (found,) = jobs[1]["dns_sd_configs"]
+    for name in found["names"]:
+        command = [str(word) for word in services[name]["command"]]
+        assert [word for pair in pairwise(command) if pair[0] == "--metrics-port" for word in pair[1:]] == [
+            str(found["port"])
+        ]
+        assert ("--metrics-address", "0.0.0.0") in set(pairwise(command))
+    provider = yaml.safe_load((MONITORING / "grafana/provisioning/dashboards/gradcam.yml").read_text())["providers"][0]
+    mounts = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
+    assert any(mount.startswith(provider["options"]["path"] + "/") for mount in mounts)
+    source = yaml.safe_load((MONITORING / "grafana/provisioning/datasources/prometheus.yml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+
+
+def test_the_page_of_metrics_is_made_of_the_code_that_declares_them() -> None:
+    """`make docs` brings it up to date."""
+    assert metrics_page.PAGE.read_text() == metrics_page.renewed()
+
+
+@needs_promtool
+def test_prometheus_own_tool_takes_rules_and_configuration() -> None:
+    for arguments in (["rules", "alerts.yml"], ["config", "prometheus.yml"]):
+        ended = subprocess.run(
+            ["promtool", "check", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@needs_promtool
+def test_each_alert_fires_when_it_should_and_not_before() -> None:
+    """By Prometheus' own tool, with the times that are written there: `tests/support/alerts_test.yml`."""
+    cases = ROOT / "tests" / "support" / "alerts_test.yml"
+    tested = {
+        test["alertname"] for case in yaml.safe_load(cases.read_text())["tests"] for test in case["alert_rule_test"]
+    }
+    assert tested == {alert["alert"] for alert in ALERTS}
+    ended = subprocess.run(["promtool", "test", "rules", cases], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
