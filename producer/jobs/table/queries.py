@@ -28,8 +28,10 @@ from producer.jobs.model.status import (
     count_of,
     is_count,
     make_status,
+    still_for_s,
     unreadable_status,
 )
+from producer.jobs.model.why import Surroundings, is_asked, why
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -41,6 +43,8 @@ FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_rel
 #: What the job table holds of a chunk for good: digest:count.
 _ENTRY = re.compile(r"[0-9a-f]{16}:[1-9][0-9]{0,2}")
 _JOBS_AT_ONCE = 100
+#: Of the workers, and of the jobs of each priority, so many are looked at for why a job waits.
+_MOST_WORKERS, _MOST_JOBS = 1000, 50
 _STATES_AT_ONCE = 65_536
 _FAILURES_AT_ONCE = 500
 #: The name of a chunk, as `_names.lua` has it.
@@ -183,18 +187,43 @@ class Queries:
                 trouble = _shown(problem[0])
             now = float(at)
             status = make_status(job, fields, counts, where, timings, workers, trouble, now)
+            still_s = still_for_s(fields, now)
         except (ValueError, OverflowError, OSError, KeyError) as error:
             raise UnreadableJob(job, "its counts or words" if isinstance(error, ValueError) else str(error)) from None
         if status.ended:
             return status
         wrong = self._server.problem()
+        asked = is_asked(status, still_s)
+        waited_for = self._registry.waits(now) if asked else ()
+        reason = why(status, self._surroundings(job), waited_for, self._server.fullness_lately()) if asked else None
         return status.model_copy(
             update={
                 "redis_problem": wrong,
                 "problem": status.problem or wrong,
                 "other_versions": self._other_releases(now) if workers else {},
-                "waits": self._registry.waits(now) if status.stalled_s is not None else (),
+                "waited_for": waited_for if status.stalled_s is not None else (),
+                "waits": reason[1] if reason else None,
+                "waits_reason": reason[0] if reason else None,
             }
+        )
+
+    def _surroundings(self, job: str) -> Surroundings:
+        names = [*JobKeys(job).parts("marks", "leases", "troubles"), keys.WORKERS, keys.QUEUES, keys.PROBLEMS]
+        found = self._scripts.run("why", names, [job, WORKER_SILENT_S, _MOST_WORKERS, _MOST_JOBS])
+        queue, held, loading, delayed_s, alive, readers, faulty, fault, refusing, refusal, ahead, in_hand, more = found
+        return Surroundings(
+            queue=_shown(queue),
+            loading=0 < held == loading,
+            delayed_s=float(delayed_s),
+            alive=alive,
+            readers=readers,
+            faulty=faulty,
+            fault=_shown(fault),
+            refusing=refusing,
+            refusal=_shown(refusal),
+            ahead=ahead,
+            in_hand=in_hand,
+            more=more == b"1",
         )
 
     def _other_releases(self, now: float) -> dict[str, str]:
