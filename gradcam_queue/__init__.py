@@ -31,8 +31,9 @@ from producer.jobs.model.errors import (
 from producer.jobs.model.results import ExplainedClass, Failure, Result
 from producer.jobs.model.results import Prediction as Prediction
 from producer.jobs.model.stage_times import StageTime
-from producer.jobs.model.states import TERMINAL, Ingest, JobState
+from producer.jobs.model.states import TERMINAL, Ingest, JobState, WaitReason
 from producer.jobs.model.status import ChunkCounts, JobStatus, Wait
+from producer.jobs.model.worker_record import Drained, WorkerRecord
 from producer.maintenance.audit import Finding
 from producer.output.download import Downloaded, Fetched
 from producer.output.job_results import PictureUrl
@@ -45,6 +46,7 @@ __all__ = [
     "ChunkCounts",
     "Client",
     "Downloaded",
+    "Drained",
     "ExplainedClass",
     "Failure",
     "Fetched",
@@ -72,6 +74,8 @@ __all__ = [
     "UnknownJob",
     "UsageError",
     "Wait",
+    "WaitReason",
     "WorkerError",
+    "WorkerRecord",
     "open_sources",
 ]

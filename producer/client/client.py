@@ -11,6 +11,7 @@ client.download(job, "results")
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.spec import OUTPUTS, new_job_id
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.worker_record import Drained, WorkerRecord
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.table import JobTable
 from producer.maintenance.audit import Finding
@@ -409,6 +411,25 @@ class Client:
     def _results_of(self, job: str) -> JobResults:
         self._services.check_store(job)
         return open_results(self.table, self.storage, job)
+
+    def workers(self) -> builtins.list[WorkerRecord]:
+        """List the worker processes that are alive: what each is, does, and what keeps it from working."""
+        return self._monitor.workers()
+
+    def drain(self, name: str) -> Drained:
+        """Ask a worker process to finish and leave, or a launcher with all of its processes.
+
+        It sees the wish with its next sign of life (every `GRADCAM_WORKER_INTERVAL_S`), finishes the batch on the
+        device, gives the rest back to others, and ends. Its launcher does not start it again, and ends with its last
+        process.
+
+        Args:
+            name: Of a process or of a launcher, as `workers` has it.
+
+        Raises:
+            UsageError: Nobody who is alive has that name.
+        """
+        return self._monitor.drain(name)
 
     def list(self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None) -> JobList:
         """Jobs, newest first; `misnamed` of the list says how many entries of Redis have names that no job can have.

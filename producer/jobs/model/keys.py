@@ -27,6 +27,8 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:workers`       | zset   | worker → last heard of                      | it stops     | main process         |
 | `gradcam:queues`        | hash   | worker → the priorities it reads            | it stops     | main process         |
 | `gradcam:problems`      | hash   | worker → what keeps it from working         | 2 min        | child process        |
+| `gradcam:records`       | hash   | worker → what it is and does                | 2 min        | main process         |
+| `gradcam:drains`        | hash   | worker or launcher → since when it leaves   | an hour      | drain                |
 | `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min        | child process        |
 | `gradcam:releases`      | hash   | version → last heard of, and which worker   | a minute     | main process         |
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
@@ -70,6 +72,8 @@ WORKERS = "gradcam:workers"
 QUEUES = "gradcam:queues"
 PROBLEMS = "gradcam:problems"
 WAITS = "gradcam:waits"
+RECORDS = "gradcam:records"
+DRAINS = "gradcam:drains"
 RELEASES = "gradcam:releases"
 NETWORKS = "gradcam:networks"
 WARNINGS = "gradcam:warnings"
