@@ -28,6 +28,7 @@ from producer.jobs.model.errors import (
     UsageError,
     WorkerError,
 )
+from producer.jobs.model.history import Action
 from producer.jobs.model.results import ExplainedClass, Failure, Result
 from producer.jobs.model.results import Prediction as Prediction
 from producer.jobs.model.stage_times import StageTime
@@ -42,6 +43,7 @@ from worker.models.network_spec import NetworkSpec
 
 __all__ = [
     "TERMINAL",
+    "Action",
     "BadRow",
     "ChunkCounts",
     "Client",

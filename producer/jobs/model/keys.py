@@ -21,6 +21,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:timings`             | hash   | stage → microseconds of all images          | lifetime     | commit               |
 | `J:troubles`            | hash   | worker:name → why it cannot do the job      | lifetime     | trouble              |
 |                         |        | load → weight of deaths in loading it       |              | claim, reclaim, …    |
+| `J:history`             | list   | what was done to it, by whom and why        | lifetime     | cancel, pause, …     |
 | `J:finalizer`           | string | who writes the summary, or who cannot       | 30 s         | finalize, decline    |
 | `gradcam:jobs`          | zset   | job → time created                          | job is gone  | create               |
 | `gradcam:active`        | set    | jobs that have not ended                    | their end    | create, finish       |
@@ -84,7 +85,7 @@ BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finalizer's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
-    *("marks", "suspects", "classes", "timings", "troubles"),
+    *("marks", "suspects", "classes", "timings", "troubles", "history"),
 )
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120

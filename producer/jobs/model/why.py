@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from producer.jobs.model.history import Action
 from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.states import Ingest, JobState, WaitReason
 from producer.jobs.model.status import JobStatus, Wait
@@ -64,13 +65,11 @@ def why(
     """Say why a job does not go on: the reason and a line for a person; None where it goes on, or nobody can tell.
 
     Args:
-        status: Where it stands; one for which `is_asked` is true.
+        status: Where it stands; a running one for which `is_asked` is true.
         found: What is around it.
         waited_for: What workers wait for, the longest wait first.
         full: The share of its `maxmemory` that Redis holds.
     """
-    if status.state is JobState.PAUSED:
-        return WaitReason.PAUSED, f"paused: `gradcam resume {status.job}` goes on with it"
     if full >= FULL:
         return WaitReason.REDIS_FULL, (
             f"Redis is full ({full:.0%} of its maxmemory), nobody can send messages: give it more memory, or delete "
@@ -86,6 +85,16 @@ def why(
     if status.chunks.in_flight:
         return _in_flight(found, waited_for)
     return _not_taken(status, found, waited_for, full)
+
+
+def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
+    """Say who paused a job and why, by what was done to it last."""
+    said = "paused"
+    if last is not None and last.verb == "pause":
+        said += f" by {_quoted(last.who)}" if last.who else ""
+        said += f" at {last.at:%Y-%m-%d %H:%M:%S} UTC"
+        said += f" ({_quoted(last.reason)})" if last.reason else ""
+    return WaitReason.PAUSED, f"{said}: `gradcam resume {job}` goes on with it"
 
 
 def _in_flight(found: Surroundings, waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:

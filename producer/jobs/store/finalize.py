@@ -114,6 +114,7 @@ def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], statu
         "since": table.queries.since(status.job),
         "found": table.queries.facts(status.job),
         "classes": _classes(table.queries.histogram(status.job)),
+        "history": [action.model_dump(mode="json") for action in table.queries.history(status.job)],
         "versions": versions("gradcam-queue"),
     }
     storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 #: Commands that are called beside the scripts, by both sides; `LPUSH` is kombu's.
 DIRECT: Final = (
-    *("EXISTS", "EXPIRE", "GETRANGE", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "LPUSH", "PING", "SET", "SMEMBERS"),
-    *("SREM", "TIME", "ZADD", "ZCOUNT", "ZRANGE", "ZREM", "ZREVRANGE"),
+    *("EXISTS", "EXPIRE", "GETRANGE", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "LPUSH", "LRANGE", "PING", "SET"),
+    *("SMEMBERS", "SREM", "TIME", "ZADD", "ZCOUNT", "ZRANGE", "ZREM", "ZREVRANGE"),
 )
 #: What kombu calls to read the queues, which only a worker does.
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
