@@ -28,11 +28,13 @@ from producer.jobs.model.errors import (
     UsageError,
     WorkerError,
 )
+from producer.jobs.model.history import Action
 from producer.jobs.model.results import ExplainedClass, Failure, Result
 from producer.jobs.model.results import Prediction as Prediction
 from producer.jobs.model.stage_times import StageTime
-from producer.jobs.model.states import TERMINAL, Ingest, JobState
+from producer.jobs.model.states import TERMINAL, Ingest, JobState, WaitReason
 from producer.jobs.model.status import ChunkCounts, JobStatus, Wait
+from producer.jobs.model.worker_record import Drained, WorkerRecord
 from producer.maintenance.audit import Finding
 from producer.output.download import Downloaded, Fetched
 from producer.output.job_results import PictureUrl
@@ -41,10 +43,12 @@ from worker.models.network_spec import NetworkSpec
 
 __all__ = [
     "TERMINAL",
+    "Action",
     "BadRow",
     "ChunkCounts",
     "Client",
     "Downloaded",
+    "Drained",
     "ExplainedClass",
     "Failure",
     "Fetched",
@@ -72,6 +76,8 @@ __all__ = [
     "UnknownJob",
     "UsageError",
     "Wait",
+    "WaitReason",
     "WorkerError",
+    "WorkerRecord",
     "open_sources",
 ]

@@ -6,9 +6,11 @@ put together in `worker/child.py`: it alone imports torch.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -22,10 +24,12 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 
 from producer.jobs.broker import celery_app, transport
+from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, Unfit
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import Connections, read_both
 from producer.jobs.model.text import SENTENCE_CHARS, shown
+from producer.jobs.model.worker_record import WorkerFacts
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.redis_scripts import Scripts, make_redis_client
 from producer.jobs.table.table import JobTable
@@ -186,11 +190,39 @@ class WorkerProcess:
             # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
             grace_s=settings.lease_s,
             before_each=partial(self._end_when_useless, table),
+            facts=self._facts,
+            leave=self._leave,
         )
         self._reconciler.start()
         if settings.drain_file is not None:
-            Grace(settings.drain_file, settings.grace_s, PARENT_SHARE, _end_without_redis).start()
+            Grace(settings.drain_files, settings.grace_s, PARENT_SHARE, _end_without_redis).start()
         log.info("action=ready The worker is ready.")
+
+    def _facts(self) -> WorkerFacts:
+        """Return what this process tells of itself; what its child does is in a file, as is all that a child tells."""
+        settings = self._settings
+        known = {
+            "host": socket.gethostname()[:200], "launcher": settings.launcher, "device": settings.device,
+            "version": release.own(),
+        }  # fmt: skip
+        try:
+            return WorkerFacts(**{**json.loads(self._health.work() or "{}"), **known})
+        except (ValueError, TypeError):  # a name of a network that is too long, say
+            return WorkerFacts(**known)
+
+    def _leave(self, asked: set[str]) -> None:
+        """Somebody asked this process, or its launcher, to finish and leave: the launcher sees it, and ends us."""
+        files, settings = self._settings.drain_files, self._settings
+        whole = settings.launcher in asked
+        log.info(
+            "action=asked_to_leave Somebody asked %s to finish and leave.", "this launcher" if whole else "this process"
+        )
+        if not files:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        with suppress(OSError, GradcamError):
+            run_dirs.restore(files[0].parent)
+            files[0 if whole else 1].touch()
 
     def _wait_until_ready(self) -> None:
         """Read no message before somebody can work at it: one that lies here for long counts as lost."""

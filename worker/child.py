@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from worker.chunks.messages import Messages
 from worker.chunks.pipeline import Pipeline
 from worker.chunks.slots import Slots
 from worker.chunks.wait_reporter import WaitReporter
+from worker.chunks.work_meter import WorkMeter
 from worker.device.batch_queue import BatchQueue
 from worker.device.batch_size import BatchSizes
 from worker.device.batches import memory_allows_twice, open_device
@@ -73,6 +75,15 @@ def make_consumer(
     sizes = _batch_sizes(table, settings)
     queue: BatchQueue[ImageTask] = BatchQueue(lambda key: sizes.size(key.size))
     slots = Slots(settings.slots, drained=_drained(settings), hungry=queue.hungry)
+    meter = WorkMeter()
+
+    def computed(network: str, images: int, seconds: float) -> None:
+        health.at_work()
+        meter.computed(network, images, seconds)
+
+    def work() -> str:
+        return json.dumps({**meter.facts(), "in_hand": sum(len(claim.pending) for claim in slots.claims())})
+
     pipeline = Pipeline(
         fetcher,
         storage,
@@ -81,7 +92,7 @@ def make_consumer(
         slots,
         io_threads=settings.io_threads,
         item_timeout_s=settings.item_timeout_s,
-        computed=health.at_work,
+        computed=computed,
     )
     consumer = ChunkConsumer(
         table,
@@ -95,15 +106,15 @@ def make_consumer(
         pipeline=pipeline,
         faults=FaultHandler(table, storage, health, slots, settings.name),
     )
-    WaitReporter(table.registry, settings.name, health).start()
+    WaitReporter(table.registry, settings.name, health, work).start()
     if settings.drain_file is not None:
-        Grace(settings.drain_file, settings.grace_s, CHILD_SHARE, consumer.give_up).start()
+        Grace(settings.drain_files, settings.grace_s, CHILD_SHARE, consumer.give_up).start()
     return consumer
 
 
 def _drained(settings: WorkerSettings) -> Callable[[], bool]:
     """Whether this process was told to stop, or its parent is gone: then nobody watches it or can stop it any more."""
-    parent, drain = os.getppid(), settings.drain_file
+    parent, files = os.getppid(), settings.drain_files
 
     looked, told = 0.0, False
 
@@ -112,7 +123,7 @@ def _drained(settings: WorkerSettings) -> Callable[[], bool]:
         # Asked twice an image; the answer may be a twentieth of a second old.
         if (now := time.monotonic()) - looked > _LOOK_EVERY_S:
             # That the launcher's folder is gone says nothing: it may have been tidied away, and is made again.
-            looked, told = now, os.getppid() != parent or (drain is not None and drain.exists())
+            looked, told = now, os.getppid() != parent or any(file.exists() for file in files)
         return told
 
     return drained

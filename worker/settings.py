@@ -36,6 +36,7 @@ it starts.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -191,6 +192,18 @@ class WorkerSettings(BaseSettings):
     def health_stem(self) -> Path | None:
         """Return the stem of the names of health's files; None without a launcher."""
         return None if self.drain_file is None else self.drain_file.with_name(self.name)
+
+    @property
+    def drain_files(self) -> tuple[Path, ...]:
+        """Return the files that tell this process to end: its launcher's and its own; none without a launcher."""
+        return () if self.drain_file is None else (self.drain_file, self.drain_file.with_name(f"{self.name}.drain"))
+
+    @property
+    def launcher(self) -> str | None:
+        """Return the name of the launcher: this machine's, and that of its folder; None without one."""
+        if self.drain_file is None:
+            return None
+        return f"{socket.gethostname().split('.')[0]}-{self.drain_file.parent.name}"
 
     @property
     def fetch_policy(self) -> FetchPolicy:

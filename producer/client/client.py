@@ -11,6 +11,7 @@ client.download(job, "results")
 
 from __future__ import annotations
 
+import builtins
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,11 @@ from producer.client.services import Services
 from producer.input.sources import ReadOptions, Source, Sources, opened, reading_of
 from producer.jobs.model import settings
 from producer.jobs.model.errors import ServiceError, UsageError
+from producer.jobs.model.history import Action
 from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.spec import OUTPUTS, new_job_id
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.worker_record import Drained, WorkerRecord
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.table import JobTable
 from producer.maintenance.audit import Finding
@@ -205,35 +208,40 @@ class Client:
         except ServiceError:
             return set()
 
-    def cancel(self, job: str) -> JobStatus:
+    def cancel(self, job: str, *, because: str | None = None) -> JobStatus:
         """Stop a job for good: what is done stays, workers stop after the current batch.
+
+        Args:
+            job: Its id.
+            because: Why; `history` keeps it.
 
         Raises:
             UnknownJob: There is no such job.
             UsageError: It has ended otherwise.
         """
-        return self._actions.cancel(job)
+        return self._actions.cancel(job, because)
 
-    def pause(self, job: str) -> JobStatus:
+    def pause(self, job: str, *, because: str | None = None) -> JobStatus:
         """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
-        return self._actions.pause(job)
+        return self._actions.pause(job, because)
 
-    def resume(self, job: str) -> JobStatus:
+    def resume(self, job: str, *, because: str | None = None) -> JobStatus:
         """Go on with a paused job. Errors as `cancel`."""
-        return self._actions.resume(job)
+        return self._actions.resume(job, because)
 
-    def retry(self, job: str, *, reason: str | None = None) -> int:
+    def retry(self, job: str, *, reason: str | None = None, because: str | None = None) -> int:
         """Try the failed images of a job that has ended once more, and nothing else; how many.
 
         Args:
             job: Its id.
             reason: Only images that failed for it, such as `fetch` or `timeout`.
+            because: Why; `history` keeps it.
 
         Raises:
             UnknownJob: There is no such job, or its lifetime is over.
             UsageError: It has not ended, was cancelled, or nothing failed.
         """
-        return self._actions.retry(job, reason)
+        return self._actions.retry(job, reason, because)
 
     def delete(self, job: str, *, objects: bool = False, progress: Callable[[int], None] | None = None) -> int:
         """Forget a job that has ended, and with `objects` everything it has in the store; how many objects went.
@@ -409,6 +417,33 @@ class Client:
     def _results_of(self, job: str) -> JobResults:
         self._services.check_store(job)
         return open_results(self.table, self.storage, job)
+
+    def history(self, job: str) -> builtins.list[Action]:
+        """List what was done to a job, the latest last, 50 at most: which verb, who, when and why.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        return self.table.queries.history(job)
+
+    def workers(self) -> builtins.list[WorkerRecord]:
+        """List the worker processes that are alive: what each is, does, and what keeps it from working."""
+        return self._monitor.workers()
+
+    def drain(self, name: str) -> Drained:
+        """Ask a worker process to finish and leave, or a launcher with all of its processes.
+
+        It sees the wish with its next sign of life (every `GRADCAM_WORKER_INTERVAL_S`), finishes the batch on the
+        device, gives the rest back to others, and ends. Its launcher does not start it again, and ends with its last
+        process.
+
+        Args:
+            name: Of a process or of a launcher, as `workers` has it.
+
+        Raises:
+            UsageError: Nobody who is alive has that name.
+        """
+        return self._monitor.drain(name)
 
     def list(self, *, limit: int = 20, offset: int = 0, state: Sequence[str] = (), name: str | None = None) -> JobList:
         """Jobs, newest first; `misnamed` of the list says how many entries of Redis have names that no job can have.

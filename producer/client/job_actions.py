@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.history import checked_reason, user_and_host
 from producer.jobs.model.states import TERMINAL, JobState
 from producer.jobs.model.status import JobStatus
+from producer.jobs.table.user_actions import By
 from producer.maintenance.audit import Finding, audit
 from producer.maintenance.audit import repair as repair_job
 from producer.maintenance.deletion import delete_with_objects
@@ -30,9 +32,12 @@ class JobActions:
     def __init__(self, services: Services, monitor: Monitor) -> None:
         self._services, self._monitor = services, monitor
 
-    def cancel(self, job: str) -> JobStatus:
+    def _by(self, because: str | None) -> By:
+        return By(self._services.settings.user or user_and_host(), checked_reason(because))
+
+    def cancel(self, job: str, because: str | None) -> JobStatus:
         """See `Client.cancel`."""
-        state = self._services.table.actions.cancel(job)
+        state = self._services.table.actions.cancel(job, self._by(because))
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
         self._services.finalize_if_due(job)
@@ -42,25 +47,26 @@ class JobActions:
             time.sleep(0.05)
         return status
 
-    def pause(self, job: str) -> JobStatus:
+    def pause(self, job: str, because: str | None) -> JobStatus:
         """See `Client.pause`."""
-        return self._not_ended(job, self._services.table.actions.pause(job))
+        return self._not_ended(job, self._services.table.actions.pause(job, self._by(because)))
 
-    def resume(self, job: str) -> JobStatus:
+    def resume(self, job: str, because: str | None) -> JobStatus:
         """See `Client.resume`."""
-        status = self._not_ended(job, self._services.table.actions.resume(job))
+        status = self._not_ended(job, self._services.table.actions.resume(job, self._by(because)))
         self._services.messages.send_missing(
             self._services.table, self._services.table.queries.existing_outline(job).queue
         )
         return status
 
-    def retry(self, job: str, reason: str | None) -> int:
+    def retry(self, job: str, reason: str | None, because: str | None) -> int:
         """See `Client.retry`."""
+        by = self._by(because)
         queue = self._services.table.queries.existing_outline(job).queue
         self._services.check_redis()
         self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
         messages = self._services.messages
-        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason)
+        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason, by=by)
         messages.send_missing(self._services.table, queue)
         return count
 
@@ -84,7 +90,8 @@ class JobActions:
         self._services.check_store(job)
         if repair:
             publish = self._services.messages.publisher(job, self._services.table.queries.existing_spec(job).queue)
-            return repair_job(self._services.table, self._services.storage, publish, job)
+            by = self._by(None)
+            return repair_job(self._services.table, self._services.storage, publish, job, by=by)
         return audit(self._services.table, self._services.storage, job)
 
     def _not_ended(self, job: str, state: JobState) -> JobStatus:

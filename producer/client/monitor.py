@@ -12,6 +12,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.worker_record import Drained, WorkerRecord
 
 if TYPE_CHECKING:
     from producer.client.services import Services
@@ -54,6 +55,21 @@ class Monitor:
             f"`gradcam delete {status.job}` forgets it"
         )
         return status.model_copy(update={"objects_gone": True, "problem": gone})
+
+    def workers(self) -> list[WorkerRecord]:
+        """See `Client.workers`."""
+        return self._services.table.registry.workers()
+
+    def drain(self, name: str) -> Drained:
+        """See `Client.drain`."""
+        found = self.workers()
+        processes = tuple(worker.name for worker in found if name == worker.name)
+        kind = "process" if processes else "launcher"
+        processes = processes or tuple(worker.name for worker in found if name == worker.launcher)
+        if not processes:
+            raise UsageError("no worker process or launcher that is alive has that name: `gradcam workers` lists them")
+        self._services.table.registry.drain(name)
+        return Drained(name=name, kind=kind, processes=processes)
 
     def watch(self, job: str) -> Iterator[JobStatus]:
         """See `Client.watch`."""

@@ -99,9 +99,11 @@ def sending(console: Console) -> Iterator[tuple[sender.Progress, Callable[[str],
 
 def note(status: JobStatus) -> str:
     """What a user should know beside the counts."""
-    if status.workers == 0 and not status.ended:
+    if status.workers == 0 and not status.ended and status.waits is None:
         return "no worker is running: start `gradcam-worker`"
     parts = [_problem(status)] if status.problem else []
+    if status.waits:
+        parts.append(status.waits)
     if status.stalled_s is not None:
         parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
     if status.failed:
@@ -130,8 +132,7 @@ def summary(status: JobStatus) -> str:
     if not status.ended:
         rows["at work"] = f"{status.running} images in {status.chunks.in_flight} chunks; {status.workers} workers alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
-    if status.stalled_s is not None:
-        rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
+    rows |= _standstill(status)
     if status.images_per_s:
         rows["speed"] = f"{status.images_per_s:.1f} images/s"
     if status.stages:
@@ -140,8 +141,6 @@ def summary(status: JobStatus) -> str:
         rows["devices"] = f"{status.device_busy:.0%} busy: {bound(status)}"
     if status.eta_s is not None:
         rows["left"] = f"{status.eta_s:.0f} s"
-    if not status.ended and not status.workers:
-        rows["workers"] = "none is running: start `gradcam-worker`"
     if status.problem:
         rows["problem"] = _problem(status)
     if status.other_versions:
@@ -150,6 +149,17 @@ def summary(status: JobStatus) -> str:
     if status.finished_at:
         rows["finished"] = f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     return "\n".join(f"{name:<9} {shown(text, LINE_CHARS)}" for name, text in rows.items())
+
+
+def _standstill(status: JobStatus) -> dict[str, str]:
+    rows = {}
+    if status.waits:
+        rows["waits"] = status.waits
+    elif not status.ended and not status.workers:
+        rows["workers"] = "none is running: start `gradcam-worker`"
+    if status.stalled_s is not None:
+        rows["progress"] = f"no progress for {status.stalled_s:.0f} s: {_waits(status)}"
+    return rows
 
 
 def _of_labels(status: JobStatus) -> dict[str, str]:
@@ -171,11 +181,11 @@ def _waits(status: JobStatus) -> str:
     """What a job that does not go on waits for."""
     if not status.workers:
         return "no worker is running"
-    if status.waits:
+    if status.waited_for:
         told = (
             f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
             f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
-            for wait in status.waits
+            for wait in status.waited_for
         )
         return "; ".join(told)
     return "no worker works at it" if not status.chunks.in_flight else "no worker says what it waits for"

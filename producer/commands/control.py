@@ -33,35 +33,42 @@ if TYPE_CHECKING:
     from producer.jobs.model.status import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
+_BECAUSE_HELP = "Why; `gradcam history` shows it."
 _DIFFERENT = 1
 _AGAIN = "submit their source again under another name"
 
 
 @click.command(cls=Examples, epilog=examples("gradcam cancel JOB", "gradcam cancel JOB OTHER --json"))
 @click.argument("job", nargs=-1, required=True)
+@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def cancel(job: tuple[str, ...], as_json: bool) -> None:
+def cancel(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     """Stop jobs for good.
 
     What is done stays done, with its pictures; workers stop after the current batch.
     """
-    _each(job, as_json, lambda client, one: client.cancel(one))
+    _each(job, as_json, lambda client, one: client.cancel(one, because=because))
 
 
-@click.command(cls=Examples, epilog=examples("gradcam pause JOB", "gradcam resume JOB", codes=PLAIN_CODES))
+@click.command(
+    cls=Examples,
+    epilog=examples('gradcam pause JOB --reason "until the review is done"', "gradcam resume JOB", codes=PLAIN_CODES),
+)
 @click.argument("job", nargs=-1, required=True)
+@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def pause(job: tuple[str, ...], as_json: bool) -> None:
+def pause(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     """Hand out nothing more of jobs until they are resumed."""
-    _each(job, as_json, lambda client, one: client.pause(one))
+    _each(job, as_json, lambda client, one: client.pause(one, because=because))
 
 
 @click.command(cls=Examples, epilog=examples("gradcam resume JOB", codes=PLAIN_CODES))
 @click.argument("job", nargs=-1, required=True)
+@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def resume(job: tuple[str, ...], as_json: bool) -> None:
+def resume(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     """Go on with paused jobs."""
-    _each(job, as_json, lambda client, one: client.resume(one))
+    _each(job, as_json, lambda client, one: client.resume(one, because=because))
 
 
 @click.command(
@@ -72,15 +79,16 @@ def resume(job: tuple[str, ...], as_json: bool) -> None:
 )
 @click.argument("job")
 @click.option("--reason", help="Only images that failed for it, such as fetch, timeout or store.")
+@click.option("--because", metavar="TEXT", help=_BECAUSE_HELP)
 @click.option("--wait", is_flag=True, help="Stay until the job ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print the job's status as JSON.")
-def retry(job: str, reason: str | None, wait: bool, as_json: bool) -> None:
+def retry(job: str, reason: str | None, because: str | None, wait: bool, as_json: bool) -> None:
     """Try the failed images of a job that has ended once more.
 
     The counts follow. A job that failed as a whole goes on with what is left of it.
     """
     client, talk = client_from_env(), make_talk()
-    count = client.retry(job, reason=reason)
+    count = client.retry(job, reason=reason, because=because)
     talk.print(f"{count} failed images are tried again" if count else f"job {job} goes on")
     if wait:
         end(follow_job(client, talk, job), as_json, talk)
@@ -88,6 +96,27 @@ def retry(job: str, reason: str | None, wait: bool, as_json: bool) -> None:
         out_json(client.status(job).model_dump_json())
     else:
         talk.print(f"watch it: gradcam status {job} --watch")
+
+
+@click.command(
+    cls=Examples, epilog=examples("gradcam history JOB", "gradcam history JOB --json | jq -r .who", codes=PLAIN_CODES)
+)
+@click.argument("job")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each thing that was done.")
+def history(job: str, as_json: bool) -> None:
+    """List what was done to a job: when, which verb, who, and why.
+
+    The 50 latest are kept, and stand in job.json when the job has ended.
+    """
+    found = client_from_env().history(job)
+    for action in found:
+        if as_json:
+            out_json(action.model_dump_json())
+        else:
+            words = (f"{action.at:%Y-%m-%d %H:%M:%S} UTC", action.verb, action.who or "-", action.reason or "-")
+            out(*words)
+    if not found and not as_json:
+        make_talk().print(f"nobody has cancelled, paused, resumed, retried or repaired job {job}")
 
 
 @click.command(
@@ -234,4 +263,4 @@ def doctor(as_json: bool) -> None:
     sys.exit(SERVICE if "bad" in verdicts else 0)
 
 
-COMMANDS = (cancel, pause, resume, retry, audit, delete, wait, doctor)
+COMMANDS = (cancel, pause, resume, retry, history, audit, delete, wait, doctor)

@@ -17,6 +17,7 @@ from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.store.bucket import DELETED_AT_ONCE
 from producer.jobs.store.finalize import DamagedSummary, NewerSummary, recorded_spec, write_summary
+from producer.jobs.table.user_actions import NOBODY, By
 from producer.maintenance.maintenance_lease import MaintenanceLease
 from producer.maintenance.retry import RetryItem, reopen
 from producer.output.manifest import ChunkRecords, lines_of
@@ -167,8 +168,10 @@ class _Audit:
         return None if result is None else _again(result, self._spec)
 
 
-def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Iterator[Finding]:
+def repair(table: JobTable, storage: Storage, publish: Publish, job: str, *, by: By = NOBODY) -> Iterator[Finding]:
     """Set right what an audit finds: extra objects are deleted, images with missing ones are explained again.
+
+    The job's history keeps by whom, where images are explained again.
 
     Yields:
         What was found.
@@ -179,7 +182,7 @@ def repair(table: JobTable, storage: Storage, publish: Publish, job: str) -> Ite
     """
     status, spec = table.queries.status(job), table.queries.existing_spec(job)
     with MaintenanceLease(table, job, JobState.REPAIRING) as lease:
-        repair = _Repair(table, storage, publish, spec, lease, status)
+        repair = _Repair(table, storage, publish, spec, lease, status, by)
         for finding in audit(table, storage, job):
             repair.note(finding)
             yield finding
@@ -197,7 +200,9 @@ class _Repair:
         spec: JobSpec,
         lease: MaintenanceLease,
         status: JobStatus,
+        by: By,
     ) -> None:
+        self._by = by
         self._table, self._storage, self._publish, self._spec = table, storage, publish, spec
         #: The client's lease of the job, and the job's status before.
         self._lease, self._status, job = lease, status, status.job
@@ -254,7 +259,9 @@ class _Repair:
         if self._again:
             queue, images = self._spec.queue, (self._again[index] for index in sorted(self._again))
             # In one step from `repairing` to `running`: nobody can come in between.
-            generation = self._table.actions.retry(self._job, queue, retry_id=self._lease.who, mode="repair")
+            generation = self._table.actions.retry(
+                self._job, queue, retry_id=self._lease.who, mode="repair", by=self._by
+            )
             reopen(self._table, self._publish, self._job, generation, images)
         said = []
         if self._newer:

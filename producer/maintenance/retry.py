@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import UnreadableJob
 from producer.jobs.model.items import Item
+from producer.jobs.table.user_actions import NOBODY, By
 
 if TYPE_CHECKING:
     from producer.jobs.broker.messages import Publish
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from producer.jobs.table.user_actions import Generation
 
 
-def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None) -> int:
+def retry_failed(
+    table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None, by: By = NOBODY
+) -> int:
     """Try the failed images of a job that has ended once more, and nothing else.
 
     A job that failed as a whole also continues with the images that nobody had begun.
@@ -28,6 +31,7 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
         job: Its id.
         queue: Its priority.
         reason: Only images that failed for it.
+        by: Who does it, and why.
 
     Returns:
         How many failed images are tried again.
@@ -37,7 +41,7 @@ def retry_failed(table: JobTable, publish: Publish, job: str, queue: str, *, rea
         UsageError: It has not ended, was cancelled, or has no such failures.
         UnreadableJob: Of some images it cannot be read why they failed; the others are tried again.
     """
-    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason)
+    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason, by=by)
     lost: list[UnreadableJob] = []
 
     def wanted() -> Iterator[RetryItem]:

@@ -19,8 +19,8 @@ from producer.input.display import printable
 from producer.jobs.model import keys
 from producer.jobs.model.errors import JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.model.items import Chunk, Item, decompress_items, uri_line
+from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.results import Failure, Result, class_key
-from producer.jobs.table.redis_server import FULL_SHARE
 from producer.output.manifest import ChunkRecords
 from producer.output.results import manifest_parts, read_parts
 from producer.submission.differences import difference, why_differs

@@ -226,7 +226,7 @@ def test_a_key_of_another_type_concerns_its_job_alone(
             told += 1
         except GradcamError:
             continue
-    own = {"waiting": "zset", "leases": "zset", "bits": "string"}.get(part, "hash")
+    own = {"waiting": "zset", "leases": "zset", "bits": "string", "history": "list"}.get(part, "hash")
     assert (told == len(everything(table, claim))) == (kind != own)
     assert GOOD in turns(table, worker="another")
     listed = {status.job: status for status in table.queries.jobs(limit=9)}

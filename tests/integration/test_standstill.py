@@ -124,8 +124,8 @@ def test_status_says_since_when_there_is_no_progress_and_what_is_waited_for(rig:
     eventually(lambda: client.status(rig.job).stalled_s is not None, within_s=60)
     status = client.status(rig.job)
     assert (status.images_per_s, status.eta_s, status.device_busy) == (None, None, None)
-    assert [(wait.what, wait.workers) for wait in status.waits] == [(STORE, 1)]
-    assert status.waits[0].longest_s > 10
+    assert [(wait.what, wait.workers) for wait in status.waited_for] == [(STORE, 1)]
+    assert status.waited_for[0].longest_s > 10
     told = gradcam("status", rig.job).stdout
     assert "no progress for" in told
     assert f"1 worker waits for {STORE}" in told

@@ -112,7 +112,7 @@ class Core:
             self.slots,
             io_threads=4,
             item_timeout_s=item_timeout_s,
-            computed=lambda: None,
+            computed=lambda *_: None,
         )
         self._pool = ThreadPoolExecutor(8)
         self._uploaded: dict[int, str] = {}

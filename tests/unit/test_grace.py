@@ -16,7 +16,7 @@ def test_the_share_of_the_time_begins_with_the_drain_file(tmp_path: Path) -> Non
         given.append(within_s)
         over.set()
 
-    Grace(tmp_path / "drain", 2.0, 0.5, end).start()
+    Grace([tmp_path / "drain"], 2.0, 0.5, end).start()
     assert not over.wait(0.6)
     (tmp_path / "drain").touch()
     touched = time.monotonic()

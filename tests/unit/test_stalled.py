@@ -57,7 +57,7 @@ def test_what_is_waited_for_is_said() -> None:
     assert "no worker is running" in watch.note(status(1190.0, workers=0))
     waits_for = (Wait(what=STORE, workers=2, longest_s=80.0), Wait(what="Redis", workers=1, longest_s=20.0))
     said = "no progress for 90 s: 2 workers wait for the object store, at most 80 s by now; 1 worker waits for Redis"
-    assert said in watch.note(still.model_copy(update={"waits": waits_for}))
+    assert said in watch.note(still.model_copy(update={"waited_for": waits_for}))
 
 
 # -- what a process waits for -----------------------------------------------------------------------------------------

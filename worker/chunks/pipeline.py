@@ -70,7 +70,7 @@ class Pipeline:
         slots: Whether this process is stopping, and what runs.
         io_threads: Threads that fetch, and as many that upload.
         item_timeout_s: How long a batch may take.
-        computed: Called after each batch.
+        computed: Called after each batch with its network, how many images it held, and its seconds on the device.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Pipeline:
         *,
         io_threads: int,
         item_timeout_s: float,
-        computed: Callable[[], None],
+        computed: Callable[[str, int, float], None],
     ) -> None:
         self._fetcher, self._storage, self._queue, self._sizes, self._slots = fetcher, storage, queue, sizes, slots
         self._io_threads, self._item_timeout_s, self._at_work = io_threads, item_timeout_s, computed
@@ -235,7 +235,7 @@ class Pipeline:
         for task, answer in zip(tasks, answers, strict=True):
             task.computed(answer, time.began, time.seconds / len(tasks))
             self._behind.submit(self._finish, task, key)
-        self._at_work()
+        self._at_work(tasks[0].chunk.network.name, len(tasks), time.seconds)
         metrics.batch(len(tasks))
         self._note_size(launched, time.seconds)
         self._warn_if_unguided(tasks[0].chunk.network, answers)

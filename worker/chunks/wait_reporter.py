@@ -1,8 +1,9 @@
-"""Report what a process waits for: a server that stands still raises no error that could be told."""
+"""Report what a process does, and what it waits for: a server that stands still raises no error that could be told."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -17,17 +18,19 @@ _LOOK_EVERY_S: Final = 5.0
 
 
 class WaitReporter(threading.Thread):
-    """Tells `status` and `check` what this process has waited for longer than usual; says nothing while all goes well.
+    """Tells `status` and `check` what this process has waited for longer than usual, and its parent what it does.
 
     Args:
         registry: Where `gradcam status` finds it.
         name: The worker's.
         health: Where `gradcam-worker check` finds it, servers only: a step of one's own may take its time.
+        work: Gives what the process does, for its parent's sign of life.
     """
 
-    def __init__(self, registry: WorkerRegistry, name: str, health: Health) -> None:
+    def __init__(self, registry: WorkerRegistry, name: str, health: Health, work: Callable[[], str]) -> None:
         super().__init__(name="wait-reporter", daemon=True)
         self._registry, self._worker, self._health = registry, name, health
+        self._work = work
         self._told = False
         self._over = threading.Event()
 
@@ -43,6 +46,7 @@ class WaitReporter(threading.Thread):
 
     def look(self) -> None:
         """Tell what is waited for now, or take back what was told."""
+        self._health.tell_work(self._work())
         found = longest()
         long = found is not None and found.age_s >= SERVER_AFTER_S
         # First: Redis may be what does not answer.

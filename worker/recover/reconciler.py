@@ -19,6 +19,7 @@ from producer.jobs.model.states import JobState
 from producer.jobs.store.finalize import finalize
 
 if TYPE_CHECKING:
+    from producer.jobs.model.worker_record import WorkerFacts
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import JobTable
 
@@ -168,6 +169,8 @@ class Reconciler(threading.Thread):
         interval_s: How often it does all this.
         grace_s: As in `reconcile`.
         before_each: Called first each time; may end the process.
+        facts: Gives what this process tells of itself.
+        leave: Called once when this process or its launcher was asked to finish and leave, with the names that were.
     """
 
     def __init__(
@@ -184,11 +187,14 @@ class Reconciler(threading.Thread):
         interval_s: float,
         grace_s: float,
         before_each: Callable[[], None],
+        facts: Callable[[], WorkerFacts] | None = None,
+        leave: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._table, self._storage, self._republish = table, storage, republish
         self._who, self._queues, self._networks, self._warnings = who, queues, networks, warnings
         self._interval_s, self._before_each = interval_s, before_each
+        self._facts, self._leave, self._leaves = facts, leave, False
         self._reconcile = partial(reconcile, table, storage, republish, who=who, grace_s=grace_s, publish=publish)
         #: By the monotonic clock; until then other workers lead.
         self._leads_from = 0.0
@@ -230,7 +236,7 @@ class Reconciler(threading.Thread):
             self._reclaim(self._deaths[0])
             self._deaths.popleft()
         try:
-            self._table.registry.heartbeat(self._who, self._queues, self._networks, self._warnings)
+            self._beat()
         except ServiceError as error:
             # A key of another type: lost work is looked for all the same. A Redis that is away stops what follows, too.
             log.warning("action=reconcile_failed This worker could not say that it is alive: %s", error)
@@ -249,6 +255,16 @@ class Reconciler(threading.Thread):
                 # Another worker may be able to; by its clock this one could win the lock each time.
                 self._table.registry.step_down(self._who)
                 self._leads_from = time.monotonic() + _OTHERS_LEAD * self._interval_s
+
+    def _beat(self) -> None:
+        facts = self._facts() if self._facts else None
+        self._table.registry.heartbeat(self._who, self._queues, self._networks, self._warnings, facts)
+        if facts is None or self._leaves:
+            return
+        names = [name for name in (self._who, facts.launcher) if name]
+        if asked := self._table.registry.asked_to_leave(names):
+            self._leaves = True
+            self._leave(asked)
 
     def _reclaim(self, death: Death) -> None:
         try:

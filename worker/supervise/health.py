@@ -14,6 +14,8 @@ A file's time of modification or its content says the thing:
 | `<name>.preloads`       | until when models may load before the first message                | child         |
 | `<name>.waits`          | since when the process waits for a server, and which one           | child         |
 | `<name>.fault`          | what keeps the process from working                                | child         |
+| `<name>.work`           | network, batch size, images/s, busy share and images in hand, JSON | child         |
+| `<name>.drain`          | that the process was asked to finish and leave                     | main process  |
 
 `launcher.json` beside them lists the processes (`process_list.py`), and `check.py` reads all of it.
 """
@@ -37,8 +39,11 @@ READY_WITHIN_S = 120.0
 PRELOADED_WITHIN_S = 3600.0
 #: At most one write a second for each kind of file.
 _WRITE_EVERY_S: Final = 1.0
+#: A child that says nothing for so long does nothing that could be told.
+_WORK_IS_OLD_S: Final = 60.0
 _KINDS: Final = (
     "ready", "starts", "preloads", "startup_failed", "polled", "away", "at-work", *BUSY_KINDS, "waits", "fault",
+    "work", "drain",
 )  # fmt: skip
 
 
@@ -109,6 +114,19 @@ class Health:
                 since = time.time() - for_s
                 os.utime(self.file("waits"), (since, since))
 
+    def tell_work(self, facts: str) -> None:
+        """Say what the process does, as JSON."""
+        self._write("work", facts)
+
+    def work(self) -> str | None:
+        """Return what the process does; None where it has not said it for a minute."""
+        if time.time() - self.at("work") > _WORK_IS_OLD_S:
+            return None
+        try:
+            return self.file("work").read_text()
+        except (OSError, ValueError):
+            return None
+
     def waits_no_more(self) -> None:
         """Take back `waits`."""
         self._remove("waits")
@@ -125,7 +143,7 @@ class Health:
         """Return the time of a sign in seconds since 1970; 0 where there is none."""
         try:
             return self.file(kind).stat().st_mtime
-        except OSError:
+        except (OSError, ValueError):
             return 0.0
 
     def has(self, kind: str) -> bool:

@@ -67,6 +67,8 @@ class _Process:
     ready: bool = False
     #: Why it does not run.
     problem: str | None = None
+    #: Whether it was asked to finish and leave: it is not started again.
+    leaves: bool = False
 
 
 @dataclass
@@ -112,9 +114,12 @@ class Launcher:
                 log.warning("action=left_open %s.", warning)
             previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
             try:
-                while not self._signals:
+                while not self._signals and not self._drain_file.exists():
                     self._keep_folder()
                     self._keep_running()
+                    if not self._processes:
+                        log.info("action=left Every process was asked to leave, and has; the launcher ends.")
+                        return 0
                     if all(process.given_up for process in self._processes):
                         raise WorkerError(f"no process is left; {self._processes[-1].problem}")
                     time.sleep(_LOOK_EVERY_S)
@@ -186,12 +191,16 @@ class Launcher:
         self._signals += 1
 
     def _keep_running(self) -> None:
-        for process in self._processes:
+        for process in list(self._processes):
             if process.running is None:
                 if not process.given_up and time.monotonic() >= process.start_at:
                     self._start(process)
             elif (code := process.running.poll()) is not None:
                 self._died(process, code)
+            elif not process.leaves and Health(self._folder / process.name).has("drain"):
+                process.leaves = True
+                log.info("action=leaving %s was asked to finish and leave.", process.name)
+                process.running.terminate()
 
     def _start(self, process: _Process) -> None:
         # A new name each time: the last words of the process before must not count as this one's.
@@ -224,9 +233,13 @@ class Launcher:
             process.failures = 0
         elif code not in _WANTED:
             process.failures += 1
+        process.leaves = process.leaves or health.has("drain")
         health.forget()
         process.running = None
-        if process.failures >= GIVEN_UP_AFTER:
+        if process.leaves:
+            log.info("action=left %s has left, and is not started again.", process.name)
+            self._processes.remove(process)
+        elif process.failures >= GIVEN_UP_AFTER:
             self._give_up(process, why)
         else:
             delay_s = process.backoff.after(lived_s)
@@ -273,7 +286,7 @@ class Launcher:
         for process in self._alive():
             process.terminate()
         until = time.monotonic() + LAUNCHER_SHARE * self.grace_s
-        while self._alive() and time.monotonic() < until and self._signals == 1:
+        while self._alive() and time.monotonic() < until and self._signals <= 1:
             time.sleep(_LOOK_EVERY_S)
         return 0
 

@@ -21,12 +21,15 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:timings`             | hash   | stage → microseconds of all images          | lifetime     | commit               |
 | `J:troubles`            | hash   | worker:name → why it cannot do the job      | lifetime     | trouble              |
 |                         |        | load → weight of deaths in loading it       |              | claim, reclaim, …    |
+| `J:history`             | list   | what was done to it, by whom and why        | lifetime     | cancel, pause, …     |
 | `J:finalizer`           | string | who writes the summary, or who cannot       | 30 s         | finalize, decline    |
 | `gradcam:jobs`          | zset   | job → time created                          | job is gone  | create               |
 | `gradcam:active`        | set    | jobs that have not ended                    | their end    | create, finish       |
 | `gradcam:workers`       | zset   | worker → last heard of                      | it stops     | main process         |
 | `gradcam:queues`        | hash   | worker → the priorities it reads            | it stops     | main process         |
 | `gradcam:problems`      | hash   | worker → what keeps it from working         | 2 min        | child process        |
+| `gradcam:records`       | hash   | worker → what it is and does                | 2 min        | main process         |
+| `gradcam:drains`        | hash   | worker or launcher → since when it leaves   | an hour      | drain                |
 | `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min        | child process        |
 | `gradcam:releases`      | hash   | version → last heard of, and which worker   | a minute     | main process         |
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
@@ -71,6 +74,8 @@ WORKERS = "gradcam:workers"
 QUEUES = "gradcam:queues"
 PROBLEMS = "gradcam:problems"
 WAITS = "gradcam:waits"
+RECORDS = "gradcam:records"
+DRAINS = "gradcam:drains"
 RELEASES = "gradcam:releases"
 NETWORKS = "gradcam:networks"
 WARNINGS = "gradcam:warnings"
@@ -82,7 +87,7 @@ BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finalizer's, which has a lifetime of its own.
 JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
-    *("marks", "suspects", "classes", "timings", "troubles"),
+    *("marks", "suspects", "classes", "timings", "troubles", "history"),
 )
 #: A problem that is not told again is over, or its worker is.
 PROBLEM_LIFETIME_S = 120

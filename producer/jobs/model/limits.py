@@ -8,3 +8,5 @@ from typing import Final
 MAX_COUNT: Final = 2**63 - 1
 #: The largest id of a class.
 MAX_CLASS_ID: Final = 2**31 - 1
+#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
+FULL_SHARE = 0.8

@@ -8,6 +8,7 @@
 | `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
 | `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
 | `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
+| `GRADCAM_USER`             | who a job's history says did something               | user@host       |
 | `GRADCAM_LOG`              | `text` or `json`: how workers write their log        | text            |
 | `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
 
@@ -91,6 +92,9 @@ class Connections(BaseSettings):
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
     #: How workers write their log; the producer only knows the name.
     log: Annotated[LogFormat, BeforeValidator(_log_format)] = "text"
+
+    #: Who a job's history says did something; the user and the machine's name when empty.
+    user: Annotated[str | None, Field(max_length=100)] = None
 
     @property
     def redis_address(self) -> str:

@@ -1,4 +1,4 @@
-"""The states of jobs and items, a sentence each."""
+"""The states of jobs and items, and why a job waits, a sentence each."""
 
 from __future__ import annotations
 
@@ -44,6 +44,37 @@ def known_state(word: str) -> JobState:
 
 #: A client has a job for itself.
 MAINTENANCE = frozenset({JobState.REPAIRING, JobState.DELETING})
+
+
+class WaitReason(StrEnum):
+    """Why a job does not go on; `docs/operations.md` has a table of them."""
+
+    #: Somebody paused it.
+    PAUSED = "paused"
+    #: Redis is full: nobody can send a message, or a submission waits for room.
+    REDIS_FULL = "redis_full"
+    #: No worker is alive.
+    NO_WORKER = "no_worker"
+    #: Workers are alive, and none of them reads its priority.
+    PRIORITY_UNREAD = "priority_unread"
+    #: Nothing of it is left to do until its submission sends more.
+    SENDING = "sending"
+    #: A worker that has it loads its model.
+    MODEL_LOADING = "model_loading"
+    #: Workers wait for the object store.
+    STORE_UNWELL = "store_unwell"
+    #: Workers wait for another server, or for a step of their own.
+    WORKERS_WAIT = "workers_wait"
+    #: Each worker that reads its priority says that it cannot work.
+    WORKERS_FAULTY = "workers_faulty"
+    #: Each worker that reads its priority has refused this job.
+    WORKERS_REFUSE = "workers_refuse"
+    #: It is in trouble, and others go first for a moment.
+    DELAYED = "delayed"
+    #: Others' images are before it.
+    TURN = "turn"
+    #: Nothing is before it: a message is on its way, or was lost and is sent again.
+    SOON = "soon"
 
 
 class Ingest(StrEnum):

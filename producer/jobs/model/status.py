@@ -10,7 +10,7 @@ from pydantic import Field
 
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.stage_times import StageTime, device_busy, stage_times
-from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState, known_state
+from producer.jobs.model.states import MAINTENANCE, TERMINAL, Ingest, JobState, WaitReason, known_state
 
 #: Fields of the job's hash that its status is made of.
 FIELDS = (
@@ -96,7 +96,11 @@ class JobStatus(Frozen):
     #: For how many seconds nothing has been recorded, though it runs and is not done; none before half a minute.
     stalled_s: float | None = None
     #: What workers wait for while that is so, the longest wait first.
-    waits: tuple[Wait, ...] = ()
+    waited_for: tuple[Wait, ...] = ()
+    #: Why it does not go on now, in a line; none where it does, or has ended.
+    waits: str | None = None
+    #: The same as a word.
+    waits_reason: WaitReason | None = None
     #: Releases of workers that are not this program's, each with the name of one of its workers.
     other_versions: dict[str, str] = Field(default_factory=dict)
     #: It has ended with images done, and its summary is not in the store any more.
@@ -205,7 +209,7 @@ def make_status(
     over = ended or state in MAINTENANCE
     if "open_chunks" in fields:
         chunks = chunks.model_copy(update={"complete": chunks.total - count_of(fields["open_chunks"]), "waiting": 0})
-    still_s = 0.0 if ended else max(now - _went_on_at(fields), 0.0)
+    still_s = 0.0 if ended else still_for_s(fields, now)
     fresh = still_s < STALLED_AFTER_S
     speed = images_per_s(fields, done + failed) if fresh else None
     return JobStatus(
@@ -239,10 +243,10 @@ def make_status(
     )
 
 
-def _went_on_at(fields: Mapping[str, str]) -> float:
-    """When something was recorded last, or first handed out, or the job was made."""
+def still_for_s(fields: Mapping[str, str], now: float) -> float:
+    """Seconds since something was recorded last, or first handed out, or the job was made."""
     times = (fields[name] for name in ("progress_at", "started_at", "created_at") if name in fields)
-    return float(next(times))
+    return max(now - float(next(times)), 0.0)
 
 
 def _of_labels(fields: Mapping[str, str]) -> dict[str, int]:

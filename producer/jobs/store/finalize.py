@@ -43,7 +43,10 @@ log = logging.getLogger(__name__)
 #: Nothing longer is read of a summary: a job's class names are most of it.
 MAX_SUMMARY_BYTES: Final = 64 * 2**20
 #: What a status says of the moment it was asked in.
-_OF_THE_MOMENT = {"workers", "problem", "redis_problem", "stalled_s", "waits", "other_versions"}
+_OF_THE_MOMENT = {
+    *("workers", "problem", "redis_problem", "stalled_s", "other_versions"),
+    *("waited_for", "waits", "waits_reason"),
+}
 
 
 def finalize(table: JobTable, storage: Storage, job: str, who: str) -> bool:
@@ -112,6 +115,7 @@ def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], statu
         "since": table.queries.since(status.job),
         "found": table.queries.facts(status.job),
         "classes": _classes(table.queries.histogram(status.job)),
+        "history": [action.model_dump(mode="json") for action in table.queries.history(status.job)],
         "versions": versions("gradcam-queue"),
     }
     storage.put(keys.summary(storage.prefix, status.job), json.dumps(summary, indent=1).encode())

@@ -16,20 +16,24 @@ from pydantic_core import from_json
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import OtherVersion, UnknownJob, UnreadableJob, no_such
+from producer.jobs.model.history import Action
 from producer.jobs.model.items import Item, decompress_items
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import MAX_CHUNK_SIZE, PRIORITIES, JobSpec
-from producer.jobs.model.states import ItemState, JobState, known_state
+from producer.jobs.model.states import ItemState, JobState, WaitReason, known_state
 from producer.jobs.model.status import (
     FIELDS,
     ChunkCounts,
     JobStatus,
+    Wait,
     count_of,
     is_count,
     make_status,
+    still_for_s,
     unreadable_status,
 )
+from producer.jobs.model.why import Surroundings, is_asked, why, why_paused
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -41,6 +45,10 @@ FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_rel
 #: What the job table holds of a chunk for good: digest:count.
 _ENTRY = re.compile(r"[0-9a-f]{16}:[1-9][0-9]{0,2}")
 _JOBS_AT_ONCE = 100
+#: As `_history.lua` has it.
+_MOST_ACTIONS = 50
+#: Of the workers, and of the jobs of each priority, so many are looked at for why a job waits.
+_MOST_WORKERS, _MOST_JOBS = 1000, 50
 _STATES_AT_ONCE = 65_536
 _FAILURES_AT_ONCE = 500
 #: The name of a chunk, as `_names.lua` has it.
@@ -96,6 +104,26 @@ class Queries:
             return {text(name): count_of(text(count)) for name, count in found.items()}
 
         return self._scripts.of_job(job, histogram)
+
+    def history(self, job: str) -> list[Action]:
+        """What was done to a job, the latest last; what cannot be read of it is left out.
+
+        Raises:
+            UnknownJob: There is no such job.
+        """
+        if self.state(job) is None:
+            raise UnknownJob(no_such(job))
+        return self._actions(job, 0)
+
+    def _actions(self, job: str, first: int) -> list[Action]:
+        def actions(client: redis.Redis) -> list[Action]:
+            found = []
+            for line in cast("list[bytes]", client.lrange(JobKeys(job).part("history"), first, -1)):
+                with suppress(ValueError):  # pydantic's among them
+                    found.append(Action.model_validate_json(line, strict=False))
+            return found[-_MOST_ACTIONS:]
+
+        return self._scripts.of_job(job, actions)
 
     def place_of_summary(self, job: str) -> str | None:
         """Where the summary of a job that has ended was written, as bucket/prefix; None where it was not."""
@@ -188,18 +216,48 @@ class Queries:
                 trouble = _shown(problem[0])
             now = float(at)
             status = make_status(job, fields, counts, where, timings, workers, trouble, now)
+            still_s = still_for_s(fields, now)
         except (ValueError, OverflowError, OSError, KeyError) as error:
             raise UnreadableJob(job, "its counts or words" if isinstance(error, ValueError) else str(error)) from None
         if status.ended:
             return status
         wrong = self._server.problem()
+        asked = is_asked(status, still_s)
+        waited_for = self._registry.waits(now) if asked else ()
+        reason = self._why(status, waited_for) if asked else None
         return status.model_copy(
             update={
                 "redis_problem": wrong,
                 "problem": status.problem or wrong,
                 "other_versions": self._other_releases(now) if workers else {},
-                "waits": self._registry.waits(now) if status.stalled_s is not None else (),
+                "waited_for": waited_for if status.stalled_s is not None else (),
+                "waits": reason[1] if reason else None,
+                "waits_reason": reason[0] if reason else None,
             }
+        )
+
+    def _why(self, status: JobStatus, waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
+        if status.state is JobState.PAUSED:
+            return why_paused(status.job, next(reversed(self._actions(status.job, -1)), None))
+        return why(status, self._surroundings(status.job), waited_for, self._server.fullness_lately())
+
+    def _surroundings(self, job: str) -> Surroundings:
+        names = [*JobKeys(job).parts("marks", "leases", "troubles"), keys.WORKERS, keys.QUEUES, keys.PROBLEMS]
+        found = self._scripts.run("why", names, [job, WORKER_SILENT_S, _MOST_WORKERS, _MOST_JOBS])
+        queue, held, loading, delayed_s, alive, readers, faulty, fault, refusing, refusal, ahead, in_hand, more = found
+        return Surroundings(
+            queue=_shown(queue),
+            loading=0 < held == loading,
+            delayed_s=float(delayed_s),
+            alive=alive,
+            readers=readers,
+            faulty=faulty,
+            fault=_shown(fault),
+            refusing=refusing,
+            refusal=_shown(refusal),
+            ahead=ahead,
+            in_hand=in_hand,
+            more=more == b"1",
         )
 
     def _other_releases(self, now: float) -> dict[str, str]:

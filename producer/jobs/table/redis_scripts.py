@@ -36,7 +36,7 @@ _GROWING = frozenset({"create", "add_chunk", "reopen"})
 _ALLOW_OOM, _SCRIPT_FLAGS_SINCE = "#!lua flags=allow-oom\n", 7
 _LIBRARY = (
     *("_now", "_names", "_checked", "_counts", "_life", "_bits", "_strikes", "_death"),
-    *("_failures", "_end", "_round_robin", "_maintenance", "_convict"),
+    *("_failures", "_end", "_round_robin", "_maintenance", "_convict", "_history"),
 )
 #: How Redis names the command that a user may not run, and how it says that a key is refused.
 _FORBIDDEN = re.compile(r"no permissions to run the '([^']+)' command")

@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 
 #: Commands that are called beside the scripts, by both sides; `LPUSH` is kombu's.
 DIRECT: Final = (
-    *("EXISTS", "EXPIRE", "GETRANGE", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "LPUSH", "PING", "SET", "SMEMBERS"),
-    *("SREM", "TIME", "ZADD", "ZCOUNT", "ZRANGE", "ZREM", "ZREVRANGE"),
+    *("EXISTS", "EXPIRE", "GETRANGE", "HDEL", "HGET", "HGETALL", "HMGET", "HSET", "LPUSH", "LRANGE", "PING", "SET"),
+    *("SMEMBERS", "SREM", "TIME", "ZADD", "ZCOUNT", "ZRANGE", "ZREM", "ZREVRANGE"),
 )
 #: What kombu calls to read the queues, which only a worker does.
 READING: Final = ("BRPOP", "LLEN", "RPUSH")
-#: A producer waits when Redis holds more than this share of its `maxmemory`: the rest is what workers need to go on.
-FULL_SHARE: Final = 0.8
 _LOOK_EVERY_S: Final = 30.0
 _CALLED: Final = re.compile(r"(?:redis\.p?call|ask)\(\s*['\"]([A-Z]+)['\"]")
 
@@ -66,6 +64,11 @@ class Memory:
             return None
         return f"Redis drops jobs when it is full ({self.policy}): `CONFIG SET maxmemory-policy noeviction`"
 
+    @property
+    def fullness(self) -> float:
+        """The share of its limit that it holds; 0 where it has none, or does not tell."""
+        return self.used_bytes / self.limit_bytes if self.used_bytes and self.limit_bytes else 0.0
+
 
 class Server:
     """Questions about the Redis behind `Scripts`."""
@@ -74,8 +77,8 @@ class Server:
         self._scripts = scripts
         #: Whether this user may not ask for the memory, which is then not asked for again.
         self._silent = False
-        #: When the memory was looked at last, and what was wrong.
-        self._problem: tuple[float, str | None] = (-math.inf, None)
+        #: When the memory was looked at last, and what was found.
+        self._looked: tuple[float, Memory] = (-math.inf, Memory(None, None, None))
 
     def check(self, *, reads_queues: bool, allow_eviction: bool) -> None:
         """Make sure that jobs can be kept here, and that we may do all we need.
@@ -128,10 +131,17 @@ class Server:
 
     def problem(self) -> str | None:
         """What is wrong with its memory, as it was within the last half minute; None where nothing is known to be."""
-        looked_at, found = self._problem
+        return self._lately().problem
+
+    def fullness_lately(self) -> float:
+        """What `fullness` was within the last half minute."""
+        return self._lately().fullness
+
+    def _lately(self) -> Memory:
+        looked_at, found = self._looked
         if time.monotonic() - looked_at > _LOOK_EVERY_S:
-            found = self.memory().problem
-            self._problem = time.monotonic(), found
+            found = self.memory()
+            self._looked = time.monotonic(), found
         return found
 
     def wait_until_on_disk(self) -> None:
@@ -145,8 +155,7 @@ class Server:
 
     def fullness(self) -> float:
         """The share of its `maxmemory` that Redis holds; 0 where it has no limit, or does not tell."""
-        memory = self.memory()
-        return memory.used_bytes / memory.limit_bytes if memory.used_bytes and memory.limit_bytes else 0.0
+        return self.memory().fullness
 
 
 def _memory(client: redis.Redis) -> dict[str, str | int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import UnknownJob, UsageError, no_such
@@ -26,6 +26,16 @@ DAMAGED = (
 #: How long a client that repairs or deletes may be silent before another may go on.
 MAINTENANCE_LEASE_S = 60.0
 RetryMode = Literal["", "repair", "submit"]
+
+
+class By(NamedTuple):
+    """Who does something to a job, and why; a job's history keeps it."""
+
+    who: str
+    reason: str = ""
+
+
+NOBODY = By("")
 
 
 @dataclass(frozen=True)
@@ -62,20 +72,20 @@ class UserActions:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    def cancel(self, job: str) -> JobState:
+    def cancel(self, job: str, by: By = NOBODY) -> JobState:
         """Stop a job for good; where it stands then. Raises UnknownJob."""
-        return self._control("cancel", job)
+        return self._control("cancel", job, by)
 
-    def pause(self, job: str) -> JobState:
+    def pause(self, job: str, by: By = NOBODY) -> JobState:
         """Hand out nothing more until it is resumed; where it stands then. Raises UnknownJob."""
-        return self._control("pause", job)
+        return self._control("pause", job, by)
 
-    def resume(self, job: str) -> JobState:
+    def resume(self, job: str, by: By = NOBODY) -> JobState:
         """Go on with a paused job; where it stands then. Raises UnknownJob."""
-        return self._control("resume", job)
+        return self._control("resume", job, by)
 
-    def _control(self, verb: str, job: str) -> JobState:
-        state = text(self._scripts.run(verb, [JobKeys(job).hash], []))
+    def _control(self, verb: str, job: str, by: By) -> JobState:
+        state = text(self._scripts.run(verb, [JobKeys(job).hash], [*by]))
         if state == "gone":
             raise UnknownJob(no_such(job))
         if state in MAINTENANCE:
@@ -131,7 +141,7 @@ class UserActions:
             raise UsageError(refusal(job, state))
 
     def retry(
-        self, job: str, queue: str, *, retry_id: str, reason: str | None = None, mode: RetryMode = ""
+        self, job: str, queue: str, *, retry_id: str, reason: str | None = None, mode: RetryMode = "", by: By = NOBODY
     ) -> Generation:
         """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
 
@@ -142,6 +152,7 @@ class UserActions:
             reason: Only items that failed for it are going to be reopened.
             mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
                 `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
+            by: Who does it, and why.
 
         Raises:
             UnknownJob: There is no such job, or its lifetime is over.
@@ -152,7 +163,7 @@ class UserActions:
         answer = self._scripts.run(
             "retry",
             [names.hash, keys.ACTIVE, keys.round_robin(queue), names.part("reasons"), *others],
-            [job, retry_id, reason or "", mode],
+            [job, retry_id, reason or "", mode, *by],
         )
         match text(answer[0]):
             case "begun":

@@ -13,6 +13,7 @@ from producer.jobs.model import keys, release
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.model.status import Wait
 from producer.jobs.model.text import SENTENCE_CHARS, shown
+from producer.jobs.model.worker_record import MAX_RECORD_BYTES, WorkerFacts, WorkerRecord
 
 if TYPE_CHECKING:
     from producer.jobs.table.redis_scripts import Scripts
@@ -29,6 +30,12 @@ PROBLEM_LIFETIME_S = 120
 #: A status names so many things that are waited for at most.
 MOST_WAITS = 5
 SPEEDS_LIFETIME_S = 30 * 86_400
+#: Asked to leave, and not gone by then: nobody by that name is there.
+_DRAIN_LIFETIME_S = 3600
+#: So many workers are listed at most.
+_MOST_WORKERS = 10_000
+#: Of what somebody else wrote so much is shown.
+_LONGEST_WORDS = 500
 
 
 class _Told(BaseModel):
@@ -89,6 +96,42 @@ def _ours(*names: str) -> Iterator[None]:
         ) from None
 
 
+def _facts(record: bytes | None) -> WorkerFacts | None:
+    """What a worker tells of itself; None where it tells nothing, or what this version cannot read."""
+    if record is None or len(record) > MAX_RECORD_BYTES:
+        return None
+    try:
+        return WorkerFacts.model_validate_json(record)
+    except ValidationError:
+        return None
+
+
+def _launcher_of(record: bytes | None) -> str | None:
+    facts = _facts(record)
+    return facts.launcher if facts else None
+
+
+def _record(
+    name: bytes,
+    silent_s: float,
+    record: bytes | None,
+    queues: bytes | None,
+    problem: bytes | None,
+    leaves: bool,
+    wished: set[str],
+) -> WorkerRecord:
+    facts = _facts(record)
+    return WorkerRecord(
+        name=_word(name),
+        known=facts is not None,
+        **(facts.model_dump() if facts else {}),
+        queues=_word(queues or b"")[:_LONGEST_WORDS],
+        problem=None if problem is None else _word(problem)[:_LONGEST_WORDS],
+        draining=leaves or bool(facts and facts.launcher and facts.launcher in wished),
+        silent_s=round(silent_s, 1),
+    )
+
+
 class WorkerRegistry:
     """The workers, as they report themselves."""
 
@@ -96,11 +139,16 @@ class WorkerRegistry:
         self._scripts = scripts
 
     def heartbeat(
-        self, worker: str, queues: Sequence[str] = (), networks: Sequence[str] = (), warnings: Sequence[str] = ()
+        self,
+        worker: str,
+        queues: Sequence[str] = (),
+        networks: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        facts: WorkerFacts | None = None,
     ) -> None:
         """Report that a worker is alive, its release, the priorities that it reads, and the networks registered there.
 
-        It reads all priorities where none is named. Warnings say what its settings leave open.
+        It reads all priorities where none is named. Warnings say what its settings leave open; facts, what it does.
 
         Raises:
             ServiceError: A key that all workers share is of another type.
@@ -112,6 +160,9 @@ class WorkerRegistry:
                 pipe.zadd(keys.WORKERS, {worker: now})
                 if queues:
                     pipe.hset(keys.QUEUES, worker, ",".join(queues))
+                if facts is not None:
+                    pipe.hset(keys.RECORDS, worker, facts.model_dump_json(exclude_none=True))
+                    pipe.expire(keys.RECORDS, keys.PROBLEM_LIFETIME_S)
                 # One worker of each release, and of each network, will do: there are few of them, and many workers.
                 pipe.hset(keys.RELEASES, release.own(), f"{now:.3f} {worker}")
                 if networks:
@@ -126,7 +177,7 @@ class WorkerRegistry:
                 if silent := [name for name, told in found.items() if _silent(told, now)]:
                     client.hdel(key, *silent)
 
-        with _ours(keys.WORKERS, keys.QUEUES, keys.RELEASES, keys.NETWORKS, keys.WARNINGS):
+        with _ours(keys.WORKERS, keys.QUEUES, keys.RELEASES, keys.NETWORKS, keys.WARNINGS, keys.RECORDS):
             self._scripts.do(heartbeat)
 
     def releases(self, now: float) -> dict[str, str]:
@@ -161,9 +212,55 @@ class WorkerRegistry:
             client.hdel(keys.QUEUES, worker)
             client.hdel(keys.PROBLEMS, worker)
             client.hdel(keys.WAITS, worker)
+            client.hdel(keys.RECORDS, worker)
+            client.hdel(keys.DRAINS, worker)
 
         with suppress(ServiceError):
             self._scripts.do(deregister, patience_s=1.0)
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers that are alive, by their names; what one tells that cannot be read is left out of its record."""
+        now = self.now()
+
+        def look(client: redis.Redis) -> list[WorkerRecord]:
+            since = now - WORKER_SILENT_S
+            found = cast(
+                "list[tuple[bytes, float]]",
+                client.zrangebyscore(keys.WORKERS, since, "+inf", start=0, num=_MOST_WORKERS, withscores=True),
+            )
+            if not found:
+                return []
+            with client.pipeline(transaction=False) as pipe:
+                for key in (keys.RECORDS, keys.QUEUES, keys.PROBLEMS, keys.DRAINS):
+                    pipe.hmget(key, [name for name, _ in found])
+                records, queues, problems, drains = cast("list[list[bytes | None]]", pipe.execute())
+                launchers = {_launcher_of(record) for record in records}
+                wished = {name for name in launchers if name and client.hexists(keys.DRAINS, name)}
+            rows = zip(found, records, queues, problems, drains, strict=True)
+            return [
+                _record(name, max(now - at, 0.0), record, reads, problem, drain is not None, wished)
+                for (name, at), record, reads, problem, drain in rows
+            ]
+
+        with _ours(keys.WORKERS, keys.RECORDS, keys.QUEUES, keys.PROBLEMS, keys.DRAINS):
+            return sorted(self._scripts.do(look), key=lambda record: record.name)
+
+    def drain(self, name: str) -> None:
+        """Ask a worker process, or a launcher with all of its processes, to finish and leave."""
+        now = self.now()
+
+        def ask(client: redis.Redis) -> None:
+            client.hset(keys.DRAINS, name, f"{now:.3f}")
+            client.expire(keys.DRAINS, _DRAIN_LIFETIME_S)
+
+        with _ours(keys.DRAINS):
+            self._scripts.do(ask)
+
+    def asked_to_leave(self, names: Sequence[str]) -> set[str]:
+        """Which of these names of a process and its launcher were asked to finish and leave."""
+        with _ours(keys.DRAINS):
+            found = self._scripts.do(lambda client: cast("list[bytes | None]", client.hmget(keys.DRAINS, list(names))))
+        return {name for name, wish in zip(names, found, strict=True) if wish is not None}
 
     def forget_silent(self) -> None:
         """Remove workers without a heartbeat for a day."""
@@ -173,8 +270,9 @@ class WorkerRegistry:
             if names:
                 client.zrem(keys.WORKERS, *names)
                 client.hdel(keys.QUEUES, *names)
+                client.hdel(keys.RECORDS, *names)
 
-        with _ours(keys.WORKERS, keys.QUEUES):
+        with _ours(keys.WORKERS, keys.QUEUES, keys.RECORDS):
             self._scripts.do(forget)
 
     def report_problem(self, worker: str, sentence: str) -> None:

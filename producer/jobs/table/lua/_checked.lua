@@ -14,7 +14,7 @@ local SECONDS = {'created_at', 'ingest_at', 'started_at', 'finished_at', 'progre
 local NEEDED = {total = true, done = true, failed = true, generation = true, chunk_size = true, created_at = true}
 local PARTS = {'chunks', 'HLEN', 'items', 'HLEN', 'waiting', 'ZCARD', 'leases', 'ZCARD', 'holders', 'HLEN', 'attempts',
   'HLEN', 'bits', 'STRLEN', 'failures', 'HLEN', 'reasons', 'HLEN', 'marks', 'HLEN', 'suspects', 'HLEN', 'classes', 'HLEN',
-  'timings', 'HLEN', 'troubles', 'HLEN'}
+  'timings', 'HLEN', 'troubles', 'HLEN', 'history', 'LLEN'}
 
 -- The word that Python looks for; `what` is a name of ours.
 local function unreadable(what)
@@ -100,7 +100,7 @@ local function fault_of(job)
     if type(count) ~= 'number' then return PARTS[i] end
     length[PARTS[i]] = count
   end
-  for _, part in ipairs({'reasons', 'timings', 'troubles'}) do
+  for _, part in ipairs({'reasons', 'timings', 'troubles', 'history'}) do
     if length[part] > MOST_WORDS then return part end
   end
   if length.bits * 4 > found.total + CHUNKS_AHEAD * found.chunk_size then return 'bits' end

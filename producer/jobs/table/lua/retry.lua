@@ -2,7 +2,7 @@
 -- The same retry id asking again (its first reply was lost) gets the same generation. A repair asks with the id under
 -- which it holds the job. A submission goes on so with a job that failed while it was being sent: nothing is reopened.
 -- KEYS  1 job  2 gradcam:active  3 round robin of its priority  4 reasons  5.. every other key of the job
--- ARGV  1 id  2 retry id  3 reason or ''  4 '', 'repair' (done items are reopened as well) or 'submit'
+-- ARGV  1 id  2 retry id  3 reason or ''  4 '', 'repair' (done items are reopened as well) or 'submit'  5 who  6 why
 -- gives {'begun', generation, life} | {'nothing'} | {'open'} | {'damaged'} | {'gone'} | {state}
 check(KEYS[1])
 if redis.call('HGET', KEYS[1], 'retry') == ARGV[2] then
@@ -43,4 +43,5 @@ redis.call('HDEL', KEYS[1], 'outcome', 'error', 'finished_at', 'started_at', 'pr
   'last_mark_at', 'last_mark_n', 'open_chunks', 'summary')
 redis.call('SADD', KEYS[2], ARGV[1])
 to_the_end(KEYS[3], ARGV[1])
+note_action(KEYS[1], ARGV[4] == '' and 'retry' or ARGV[4], ARGV[5], ARGV[6])
 return {'begun', f[1] + 1, f[4] or ''}
