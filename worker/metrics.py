@@ -31,12 +31,15 @@ from producer.jobs.model.errors import UsageError
 from producer.jobs.model.metric import Metric
 from producer.jobs.model.network_names import HF, TIMM, known
 from producer.jobs.model.stage_times import IDLE, WAIT
+from producer.jobs.store.s3_errors import S3Fault
 
 #: Why images fail; another word is a newer version's.
 REASONS: Final = ("fetch", "timeout", "image", "model", "store", "crashed_worker", "internal")
 #: So many networks at most have a label of their own in one process.
 _MOST_NETWORKS: Final = 50
 OWN, OTHER = "own", "other"
+#: As `open_s3` names them.
+_STORE_FAULTS: Final = (*(one.name.lower() for one in S3Fault if one is not S3Fault.NOTHING_THERE), "first_try")
 
 IMAGES: Final = Metric(
     "gradcam_images",
@@ -96,12 +99,18 @@ class _SummedHistogram(Histogram):
             self._buckets[bucket].inc(count)
 
 
-def _counter(metric: Metric) -> Counter:
-    return Counter(metric.name, metric.words, metric.labels)
+def _counter(metric: Metric, values: Iterable[str] = ()) -> Counter:
+    """Make a counter. One that comes up at 5 has not grown, in Prometheus' eyes: where it can be, each begins at 0."""
+    counter = Counter(metric.name, metric.words, metric.labels)
+    for value in values:
+        counter.labels(value)
+    return counter
 
 
 _IMAGES, _WORK, _WAITED, _IDLE, _HALVED = map(_counter, (IMAGES, WORK, WAITED, DEVICE_IDLE, HALVED))
-_REUSED, _WEIGHTS, _STORE, _FAULTS = map(_counter, (REUSED, WEIGHTS, STORE, FAULTS))
+_REUSED, _FAULTS = map(_counter, (REUSED, FAULTS))
+_WEIGHTS = _counter(WEIGHTS, ("disk", "fetched"))
+_STORE = _counter(STORE, _STORE_FAULTS)
 _STAGE = _SummedHistogram(
     STAGE.name,
     STAGE.words,

@@ -227,7 +227,10 @@ def running(
 def worker_command() -> list[str]:
     """What the image's entry point and compose's service for the CPU run, here with our Python."""
     assert STAGES["worker"].of("ENTRYPOINT") == ['["gradcam-worker"]']
-    return [sys.executable, "-m", "worker.cli", *COMPOSE["services"]["worker-cpu"]["command"]]
+    # Here it has no network of its own.
+    here = {"0.0.0.0": "127.0.0.1", "9101": str(free_port())}
+    command = [here.get(word, word) for word in COMPOSE["services"]["worker-cpu"]["command"]]
+    return [sys.executable, "-m", "worker.cli", *command]
 
 
 def worker_environment(folder: Path) -> dict[str, str]:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import redis
 from command import gradcam
+from exporters import serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.programs import free_ports
 from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.results import Failure
-from producer.jobs.model.settings import Connections, read
 from producer.jobs.model.spec import PRIORITIES, JobSpec
 from producer.jobs.table import overview
 from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
-from producer.monitoring.exporter import make_exporter
+from producer.monitoring import exporter
 from producer.monitoring.metrics import METRICS
 from worker.supervise import gpus, process_plan
 
@@ -56,20 +54,6 @@ def end(table: JobTable, job: str) -> None:
     mine = table.finalize(job, "me")
     assert mine is not None
     assert table.finish(job, "me", mine)
-
-
-@contextmanager
-def serving(keep_s: float = 0.0, told: list[str] | None = None) -> Iterator[str]:
-    """An exporter of this process, at any free port; its address."""
-    tell = (lambda _: None) if told is None else told.append
-    with make_exporter(read(Connections), "127.0.0.1", 0, images_per_s=20, keep_s=keep_s, tell=tell) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def get(address: str) -> tuple[int, str]:
@@ -356,6 +340,16 @@ def test_the_number_of_series_does_not_grow_with_jobs_or_workers(table: JobTable
             add_job(table, f"job{number}", images=2, network=f"network{number}")
             table.registry.heartbeat(f"host{number}-cpu-00aa")
         assert len(samples(address)) == before
+
+
+def test_a_client_that_says_nothing_keeps_nobody_waiting(table: JobTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter._Handler, "timeout", 1.0)
+    with serving() as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as silent:
+            silent.sendall(b"GET /metrics HT")
+            assert samples(address)["gradcam_redis_up"] == 1
+            assert silent.recv(1) == b""  # cut off
 
 
 def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(

@@ -86,6 +86,8 @@ def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_th
             names = {connection["name"] for connection in admin.client_list()}
             assert "gradcam-test" in names
             assert gradcam("status", job).returncode == 0
+            seen = client.table.overview.read()  # what `gradcam metrics` asks
+            assert (seen.kept, seen.counts, seen.memory.used_bytes) == (1, {"ended:succeeded": 1}, None)
             told = [json.loads(line) for line in gradcam("doctor", "--json").stdout.splitlines()]
             verdicts = {answer["check"]: answer["verdict"] for answer in told}
             assert verdicts["rights"] == verdicts["Redis"] == verdicts["workers"] == "ok"

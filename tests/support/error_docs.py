@@ -29,7 +29,7 @@ MEANING = {
     "OtherVersion": "Another version wrote the job. Workers of this one leave it to others: update them.",
     "UnreadableJob": "What Redis holds of the job is not as this version writes it. Exit code 4. All other jobs go on.",
     "OtherWeights": "The weights are not those that the job was given or begun with. It has failed (exit code 3).",
-    "OtherContent": "At the address is something else than its `#sha256=` says. An image fails alone, weights fail the job.",
+    "OtherContent": "There is something else than `#sha256=` says. An image fails alone, weights fail the job.",
     "Interrupted": "Nobody's fault: what was under way is not wanted any more, or not now. Others go on with it.",
     "FetchError": "The image could not be fetched, reason `fetch`. It fails alone.",
     "NothingThere": "There is nothing at the address, reason `fetch`. The image fails alone.",
