@@ -219,7 +219,7 @@ def test_nothing_runs_and_the_user_is_told_and_a_lost_message_is_published_again
     deadline = time.monotonic() + 10
     while client.status(job).workers and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "none is running" in gradcam("status", job).stdout
+    assert "no worker is running" in gradcam("status", job).stdout
     stack.start_worker()
     assert client.wait(job, timeout_s=90).done == 1
     assert client.wait(lost, timeout_s=90).done == 2

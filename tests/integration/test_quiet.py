@@ -23,9 +23,9 @@ from worker.supervise import run_dirs
 
 PHOTO = str(Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png")
 NETWORK = "efficientnet_lite0"
-#: Commands a second, those inside scripts counted, too: about 30 of an idle worker with the settings below, 90 of one
-#: with a job that it cannot do. A busy loop has thousands.
-QUIET = 200.0
+#: Commands a second, those inside scripts counted, too: a look at a job asks for each of its parts, whether it is as we
+#: write it, which makes about 300 of a worker with a job that it cannot do. A busy loop has thousands.
+QUIET = 600.0
 _WATCHED_S = 2.0
 
 

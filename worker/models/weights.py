@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from producer.jobs.model.digests import sha256_of
 from producer.jobs.model.errors import Interrupted, JobError, NotHere, NothingThere, WorkerError
 from producer.jobs.model.text import shown
-from worker.models.weights_cache import acquired
 
 State = dict[str, Tensor]
 #: Fetches an address into a file; may raise any error.
@@ -200,6 +199,9 @@ def _one_process(path: Path) -> Iterator[None]:
     try:
         for folder in (path.parent, locks):
             folder.mkdir(parents=True, exist_ok=True)
+        # It brings metrics and what fetches along, which `make gpu-check` does without.
+        from worker.models.weights_cache import acquired
+
         lock = acquired(locks / f"{path.name}.lock", _OTHERS_TIMEOUT_S)
     except Timeout:
         raise WorkerError(
