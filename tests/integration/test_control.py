@@ -217,7 +217,8 @@ def test_two_identical_named_submissions_at_once_make_one_job(client: Client) ->
 def test_a_named_submission_with_other_columns_or_options_says_which(client: Client, tmp_path: Path) -> None:
     def command(rows: str, *options: str) -> list[str]:
         (tmp_path / "list.csv").write_text(rows)
-        return ["submit", str(tmp_path / "list.csv"), "--network", NETWORK, "--name", "columns", *options]
+        always = ("--allow-local", "--network", NETWORK, "--name", "columns")
+        return ["submit", str(tmp_path / "list.csv"), *always, *options]
 
     rows = f"path,label,split,who\n{COFFEE},espresso,val,a\n{CAT},tabby,val,b\n"
     asked = ("--class-column", "label", "--id-column", "who", "--keep-columns", "split")
@@ -246,7 +247,7 @@ def test_a_finished_job_and_one_rebuilt_after_a_wipe_say_which_columns_differ(cl
     def submit(*options: str, code: int = 0) -> str:
         path = tmp_path / "list.csv"
         path.write_text(f"path,label,split\n{COFFEE},espresso,val\n{CAT},tabby,val\n")
-        always = ("--network", NETWORK, "--name", "columns-done", "--outputs", "cam", "--wait")
+        always = ("--allow-local", "--network", NETWORK, "--name", "columns-done", "--outputs", "cam", "--wait")
         return gradcam("submit", str(path), *always, *options, code=code).stderr.replace("\n", " ")
 
     asked = ("--class-column", "label", "--keep-columns", "split")

@@ -34,7 +34,7 @@ def test_a_lists_classes_ids_and_kept_columns_reach_the_results(client: Client, 
     rows = f"photo,label,number,split\n{COFFEE},espresso,c-1,train\n{CAT},281,c-2,val\n{CAT},,c-3,val\n"
     (tmp_path / "list.csv").write_text(rows)
     told = gradcam(
-        "submit", str(tmp_path / "list.csv"), "--uri-column", "photo", "--class-column", "label",
+        "submit", str(tmp_path / "list.csv"), "--allow-local", "--uri-column", "photo", "--class-column", "label",
         "--id-column", "number", "--keep-columns", "split", "--network", NETWORK, "--wait", "--json",
     )  # fmt: skip
     job = json.loads(told.stdout.splitlines()[-1])["job"]
