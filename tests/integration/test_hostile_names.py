@@ -353,4 +353,4 @@ def test_a_table_on_a_terminal_shows_control_and_bidi_characters_as_text(
     lines = shown.decode().splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() for line in lines)
-    assert r"\u001b]0;owned\u0007\u202egpj\r'=1" in lines[1]
+    assert r"\u001b]0;owned\u0007\u202egpj\u000d'=1" in lines[1]

@@ -132,7 +132,7 @@ def test_a_long_text_of_blanks_and_breaks_takes_no_time() -> None:
         ("photo\u202egpj", r"photo\u202egpj"),
         ("a\u2066b\u2069", r"a\u2066b\u2069"),
         ("c1 \x9b2J", r"c1 \u009b2J"),
-        ("two\nlines\r", r"two\nlines\r"),
+        ("two\nlines\r", r"two\nlines\u000d"),
         ("猫 é\ttab", "猫 é\ttab"),
     ],
 )
