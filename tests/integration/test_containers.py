@@ -110,7 +110,7 @@ def test_every_package_that_pyproject_asks_for_is_in_an_image() -> None:
 
     assert asked(project["dependencies"]) <= installed("client")
     extras = project["optional-dependencies"]
-    for extra in ("worker", "timm", "hf", "parquet", "otel"):
+    for extra in ("worker", "timm", "hf", "parquet"):
         assert asked(extras[extra]) <= installed("torch", "worker"), f"{extra}: run `make lock`"
 
 

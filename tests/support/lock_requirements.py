@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "deploy" / "requirements"
 #: What a worker's image has beside the client.
-EXTRAS = ("worker", "timm", "hf", "parquet", "otel")
+EXTRAS = ("worker", "timm", "hf", "parquet")
 _HEAD = "# Written by `make lock`, from pyproject.toml and constraints.txt.\n"
 #: They come with PyTorch's build: a CPU build has none of NVIDIA's. nvidia-ml-py is of us all.
 _OF_TORCH = re.compile(r"(torch|torchvision|triton|cuda-.*|nvidia-(?!ml-py).*)==")
