@@ -97,5 +97,5 @@ def test_a_strangers_words_in_a_history_stay_on_their_line(
 ) -> None:
     evil = json.dumps({"verb": "pause", "who": "\x1b[2J", "reason": "a\nb\tc", "at": "1"})
     redis_client.rpush(f"gradcam:job:{job}:history", evil)
-    assert gradcam("history", job).stdout == "1970-01-01 00:00:01 UTC\tpause\t?[2J\ta?b?c\n"
+    assert gradcam("history", job).stdout == "1970-01-01 00:00:01 UTC\tpause\t\\x1b[2J\ta\\nb\\tc\n"
     assert gradcam("history", "nobody", code=2).stderr.startswith("Error: ")

@@ -134,7 +134,7 @@ with folder(None) as made:
 def test_a_user_without_a_home_has_a_folder_of_its_own_or_is_told(tmp_path: Path, home: str | None) -> None:
     """Containers run as a number that no file knows: its home is unset, `/`, or not there."""
     tmp_path.chmod(0o1777)
-    for parent in tmp_path.parents[:2]:
+    for parent in tmp_path.parents[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment |= {"HOME": home} if home else {}

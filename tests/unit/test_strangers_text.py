@@ -336,7 +336,7 @@ def status_of(nasty: str) -> JobStatus:
         job=nasty, name=nasty, state=JobState.RUNNING, ingest=Ingest.OPEN, network=nasty, total=9, done=3, failed=2,
         cancelled=0, pending=4, failures={nasty: 2}, images_per_s=1.0, eta_s=4.0, created_at=datetime.now(UTC),
         finished_at=None, error=nasty, workers=1, problem=nasty, stalled_s=40.0,
-        waits=(Wait(what=nasty, workers=2, longest_s=40.0),), other_versions={nasty: nasty},
+        waits=nasty, waited_for=(Wait(what=nasty, workers=2, longest_s=40.0),), other_versions={nasty: nasty},
         chunks=ChunkCounts(total=2, waiting=1, in_flight=1, complete=0),
     )  # fmt: skip
 
