@@ -45,6 +45,21 @@ def test_a_worker_draws_and_decodes_without_threads_of_opencv() -> None:
     assert run.stdout == "1\n"
 
 
+def test_a_child_starts_without_the_compiler_of_torch_until_it_is_asked_something() -> None:
+    """RoI align asks it, in detectors; the answer is the compiler's own."""
+    program = """
+import sys, worker.child
+from importlib import import_module
+print("torchvision" in sys.modules, "torch._dynamo" in sys.modules)
+asked = import_module("torchvision.ops.roi_align").is_compile_supported
+answers = [asked(device) for device in ("cpu", "cuda")]
+from torch._dynamo import utils
+print(answers == [utils.is_compile_supported(device) for device in ("cpu", "cuda")])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.split() == ["True", "False", "True"]
+
+
 @pytest.mark.parametrize("module", ["worker.supervise.launcher", "worker.tasks", "worker.recover.reconciler"])
 def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "cv2"}
