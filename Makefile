@@ -12,11 +12,13 @@ AUDIT ?=
 CHECK ?= --json gpu-check.json
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports; compiling all that is installed would take a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
-# Two lanes of tests. A file stays in one, which makes its fixtures once. The files begin in the order that
-# tests/conftest.py gives them. (`loadgroup` of xdist 3.8 does not group under pytest 9.2, and does not say so.)
-LANES := -n 2 --dist loadfile --no-loadscope-reorder
+# Three lanes of tests, also on two cores, since tests often wait. A file stays in one lane, which makes its fixtures
+# once. The files begin in the order that tests/conftest.py gives them. (`loadgroup` of xdist 3.8 does not group under
+# pytest 9.2, and does not say so.)
+LANES := -n 3 --dist loadfile --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
 ON_MINIO := control data_sets fault_proxy main_job minio object_data pack results sources_s3 storage
 
