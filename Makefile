@@ -139,7 +139,7 @@ docs: $(VENV)/test.stamp ## write what docs/ has of options, commands, metrics a
 
 .PHONY: site
 site: $(VENV)/test.stamp ## build the website of the documentation, in build/site; a broken link ends it
-	@$(BIN)/python tests/support/site.py
+	@$(BIN)/python tests/support/website.py
 
 .PHONY: dist
 dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, and check them
