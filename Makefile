@@ -73,7 +73,7 @@ check: deploy-check ## lint (weak code too), formatting, types (of the tests too
 .PHONY: deploy-check
 deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.minio.yaml
 	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos

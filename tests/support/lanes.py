@@ -8,6 +8,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_wheel": 60,
     "test_chart_scales": 40,
     "test_alerts": 40,
+    "test_stores": 40,
     "test_chunk_core": 30,
     "test_log_lines": 30,
     "test_launcher": 33,

@@ -5,6 +5,7 @@
 | `GRADCAM_REDIS_URL`        | `redis://` or `rediss://` address of the job table   | required        |
 | `GRADCAM_S3_BUCKET`        | bucket of the pictures                               | required        |
 | `GRADCAM_S3_ENDPOINT_URL`  | an S3-compatible server                              | AWS             |
+| `GRADCAM_S3_PUBLIC_ENDPOINT_URL` | the same server, as others reach it   | the one above   |
 | `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
 | `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
 | `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
@@ -84,6 +85,8 @@ class Connections(BaseSettings):
     s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
     #: Address of an S3-compatible server; AWS itself when empty.
     s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
+    #: The address of that server for those outside, which presigned addresses begin with; that above when empty.
+    s3_public_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
     #: All our keys begin with this.
     s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = "gradcam"
     #: Whether a Redis whose `maxmemory-policy` lets it drop jobs is used all the same.
