@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.model.errors import SettingsError
 from producer.jobs.model.redis_url import RedisUrl
+from producer.jobs.model.setting_files import FILE, held_in_file
 from producer.jobs.model.text import NAME_CHARS, shown
 
 LogFormat = Literal["text", "json"]
@@ -40,10 +41,6 @@ _Other = TypeVar("_Other", bound=BaseSettings)
 
 #: Names that others read; they are not misspelt ones of ours.
 _OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
-#: At the end of a setting's name: the variable has the path of a file that holds it.
-_FILE = "_FILE"
-#: No setting is longer.
-_MAX_FILE_BYTES = 65536
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -146,36 +143,20 @@ def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
     prefix = str(model.model_config.get("env_prefix", ""))
     known = {f"{prefix}{name}".upper(): name for name in model.model_fields}
     others = tuple(other for other in _OTHERS if other != prefix)
-    problems = _misspelt(os.environ, prefix, [*known, *(f"{name}{_FILE}" for name in known)], others)
+    problems = _misspelt(os.environ, prefix, [*known, *(f"{name}{FILE}" for name in known)], others)
     values: dict[str, Any] = {}
     for name, field in known.items():
-        # An empty variable is one that is not set; a setting's own name may end alike (GRADCAM_WORKER_DRAIN_FILE).
-        path = os.environ.get(f"{name}{_FILE}")
-        if path and f"{name}{_FILE}" not in known:
-            try:
-                values[field] = _held_by(name, path)
-            except ValueError as error:
-                problems.append(str(error))
+        if f"{name}{FILE}" in known:
+            continue  # a setting of its own, which ends alike: GRADCAM_WORKER_DRAIN_FILE
+        try:
+            if (held := held_in_file(name)) is not None:
+                values[field] = held
+        except ValueError as error:
+            problems.append(str(error))
     try:
         return model(**values), problems
     except ValidationError as error:
         return None, [_sentence(prefix, problem) for problem in error.errors()] + problems
-
-
-def _held_by(name: str, path: str) -> str:
-    """Return what a file says of a setting, less a line's end. Raises ValueError, with nothing of what it holds."""
-    if os.environ.get(name):
-        raise ValueError(f"{name} and {name}{_FILE} are both set; leave one out")
-    try:
-        with open(path, "rb") as file:
-            held = file.read(_MAX_FILE_BYTES + 1)
-        text = held.decode()
-    except (OSError, ValueError) as error:
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is no text"
-        raise ValueError(f"{name}{_FILE} cannot be read ({why})") from None
-    if len(held) > _MAX_FILE_BYTES:
-        raise ValueError(f"{name}{_FILE} is longer than {_MAX_FILE_BYTES} bytes")
-    return text.rstrip("\r\n")
 
 
 def _message(problems: list[str]) -> str:
