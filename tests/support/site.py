@@ -36,7 +36,7 @@ def page(text: str, *, of_docs: bool) -> str:
 
 def stage(folder: Path) -> None:
     """Write all pages and pictures into one folder."""
-    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("examples", "__pycache__"))
+    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for path in folder.rglob("*.md"):
         path.write_text(page(path.read_text(encoding="utf-8"), of_docs=True), encoding="utf-8")
     for name in ("README.md", *BESIDE):
@@ -49,17 +49,14 @@ def main() -> int:
     pages = ROOT / "build" / "pages"
     shutil.rmtree(pages, ignore_errors=True)
     stage(pages)
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--config-file",
-        str(ROOT / "mkdocs.yml"),
-    ]
-    return subprocess.run(command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
+    # Without `--quiet`: mkdocs would then neither tell what is wrong nor end by it.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
+    ended = subprocess.run(
+        command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        sys.stderr.write(ended.stdout + ended.stderr)
+    return ended.returncode
 
 
 if __name__ == "__main__":
