@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import dockerfile
 import helm_python
+import install_transcript
 import pytest
 import yaml
 from stacks import own_stack
+from wheels import PACKAGES, copy_source
 
 from deploy import files as deploy_files
 from deploy.programs import Program
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("deploy", "gradcam_queue", "producer", "worker")
 SUFFIXES = {".py", ".lua", ".txt", ".typed"}
 NETWORK = "efficientnet_lite0"
 PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
@@ -82,15 +83,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make dist` makes: the source archive from a copy, so that nothing an earlier build left can come into it.
-
-    The wheel is built from the source archive, as somebody who has only that would.
-    """
-    copy = tmp_path_factory.mktemp("source")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    """What `make dist` makes. The wheel is built from the source archive, as somebody who has only that would."""
+    copy = copy_source(tmp_path_factory.mktemp("source"))
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy)
     return out
@@ -214,6 +208,11 @@ def test_the_demo_of_the_wheel_explains_its_photos_in_an_empty_folder(installed:
     said = run(installed / "gradcam", "demo", cwd=tmp_path, env=environment)
     assert "10 of 10 images explained; all their pictures on one sheet: results/contact-sheet.png" in said
     assert "Egyptian cat" in said
+    # docs/examples/install.txt shows it, and how it went on. Another processor may round a share otherwise.
+    shown = [re.sub(r"\d+\.\d%", "N%", line) for line in install_transcript.demo_lines()]
+    assert [line for line in shown if not line.startswith("running")] == [
+        re.sub(r"\d+\.\d%", "N%", line.rstrip()) for line in said.splitlines()
+    ]
     assert len(list((tmp_path / "results").glob("*.jpg"))) == 40
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
