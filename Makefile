@@ -75,7 +75,7 @@ check: deploy-check ## lint (weak code too), formatting, types (of the tests too
 .PHONY: deploy-check
 deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.minio.yaml
 	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos
@@ -131,8 +131,9 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 ##@ tidy
 
 .PHONY: docs
-docs: $(VENV)/test.stamp ## write what docs/ has of options, commands, metrics and errors anew, from the code
+docs: $(VENV)/test.stamp ## write what docs/ has of options, settings, commands, metrics and errors anew, from the code
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/settings_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 _CSS = ".md-typeset td code, .md-typeset th code { word-break: normal; overflow-wrap: normal; }\n"
 #: Pages that lie beside README.md.
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-#: A link to something here; to a page or a picture, or to a file that only the repository has.
+#: A link to something here: to what is in docs/ or a page beside README.md, or to a file that only the repository has.
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#)([^)\s]+)\)")
-_ON_SITE = re.compile(r"\.(md|jpg|png|svg)(#|$)")
+_ON_SITE = re.compile(r"\.(md|jpg|png|svg)(#|$)|^(docs/)?examples/")
 
 
 def page(text: str, *, of_docs: bool) -> str:
@@ -43,7 +43,7 @@ def page(text: str, *, of_docs: bool) -> str:
 
 def stage(folder: Path) -> None:
     """Write all pages and pictures into one folder."""
-    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("examples", "__pycache__"))
+    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (folder / "site.css").write_text(_CSS, encoding="utf-8")
     for path in folder.rglob("*.md"):
         path.write_text(page(path.read_text(encoding="utf-8"), of_docs=True), encoding="utf-8")

@@ -13,6 +13,7 @@ import click
 import command_docs
 import error_docs
 import pytest
+import settings_page
 import website
 from pydantic_settings import BaseSettings
 
@@ -126,7 +127,9 @@ def settings() -> set[str]:
     return {f"{model.model_config['env_prefix']}{name}".upper() for model in models for name in model.model_fields}
 
 
-def test_every_setting_is_in_the_tables_of_the_documentation() -> None:
+def test_every_setting_is_in_the_tables_of_the_documentation_as_the_code_has_it() -> None:
+    """`make docs` brings them up to date."""
+    assert settings_page.renewed() == PAGES["docs/operations.md"]
     rows = re.findall(r"^\| (`GRADCAM_.*?) \|", PAGES["docs/operations.md"], re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(GRADCAM_\w+)`", row)} == settings()
 

@@ -64,6 +64,7 @@ def test_no_message_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GRADCAM_REDIS_URL", "redis://localhost:notaport/0"),
         ("GRADCAM_S3_ENDPOINT_URL", "localhost:9000"),
         ("GRADCAM_S3_ENDPOINT_URL", "http://user:word@localhost:9000"),
+        ("GRADCAM_S3_PUBLIC_ENDPOINT_URL", "pictures.example.org"),
         ("GRADCAM_S3_BUCKET", "UPPER"),
         ("GRADCAM_S3_PREFIX", "a b"),
         ("GRADCAM_JOB_LIFETIME_DAYS", "-1"),

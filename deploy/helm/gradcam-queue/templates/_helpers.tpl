@@ -75,6 +75,10 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 - name: GRADCAM_S3_ENDPOINT_URL
   value: {{ . | quote }}
 {{- end }}
+{{- with .Values.s3.publicEndpointUrl }}
+- name: GRADCAM_S3_PUBLIC_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
 - name: GRADCAM_S3_PREFIX
   value: {{ .Values.s3.prefix | quote }}
 {{- with .Values.s3.region | default (ternary "us-east-1" "" .Values.trial.s3.enabled) }}
