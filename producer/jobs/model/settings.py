@@ -10,6 +10,7 @@
 | `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
 | `GRADCAM_USER`             | who a job's history says did something               | user@host       |
 | `GRADCAM_LOG`              | `text` or `json`: how workers write their log        | text            |
+| `GRADCAM_TRACES`           | `off`, or `otlp`: spans go to an OpenTelemetry collector | off         |
 | `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
 
 Each may be given as the path of a file that holds it, as `GRADCAM_REDIS_URL_FILE=/run/secrets/redis_url`: so secrets
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ from producer.jobs.model.redis_url import RedisUrl
 from producer.jobs.model.text import NAME_CHARS, shown
 
 LogFormat = Literal["text", "json"]
+TraceExport = Literal["off", "otlp"]
 
 _Model = TypeVar("_Model", bound=BaseSettings)
 _Other = TypeVar("_Other", bound=BaseSettings)
@@ -73,6 +76,17 @@ def _log_format(value: str) -> str:
     return value or "text"
 
 
+def _trace_export(value: str) -> str:
+    if value not in {"", "off", "otlp"}:
+        raise ValueError("must be off or otlp")
+    if value == "otlp":
+        try:
+            version("opentelemetry-exporter-otlp-proto-http")
+        except PackageNotFoundError:
+            raise ValueError("is otlp, which needs more packages: pip install 'gradcam-queue[otel]'") from None
+    return value or "off"
+
+
 class Connections(BaseSettings):
     """What producer and worker both need to reach each other."""
 
@@ -92,6 +106,8 @@ class Connections(BaseSettings):
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
     #: How workers write their log; the producer only knows the name.
     log: Annotated[LogFormat, BeforeValidator(_log_format)] = "text"
+    #: Where spans of submissions and chunks go; OpenTelemetry reads its own `OTEL_*` variables.
+    traces: Annotated[TraceExport, BeforeValidator(_trace_export)] = "off"
 
     #: Who a job's history says did something; the user and the machine's name when empty.
     user: Annotated[str | None, Field(max_length=100)] = None
