@@ -132,6 +132,7 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 docs: $(VENV)/test.stamp ## write what docs/ has of options, commands, metrics and errors anew, from the code
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/traces_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md
 

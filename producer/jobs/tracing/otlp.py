@@ -105,8 +105,8 @@ class OtlpTraces(Traces):
             recorded.end()
 
     def flush(self, within_s: float = FLUSH_WITHIN_S) -> None:
-        """As `Traces.flush`; a collector that takes nothing is not waited for again."""
-        if self._processor is None or self._exporter is None or self._exporter.away:
+        """As `Traces.flush`."""
+        if self._processor is None or self._exporter is None:
             return
         # The SDK's own flush may take as long as all its attempts.
         sending = threading.Thread(target=self._processor.force_flush, name="flush-spans", daemon=True)
@@ -194,33 +194,37 @@ class _Recorded(Span):
         self._span.end()
 
 
+#: What the library's exporter has said in this thread, since it was asked to send.
+_heard: Final = threading.local()
+
+
+def _hear(record: logging.LogRecord) -> bool:
+    # An error's text may have the whole address; the first of several attempts says why.
+    args = record.args if isinstance(record.args, tuple) else ()
+    errors = (type(arg).__name__ for arg in args if isinstance(arg, BaseException))
+    _heard.why = getattr(_heard, "why", "") or next(errors, record.getMessage())
+    return False
+
+
 class _TellingExporter(SpanExporter):
     """Sends spans, and says once that it cannot, in place of what the library says at each attempt."""
 
     def __init__(self, exporter: SpanExporter, tell: Tell) -> None:
         self._exporter, self._tell = exporter, tell
-        self._why = ""
         #: Whether what was sent last was lost.
         self.away = False
-        said = logging.getLogger(type(exporter).__module__)
+        said = logging.getLogger(OTLPSpanExporter.__module__)
         said.setLevel(logging.WARNING)
-        said.addFilter(self._keep)
-
-    def _keep(self, record: logging.LogRecord) -> bool:
-        # An error's text may have the whole address; the first of several attempts says why.
-        args = record.args if isinstance(record.args, tuple) else ()
-        errors = (type(arg).__name__ for arg in args if isinstance(arg, BaseException))
-        self._why = self._why or next(errors, record.getMessage())
-        return False
+        said.addFilter(_hear)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans; called by one thread at a time."""
-        self._why = ""
+        _heard.why = ""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self.away = False
         else:
-            self.failed(self._why)
+            self.failed(_heard.why)
         return result
 
     def failed(self, why: str) -> None:
