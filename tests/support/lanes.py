@@ -24,6 +24,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_own_networks": 19,
     "test_messages": 18,
     "test_quiet": 17,
+    "test_traces": 30,
     "test_loader": 17,
     "test_hugging_face": 15,
     "test_hugging_face_jobs": 12,
