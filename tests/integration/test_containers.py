@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,12 +203,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """What compose makes of a text with variables."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: values.get(found[1], found[2]), text)
+
+
 def command_of(service: str, folder: Path, values: dict[str, str]) -> list[str]:
     """What compose.yaml runs, with variables filled in and secrets at their place here."""
     lines = [
         str(line).replace("/run/secrets", str(folder / "secrets")) for line in COMPOSE["services"][service]["command"]
     ]
-    return [re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: values.get(found[1], found[2]), line) for line in lines]
+    return [filled(line, values) for line in lines]
 
 
 @contextmanager
@@ -265,7 +270,7 @@ def test_a_job_is_done_by_what_compose_runs_with_secrets_from_files(tmp_path: Pa
     url = tmp_path / "secrets" / "redis_url"
     url.write_text(url.read_text().replace("redis:6379", f"127.0.0.1:{ports['REDIS_PORT']}"))
     settings = {
-        **COMPOSE["x-settings"],
+        **{name: filled(value, {}) for name, value in COMPOSE["x-settings"].items()},
         "GRADCAM_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['S3_PORT']}",
         "GRADCAM_REDIS_URL_FILE": str(url),
         "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "secrets" / "aws_credentials"),

@@ -181,9 +181,9 @@ class Core:
         finally:
             self.slots.free(slot)
 
-    def begin(self, claim: Claim, **options: float) -> Future[bool]:
+    def begin(self, claim: Claim, *, commit_every_s: float = 60.0) -> Future[bool]:
         """Run a claimed chunk in a thread of its own."""
-        return self._pool.submit(self.run, claim, **options)
+        return self._pool.submit(self.run, claim, commit_every_s=commit_every_s)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + 30
