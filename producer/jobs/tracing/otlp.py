@@ -220,7 +220,10 @@ class _TellingExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans; called by one thread at a time."""
         _heard.why = ""
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except OSError as error:  # as release 1.30 raises it where nothing listens
+            _heard.why, result = type(error).__name__, SpanExportResult.FAILURE
         if result is SpanExportResult.SUCCESS:
             self.away = False
         else:
