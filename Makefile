@@ -135,6 +135,7 @@ docs: $(VENV)/test.stamp ## write what docs/ has of options, settings, commands,
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/settings_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/traces_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md
 

@@ -94,9 +94,9 @@ def test_every_package_that_pyproject_asks_for_is_in_an_image() -> None:
     def asked(lines: Sequence[str]) -> set[str]:
         return {re.split(r"[\[<>=; ]", line)[0].lower() for line in lines if not line.startswith("gradcam-queue")}
 
-    assert asked(project["dependencies"]) <= installed("client")
     extras = project["optional-dependencies"]
-    for extra in ("worker", "timm", "hf", "parquet"):
+    assert asked([*project["dependencies"], *extras["otel"]]) <= installed("client")
+    for extra in ("worker", "timm", "hf", "otel", "parquet"):
         assert asked(extras[extra]) <= installed("torch", "worker"), f"{extra}: run `make lock`"
 
 

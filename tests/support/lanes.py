@@ -27,6 +27,7 @@ SECONDS: Final[dict[str, int]] = {
     "test_secrets": 34,
     "test_loader": 33,
     "test_gpu_check": 29,
+    "test_traces": 35,
     "test_chaos": 27,
     "test_redis_content": 26,
     "test_slow_weights": 25,

@@ -12,6 +12,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from producer.jobs.model.setting_files import FILE, held_in_file
 from producer.jobs.model.text import NAME_CHARS, shown
 
 LogFormat = Literal["text", "json"]
+TraceExport = Literal["off", "otlp"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,17 @@ def _log_format(value: str) -> str:
     return value or "text"
 
 
+def _trace_export(value: str) -> str:
+    if value not in {"", "off", "otlp"}:
+        raise ValueError("must be off or otlp")
+    if value == "otlp":
+        try:
+            version("opentelemetry-exporter-otlp-proto-http")
+        except PackageNotFoundError:
+            raise ValueError("is otlp, which needs more packages: pip install 'gradcam-queue[otel]'") from None
+    return value or "off"
+
+
 class Connections(BaseSettings):
     """What producer and worker both need to reach each other."""
 
@@ -100,8 +113,13 @@ class Connections(BaseSettings):
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0, description="how long a finished job stays in Redis"
     )
-    log: Annotated[LogFormat, BeforeValidator(_log_format)] = Field(
-        default="text", description="`text` or `json`: how workers write their [log](#logs)"
+    log: Annotated[LogFormat, BeforeValidator(_log_format), Setting(absent="`text`; in the worker's image `json`")] = (
+        Field(default="text", description="`text` or `json`: how workers write their [log](#logs)")
+    )
+    traces: Annotated[TraceExport, BeforeValidator(_trace_export)] = Field(
+        default="off",
+        description="`otlp`: spans of submissions and chunks go to an OpenTelemetry collector "
+        "([traces.md](traces.md)); `off`",
     )
     user: Annotated[str | None, Field(max_length=100), Setting(absent="user@host of the client")] = Field(
         default=None, description="who `gradcam history` says did something; 100 letters at most"

@@ -69,8 +69,17 @@ class JobTable:
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> CreatedJob:
-        """Make a job; making the same one again is allowed.
+    def create(
+        self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float, traceparent: str = ""
+    ) -> CreatedJob:
+        """Make a job; making the same one again is allowed, and changes nothing of it.
+
+        Args:
+            job: Its id.
+            spec: What it computes.
+            name: As its owner calls it.
+            lifetime_s: How long it stays in Redis after its end.
+            traceparent: The address of its submission's span; empty where that is not traced.
 
         Raises:
             UsageError: A job of that name exists with another spec, or is being repaired or deleted.
@@ -80,7 +89,7 @@ class JobTable:
             [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)],
             [
                 *(job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
-                secrets.token_hex(8),
+                *(secrets.token_hex(8), traceparent),
             ],
         )
         if answer[0] == b"differs":

@@ -91,6 +91,16 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- end }}
 {{- end -}}
 
+{{- define "gradcam.tracesEnv" -}}
+{{- with .Values.traces.endpoint }}
+- name: GRADCAM_TRACES
+  value: otlp
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- include "gradcam.extraEnv" $.Values.traces.env }}
+{{- end }}
+{{- end -}}
+
 {{- define "gradcam.extraEnv" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
@@ -183,10 +193,20 @@ nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
         matchLabels: {{- include "gradcam.selector" (dict "root" . "component" "s3") | nindent 10 }}
   ports: [{port: 8333, protocol: TCP}]
 {{- else if .Values.s3.endpointUrl }}
-{{- $parts := urlParse .Values.s3.endpointUrl }}
-{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default (ternary "443" "80" (eq $parts.scheme "https")) }}
-- ports: [{port: {{ $port }}, protocol: TCP}]
+- ports: [{port: {{ include "gradcam.portOf" .Values.s3.endpointUrl }}, protocol: TCP}]
 {{- end }}
+{{- end -}}
+
+{{- define "gradcam.tracesEgress" -}}
+{{- with .Values.traces.endpoint }}
+- ports: [{port: {{ include "gradcam.portOf" . }}, protocol: TCP}]
+{{- end }}
+{{- end -}}
+
+{{- /* Of an address with or without one. */ -}}
+{{- define "gradcam.portOf" -}}
+{{- $parts := urlParse . -}}
+{{- regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default (ternary "443" "80" (eq $parts.scheme "https")) -}}
 {{- end -}}
 
 {{- define "gradcam.webEgress" -}}
