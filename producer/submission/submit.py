@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
@@ -17,6 +17,7 @@ from producer.submission.spec_builder import fitting_size
 from producer.submission.weights import place_weights
 
 if TYPE_CHECKING:
+    from producer.input.source import Source
     from producer.input.sources import Sources
     from producer.jobs.broker.messages import Messages
     from producer.jobs.model.spec import JobSpec
@@ -59,7 +60,7 @@ class Submission:
         path = request.options.weight_path
         weights, digest = place_weights(None if path is None else os.fspath(path), self._storage, request.draft.network)
         spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
-        self._send(job, name, spec, sources, progress, waiting)
+        self.send(job, name, spec, sources, sources.count, progress=progress, waiting=waiting)
         return job
 
     def chunk_size(self, request: Request) -> int:
@@ -76,15 +77,18 @@ class Submission:
         found = self._table.queries.spec(name)
         return found[0] if found else recorded_spec(self._storage, name)
 
-    def _send(
+    def send(
         self,
         job: str,
         name: str | None,
         spec: JobSpec,
-        sources: Sources,
-        progress: Progress | None,
-        waiting: Callable[[str], None] | None,
+        sources: Iterable[Source],
+        count: int | None,
+        *,
+        progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
     ) -> None:
+        """Make a job, or go on with it, and send its images; takes what `sender.send` takes. Errors as `submit`."""
         for _ in range(_LIVES):
             created = self._table.create(job, spec, name=name, lifetime_s=self._lifetime_s)
             since = created.since if name is None else self._begin(job, spec, created)
@@ -100,7 +104,7 @@ class Submission:
                     since=since,
                     spec=spec,
                     sources=sources,
-                    count=sources.count,
+                    count=count,
                     progress=progress,
                     waiting=waiting,
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import golden
 import pytest
@@ -167,7 +167,7 @@ def test_a_failed_image_of_the_release_is_tried_again(version: str, loaded: Clie
     assert loaded.retry("worked") == 1
     status = loaded.status("worked")
     assert (status.state, status.pending, status.generation) == (JobState.RUNNING, 1, 2)
-    (message,) = redis_client.lrange("gradcam:queue:default", 0, -1)  # type: ignore[misc]
+    (message,) = cast("list[bytes]", redis_client.lrange("gradcam:queue:default", 0, -1))
     assert read_pointer(message).job == "worked"
 
 

@@ -1,10 +1,10 @@
 """What a release wrote, in `tests/golden/<version>/`: Redis and the store, to be read by later ones.
 
-| file            | holds                                                                          |
-| --------------- | ------------------------------------------------------------------------------ |
-| `queued.json`   | Redis with two jobs that no worker has seen: `plain` has all defaults, `many` every parameter that the release knew |
-| `worked.json`   | Redis while a worker was alive: `worked` has ended with a failed image, `half` was paused amidst its images |
-| `objects.json`  | the objects of these jobs: the text of JSON, the bytes of all else by number   |
+- `queued.json`: Redis with two jobs that no worker has seen. `plain` has all defaults, `many` has every parameter that
+  the release knew.
+- `worked.json`: Redis while a worker was alive. `worked` has ended with a failed image, `half` was paused amidst its
+  images.
+- `objects.json`: the objects of these jobs. Of JSON the text, of pictures how many bytes.
 
 `make release-files` makes them, by running the release.
 """
@@ -74,7 +74,7 @@ def dump_redis(client: redis.Redis) -> dict[str, Any]:
     found = {}
     for key in sorted(cast("list[bytes]", client.keys())):
         kind = cast("bytes", client.type(key)).decode()
-        found[key.decode()] = {"type": kind, "ends": cast("int", client.ttl(key)) > 0, "value": reads[kind](key)}
+        found[key.decode()] = {"type": kind, "ends": client.ttl(key) > 0, "value": reads[kind](key)}
     return found
 
 

@@ -28,7 +28,8 @@ from deploy.stack import Stack
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.store.bucket import Storage
 
-#: Every parameter of a job that a release knew: those of the one before, and these. A release that adds a parameter adds a row.
+#: Every parameter of a job that a release knew: those of the one before, and these. A new parameter goes into the row
+#: of its release.
 KNOWN: dict[str, list[str]] = {
     "0.1.0": [
         *(
@@ -104,7 +105,7 @@ def make(release: Release, stack: Stack, folder: Path) -> None:
 
 def number_of(client: redis.Redis, job: str, field: str) -> int:
     """A number of a job's hash."""
-    return int(client.hget(f"gradcam:job:{job}", field) or 0)  # type: ignore[arg-type]
+    return int(client.hget(f"gradcam:job:{job}", field) or 0)
 
 
 def ended(client: redis.Redis, job: str) -> Callable[[], object]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from deploy.stack import Stack, Worker
 
 ROOT: Final = Path(__file__).parents[2]
@@ -43,7 +45,7 @@ class Release:
         return {**stack.environment(), **(settings or {}), "PYTHONPATH": str(self.folder)}
 
     def gradcam(self, stack: Stack, *arguments: str, code: int = 0) -> str:
-        """Run its `gradcam` against a stack; what it printed to stdout, or to stderr where it ended otherwise than well."""
+        """Run its `gradcam` against a stack; what it printed: to stderr where that is its sentence, else to stdout."""
         run = subprocess.run(
             [sys.executable, "-m", "producer.cli", *arguments],
             cwd=self.folder,
@@ -83,3 +85,15 @@ class ReleaseWorker(Worker):
     def start(self) -> None:
         """Start it in its own folder, which `python -m` looks into first."""
         self.launch((sys.executable, "-m", "worker.cli", *self._arguments), self._environment, self._release.folder)
+
+
+def kill_all(worker: Worker) -> None:
+    """End a launcher and all that it started, as a machine that loses its power."""
+    assert worker.process is not None
+    launcher = psutil.Process(worker.process.pid)
+    everything = [launcher, *launcher.children(recursive=True)]
+    for process in everything:
+        process.suspend()
+    for process in everything:
+        process.kill()
+    worker.process.wait()

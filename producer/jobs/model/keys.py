@@ -156,6 +156,11 @@ def _of_job(prefix: str, job: str, *parts: str) -> str:
     return _join(prefix, job, *parts)
 
 
+def jobs_prefix(prefix: str) -> str:
+    """All jobs lie under this, each in a folder of its name."""
+    return _join(prefix, "")
+
+
 def job_prefix(prefix: str, job: str) -> str:
     """Everything of a job lies under this. Raises UnknownJob, as all keys of jobs."""
     return _of_job(prefix, job) + "/"
