@@ -20,14 +20,13 @@ from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.names import is_job_name
 from producer.jobs.model.redaction import hides
 from producer.jobs.model.states import TERMINAL, JobState
-from producer.jobs.store.finalize import Recorded, move, recorded
+from producer.jobs.store.finalize import Recorded, recorded
 from producer.output.prefetch import prefetch_map
 from producer.output.results import read_chunks
 from producer.submission.command_line import command_of
 
 if TYPE_CHECKING:
     from producer.jobs.model.results import Result
-    from producer.jobs.model.spec import JobSpec
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.table import JobTable
     from producer.submission.submit import Submission
@@ -178,11 +177,7 @@ def recover(table: JobTable, storage: Storage, submission: Submission, job: str)
             f"of {ended.total} images of job {job} only the first {count} have a record in the store: submit its "
             f"source again: {command}"
         )
-    spec: JobSpec = known.spec
-    if spec.store not in {"", storage.place}:
-        move(storage, job)
-        spec = spec.model_copy(update={"store": storage.place})
-    submission.send(job, job, spec, images, count)
+    submission.send(job, job, known.spec.model_copy(update={"store": storage.place}), images, count)
     status = table.queries.status(job)
     return Recovered(
         job=job, state=status.state, total=status.total, done=status.done, failed=status.failed, hidden=hidden

@@ -26,7 +26,7 @@ from producer.jobs.model.states import JobState
 #: The last release with other workers' records, and the last one that knows less of a job.
 OLD, OLDER = "0.3.0", "0.2.0"
 #: A job that two workers share, so long that one can be killed amidst it; and one that a worker does alone.
-MANY, FEW = 112, 24
+MANY, FEW = 80, 16
 FLAGS = ("--network", "squeezenet1_1", "--weight-path", "random", "--outputs", "cam")
 #: Dead holders are not waited for long, and a slow machine's live ones are not taken for dead.
 SETTINGS = {"GRADCAM_WORKER_LEASE_S": "5", "GRADCAM_WORKER_BATCH_SIZE": "4"}

@@ -118,12 +118,17 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
 @pytest.mark.parametrize("version", LATEST)
 def test_a_copy_in_another_bucket_is_taken_as_this_one(version: str, stored: Client) -> None:
     """The bucket is lost, too, and its replica has another name."""
-    summary = json.loads(stored.storage.get("jobs/worked/job.json"))
-    summary["spec"]["store"] = "lost-bucket/jobs"
-    stored.storage.put("jobs/worked/job.json", json.dumps(summary).encode())
+    for job in ("worked", "half"):
+        summary = json.loads(stored.storage.get(f"jobs/{job}/job.json"))
+        summary["spec"]["store"] = "lost-bucket/jobs"
+        stored.storage.put(f"jobs/{job}/job.json", json.dumps(summary).encode())
     assert stored.recover("worked").done == 2
-    assert json.loads(stored.storage.get("jobs/worked/job.json"))["spec"]["store"] == stored.storage.place
     assert [result.state for result in stored.results("worked")] == ["done", "done", "failed"]
+    gradcam(*typed(ours(stored)["half"], *PHOTOS))
+    assert stored.status("half").done > 0
+    for job in ("worked", "half"):
+        summary = json.loads(stored.storage.get(f"jobs/{job}/job.json"))
+        assert summary["spec"]["store"] == stored.storage.place
 
 
 @pytest.mark.parametrize("version", LATEST)

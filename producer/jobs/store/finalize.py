@@ -162,19 +162,27 @@ def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
         storage.put(key, json.dumps({"spec": _shown(spec.model_dump(mode="json")), "since": since}, indent=1).encode())
         return since
     before, now = (each.model_copy(update={"weights": redact(each.weights)}) for each in (known.spec, spec))
+    moved = before.store not in {"", now.store}
+    if moved:
+        # It was read where it says that it is not: its objects were copied here, as from a bucket that is lost.
+        same_weights = before.weights_sha256 is not None and before.weights_sha256 == now.weights_sha256
+        before = before.model_copy(
+            update={"store": now.store, "weights": now.weights if same_weights else before.weights}
+        )
     if before != now:
         raise UsageError(
             f"the store holds a job named {job} with other parameters ({before.differing(now)}): choose another "
             "--name, or give the same parameters"
         )
+    if moved:
+        _move(storage, job, spec)
     return known.since
 
 
-def move(storage: Storage, job: str) -> None:
-    """Write down that a job's objects lie in this bucket: they were copied from another. Errors as `recorded_spec`."""
+def _move(storage: Storage, job: str, spec: JobSpec) -> None:
+    """Write down that a job's objects, and its weights, lie here."""
     key = keys.summary(storage.prefix, job)
-    summary = json.loads(storage.get(key))
-    summary["spec"]["store"] = storage.place
+    summary = json.loads(storage.get(key)) | {"spec": _shown(spec.model_dump(mode="json"))}
     storage.put(key, json.dumps(summary, indent=1).encode())
 
 
