@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -68,6 +68,14 @@ class Fleet:
         """No warning for anybody."""
         kill_all(self.workers[name])
 
+    @contextmanager
+    def standing(self, name: str) -> Iterator[None]:
+        """A worker takes nothing for as long as the `with` lasts."""
+        with ExitStack() as stopped:
+            for process in [*children_of(self.workers[name]), *mains_of(self.workers[name])]:
+                stopped.enter_context(frozen(process))
+            yield
+
     def took_part(self, name: str, job: str) -> bool:
         """Whether a worker has recorded something of a job."""
         return f"action=committed job={job} " in self.log(name)
@@ -114,12 +122,15 @@ def check_whole(fleet: Fleet, job: str, images: int = FEW) -> None:
     assert list(client.audit(job)) == []
     table = client.table.redis
     assert table.hget(f"gradcam:job:{job}", "ends") == b"1"
-    # What one release wrote, the other one reads.
+    assert all(table.ttl(key) > 0 for key in table.keys(f"gradcam:job:{job}*"))
+
+
+def check_that_older_ones_read_it(fleet: Fleet, job: str, images: int) -> None:
+    """What one release wrote, the other one reads."""
     told = json.loads(fleet.old.gradcam(fleet.stack, "status", job, "--json"))
     assert (told["state"], told["done"]) == ("succeeded", images)
     lines = fleet.old.gradcam(fleet.stack, "results", job, "--jsonl").splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(images))
-    assert all(table.ttl(key) > 0 for key in table.keys(f"gradcam:job:{job}*"))
 
 
 def shared(fleet: Fleet, photos: list[str], job: str, victim: str) -> None:
@@ -129,6 +140,7 @@ def shared(fleet: Fleet, photos: list[str], job: str, victim: str) -> None:
     fleet.kill(victim)
     assert not fleet.client.status(job).ended
     check_whole(fleet, job, MANY)
+    check_that_older_ones_read_it(fleet, job, MANY)
 
 
 def test_two_releases_share_a_job_and_lose_nothing_when_the_older_worker_is_killed(
@@ -157,10 +169,12 @@ def test_a_newer_client_goes_on_with_what_an_older_one_began(fleet: Fleet, photo
 
 def test_an_older_client_acts_on_jobs_of_a_newer_one(fleet: Fleet, photos: list[str]) -> None:
     stack, old = fleet.stack, fleet.old
-    job = fleet.client.submit([*photos[:FEW], f"{photos[0]}.gone"], name="acted-on", chunk_size=4, queue="low", **SMALL)
-    fleet.client.pause(job, because="a look at it")
-    assert json.loads(old.gradcam(stack, "status", job, "--json"))["state"] == "paused"
-    assert "\trunning\t" in old.gradcam(stack, "resume", job)
+    with fleet.standing("new"):
+        images = [*photos[:FEW], f"{photos[0]}.gone"]
+        job = fleet.client.submit(images, name="acted-on", chunk_size=4, queue="low", **SMALL)
+        fleet.client.pause(job, because="a look at it")
+        assert json.loads(old.gradcam(stack, "status", job, "--json"))["state"] == "paused"
+        assert "\trunning\t" in old.gradcam(stack, "resume", job)
     assert fleet.client.wait(job, timeout_s=60).failed == 1
     old.gradcam(stack, "retry", job)
     assert fleet.client.wait(job, timeout_s=60).generation == 2
@@ -174,11 +188,12 @@ def test_an_older_client_acts_on_jobs_of_a_newer_one(fleet: Fleet, photos: list[
 
 
 def test_a_newer_client_acts_on_jobs_of_an_older_one(fleet: Fleet, photos: list[str]) -> None:
-    fleet.old.gradcam(fleet.stack, "submit", *photos[:FEW], "--name", "acted-on-2", "--chunk-size", "4", *FLAGS)
     client = fleet.client
-    if client.pause("acted-on-2").state is JobState.PAUSED:
-        client.resume("acted-on-2")
-    assert client.cancel("acted-on-2").state is JobState.CANCELLED
+    with fleet.standing("new"):
+        fleet.old.gradcam(fleet.stack, "submit", *photos[:FEW], "--name", "acted-on-2", "--chunk-size", "4", *FLAGS)
+        assert client.pause("acted-on-2").state is JobState.PAUSED
+        assert client.resume("acted-on-2").state is JobState.RUNNING
+        assert client.cancel("acted-on-2").state is JobState.CANCELLED
     assert "cancelled" in fleet.old.gradcam(fleet.stack, "status", "acted-on-2", code=3)
     client.delete("acted-on-2", objects=True)
     assert "acted-on-2" not in fleet.old.gradcam(fleet.stack, "list")
@@ -190,9 +205,7 @@ def test_a_job_that_older_workers_do_not_know_waits_for_a_newer_one_and_says_so(
     """Producers first: the older workers leave such jobs alone, and do the others."""
     fleet.start("older", releases.of(OLDER, fleet.folder))
     fleet.ready("older")
-    with ExitStack() as stopped:
-        for process in [*children_of(fleet.workers["new"]), *mains_of(fleet.workers["new"])]:
-            stopped.enter_context(frozen(process))
+    with fleet.standing("new"):
         job = fleet.client.submit(photos[:FEW], name="unknown", **SMALL)
         eventually(lambda: fleet.client.status(job).problem)
         told = gradcam("status", job).stdout

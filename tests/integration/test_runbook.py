@@ -27,7 +27,7 @@ from producer.jobs.model.states import JobState
 ROOT = Path(__file__).parents[2]
 #: The release that is upgraded from.
 FROM = "0.4.0"
-IMAGES = 16
+IMAGES = 12
 JOB, ENDED, LATER, DELETED = "at-work", "ended", "later", "deleted"
 OPTIONS = "--network squeezenet1_1 --weight-path random --outputs cam --chunk-size 2"
 #: One image a batch: a job takes so long that what happens amidst it does.

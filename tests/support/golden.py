@@ -31,7 +31,9 @@ _SECONDS: Final = 3600
 
 def versions() -> list[str]:
     """The releases that have golden files, the oldest first."""
-    return sorted((path.name for path in FOLDER.iterdir() if path.is_dir()), key=lambda name: name.split("."))
+    return sorted(
+        (path.name for path in FOLDER.iterdir() if path.is_dir()), key=lambda name: [*map(int, name.split("."))]
+    )
 
 
 def read(version: str, name: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 SECONDS: Final[dict[str, int]] = {
+    "test_runbook": 80,
     "test_wheel": 60,
+    "test_mixed_fleets": 50,
     "test_chart_scales": 40,
     "test_alerts": 40,
     "test_chunk_core": 30,
@@ -35,6 +37,8 @@ SECONDS: Final[dict[str, int]] = {
     "test_local_stack": 12,
     "test_light_imports": 11,
     "test_pack": 11,
+    "test_golden": 9,
+    "test_recover": 9,
     "test_control": 10,
     "test_readers": 10,
     "test_redis_server": 9,

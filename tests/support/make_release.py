@@ -58,6 +58,7 @@ SMALL = ("--network", "squeezenet1_1", "--weight-path", "random", "--outputs", "
 def parameters_of(version: str) -> list[str]:
     """The options of `gradcam submit` that a release knew, with values that are no defaults."""
     rows = list(KNOWN)
+    assert version in rows, f"give KNOWN a row for {version}: its new parameters, with values that are no defaults"
     return [word for row in rows[: rows.index(version) + 1] for word in KNOWN[row]]
 
 

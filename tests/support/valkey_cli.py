@@ -17,7 +17,8 @@ def main() -> None:
     # Answers as they come: redis-py makes dictionaries of some.
     connection.response_callbacks.clear()
     with closing(connection):
-        sys.stdout.write(f"{connection.execute_command(*command)}\n")
+        answer = connection.execute_command(*command)  # type: ignore[no-untyped-call]
+        sys.stdout.write(f"{answer}\n")
 
 
 if __name__ == "__main__":
