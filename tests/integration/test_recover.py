@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
+from pathlib import Path
 
 import golden
 import pytest
@@ -129,6 +131,22 @@ def test_a_copy_in_another_bucket_is_taken_as_this_one(version: str, stored: Cli
     for job in ("worked", "half"):
         summary = json.loads(stored.storage.get(f"jobs/{job}/job.json"))
         assert summary["spec"]["store"] == stored.storage.place
+
+
+def test_weights_that_were_copied_along_are_known_by_their_content(unattended: Client, tmp_path: Path) -> None:
+    """A job that was at work in the lost bucket: its user has the weights still, whose address was there."""
+    weights = tmp_path / "best.pth"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    address = f"s3://lost-bucket/jobs/_system/weights/{digest}"
+    written = JobSpec(weights=address, weights_sha256=digest, store="lost-bucket/jobs").model_dump(mode="json")
+    unattended.storage.put("jobs/copied/job.json", json.dumps({"spec": written, "since": 1}).encode())
+    with pytest.raises(UsageError, match=r"other parameters \(--weight-path\)"):
+        unattended.submit(PHOTOS[:2], name="copied", weight_path="random")
+    unattended.submit(PHOTOS[:2], name="copied", weight_path=weights)
+    summary = json.loads(unattended.storage.get("jobs/copied/job.json"))
+    assert (summary["spec"]["store"], summary["since"]) == (unattended.storage.place, 1)
+    assert summary["spec"]["weights"] == f"s3://{unattended.storage.place}/_system/weights/{digest}"
 
 
 @pytest.mark.parametrize("version", LATEST)
