@@ -12,11 +12,13 @@ AUDIT ?=
 CHECK ?= --json gpu-check.json
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports; compiling all that is installed would take a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
-# Two lanes of tests. A file stays in one, which makes its fixtures once. The files begin in the order that
-# tests/conftest.py gives them. (`loadgroup` of xdist 3.8 does not group under pytest 9.2, and does not say so.)
-LANES := -n 2 --dist loadfile --no-loadscope-reorder
+# Three lanes of tests, also on two cores, since tests often wait. A file stays in one lane, which makes its fixtures
+# once. The files begin in the order that tests/conftest.py gives them. (`loadgroup` of xdist 3.8 does not group under
+# pytest 9.2, and does not say so.)
+LANES := -n 3 --dist loadfile --no-loadscope-reorder
 # Where the object store has a part: storage, jobs, results, deletes, repairs, lists in the store, shards.
 ON_MINIO := control data_sets fault_proxy main_job minio object_data pack results sources_s3 storage
 
@@ -73,7 +75,7 @@ check: deploy-check ## lint (weak code too), formatting, types (of the tests too
 .PHONY: deploy-check
 deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.minio.yaml
 	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
 
 .PHONY: chaos
@@ -129,15 +131,17 @@ mutants: $(VENV)/test.stamp ## break a SAMPLE=30 of the job table's scripts and 
 ##@ tidy
 
 .PHONY: docs
-docs: $(VENV)/test.stamp ## write what docs/ has of options, commands, metrics and errors anew, from the code
+docs: $(VENV)/test.stamp ## write what docs/ has of options, settings, commands, metrics and errors anew, from the code
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/options_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/settings_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/metrics_page.py
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/traces_page.py
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/command_docs.py > docs/commands.md
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/error_docs.py > docs/troubleshooting.md
 
 .PHONY: site
 site: $(VENV)/test.stamp ## build the website of the documentation, in build/site; a broken link ends it
-	@$(BIN)/python tests/support/site.py
+	@$(BIN)/python tests/support/website.py
 
 .PHONY: dist
 dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, and check them

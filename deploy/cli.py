@@ -1,4 +1,4 @@
-"""The `gradcam` command: that of the producer, and the stack on this machine beside it.
+"""The `gradcam` command: that of the producer, and beside it the stack on this machine and the files that deploy.
 
 What the stack needs is imported by the command that needs it: `gradcam --help` answers at once, without any of it.
 """
@@ -15,6 +15,7 @@ from producer.cli import cli
 from producer.cli import main as run
 from producer.commands.console import PLAIN_CODES, Examples, examples
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import quoted
 
 __all__ = ["cli", "main"]
 
@@ -79,6 +80,30 @@ def down(directory: Path) -> None:
     from deploy.local import stop
 
     stop(directory)
+
+
+@cli.command("deploy-files", cls=Examples, epilog=examples("gradcam deploy-files my-deployment", codes=PLAIN_CODES))
+@click.argument("folder", type=click.Path(path_type=Path))
+def deploy_files(folder: Path) -> None:
+    """Write the files for Docker Compose and Kubernetes to FOLDER, which is new or empty.
+
+    Dockerfile, compose files, Helm chart, Prometheus' configuration, alerts and dashboard, as they are in the
+    repository. Images that are built there have the release of this command.
+    """
+    from deploy.files import write
+    from producer.jobs.model.terminal import out_lines
+
+    write(folder)
+    out_lines(
+        f"The files are in {quoted(folder)}. What to type next there:\n\n"
+        "  python3 deploy/make_secrets.py\n"
+        "  docker compose --file deploy/compose.yaml --profile cpu up --detach --build\n\n"
+        "or, on Kubernetes:\n\n"
+        "  docker build --file deploy/Dockerfile --target worker --tag REGISTRY/gradcam-queue:worker .\n"
+        "  docker build --file deploy/Dockerfile --target client --tag REGISTRY/gradcam-queue:client .\n"
+        "  helm install explainer deploy/helm/gradcam-queue --values values.yaml\n\n"
+        "`docs/deploy.md` of the repository explains them."
+    )
 
 
 def main() -> NoReturn:

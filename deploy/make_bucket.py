@@ -1,22 +1,28 @@
 """Make the bucket that the settings name, where it is not there yet: `python -m deploy.make_bucket`.
 
 For a store that starts empty, as that of compose.yaml or of the chart's trial. It waits until the store answers.
+The empty object that it writes is the one by which workers tell whether the store takes anything.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from producer.jobs.model.errors import GradcamError, ServiceError, UsageError
+from producer.jobs.model.keys import probe
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.model.terminal import out, say_error
 from producer.jobs.store.s3_client import open_s3
+from producer.jobs.store.s3_errors import S3Fault, fault_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _WITHIN_S = 60.0
-_KEY = ".gradcam-ready"
 
 
 def make_bucket(settings: Connections, within_s: float = _WITHIN_S) -> bool:
@@ -34,11 +40,11 @@ def make_bucket(settings: Connections, within_s: float = _WITHIN_S) -> bool:
     bucket, made = settings.s3_bucket, False
     while True:
         try:
-            if not any(one["Name"] == bucket for one in client.list_buckets()["Buckets"]):
+            # Where it is there, this takes no more rights than a worker has.
+            if not _is_there(client, bucket):
                 client.create_bucket(Bucket=bucket)
                 made = True
-            client.put_object(Bucket=bucket, Key=_KEY, Body=b"?")
-            client.delete_object(Bucket=bucket, Key=_KEY)
+            client.put_object(Bucket=bucket, Key=probe(settings.s3_prefix), Body=b"")
         except ClientError as error:
             problem = f"it says {error.response.get('Error', {}).get('Code', 'nothing')}"
         except BotoCoreError as error:
@@ -48,6 +54,16 @@ def make_bucket(settings: Connections, within_s: float = _WITHIN_S) -> bool:
         if time.monotonic() > deadline:
             raise ServiceError(f"the bucket {bucket} cannot be made: {problem}; see to the store, and try again")
         time.sleep(0.5)
+
+
+def _is_there(client: S3Client, bucket: str) -> bool:
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if fault_of(error) in {S3Fault.NO_BUCKET, S3Fault.NOTHING_THERE}:
+            return False
+        raise
+    return True
 
 
 def main() -> None:

@@ -106,6 +106,7 @@ class WorkerProcess:
         signals.celeryd_after_setup.connect(_start_children_silently, weak=False)
         signals.setup_logging.connect(self._set_up_logging, weak=False)
         signals.worker_process_init.connect(self._child_starts, weak=False)
+        signals.worker_process_shutdown.connect(self._child_stops, weak=False)
         signals.worker_ready.connect(self._main_starts, weak=False)
         signals.task_failure.connect(self._child_died, weak=False)
         signals.worker_shutdown.connect(self._main_stops, weak=False)
@@ -153,6 +154,10 @@ class WorkerProcess:
                 pop=lambda table: partial(celery_app.pop_message, table, self._settings.queues),
             )
         return self._consumer
+
+    def _child_stops(self, **_: Any) -> None:
+        if self._consumer is not None:
+            self._consumer.stop()
 
     def _cannot_start(self, error: Exception) -> NoReturn:
         first = (str(error).splitlines() or [""])[0]

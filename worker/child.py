@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from producer.jobs.fetch.fetcher import Fetcher
@@ -14,6 +16,7 @@ from producer.jobs.model.errors import ServiceError
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.redis_scripts import make_redis_client
 from producer.jobs.table.table import JobTable
+from producer.jobs.tracing.traces import open_traces
 from worker import metrics
 from worker.chunks.consumer import ChunkConsumer
 from worker.chunks.faults import FaultHandler
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from worker.chunks.messages import Pop, Publish
     from worker.settings import WorkerSettings
     from worker.supervise.health import Health
+
+log = logging.getLogger(__name__)
 
 #: How often it is asked anew whether this process was told to stop.
 _LOOK_EVERY_S: Final = 0.05
@@ -59,7 +64,9 @@ def make_consumer(
 
     Raises:
         WorkerError: The device cannot be used.
+        SettingsError: A variable of OpenTelemetry cannot be used.
     """
+    traces = open_traces(connections.traces, "gradcam-worker", partial(log.warning, "action=traces_lost %s"))
     device = open_device(settings.device)
     storage = Storage.from_settings(connections, connections=2 * settings.io_threads, failed=metrics.store_failed)
     # A Redis that is away just now is no fault of this process: its first chunk waits for it.
@@ -105,6 +112,7 @@ def make_consumer(
         models=Models(fetcher, settings, device),
         pipeline=pipeline,
         faults=FaultHandler(table, storage, health, slots, settings.name),
+        traces=traces,
     )
     WaitReporter(table.registry, settings.name, health, work).start()
     if settings.drain_file is not None:

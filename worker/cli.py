@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +15,7 @@ import click
 
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
+from producer.jobs.model.setting_files import held_in_file
 from producer.jobs.model.terminal import out, out_json, out_table, say, say_bug, say_error, say_refused
 
 if TYPE_CHECKING:
@@ -149,11 +149,11 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
 
 def _redis_url() -> str:
     """Return the address of Redis as the settings have it; empty where nothing can be read of it."""
-    path = os.environ.get("GRADCAM_REDIS_URL_FILE")
-    if path:
-        with suppress(OSError, ValueError):
-            return Path(path).read_text(encoding="utf-8").strip()
-    return os.environ.get("GRADCAM_REDIS_URL", "")
+    try:
+        return held_in_file("GRADCAM_REDIS_URL") or os.environ.get("GRADCAM_REDIS_URL", "")
+    except ValueError:
+        # No worker starts with such a setting; whichever run are looked at.
+        return ""
 
 
 @cli.command("networks", short_help="List the networks that can be explained.")

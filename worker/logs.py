@@ -8,7 +8,7 @@
 Time (UTC), worker, level, `action=` with a name that stays, what it is about, a sentence. What a library logs, warns of
 or prints is shown as `action=library` with its source. A record is one line, whatever strangers put into it; only its
 traceback has lines of its own, which are indented. Addresses are redacted once more, those of libraries for the first
-time. With GRADCAM_LOG=json a record is one JSON object.
+time. With GRADCAM_LOG=json a record is one JSON object, with `trace_id` where its thread works for one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any, TextIO
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import LogFormat
 from producer.jobs.model.text import LINE_CHARS, lines, shown
+from producer.jobs.tracing.traces import current_trace_id
 
 #: Loggers of ours; all others are a library's.
 _OURS = frozenset({"producer", "worker"})
@@ -37,7 +38,7 @@ _WORDS = re.compile(r"(?:[a-z_]+=\S+ )+")
 #: How many reasons of refusals are told in a minute.
 _MOST_REASONS, _MINUTE_S = 30, 60.0
 #: Keys of a JSON record that no message may set.
-_RESERVED = frozenset({"time", "worker", "level", "action", "message", "traceback"})
+_RESERVED = frozenset({"time", "worker", "level", "action", "trace_id", "message", "traceback"})
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class _Json(logging.Formatter):
             "action": words["action"],
         }
         said |= {key: _typed(key, value) for key, value in words.items() if key not in _RESERVED}
+        if trace_id := current_trace_id():
+            said["trace_id"] = trace_id
         said["message"] = message
         if traceback := _traceback(record):
             said["traceback"] = "\n".join(traceback)

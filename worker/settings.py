@@ -1,36 +1,6 @@
 """The worker's settings, read once from `GRADCAM_WORKER_*`; `producer/jobs/model/settings.py` has Redis and S3.
 
-| variable                          | meaning                                                        | default |
-|-----------------------------------|----------------------------------------------------------------|---------|
-| `GRADCAM_WORKER_QUEUES`           | priorities to read, in this order, by commas                   | all     |
-| `GRADCAM_WORKER_BATCH_SIZE`       | images in one forward pass at most; a search finds the size    | 32, CUDA 256 |
-| `GRADCAM_WORKER_IO_THREADS`       | threads that fetch and decode, and as many that encode and upload | 8    |
-| `GRADCAM_WORKER_LEASE_S`          | how long a dead process keeps its chunk                        | 30      |
-| `GRADCAM_WORKER_INTERVAL_S`       | how often the reconciler looks for lost work                   | 5       |
-| `GRADCAM_WORKER_COMMIT_EVERY_S`   | how often a chunk commits its progress                         | 5       |
-| `GRADCAM_WORKER_GRACE_S`          | how long a stopping worker may finish its current batches      | 25      |
-| `GRADCAM_WORKER_MODEL_CACHE_BYTES`| memory for models, of each process                             | a share |
-| `GRADCAM_WORKER_PRELOAD`          | models to load first: `NETWORK` or `NETWORK=WEIGHTS`, by commas | none   |
-| `GRADCAM_WORKER_NETWORKS`         | networks of one's own: `NAME=MODULE:FUNCTION`, by commas       | none    |
-| `GRADCAM_WORKER_WEIGHTS_CACHE_DIR`| folder of weights files, of all processes of this machine      | in `~/.cache` |
-| `GRADCAM_WORKER_WEIGHTS_CACHE_BYTES`| what these files may take                                    | 20 GiB  |
-| `GRADCAM_WORKER_MAX_IMAGE_BYTES`  | largest image file                                             | 64 MiB  |
-| `GRADCAM_WORKER_MAX_PIXELS`       | most pixels of an image, 7 bytes each in every thread          | 64 Mi   |
-| `GRADCAM_WORKER_FETCH_TIMEOUT_S`  | time an image may take to be fetched                           | 60      |
-| `GRADCAM_WORKER_LOW_SPEED_LIMIT`  | bytes a second that must come, of images and weights; 0: any   | 1000    |
-| `GRADCAM_WORKER_LOW_SPEED_TIME_S` | over how many seconds they are counted                         | 30      |
-| `GRADCAM_WORKER_MAX_REDIRECTS`    | redirects of a web server that are followed                    | 3       |
-| `GRADCAM_WORKER_USER_AGENT`       | the User-Agent that web servers get                            | gradcam-queue |
-| `GRADCAM_WORKER_ITEM_TIMEOUT_S`   | time an image may take in each other stage, and a batch on the device | 120 |
-| `GRADCAM_WORKER_LOAD_TIMEOUT_S`   | time a model may take to be loaded, once its weights are here         | 300 |
-| `GRADCAM_WORKER_ALLOW_HOSTS`      | private hosts, and ports beside 80 and 443, by commas          | none    |
-| `GRADCAM_WORKER_ALLOW_BUCKETS`    | buckets and prefixes that jobs may name, by commas             | any     |
-| `GRADCAM_WORKER_FILE_ROOTS`       | folders `file://` images may come from, by commas              | none    |
-| `GRADCAM_WORKER_ENGINE`           | `eager`; `half` computes all of a bf16 or fp16 job in half precision | eager |
-| `GRADCAM_WORKER_RUN_DIR`          | where launchers make their folders, for `gradcam-worker check` | `/tmp`  |
-
-The launcher sets `GRADCAM_WORKER_NAME`, `_DEVICE`, `_PROCESSES_ON_DEVICE`, `_QUEUES` and `_DRAIN_FILE` for each process
-it starts.
+`make docs` writes the table of docs/operations.md from these fields.
 """
 
 from __future__ import annotations
@@ -48,6 +18,7 @@ from producer.jobs.fetch.allow_lists import checked_buckets, checked_hosts, chec
 from producer.jobs.fetch.policy import FetchPolicy, checked_user_agent
 from producer.jobs.model.network_names import OWN_NAME
 from producer.jobs.model.network_names import known as known_names
+from producer.jobs.model.settings import Setting
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.text import quoted
 from worker.supervise.busy_file import BUSY_KINDS
@@ -107,69 +78,133 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GRADCAM_WORKER_", frozen=True, extra="ignore")
 
-    #: The name of this process in health and logs.
-    name: str = "worker"
-    #: `cpu` or `cuda`: the one device that this process can see.
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")] = "cpu"
-    #: How many processes share that device, this one included.
-    processes_on_device: Annotated[int, Field(ge=1)] = 1
-    #: When this file exists, the process finishes its current batches and gives the rest back.
-    drain_file: Path | None = None
-    #: The priorities that it reads, in this order; `recovery` comes before them.
-    queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = (
-        PRIORITIES
+    name: Annotated[str, Setting(of_launcher=True)] = Field(
+        default="worker", description="the name of this process in health and logs"
     )
-    #: Where launchers make their folders; by default the system's folder for temporary files.
-    run_dir: Path | None = None
-    #: Images in one forward pass at most; a search finds the size.
-    batch_size: Annotated[int, Field(ge=1, le=512)] | None = None
-    #: `half`: jobs in half precision have models whose numbers all are in it; `eager` leaves it to torch.
-    engine: Literal["eager", "half"] = "eager"
-    #: Threads that fetch and decode, and as many that encode and upload.
-    io_threads: Annotated[int, Field(ge=1, le=128)] = 8
-    #: How long a dead process keeps its chunk.
-    lease_s: Annotated[float, Field(ge=1)] = 30.0
-    #: How often the reconciler looks for lost work.
-    interval_s: Annotated[float, Field(gt=0)] = 5.0
-    #: How often a chunk commits its progress.
-    commit_every_s: Annotated[float, Field(ge=0)] = 5.0
-    #: How long a stopping worker may finish its current batches.
-    grace_s: Annotated[float, Field(gt=0)] = 25.0
-    #: Memory for models, in bytes of their parameters; by default a share of the device's.
-    model_cache_bytes: Annotated[int, Field(gt=0)] | None = None
-    #: Where weights files from an address are kept; by default a folder in the user's cache.
-    weights_cache_dir: Path | None = None
-    #: The most bytes that those files may take.
-    weights_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
-    #: Models to load before the first message, each `NETWORK` or `NETWORK=WEIGHTS`.
-    preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas)] = ()
-    #: Networks of one's own, each `NAME=MODULE:FUNCTION`.
-    networks: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_networks), BeforeValidator(_by_commas)] = ()
-    #: Largest image file.
-    max_image_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
-    #: Most pixels of an image; a decoded one takes 3 bytes a pixel.
-    max_pixels: Annotated[int, Field(gt=0, le=2**30)] = 64 * 2**20
-    #: How many redirects of a web server to follow.
-    max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
-    #: The User-Agent that web servers get.
-    user_agent: Annotated[str, AfterValidator(checked_user_agent)] = "gradcam-queue"
-    #: Time an image may take to be fetched.
-    fetch_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    #: So many bytes a second must come, of images and weights, counted over so many seconds; 0 asks for nothing.
-    low_speed_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1000.0
-    low_speed_time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
-    #: Time an image may take in each other stage, and a batch on the device, before it counts as hanging.
-    item_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    #: Time a model may take to be loaded, from weights that are here, before the process counts as hanging.
-    load_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    #: Private hosts, and ports beside 80 and 443, that images and weights may come from.
-    allow_hosts: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_hosts), BeforeValidator(_by_commas)] = ()
-    #: Buckets and prefixes that they may come from; any where none is named.
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda)$"), Setting(of_launcher=True)] = Field(
+        default="cpu", description="`cpu` or `cuda`: the one device that this process can see"
+    )
+    processes_on_device: Annotated[int, Field(ge=1), Setting(of_launcher=True)] = Field(
+        default=1, description="how many processes share that device, this one included"
+    )
+    drain_file: Annotated[Path | None, Setting(of_launcher=True, absent="none")] = Field(
+        default=None,
+        description="when this file exists, the process finishes its current batches and gives the rest back",
+    )
+    queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = Field(
+        default=PRIORITIES,
+        description="priorities to work at, in this order, by commas; `recovery` is read before them by every worker",
+    )
+    batch_size: Annotated[Annotated[int, Field(ge=1, le=512)] | None, Setting(absent="32, CUDA 256")] = Field(
+        default=None,
+        description="images in one forward pass at most, 512 at most; the size is found while working",
+    )
+    io_threads: Annotated[int, Field(ge=1, le=128)] = Field(
+        default=8, description="threads that fetch and decode, and as many that draw and upload"
+    )
+    lease_s: Annotated[float, Field(ge=1)] = Field(
+        default=30.0, description="how long the chunk of a dead process stays its own; 1 or more"
+    )
+    interval_s: Annotated[float, Field(gt=0)] = Field(default=5.0, description="how often lost work is looked for")
+    commit_every_s: Annotated[float, Field(ge=0)] = Field(
+        default=5.0, description="how often progress is recorded within a chunk"
+    )
+    grace_s: Annotated[float, Field(gt=0)] = Field(
+        default=25.0, description="how long a stopping worker may finish the batch on the device"
+    )
+    preload: Annotated[tuple[_Preloaded, ...], NoDecode, BeforeValidator(_by_commas), Setting(absent="none")] = Field(
+        default=(), description="models to load before the first message: `NETWORK` or `NETWORK=WEIGHTS`, by commas"
+    )
+    networks: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        AfterValidator(checked_networks),
+        BeforeValidator(_by_commas),
+        Setting(absent="none"),
+    ] = Field(default=(), description="[networks of your own](own-model.md): `NAME=MODULE:FUNCTION`, by commas")
+    model_cache_bytes: Annotated[Annotated[int, Field(gt=0)] | None, Setting(absent="a share of its device's")] = Field(
+        default=None, description="memory for models, of each process"
+    )
+    weights_cache_dir: Annotated[Path | None, Setting(absent="in `~/.cache`")] = Field(
+        default=None, description="folder of weights files, of all processes of this machine"
+    )
+    weights_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=20 * 2**30, description="what these files may take"
+    )
+    max_image_bytes: Annotated[int, Field(gt=0)] = Field(default=64 * 2**20, description="largest image file")
+    max_pixels: Annotated[int, Field(gt=0, le=2**30)] = Field(
+        default=64 * 2**20,
+        description="most pixels of an image. Phones take pictures of 108 and 200 million: set 210000000, and "
+        "`GRADCAM_WORKER_MAX_IMAGE_BYTES` as needed. Each of the `GRADCAM_WORKER_IO_THREADS` may hold one, at 3 bytes "
+        "a pixel, and takes up to 500 MB (7 bytes for each of these pixels, if that is more) to decode it: "
+        "[pictures.md](pictures.md)",
+    )
+    fetch_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="time an image may take to be fetched"
+    )
+    low_speed_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=1000.0,
+        description="bytes a second that must come, of images and of weights; what is slower is left. "
+        "0 asks for nothing",
+    )
+    low_speed_time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=30.0,
+        description="over how many seconds these bytes are counted, the wait for the first one included",
+    )
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=3,
+        description="redirects of a web server that are followed, each checked like the first address; 20 at most",
+    )
+    user_agent: Annotated[str, AfterValidator(checked_user_agent)] = Field(
+        default="gradcam-queue",
+        description="what web servers are told of who asks: one line of ASCII. Some (Wikimedia) want an address to "
+        "write to: `cats/1.0 (+https://example.org)`",
+    )
+    item_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=120.0,
+        description="time an image may take in each other stage, and a batch on the device, before it counts as "
+        "hanging",
+    )
+    load_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=300.0,
+        description="time a model may take to be loaded, once its weights are here; a process that takes longer is "
+        "killed, and the second one fails the job",
+    )
+    allow_hosts: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(checked_hosts), BeforeValidator(_by_commas), Setting(absent="none")
+    ] = Field(
+        default=(),
+        description="private hosts, and ports other than 80 and 443, that images and weights may come from, by commas: "
+        "names, `*.suffix`, networks, each alone or with a port (`images.internal:8080`, `10.0.0.0/8:8080`, "
+        "`[::1]:9000`, `127.0.0.1:*`): [Policy](../SECURITY.md#policy)",
+    )
     allow_buckets: Annotated[
-        tuple[str, ...], NoDecode, AfterValidator(checked_buckets), BeforeValidator(_by_commas)
-    ] = ()
-    #: Folders `file://` images may come from.
-    file_roots: Annotated[tuple[Path, ...], NoDecode, AfterValidator(checked_roots), BeforeValidator(_by_commas)] = ()
+        tuple[str, ...],
+        NoDecode,
+        AfterValidator(checked_buckets),
+        BeforeValidator(_by_commas),
+        Setting(absent="any that the credentials reach"),
+    ] = Field(
+        default=(),
+        description="buckets and prefixes that images and weights may come from, by commas: `photos`, `photos/2026/`, "
+        "`team-*`, `*`",
+    )
+    file_roots: Annotated[
+        tuple[Path, ...], NoDecode, AfterValidator(checked_roots), BeforeValidator(_by_commas), Setting(absent="none")
+    ] = Field(
+        default=(),
+        description="folders that `file://` images may come from, by commas; not `/`, and nothing in `/proc`, `/sys`, "
+        "`/dev` (but `/dev/shm`), `/etc`, `/boot`",
+    )
+    engine: Literal["eager", "half"] = Field(
+        default="eager",
+        description="`half`: a job in bf16 or fp16 has a model of its own whose numbers all are in it, which is faster "
+        "where `make gpu-check` says so ([gpu-check.md](gpu-check.md#engine)); it takes half a model's memory more "
+        "where jobs in float32 use the same network. `eager`: torch's autocast decides what is safe in half precision",
+    )
+    run_dir: Annotated[Path | None, Setting(absent="the system's folder for temporary files")] = Field(
+        default=None, description="where launchers make their folders, for `gradcam-worker check`"
+    )
 
     @property
     def largest_batch(self) -> int:

@@ -123,8 +123,9 @@ class Client:
                 gives one image a class or an id of its own.
             network: resnet50, vgg16, timm/NAME, …; `gradcam-worker networks` lists them.
             weight_path: Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights
-                name, or `random`; with `--network hf` a folder, or an address that ends with a slash. Default:
-                torchvision's own, which the worker downloads.
+                name, or `random`; with `--network hf` a folder, or an address that ends with a slash. With `#sha256=`
+                and 64 digits behind an address other weights are refused. Default: torchvision's own, which the worker
+                downloads.
             weight_key: Which weights of a file that holds several, as model_ema. Default: the plain weights.
             layer_name: `last-conv`, `last-features`, or any module by its name; several by commas are averaged.
             class_id: Class to explain. Default: the predicted one.

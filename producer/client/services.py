@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import finalize_if_due
 from producer.jobs.table.redis_scripts import connect
 from producer.jobs.table.table import JobTable
+from producer.jobs.tracing.traces import open_traces
 from producer.submission.submit import Submission
 
 if TYPE_CHECKING:
     from producer.jobs.model import settings
+
+log = logging.getLogger(__name__)
 
 
 class Services:
@@ -38,7 +42,8 @@ class Services:
     def submission(self) -> Submission:
         """What sends images."""
         lifetime_s = self.settings.job_lifetime_days * 86400
-        return Submission(self.table, self.storage, self.messages, lifetime_s=lifetime_s)
+        traces = open_traces(self.settings.traces, "gradcam", log.warning)
+        return Submission(self.table, self.storage, self.messages, lifetime_s=lifetime_s, traces=traces)
 
     def check_redis(self) -> None:
         """Before anything is sent: Redis lets us do all that it takes, and keeps what it is given.

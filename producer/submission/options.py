@@ -29,7 +29,8 @@ class SubmitOptions(Frozen):
     ] = Field(
         default=None,
         description="Weights: a .pth, .pt or .safetensors file (uploaded once), its address, a torchvision weights "
-        "name, or `random`; with `--network hf` a folder, or an address that ends with a slash.",
+        "name, or `random`; with `--network hf` a folder, or an address that ends with a slash. With `#sha256=` and 64 "
+        "digits behind an address other weights are refused.",
     )
     labels: Annotated[PathLike | None, Option(must_be="a file with one class name a line")] = Field(
         default=None, description="A file of class names, one a line, for weights with classes of their own."

@@ -92,7 +92,7 @@ def send(
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
     since: int = 0,
-) -> None:
+) -> tuple[int, int]:
     """Send all images of a job that was created, then close it; what Redis has already is not sent again.
 
     Images are streamed: memory does not grow with them. Local files go to the object store first, many at once and
@@ -112,6 +112,9 @@ def send(
         waiting: Called with a sentence while Redis is too full to take more.
         since: Records with a lower token are of an earlier life of the job's name: they are not taken over.
 
+    Returns:
+        How many chunks and images the job has.
+
     Raises:
         UsageError: The job holds other images.
         SourceChanged: It holds more images than there are now; it keeps them.
@@ -126,7 +129,7 @@ def send(
         table.server.wait_until_on_disk()
         if table.close(job, chunks=chunks, items=images, life=life) == images:
             table.server.wait_until_on_disk()
-            return
+            return chunks, images
     raise ServiceError(f"Redis does not keep the images of job {job}: check its persistence (appendonly yes)")
 
 

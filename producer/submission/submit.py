@@ -12,6 +12,7 @@ from producer.jobs.model.spec import new_job_id
 from producer.jobs.model.states import Ingest, JobState
 from producer.jobs.store.finalize import begin, finalize_if_due, recorded_spec
 from producer.jobs.table.user_actions import BROKEN_OFF, refusal
+from producer.jobs.tracing.traces import NO_SPAN
 from producer.submission.sender import send
 from producer.submission.spec_builder import fitting_size
 from producer.submission.weights import place_weights
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.claims import CreatedJob
     from producer.jobs.table.table import JobTable
+    from producer.jobs.tracing.traces import Span, Traces
     from producer.submission.sender import Progress
     from producer.submission.spec_builder import Request
 
@@ -39,10 +41,14 @@ class Submission:
         storage: Our bucket.
         messages: Sends pointers to chunks.
         lifetime_s: How long a job stays in Redis after its end.
+        traces: Where the span of each submission goes.
     """
 
-    def __init__(self, table: JobTable, storage: Storage, messages: Messages, *, lifetime_s: float) -> None:
+    def __init__(
+        self, table: JobTable, storage: Storage, messages: Messages, *, lifetime_s: float, traces: Traces
+    ) -> None:
         self._table, self._storage, self._messages, self._lifetime_s = table, storage, messages, lifetime_s
+        self._traces = traces
 
     def submit(
         self,
@@ -55,12 +61,18 @@ class Submission:
         """Send all images of a job; its id. Errors are those of `Client.submit`."""
         name = request.options.name
         job = new_job_id() if name is None else name
-        size = self.chunk_size(request)
-        self._storage.check()
-        path = request.options.weight_path
-        weights, digest = place_weights(None if path is None else os.fspath(path), self._storage, request.draft.network)
-        spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
-        self.send(job, name, spec, sources, sources.count, progress=progress, waiting=waiting)
+        try:
+            with self._traces.span("submit", job=job, network=request.draft.network) as span:
+                size = self.chunk_size(request)
+                self._storage.check()
+                path = request.options.weight_path
+                weights, digest = place_weights(
+                    None if path is None else os.fspath(path), self._storage, request.draft.network
+                )
+                spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
+                self.send(job, name, spec, sources, sources.count, progress=progress, waiting=waiting, span=span)
+        finally:
+            self._traces.flush()
         return job
 
     def chunk_size(self, request: Request) -> int:
@@ -87,15 +99,18 @@ class Submission:
         *,
         progress: Progress | None = None,
         waiting: Callable[[str], None] | None = None,
+        span: Span = NO_SPAN,
     ) -> None:
         """Make a job, or go on with it, and send its images; takes what `sender.send` takes. Errors as `submit`."""
         for _ in range(_LIVES):
-            created = self._table.create(job, spec, name=name, lifetime_s=self._lifetime_s)
+            created = self._table.create(
+                job, spec, name=name, lifetime_s=self._lifetime_s, traceparent=span.traceparent
+            )
             since = created.since if name is None else self._begin(job, spec, created)
             if not created.new:
                 self._continue(job, spec.queue)
             try:
-                send(
+                chunks, images = send(
                     self._table,
                     self._storage,
                     self._messages.publisher(job, spec.queue),
@@ -121,6 +136,7 @@ class Submission:
                     self._table.fail(job, BROKEN_OFF, life=created.life)
                     self._finalize(job)
                 raise
+            span.note(chunks=chunks, images=images)
             # Where an earlier life of the job had done everything, no worker will come along to end it.
             self._finalize(job)
             return

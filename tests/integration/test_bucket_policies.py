@@ -19,6 +19,7 @@ import s3_servers
 import torch
 from fault_proxy import HttpFaultProxy
 
+from deploy.make_bucket import make_bucket
 from deploy.stack import Stack, Worker
 from producer.client.client import Client
 from producer.jobs.model.errors import GradcamError
@@ -141,6 +142,17 @@ def test_jobs_run_under_the_policies_and_each_right_is_used(
     for who, guard in (("Producer", producer), ("Worker", worker), ("Reader", reader)):
         given = {name for statement in policy(who, bucket) for name in statement["Action"]}
         assert guard.used == given - _SELDOM - _FOR_404.get(who, set()), who
+
+
+def test_the_buckets_helper_of_compose_needs_no_more_than_a_worker_where_the_bucket_is_there(
+    stack: Stack, as_who: Callable[[str], Client]
+) -> None:
+    """Keys of a store of one's own may neither list all buckets nor delete."""
+    with guarded(stack, policy("Worker", stack.s3.bucket)) as (guard, at):
+        as_who(at)
+        assert not make_bucket(read(Connections))
+    assert guard.used == {"s3:ListBucket", "s3:PutObject"}
+    assert guard.refused == []
 
 
 def test_a_policy_on_the_page_names_nothing_but_its_own_place() -> None:

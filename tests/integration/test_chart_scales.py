@@ -6,7 +6,6 @@ and stopped as Kubernetes does: SIGTERM, whatever they have in hand.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ import pods
 import pytest
 from autoscaler import Autoscaler
 from charts import VALUES, Manifest, find, manifests, merged
-from stacks import eventually
+from stacks import eventually, set_only
+from store_journey import open_outside
 
 from producer.client.client import Client
 from producer.jobs.model import keys
@@ -34,6 +34,8 @@ IMAGES, MANY = 80, 2000
 WANTED_S = 90
 LOOK_EVERY_S = 1.0
 SMALL: dict[str, Any] = {"network": "squeezenet1_1", "weight_path": "random", "outputs": ["cam"], "class_id": 1}
+#: Where `kubectl port-forward` lets a browser reach the trial's store.
+FORWARDED = "http://localhost:8333"
 QUEUES = ("recovery", "high", "default", "low")
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +81,7 @@ def values(web: str) -> dict[str, Any]:
         "scaleDown": {"stabilizationSeconds": 1},
     }
     allowed = {"GRADCAM_WORKER_ALLOW_HOSTS": web.removeprefix("http://"), "GRADCAM_WORKER_COMMIT_EVERY_S": "0.5"}
-    return merged(VALUES["trial"], {"keda": keda, "worker": {"env": allowed}})
+    return merged(VALUES["trial"], {"keda": keda, "worker": {"env": allowed}, "s3": {"publicEndpointUrl": FORWARDED}})
 
 
 class Scaled:
@@ -145,12 +147,11 @@ def start_servers(cluster: pods.Cluster) -> None:
 
 
 def client_of(cluster: pods.Cluster, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A client with the settings of the client's pod."""
-    for name in [name for name in os.environ if name.startswith(("GRADCAM_", "AWS_")) and "_TEST_" not in name]:
-        monkeypatch.delenv(name)
-    for name, value in cluster.pod("Deployment", "-client").environment.items():
-        if name.startswith(("GRADCAM_", "AWS_")):
-            monkeypatch.setenv(name, value)
+    """A client with the settings of the client's pod, and the store's service forwarded to a port of this machine."""
+    settings = cluster.pod("Deployment", "-client").environment
+    assert settings["GRADCAM_S3_PUBLIC_ENDPOINT_URL"] == FORWARDED
+    forwarded = settings["GRADCAM_S3_ENDPOINT_URL"].replace("127.0.0.1", "localhost")
+    set_only(monkeypatch, {**settings, "GRADCAM_S3_PUBLIC_ENDPOINT_URL": forwarded})
     return Client.from_env()
 
 
@@ -202,6 +203,8 @@ def test_workers_come_with_a_job_and_go_when_it_is_done_and_nothing_is_lost(
         results = list(client.results(job))
         assert [result.index for result in results] == list(range(IMAGES))
         assert len({key for result in results for key in result.objects.values()}) == IMAGES
+
+        open_outside(client, job)
 
         # Once more from nothing.
         client.submit([f"{web}/again.jpg"], **SMALL)

@@ -174,17 +174,9 @@ def test_a_redis_that_is_away_is_told(launcher: Worker, own: Stack) -> None:
     eventually(lambda: check("--within-s", "3").returncode == 0, within_s=60, every_s=0.2)
 
 
-def test_a_killed_process_is_dead_until_it_is_started_again(launcher: Worker) -> None:
-    before = {process["name"] for process in found(check("--json"))}
-    mains_of(launcher)[0].kill()
-    eventually(lambda: "dead" in states(check("--json")), within_s=10, every_s=0.05)
-    eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
-    # Each start has a name of its own.
-    assert len(before & {process["name"] for process in found(check("--json"))}) == 1
-
-
 @pytest.mark.usefixtures("launcher")
 def test_weights_of_a_bucket_that_is_not_allowed_fail_the_job_and_uploaded_ones_work(tmp_path: Path) -> None:
+    """Before any process is killed: a job waits for the word of one that counts as alive, which is for a minute."""
     client = Client.from_env()
     network = "shufflenet_v2_x0_5"
     torch.save(getattr(torchvision.models, network)().state_dict(), tmp_path / "weights.pth")
@@ -202,6 +194,15 @@ def test_weights_of_a_bucket_that_is_not_allowed_fail_the_job_and_uploaded_ones_
     assert closed.state is JobState.FAILED
     assert "GRADCAM_WORKER_ALLOW_BUCKETS of the workers does not name its bucket or prefix" in (closed.error or "")
     assert [status.state for status in others] == [JobState.SUCCEEDED] * 2
+
+
+def test_a_killed_process_is_dead_until_it_is_started_again(launcher: Worker) -> None:
+    before = {process["name"] for process in found(check("--json"))}
+    mains_of(launcher)[0].kill()
+    eventually(lambda: "dead" in states(check("--json")), within_s=10, every_s=0.05)
+    eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
+    # Each start has a name of its own.
+    assert len(before & {process["name"] for process in found(check("--json"))}) == 1
 
 
 @pytest.mark.usefixtures("launcher")

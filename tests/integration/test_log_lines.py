@@ -18,7 +18,7 @@ import psutil
 import pytest
 import skimage
 from command import gradcam
-from stacks import children_of, eventually, mains_of, own_stack
+from stacks import SMALL, children_of, eventually, mains_of, own_stack
 
 from deploy.stack import Worker
 from producer.client.client import Client
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from deploy.stack import Stack
 
 CAT = Path(skimage.__file__).parent / "data" / "chelsea.png"
-NETWORK = "efficientnet_lite0"
 LINE = re.compile(
     r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (?P<worker>\S+) (?P<level>INFO|WARNING|ERROR|CRITICAL) "
     r"action=(?P<action>\w+) (?P<message>.+)"
@@ -72,7 +71,7 @@ def life_of_a_worker(own: Stack, log: Path, log_format: str) -> list[str]:
     try:
         said("The worker is ready", 2)
         client = Client.from_env()
-        job = client.submit([CAT] * 120, network=NETWORK, outputs=["cam"], chunk_size=40)
+        job = client.submit([CAT] * 200, chunk_size=40, **SMALL)
         said("Loaded in")
         at_work = next(line for line in log.read_text().splitlines() if "Loaded in" in line)
         child = next(one for one in children_of(worker) if one.environ()["GRADCAM_WORKER_NAME"] in at_work)
@@ -82,7 +81,7 @@ def life_of_a_worker(own: Stack, log: Path, log_format: str) -> list[str]:
         other.kill()
         said(" ended with code -9 ")
         said("The worker is ready", 3)
-        assert client.wait(job, timeout_s=120).done == 120
+        assert client.wait(job, timeout_s=120).done == 200
         own.redis.kill()
         said("Connection refused")
         own.redis.restart()

@@ -547,17 +547,3 @@ def test_a_part_of_a_manifest_longer_than_any_is_not_fetched_and_the_others_are_
     records = read_parts(storage, ChunkRecords(0, 0), parts, 4)
     assert [(one.key, one.line) for one in records.damage] == [(f"{prefix}not-there", None)]
     assert [result.index for result in records.results()] == [0, 1]
-
-
-# -- fuzzing -----------------------------------------------------------------------------------------------------------
-
-
-def test_fuzzed_jobs_chunks_messages_and_manifests_are_read_or_told() -> None:
-    """500 inputs of each; `make fuzz` runs more."""
-    import fuzz
-
-    found = {target.name: fuzz.explore(target, 0, 500, 0) for target in fuzz_redis.targets()}
-    assert {name: summary["findings"] for name, summary in found.items() if summary["findings"]} == {}
-    for name, summary in found.items():
-        assert summary["inputs"] == 500
-        assert len(summary["verdicts"]) > 1, name

@@ -8,21 +8,27 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dockerfile
+import helm_python
+import install_transcript
 import pytest
+import yaml
 from stacks import own_stack
+from wheels import PACKAGES, copy_source
 
+from deploy import files as deploy_files
 from deploy.programs import Program
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("deploy", "gradcam_queue", "producer", "worker")
 SUFFIXES = {".py", ".lua", ".txt", ".typed"}
 NETWORK = "efficientnet_lite0"
 PHOTO = Path(str(__import__("skimage").__file__)).parent / "data" / "chelsea.png"
@@ -77,15 +83,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make dist` makes: the source archive from a copy, so that nothing an earlier build left can come into it.
-
-    The wheel is built from the source archive, as somebody who has only that would.
-    """
-    copy = tmp_path_factory.mktemp("source")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    """What `make dist` makes. The wheel is built from the source archive, as somebody who has only that would."""
+    copy = copy_source(tmp_path_factory.mktemp("source"))
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy)
     return out
@@ -119,6 +118,13 @@ def run(*command: str | Path, code: int = 0, env: dict[str, str] | None = None, 
     return done.stdout
 
 
+def refused(*command: str | Path, cwd: Path) -> str:
+    """What a command says that ends with a sentence on stderr and the code of wrong usage."""
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
 def without_source(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("PYTHON")}
 
@@ -130,12 +136,57 @@ def test_all_that_the_source_has_is_in_the_wheel_and_no_tests(wheel: Path) -> No
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        # Charts, images and dashboards of deploy/ are for a clone: they lie in folders that are no packages.
         if path.is_file() and path.suffix in SUFFIXES and (path.parent / "__init__.py").exists()
     }
-    assert inside == source
+    assert inside == source | {f"deploy/{name}" for name in files_in(ROOT / "deploy") if not name.endswith(".py")}
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
-    assert {path.suffix for path in map(Path, inside)} == SUFFIXES
+
+
+def files_in(deploy: Path) -> dict[str, bytes]:
+    """What `gradcam deploy-files` writes of this folder."""
+    parts = [deploy / part for part in deploy_files.PARTS]
+    found = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part]) if path.is_file()]
+    return {path.relative_to(deploy).as_posix(): path.read_bytes() for path in found}
+
+
+def test_what_deploys_is_written_without_a_clone_and_builds_the_images_package(
+    installed: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """The files of the repository, from which Docker Compose and Helm start; a wheel that lies beside them is taken."""
+    said = run(installed / "gradcam", "deploy-files", "mine", cwd=tmp_path)
+    assert "docker compose --file deploy/compose.yaml" in said
+    mine = tmp_path / "mine"
+    assert [path.name for path in mine.iterdir()] == ["deploy"]
+    written = files_in(mine / "deploy")
+    assert written == files_in(ROOT / "deploy")
+    assert len(written) > 30
+    assert "is not empty" in refused(installed / "gradcam", "deploy-files", "mine", cwd=tmp_path)
+
+    run(sys.executable, mine / "deploy" / "make_secrets.py")
+    assert (mine / "deploy" / "secrets" / "redis_url").exists()
+    with helm_python.Chart.load(mine / "deploy" / "helm" / "gradcam-queue") as chart:
+        values = yaml.safe_load((mine / "deploy/helm/gradcam-queue/ci/keda-values.yaml").read_text())
+        rendered = chart.render(values, name="demo")
+    assert "GradcamWorkerFaulty" in rendered["gradcam-queue/templates/monitoring.yaml"], "links became files"
+
+    shutil.copy(wheel, mine)
+    stages = dockerfile.stages(mine / "deploy" / "Dockerfile")
+    made = dockerfile.build({"wheel": bare(stages["wheel"])}, "wheel", mine, tmp_path / "roots", dict(os.environ))
+    assert (made / "wheel" / wheel.name).read_bytes() == wheel.read_bytes()
+    assert not (made / "src/deploy/secrets").exists(), "they stay outside of images"
+
+
+def bare(stage: dockerfile.Stage) -> dockerfile.Stage:
+    """Of the stage that has the wheel, what brings it there: no environment is made, and nothing is installed."""
+    return dockerfile.Stage(
+        "scratch", [(kind, text) for kind, text in stage.instructions if "/opt" not in text or "/src" in text]
+    )
+
+
+def test_without_a_clone_images_get_the_release_that_wrote_their_files() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (argument,) = dockerfile.stages(ROOT / "deploy" / "Dockerfile")["wheel"].of("ARG")
+    assert argument == f"RELEASE={project['version']}"
 
 
 def test_what_is_published_is_as_an_index_wants_it(dist: Path, wheel: Path) -> None:
@@ -157,6 +208,11 @@ def test_the_demo_of_the_wheel_explains_its_photos_in_an_empty_folder(installed:
     said = run(installed / "gradcam", "demo", cwd=tmp_path, env=environment)
     assert "10 of 10 images explained; all their pictures on one sheet: results/contact-sheet.png" in said
     assert "Egyptian cat" in said
+    # docs/examples/install.txt shows it, and how it went on. Another processor may round a share otherwise.
+    shown = [re.sub(r"\d+\.\d%", "N%", line) for line in install_transcript.demo_lines()]
+    assert [line for line in shown if not line.startswith("running")] == [
+        re.sub(r"\d+\.\d%", "N%", line.rstrip()) for line in said.splitlines()
+    ]
     assert len(list((tmp_path / "results").glob("*.jpg"))) == 40
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 

@@ -21,6 +21,7 @@ from producer.jobs.fetch.fetcher import Fetcher
 from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.spec import JobSpec
+from producer.jobs.tracing.traces import NO_SPAN, Span
 from worker.chunks.chunk import ChunkContext
 from worker.chunks.chunk_run import ChunkRun
 from worker.chunks.lease import Lease
@@ -145,7 +146,7 @@ class Core:
         assert claim is not None
         return claim
 
-    def run(self, claim: Claim, *, commit_every_s: float = 60.0) -> bool:
+    def run(self, claim: Claim, *, commit_every_s: float = 60.0, span: Span = NO_SPAN) -> bool:
         """Run a claimed chunk; whether all of it is committed."""
         slot = self.slots.take("core")
         self.slots.claimed(slot, claim)
@@ -163,9 +164,11 @@ class Core:
                     lease_s=LEASE_S,
                     commit_every_s=commit_every_s,
                     shard=shard,
+                    span=span,
                 )
                 network = preprocessed(self.network, claim.spec.mean, claim.spec.std)
-                chunk = self.chunk = ChunkContext(claim, network, lease, order=slot.order, since=time.monotonic())
+                now = time.monotonic()
+                chunk = self.chunk = ChunkContext(claim, network, lease, order=slot.order, since=now, span=span)
                 return ChunkRun(
                     chunk,
                     self.pipeline,
@@ -178,9 +181,9 @@ class Core:
         finally:
             self.slots.free(slot)
 
-    def begin(self, claim: Claim, **options: float) -> Future[bool]:
+    def begin(self, claim: Claim, *, commit_every_s: float = 60.0) -> Future[bool]:
         """Run a claimed chunk in a thread of its own."""
-        return self._pool.submit(self.run, claim, **options)
+        return self._pool.submit(self.run, claim, commit_every_s=commit_every_s)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + 30

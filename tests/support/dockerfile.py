@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -60,14 +61,18 @@ def build(every: Mapping[str, Stage], name: str, source: Path, roots: Path, envi
     if root.exists():
         return root
     root.mkdir(parents=True)
+    arguments: dict[str, str] = {}
     for kind, text in chain(every, name):
         if kind == "COPY":
             _copy(every, text, source, root, roots, environment)
+        elif kind == "ARG":
+            argument, _, default = text.partition("=")
+            arguments[argument] = default.strip('"')
         elif kind == "RUN":
             command = _PLACES.sub(f"{root}/", text)
             ended = subprocess.run(
                 ["/bin/sh", "-ec", command],
-                env=dict(environment),
+                env={**arguments, **environment},
                 cwd=root,
                 capture_output=True,
                 text=True,
@@ -93,12 +98,12 @@ def _copy(
 
 
 def _outside_the_context(source: Path) -> Callable[[Any, list[str]], list[str]]:
-    lines = (source / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    taken = {line[1:] for line in lines if line.startswith("!")}
+    lines = (source / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    taken = [line[1:] for line in lines if line.startswith("!")]
 
     def ignored(folder: Any, names: list[str]) -> list[str]:
         if Path(folder) == source:
-            return [name for name in names if name not in taken]
+            return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in taken)]
         return [name for name in names if name in {"__pycache__", "secrets"}]
 
     return ignored

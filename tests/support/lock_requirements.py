@@ -13,8 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "deploy" / "requirements"
-#: What a worker's image has beside the client.
-EXTRAS = ("worker", "timm", "hf", "parquet")
+#: What a client's image has, and what a worker's has beside.
+OF_CLIENT = ("otel",)
+OF_WORKER = ("worker", "timm", "hf", "parquet")
 _HEAD = "# Written by `make lock`, from pyproject.toml and constraints.txt.\n"
 #: They come with PyTorch's build: a CPU build has none of NVIDIA's. nvidia-ml-py is of us all.
 _OF_TORCH = re.compile(r"(torch|torchvision|triton|cuda-.*|nvidia-(?!ml-py).*)==")
@@ -33,13 +34,16 @@ def paragraphs(text: str) -> list[str]:
     return re.findall(r"^\S.*\n(?:[ \t].*\n)*", text, re.MULTILINE)
 
 
+def _extras(*names: str) -> list[str]:
+    return [part for name in names for part in ("--extra", name)]
+
+
 def main() -> None:
     """Write all files."""
-    extras = [part for extra in EXTRAS for part in ("--extra", extra)]
-    worker = paragraphs(compiled("pyproject.toml", *extras))
+    worker = paragraphs(compiled("pyproject.toml", *_extras(*OF_CLIENT, *OF_WORKER)))
     files = {
         "build": paragraphs(compiled("-", stdin="setuptools\n")),
-        "client": paragraphs(compiled("pyproject.toml")),
+        "client": paragraphs(compiled("pyproject.toml", *_extras(*OF_CLIENT))),
         "torch": [lines for lines in worker if _OF_TORCH.match(lines)],
         "worker": [lines for lines in worker if not _OF_TORCH.match(lines)],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from fault_proxy import HttpFaultProxy
 
+from deploy.programs import free_ports
 from deploy.servers import SeaweedFS
 from deploy.stack import Stack
 
@@ -46,6 +48,34 @@ class Minio(SeaweedFS):
         super().launch(command, {**environment, **keys}, directory)
 
 
+def _front_end(listening: Sequence[str]) -> list[str]:
+    """MinIO's front end at these addresses: that of S3, and one for metrics."""
+    kept = ("--multi-buckets", "--keep-etag", "--object-meta")
+    quiet = ("--no-banner", "--no-usage-report", "--no-bgjob", "--cache-size", "0", "--cache-dir", "cache")
+    log = ("--log", "gateway.log", "--metrics", listening[1])
+    return [_juicefs(), "gateway", *kept, *quiet, *log, _METADATA, listening[0]]
+
+
+def _format(data: str) -> list[str]:
+    return [_juicefs(), "format", "--storage", "file", "--bucket", f"{data}/", "--trash-days", "0", _METADATA, "tests"]
+
+
+def minio_program(folder: Path) -> Path:
+    """A folder for the path with the program `minio`: MinIO's own, else its front end called as `minio server` is."""
+    folder.mkdir()
+    if found := shutil.which("minio"):
+        folder.joinpath("minio").symlink_to(found)
+        return folder
+    [metrics] = free_ports(1)
+    program = folder / "minio"
+    # What it is told is: server --address :PORT FOLDER
+    format_folder = shlex.join(_format("FOLDER")).replace("FOLDER/", '"$4"/')
+    serve = shlex.join(_front_end(["ADDRESS", f"127.0.0.1:{metrics}"])).replace("ADDRESS", '"127.0.0.1$3"')
+    program.write_text(f'#!/bin/sh\nmkdir -p "$4" && {format_folder} && exec {serve}\n')
+    program.chmod(0o755)
+    return folder
+
+
 class MinioFrontEnd(Minio):
     """MinIO's S3 front end over a folder, as `juicefs gateway` has it: what it answers is MinIO's own code."""
 
@@ -54,17 +84,13 @@ class MinioFrontEnd(Minio):
     def configure(self) -> None:
         super().configure()
         if not (self.directory / "metadata.db").exists():
-            options = ("--storage", "file", "--bucket", f"{self.directory / 'data'}/", "--trash-days", "0")
             home = {"PATH": "/usr/bin:/bin", "HOME": str(self.directory)}
-            command = [_juicefs(), "format", *options, _METADATA, "tests"]
+            command = _format(str(self.directory / "data"))
             done = subprocess.run(command, check=False, cwd=self.directory, env=home, capture_output=True)
             assert done.returncode == 0, done.stderr.decode()
 
     def command(self) -> Sequence[str]:
-        here = [f"127.0.0.1:{self.ports[name]}" for name in self.port_names]
-        kept = ("--multi-buckets", "--keep-etag", "--object-meta")
-        quiet = ("--no-banner", "--no-usage-report", "--no-bgjob", "--cache-size", "0", "--cache-dir", "cache")
-        return _juicefs(), "gateway", *kept, *quiet, "--log", "gateway.log", "--metrics", here[1], _METADATA, here[0]
+        return _front_end([f"127.0.0.1:{self.ports[name]}" for name in self.port_names])
 
 
 class Given(SeaweedFS):

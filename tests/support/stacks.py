@@ -37,6 +37,16 @@ def settings_of(stack: Stack, **settings: str) -> Iterator[None]:
         yield
 
 
+def set_only(patch: pytest.MonkeyPatch, settings: Mapping[str, str]) -> None:
+    """This process has these settings of ours and of AWS, as another stack's client has them, and no others."""
+    ours = ("GRADCAM_", "AWS_")
+    for name in [name for name in os.environ if name.startswith(ours) and "_TEST_" not in name]:
+        patch.delenv(name)
+    for name, value in settings.items():
+        if name.startswith(ours):
+            patch.setenv(name, value)
+
+
 @contextmanager
 def own_stack(directory: Path, settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """Servers, no worker, and this process's settings for them."""

@@ -315,6 +315,19 @@ def test_the_port_of_the_object_store_is_open(endpoint: str, port: int) -> None:
     assert {"ports": [{"port": port, "protocol": "TCP"}]} in rules
 
 
+def test_traces_are_on_for_workers_and_client_where_a_collector_is_named() -> None:
+    values = VALUES["full"]
+    for name in ("-worker", "-client"):
+        pod = find(manifests(values), "Deployment", name)["spec"]["template"]["spec"]
+        environment = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+        assert environment["GRADCAM_TRACES"] == "otlp"
+        assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
+        assert environment["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
+    rules = find(manifests(values), "NetworkPolicy", "-worker")["spec"]["egress"]
+    assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in rules
+    assert "GRADCAM_TRACES" not in str(manifests(GPU))
+
+
 def test_a_trials_password_is_long_and_of_this_installation() -> None:
     def secrets(name: str) -> list[str]:
         texts = [one["stringData"] for one in manifests(VALUES["trial"], name) if one["kind"] == "Secret"]

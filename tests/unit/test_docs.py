@@ -13,6 +13,8 @@ import click
 import command_docs
 import error_docs
 import pytest
+import settings_page
+import website
 from pydantic_settings import BaseSettings
 
 from producer.jobs.model.settings import Connections
@@ -125,7 +127,9 @@ def settings() -> set[str]:
     return {f"{model.model_config['env_prefix']}{name}".upper() for model in models for name in model.model_fields}
 
 
-def test_every_setting_is_in_the_tables_of_the_documentation() -> None:
+def test_every_setting_is_in_the_tables_of_the_documentation_as_the_code_has_it() -> None:
+    """`make docs` brings them up to date."""
+    assert settings_page.renewed() == PAGES["docs/operations.md"]
     rows = re.findall(r"^\| (`GRADCAM_.*?) \|", PAGES["docs/operations.md"], re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(GRADCAM_\w+)`", row)} == settings()
 
@@ -193,9 +197,19 @@ def test_every_sentence_of_an_error_is_on_the_page_of_errors() -> None:
     assert sum(map(len, error_docs.sentences().values())) > 150
 
 
-def test_the_website_is_built_of_every_page_without_a_broken_link(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "support" / "site.py")]
+def test_the_website_is_built_of_every_page_without_a_broken_link() -> None:
+    command = [sys.executable, str(ROOT / "tests" / "support" / "website.py")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
     made = {path.stem for path in (ROOT / "build" / "site").glob("*.html")}
     assert made >= {path.stem for path in ROOT.glob("docs/*.md")} | {"index", "CHANGELOG", "SECURITY"}
+
+
+def test_a_broken_link_ends_the_building_of_the_website(monkeypatch: pytest.MonkeyPatch) -> None:
+    def staged(folder: Path) -> None:
+        stage(folder)
+        (folder / "recipes.md").write_text("[nowhere](nowhere.md)")
+
+    stage = website.stage
+    monkeypatch.setattr(website, "stage", staged)
+    assert website.main() != 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import json
 import subprocess
 import sys
 
@@ -39,10 +41,41 @@ def test_a_probe_loads_nothing_heavy() -> None:
     assert loaded_by(f"import os\nos.environ['GRADCAM_WORKER_RUN_DIR'] = '/nowhere'\n{code}") == set()
 
 
-def test_a_worker_draws_and_decodes_without_threads_of_opencv() -> None:
-    program = "import worker.chunks.consumer, cv2; print(cv2.getNumThreads())"
+@functools.cache
+def of_a_worker() -> dict[str, object]:
+    """What a worker's child process has imported: torch takes seconds."""
+    program = (
+        "import json, sys, worker.child, producer.client.client, cv2\n"
+        "traces = 'producer.jobs.tracing.otlp' in sys.modules\n"
+        "print(json.dumps({'threads': cv2.getNumThreads(), 'traces': traces}))"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert run.stdout == "1\n"
+    found: dict[str, object] = json.loads(run.stdout)
+    return found
+
+
+def test_a_worker_draws_and_decodes_without_threads_of_opencv() -> None:
+    assert of_a_worker()["threads"] == 1
+
+
+def test_nothing_of_ours_imports_opentelemetry_while_traces_are_off() -> None:
+    """redis-py imports its metrics wherever they are installed, so that looking for the package would not do."""
+    assert of_a_worker()["traces"] is False
+
+
+def test_a_child_starts_without_the_compiler_of_torch_until_it_is_asked_something() -> None:
+    """RoI align asks it, in detectors; the answer is the compiler's own."""
+    program = """
+import sys, worker.child
+from importlib import import_module
+print("torchvision" in sys.modules, "torch._dynamo" in sys.modules)
+asked = import_module("torchvision.ops.roi_align").is_compile_supported
+answers = [asked(device) for device in ("cpu", "cuda")]
+from torch._dynamo import utils
+print(answers == [utils.is_compile_supported(device) for device in ("cpu", "cuda")])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.split() == ["True", "False", "True"]
 
 
 @pytest.mark.parametrize("module", ["worker.supervise.launcher", "worker.tasks", "worker.recover.reconciler"])

@@ -59,6 +59,17 @@ def test_json_has_job_and_chunk_by_name() -> None:
     ]
 
 
+def test_json_has_the_trace_that_a_thread_works_for() -> None:
+    program = OURS + (
+        "from producer.jobs.tracing.traces import at_work_for\n"
+        "with at_work_for('ab' * 16):\n    log.info('action=committed job=cats chunk=3 2 images done, 0 failed.')\n"
+        "log.info('action=ready The worker is ready.')\n"
+    )
+    committed, ready = records(program)
+    assert (committed["trace_id"], committed["job"]) == ("ab" * 16, "cats")
+    assert "trace_id" not in ready
+
+
 STRANGE = r"'a\nb\r\x1b[2Jc\u2028d\u202ee\ud800f'"
 
 

@@ -64,10 +64,12 @@ def test_no_message_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GRADCAM_REDIS_URL", "redis://localhost:notaport/0"),
         ("GRADCAM_S3_ENDPOINT_URL", "localhost:9000"),
         ("GRADCAM_S3_ENDPOINT_URL", "http://user:word@localhost:9000"),
+        ("GRADCAM_S3_PUBLIC_ENDPOINT_URL", "pictures.example.org"),
         ("GRADCAM_S3_BUCKET", "UPPER"),
         ("GRADCAM_S3_PREFIX", "a b"),
         ("GRADCAM_JOB_LIFETIME_DAYS", "-1"),
         ("GRADCAM_LOG", "xml"),
+        ("GRADCAM_TRACES", "jaeger"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -80,6 +82,12 @@ def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch,
 def test_a_log_is_text_or_json(monkeypatch: pytest.MonkeyPatch, value: str, format: str) -> None:
     set_all(monkeypatch, {**GOOD, "GRADCAM_LOG": value})
     assert read(Connections).log == format
+
+
+@pytest.mark.parametrize(("value", "export"), [("otlp", "otlp"), ("off", "off"), ("", "off")])
+def test_traces_are_off_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch, value: str, export: str) -> None:
+    set_all(monkeypatch, {**GOOD, "GRADCAM_TRACES": value})
+    assert read(Connections).traces == export
 
 
 def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

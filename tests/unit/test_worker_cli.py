@@ -204,6 +204,13 @@ def test_a_check_shows_the_workers_of_this_stack_and_all_where_asked(
         )
         monkeypatch.delenv("GRADCAM_REDIS_URL")
         assert "1 of 2 processes" in CliRunner().invoke(cli, ["check"]).stderr
+        # As in containers: the address is in a file.
+        url = tmp_path / "redis_url"
+        url.write_text("redis://:sesame@localhost:7001/0\n")
+        monkeypatch.setenv("GRADCAM_REDIS_URL_FILE", str(url))
+        assert CliRunner().invoke(cli, ["check"]).stdout == "ours-cpu is starting\n"
+        url.unlink()
+        assert "1 of 2 processes" in CliRunner().invoke(cli, ["check"]).stderr
 
 
 def test_a_check_in_a_folder_of_somebody_else_is_one_sentence(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import ModelError
 from producer.jobs.model.waits import waiting
+from producer.jobs.tracing.traces import NO_SPAN, Span
 from worker.device.batch_queue import BatchKey
 from worker.device.batches import size_key
 
@@ -90,7 +91,9 @@ class ImageTask:
                 yield
         finally:
             self.stage = None
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 6)
+            took_s = time.monotonic() - started
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + took_s, 6)
+            self.chunk.span.stage(stage, started, took_s)
 
     def waits_from_now(self) -> None:
         """It has been put into the row of its next stage."""
@@ -162,6 +165,8 @@ class ChunkContext:
     order: int
     #: When it came into flight, in seconds of the monotonic clock.
     since: float
+    #: Is told when which stages were at work.
+    span: Span = NO_SPAN
     _lock: threading.Lock = field(default_factory=threading.Lock)
     #: Offset → the image on its way.
     _in_flight: dict[int, ImageTask] = field(default_factory=dict)

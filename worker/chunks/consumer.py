@@ -22,6 +22,7 @@ from producer.jobs.model.states import JobState
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
 from producer.jobs.table.claims import OnlyRefusedJobs
+from producer.jobs.tracing.traces import CHUNKS_IN_TRACE, FLUSH_WITHIN_S
 from worker.chunks.chunk import ChunkContext, longest_stage_s
 from worker.chunks.chunk_run import ChunkRun
 from worker.chunks.lease import Lease, LeaseLost
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from producer.jobs.store.bucket import Storage
     from producer.jobs.table.claims import Claim
     from producer.jobs.table.table import JobTable
+    from producer.jobs.tracing.traces import Span, Traces
     from worker.chunks.faults import FaultHandler
     from worker.chunks.messages import Messages
     from worker.chunks.pipeline import Pipeline
@@ -68,6 +70,7 @@ class ChunkConsumer:
         models: The models in memory.
         pipeline: What images go through.
         faults: What follows from an error.
+        traces: Where the span of each chunk goes.
     """
 
     def __init__(
@@ -81,10 +84,11 @@ class ChunkConsumer:
         models: Models,
         pipeline: Pipeline,
         faults: FaultHandler,
+        traces: Traces,
     ) -> None:
         self._table, self._storage, self._settings = table, storage, settings
         self._slots, self._messages, self._models = slots, messages, models
-        self._pipeline, self._faults = pipeline, faults
+        self._pipeline, self._faults, self._traces = pipeline, faults, traces
         self._threads = ThreadPoolExecutor(settings.slots, thread_name_prefix="chunk")
         self._ends = threading.Lock()
         #: When a chunk last came to its end, in seconds of the monotonic clock.
@@ -114,7 +118,12 @@ class ChunkConsumer:
         self._rest()
         if why := self._slots.why_it_ends():
             log.warning("action=retired %s; this process makes way for a new one.", why)
+            self.stop()
             os._exit(RETIRED)
+
+    def stop(self) -> None:
+        """Tell what has not been told yet: the process ends."""
+        self._traces.flush()
 
     def preload(self, names: Sequence[str]) -> None:
         """Load models before a job asks for them; what cannot be loaded is only warned of."""
@@ -127,7 +136,9 @@ class ChunkConsumer:
         # Our parent shall not take this for a death that an image caused.
         for file in self._settings.busy_files:
             file.unlink(missing_ok=True)
+        until = time.monotonic() + within_s
         self._messages.release_all(claims, within_s=within_s)
+        self._traces.flush(min(max(until - time.monotonic(), 0), FLUSH_WITHIN_S))
         os._exit(RETIRED)
 
     def _next(self) -> Message | None:
@@ -196,7 +207,9 @@ class ChunkConsumer:
             LeaseLost: It is not ours any more.
         """
         try:
-            complete = self._run(slot, claim)
+            with self._span(claim) as span:
+                complete = self._run(slot, claim, span)
+                span.note(complete=complete)
         except LeaseLost:
             self._messages.release(claim)
             raise
@@ -213,6 +226,22 @@ class ChunkConsumer:
         if not complete:
             self._messages.release(claim)
 
+    def _span(self, claim: Claim) -> AbstractContextManager[Span]:
+        settings = self._settings
+        return self._traces.span(
+            "chunk",
+            parent=claim.traceparent,
+            apart=claim.chunk >= CHUNKS_IN_TRACE,
+            job=claim.job,
+            chunk=claim.chunk,
+            attempt=claim.attempt,
+            images=len(claim.pending),
+            network=claim.spec.network,
+            device=settings.device,
+            worker=settings.name,
+            complete=False,
+        )
+
     def _broke_off(self, claim: Claim, error: Exception) -> None:
         """Say whose fault it was: the job's, or perhaps ours."""
         if isinstance(error, JobError) and not isinstance(error, NotHere):
@@ -227,17 +256,17 @@ class ChunkConsumer:
 
     # -- one chunk -------------------------------------------------------------------------------------------------
 
-    def _run(self, slot: Slot, claim: Claim) -> bool:
+    def _run(self, slot: Slot, claim: Claim, span: Span) -> bool:
         """Load the model and explain the chunk; whether all of it is committed."""
         settings = self._settings
         busy_file = settings.busy_files[slot.number] if settings.busy_files else None
         with Lease(self._table, claim, claim_id=slot.claim_id, lease_s=settings.lease_s, busy_file=busy_file) as lease:
             self._check_store(claim.spec)
-            network = self._load(slot, claim, lease)
+            network = self._load(slot, claim, lease, span)
             if self._slots.stopping():
                 return False
             self._annotate(claim, network)
-            chunk = ChunkContext(claim, network, lease, order=slot.order, since=time.monotonic())
+            chunk = ChunkContext(claim, network, lease, order=slot.order, since=time.monotonic(), span=span)
             with self._shard(chunk) as shard:
                 recorder = ResultRecorder(
                     self._table,
@@ -247,6 +276,7 @@ class ChunkConsumer:
                     lease_s=settings.lease_s,
                     commit_every_s=settings.commit_every_s,
                     shard=shard,
+                    span=span,
                 )
                 complete = ChunkRun(
                     chunk,
@@ -275,7 +305,7 @@ class ChunkConsumer:
             )
         self._faults.check_bucket()
 
-    def _load(self, slot: Slot, claim: Claim, lease: Lease) -> Network:
+    def _load(self, slot: Slot, claim: Claim, lease: Lease, span: Span) -> Network:
         """The model of a claim's job; its weights are fetched first, while other chunks are worked at.
 
         Raises:
@@ -290,13 +320,14 @@ class ChunkConsumer:
             if self._models.at_hand(spec, pinned):
                 lease.step(limit_s)  # another thread may let it go in this moment
             else:
-                fetched = self._fetch(slot, claim, lease, held, pinned)
+                with span.timed("weights"):
+                    fetched = self._fetch(slot, claim, lease, held, pinned)
                 if claim.load_suspect:
                     # Alone, so that the next death says whose fault it is, and takes nobody along.
                     step_s = self._settings.item_timeout_s
                     self._slots.wait_until_exclusive(slot, lambda: lease.step(step_s), limit_s=longest_stage_s(step_s))
                 lease.step(limit_s)
-            with waiting("a model to be loaded", server=False):
+            with waiting("a model to be loaded", server=False), span.timed("model"):
                 # Nothing is marked before: a process that dies until then says nothing of the weights.
                 network = self._models.get(spec, fetched, pinned, lambda: lease.load(self._settings.load_timeout_s))
         self._faults.model_loaded(claim)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -232,6 +233,8 @@ class Pipeline:
                 return
             time = ended()
         tasks[0].chunk.add_idle(time.idle_s)
+        for chunk, images in Counter(task.chunk for task in tasks).items():
+            chunk.span.stage("explain", time.began, time.seconds * images / len(tasks), images=images)
         for task, answer in zip(tasks, answers, strict=True):
             task.computed(answer, time.began, time.seconds / len(tasks))
             self._behind.submit(self._finish, task, key)

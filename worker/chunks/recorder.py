@@ -13,6 +13,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import GradcamError, StoreError, WorkerError
 from producer.jobs.model.results import class_key
 from producer.jobs.model.stage_times import WAIT
+from producer.jobs.tracing.traces import NO_SPAN, Span
 from worker import metrics
 from worker.chunks.lease import LeaseLost
 
@@ -41,6 +42,7 @@ class ResultRecorder:
         lease_s: How long a commit extends it.
         commit_every_s: How often what has ended is recorded.
         shard: Where pictures are packed: then all of the chunk is committed at once, or nothing.
+        span: Is told when this was at work, and what it committed.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class ResultRecorder:
         lease_s: float,
         commit_every_s: float,
         shard: Shard | None = None,
+        span: Span = NO_SPAN,
     ) -> None:
         self._table, self._storage, self._claim, self._lease, self._lease_s = table, storage, claim, lease, lease_s
-        self._commit_every_s, self._shard = commit_every_s, shard
+        self._commit_every_s, self._shard, self._span = commit_every_s, shard, span
         self._ended: list[Ended] = []
         #: stage → seconds of what is not one image's, since the last commit
         self._seconds: Counter[str] = Counter()
@@ -109,18 +112,22 @@ class ResultRecorder:
         if self._shard is not None:
             with suppress(GradcamError):  # nothing is being decoded or computed any more
                 self._lease.mark([])
-            self._shard.upload()
-        self._write_manifest(ended)
+            with self._span.timed("upload"):
+                self._shard.upload()
+        with self._span.timed("record"):
+            self._write_manifest(ended)
         done = {end.offset: class_key(end.result) for end in ended if end.failure is None}
         failed = [end.failure for end in ended if end.failure is not None]
         seconds, self._seconds = self._seconds, Counter()
         for end in ended:
             seconds.update(end.result.seconds)
             seconds.update({f"{stage}{WAIT}": waited for stage, waited in end.waits.items()})
-        committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
+        with self._span.timed("commit"):
+            committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
         if committed is None:
             raise LeaseLost
         self.complete = committed.complete
+        self._span.add(done=committed.done, failed=committed.failed)
         metrics.committed(
             seconds,
             network=claim.spec.network,

@@ -13,9 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-import torchvision
 from torch import nn
-from torchvision.models import get_model, get_model_builder, get_model_weights
 
 from producer.jobs.model.activations import Activation
 from producer.jobs.model.errors import JobError, NotHere, WorkerError
@@ -29,6 +27,7 @@ from worker.models import detectors, own_model
 from worker.models import weights as files
 from worker.models.layers import LAST_CONV, Tokens
 from worker.models.registered import Registered, registered
+from worker.models.vision import models
 
 DEFAULT: Final = "DEFAULT"
 #: How pictures are resized for networks by name.
@@ -107,13 +106,13 @@ class NetworkLine:
 
 def names() -> list[str]:
     """Return every name but timm's, aliases among them."""
-    classifiers = torchvision.models.list_models(module=torchvision.models)
+    classifiers = models.list_models(module=models)
     return sorted([*classifiers, *segmentation_names(), *detectors.names(), *ALIASES, LITE0])
 
 
 def segmentation_names() -> list[str]:
     """Return the names of torchvision's networks that tell the class of each pixel."""
-    return list(torchvision.models.list_models(module=torchvision.models.segmentation))
+    return list(models.list_models(module=models.segmentation))
 
 
 def catalog(with_timm: bool = False) -> list[NetworkLine]:
@@ -188,7 +187,7 @@ def _own(own: Registered) -> Architecture:
 
 
 def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Architecture:
-    entry = get_model_weights(name)[weights]
+    entry = models.get_model_weights(name)[weights]
     if name in detectors.names():
         return _detection(name, entry, size)
     transforms = entry.transforms()
@@ -204,7 +203,7 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Archi
         options["input_size"] = size
     found = Architecture(
         name=name,
-        build=lambda classes: get_model(name, weights=None, num_classes=classes, **options),
+        build=lambda classes: models.get_model(name, weights=None, num_classes=classes, **options),
         size=(own_px, own_px),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
@@ -223,7 +222,9 @@ def _segmentation(name: str, entry: Any) -> Architecture:
     return Architecture(
         name=name,
         # Its auxiliary head is for training alone.
-        build=lambda classes: get_model(name, weights=None, weights_backbone=None, num_classes=classes, aux_loss=False),
+        build=lambda classes: models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=classes, aux_loss=False
+        ),
         size=(own_px, own_px),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
@@ -351,7 +352,7 @@ def side_px(model: nn.Module, places: int) -> int | None:
 
 def weights_names(name: str) -> list[str]:
     """Return the names of the weights that come with a network."""
-    own = list(get_model_weights(name)) if name in names() and name != LITE0 else []
+    own = list(models.get_model_weights(name)) if name in names() and name != LITE0 else []
     # Those of vgg16's features alone have no classes, so there is nothing to explain.
     return sorted({DEFAULT, *(weights.name for weights in own if weights.meta["categories"])})
 
@@ -393,13 +394,13 @@ def _is_at_hand(found: Architecture) -> bool:
 def _family(name: str) -> str:
     """Return the module that defines the network: `resnet` for wide_resnet50_2."""
     if name in names() and name != LITE0:
-        return str(get_model_builder(name).__module__).rpartition(".")[2]
+        return str(models.get_model_builder(name).__module__).rpartition(".")[2]
     timm_name = "tf_efficientnet_lite0" if name == LITE0 else name.removeprefix(TIMM)
     return str(_optional("timm").model_entrypoint(timm_name).__module__).rpartition(".")[2]
 
 
 def _imagenet() -> list[str]:
-    return list(get_model_weights("resnet50").DEFAULT.meta["categories"])
+    return list(models.get_model_weights("resnet50").DEFAULT.meta["categories"])
 
 
 def _optional(package: str) -> Any:

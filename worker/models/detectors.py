@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import get_model
+
+from worker.models.vision import models
 
 #: Networks for boxes; those for the outlines and the joints of bodies are left out.
 _FAMILIES: Final = ("fasterrcnn_", "retinanet_", "fcos_", "ssd")
@@ -34,7 +34,7 @@ _WITHOUT_EPS: Final = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 
 def names() -> list[str]:
     """Return the names of torchvision's networks that give boxes."""
-    return [name for name in torchvision.models.list_models(module=torchvision.models.detection) if _is_box(name)]
+    return [name for name in models.list_models(module=models.detection) if _is_box(name)]
 
 
 def _is_box(name: str) -> bool:
@@ -58,7 +58,7 @@ def within(name: str) -> str:
 
 def build(name: str, classes: int, size: tuple[int, int]) -> nn.Module:
     """Build a network that takes a batch of (N, 3, H, W), normalized, of one size, as it is."""
-    model: Any = get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    model: Any = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
     if name in _WITHOUT_EPS:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

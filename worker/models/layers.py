@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from producer.jobs.model.errors import JobError
 from producer.jobs.model.suggestions import nearest
@@ -25,6 +24,7 @@ from producer.jobs.model.text import quoted, shown
 from worker.engine.explain import View
 from worker.engine.output import Entry, chosen_entry, logits_of
 from worker.engine.segmentation import Segmentation
+from worker.models.vision import models
 
 LAST_CONV: Final = "last-conv"
 LAST_FEATURES: Final = "last-features"

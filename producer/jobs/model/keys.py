@@ -4,7 +4,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 
 | key                     | type   | holds                                       | lives until  | written by           |
 | ----------------------- | ------ | ------------------------------------------- | ------------ | -------------------- |
-| `J`                     | hash   | spec, state, counters, times, error         | lifetime     | every transition     |
+| `J`                     | hash   | spec, state, counters, times, error, trace  | lifetime     | every transition     |
 | `J:chunks`              | hash   | chunk → digest:count                        | lifetime     | add_chunk            |
 | `J:items`               | hash   | chunk → compressed item lines               | chunk's end  | add_chunk, reopen    |
 | `J:bits`                | string | 2 bits an item: pending, done, failed       | lifetime     | commit, reopen       |

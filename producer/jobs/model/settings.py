@@ -1,19 +1,9 @@
 """Where Redis and the object store are: read once from the environment, every problem reported at once.
 
-| variable                   | meaning                                              | default         |
-|----------------------------|------------------------------------------------------|-----------------|
-| `GRADCAM_REDIS_URL`        | `redis://` or `rediss://` address of the job table   | required        |
-| `GRADCAM_S3_BUCKET`        | bucket of the pictures                               | required        |
-| `GRADCAM_S3_ENDPOINT_URL`  | an S3-compatible server                              | AWS             |
-| `GRADCAM_S3_PREFIX`        | where in the bucket everything of ours lies          | `gradcam`       |
-| `GRADCAM_ALLOW_EVICTION`   | whether a Redis that may drop jobs is used all the same | false        |
-| `GRADCAM_JOB_LIFETIME_DAYS`| how long a finished job stays in Redis               | 30              |
-| `GRADCAM_USER`             | who a job's history says did something               | user@host       |
-| `GRADCAM_LOG`              | `text` or `json`: how workers write their log        | text            |
-| `AWS_*`                    | credentials and region, as boto3 reads them          | boto3's own     |
-
-Each may be given as the path of a file that holds it, as `GRADCAM_REDIS_URL_FILE=/run/secrets/redis_url`: so secrets
-come into containers. `GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's.
+The fields below are the variables `GRADCAM_*`. Credentials and region are `AWS_*`, as boto3 reads them. Each field may
+be given as the path of a file that holds it, as `GRADCAM_REDIS_URL_FILE=/run/secrets/redis_url`: so secrets come into
+containers. `GRADCAM_WORKER_*` are the worker's (`worker/settings.py`), `GRADCAM_TEST_*` the test suite's. `make docs`
+writes the tables of docs/operations.md from the fields of both.
 """
 
 from __future__ import annotations
@@ -21,6 +11,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,19 +21,28 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.jobs.model.errors import SettingsError
 from producer.jobs.model.redis_url import RedisUrl
+from producer.jobs.model.setting_files import FILE, held_in_file
 from producer.jobs.model.text import NAME_CHARS, shown
 
 LogFormat = Literal["text", "json"]
+TraceExport = Literal["off", "otlp"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What docs/operations.md says of a setting beside its description and its default."""
+
+    #: What holds where nothing is given, if the default does not say so.
+    absent: str = ""
+    #: Whether nobody sets it but the launcher, for each process that it starts.
+    of_launcher: bool = False
+
 
 _Model = TypeVar("_Model", bound=BaseSettings)
 _Other = TypeVar("_Other", bound=BaseSettings)
 
 #: Names that others read; they are not misspelt ones of ours.
 _OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
-#: At the end of a setting's name: the variable has the path of a file that holds it.
-_FILE = "_FILE"
-#: No setting is longer.
-_MAX_FILE_BYTES = 65536
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -73,28 +74,56 @@ def _log_format(value: str) -> str:
     return value or "text"
 
 
+def _trace_export(value: str) -> str:
+    if value not in {"", "off", "otlp"}:
+        raise ValueError("must be off or otlp")
+    if value == "otlp":
+        try:
+            version("opentelemetry-exporter-otlp-proto-http")
+        except PackageNotFoundError:
+            raise ValueError("is otlp, which needs more packages: pip install 'gradcam-queue[otel]'") from None
+    return value or "off"
+
+
 class Connections(BaseSettings):
     """What producer and worker both need to reach each other."""
 
     model_config = SettingsConfigDict(env_prefix="GRADCAM_", frozen=True, extra="ignore")
 
-    #: Address of the Redis (or Valkey) that holds the queue and the job table; may hold the password.
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)]
-    #: Bucket that pictures, manifests and uploaded inputs go to.
-    s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
-    #: Address of an S3-compatible server; AWS itself when empty.
-    s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    #: All our keys begin with this.
-    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = "gradcam"
-    #: Whether a Redis whose `maxmemory-policy` lets it drop jobs is used all the same.
-    allow_eviction: bool = False
-    #: How long a finished job stays in Redis.
-    job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
-    #: How workers write their log; the producer only knows the name.
-    log: Annotated[LogFormat, BeforeValidator(_log_format)] = "text"
-
-    #: Who a job's history says did something; the user and the machine's name when empty.
-    user: Annotated[str | None, Field(max_length=100)] = None
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        description="`redis://[[user]:password@]host[:port][/0]`, `rediss://` for TLS; parameters: [below](#redis)"
+    )
+    s3_bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = Field(
+        description="bucket of pictures, manifests and uploads"
+    )
+    s3_endpoint_url: Annotated[str | None, AfterValidator(_http_url), Setting(absent="AWS")] = Field(
+        default=None, description="an S3-compatible server"
+    )
+    s3_public_endpoint_url: Annotated[
+        str | None, AfterValidator(_http_url), Setting(absent="`GRADCAM_S3_ENDPOINT_URL`")
+    ] = Field(
+        default=None,
+        description="the same server as those outside reach it: presigned addresses begin with it. Nothing of ours "
+        "connects to it",
+    )
+    s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = Field(
+        default="gradcam", description="where in the bucket: all our keys begin with it"
+    )
+    allow_eviction: bool = Field(default=False, description="`true` uses a Redis that may drop jobs all the same")
+    job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = Field(
+        default=30.0, description="how long a finished job stays in Redis"
+    )
+    log: Annotated[LogFormat, BeforeValidator(_log_format), Setting(absent="`text`; in the worker's image `json`")] = (
+        Field(default="text", description="`text` or `json`: how workers write their [log](#logs)")
+    )
+    traces: Annotated[TraceExport, BeforeValidator(_trace_export)] = Field(
+        default="off",
+        description="`otlp`: spans of submissions and chunks go to an OpenTelemetry collector "
+        "([traces.md](traces.md)); `off`",
+    )
+    user: Annotated[str | None, Field(max_length=100), Setting(absent="user@host of the client")] = Field(
+        default=None, description="who `gradcam history` says did something; 100 letters at most"
+    )
 
     @property
     def redis_address(self) -> str:
@@ -132,36 +161,20 @@ def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
     prefix = str(model.model_config.get("env_prefix", ""))
     known = {f"{prefix}{name}".upper(): name for name in model.model_fields}
     others = tuple(other for other in _OTHERS if other != prefix)
-    problems = _misspelt(os.environ, prefix, [*known, *(f"{name}{_FILE}" for name in known)], others)
+    problems = _misspelt(os.environ, prefix, [*known, *(f"{name}{FILE}" for name in known)], others)
     values: dict[str, Any] = {}
     for name, field in known.items():
-        # An empty variable is one that is not set; a setting's own name may end alike (GRADCAM_WORKER_DRAIN_FILE).
-        path = os.environ.get(f"{name}{_FILE}")
-        if path and f"{name}{_FILE}" not in known:
-            try:
-                values[field] = _held_by(name, path)
-            except ValueError as error:
-                problems.append(str(error))
+        if f"{name}{FILE}" in known:
+            continue  # a setting of its own, which ends alike: GRADCAM_WORKER_DRAIN_FILE
+        try:
+            if (held := held_in_file(name)) is not None:
+                values[field] = held
+        except ValueError as error:
+            problems.append(str(error))
     try:
         return model(**values), problems
     except ValidationError as error:
         return None, [_sentence(prefix, problem) for problem in error.errors()] + problems
-
-
-def _held_by(name: str, path: str) -> str:
-    """Return what a file says of a setting, less a line's end. Raises ValueError, with nothing of what it holds."""
-    if os.environ.get(name):
-        raise ValueError(f"{name} and {name}{_FILE} are both set; leave one out")
-    try:
-        with open(path, "rb") as file:
-            held = file.read(_MAX_FILE_BYTES + 1)
-        text = held.decode()
-    except (OSError, ValueError) as error:
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is no text"
-        raise ValueError(f"{name}{_FILE} cannot be read ({why})") from None
-    if len(held) > _MAX_FILE_BYTES:
-        raise ValueError(f"{name}{_FILE} is longer than {_MAX_FILE_BYTES} bytes")
-    return text.rstrip("\r\n")
 
 
 def _message(problems: list[str]) -> str:

@@ -60,10 +60,19 @@ class Storage:
         bucket: Its name.
         prefix: Of all our keys.
         object_data: What moves objects faster than the client, where it can.
+        public_endpoint_url: The store's address for those outside, where it is another one than the client's.
     """
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, object_data: ObjectData | None = None) -> None:
+    def __init__(
+        self,
+        client: S3Client,
+        bucket: str,
+        prefix: str,
+        object_data: ObjectData | None = None,
+        public_endpoint_url: str | None = None,
+    ) -> None:
         self.client, self.object_data = client, object_data
+        self._public_endpoint_url = public_endpoint_url
         self.bucket = bucket
         self.prefix = prefix
 
@@ -79,7 +88,7 @@ class Storage:
             failed: As of `open_s3`.
         """
         client, object_data = open_s3(settings, connections, failed)
-        return cls(client, settings.s3_bucket, settings.s3_prefix, object_data)
+        return cls(client, settings.s3_bucket, settings.s3_prefix, object_data, settings.s3_public_endpoint_url)
 
     @property
     def place(self) -> str:
@@ -266,8 +275,15 @@ class Storage:
 
     @cached_property
     def _signer(self) -> S3Client:
-        """A client that signs by Signature 4: boto3 presigns by an older one, which newer regions refuse."""
-        return client_like(self.client, Config(signature_version="s3v4"))
+        """A client that signs by Signature 4: boto3 presigns by an older one, which newer regions refuse.
+
+        The host is signed, too: an address for those outside must be signed for the host that they ask.
+        """
+        config = Config(signature_version="s3v4")
+        if self._public_endpoint_url is None:
+            return client_like(self.client, config)
+        path_style = config.merge(Config(s3={"addressing_style": "path"}))
+        return client_like(self.client, path_style, self._public_endpoint_url)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, in order, without folders. Errors as `put`."""

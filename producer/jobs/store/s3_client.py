@@ -122,9 +122,12 @@ def _tell_failures(
             failed(fault.name.lower())
 
 
-def client_like(client: S3Client, config: Config) -> S3Client:
-    """Make another client of the same store, with some settings of its own."""
+def client_like(client: S3Client, config: Config, endpoint_url: str | None = None) -> S3Client:
+    """Make another client of the same store, with some settings of its own; at another address where one is given."""
     meta = client.meta
     return boto3.session.Session().client(
-        "s3", endpoint_url=meta.endpoint_url, region_name=meta.region_name, config=meta.config.merge(config)
+        "s3",
+        endpoint_url=endpoint_url or meta.endpoint_url,
+        region_name=meta.region_name,
+        config=meta.config.merge(config),
     )

@@ -11,6 +11,7 @@ from producer.jobs.model.items import Item
 from producer.jobs.model.spec import MAX_CHUNK_SIZE, JobSpec
 from producer.jobs.model.states import ItemState, JobState
 from producer.jobs.table.redis_scripts import text
+from producer.jobs.tracing.traces import read_traceparent
 
 _SUSPECT = re.compile(r"([0-9]{1,3})=([0-9]{1,9})(?![0-9])")
 #: What `create` makes a job's life of; it becomes a part of object keys.
@@ -53,6 +54,8 @@ class Claim:
     troubled: bool = False
     #: Whether a process died while it loaded the job's model, which nobody has loaded since.
     load_suspect: bool = False
+    #: The address of its submission's span; empty where that was not traced.
+    traceparent: str = ""
 
     def index(self, offset: int) -> int:
         """The index in the job of the item at that offset."""
@@ -88,7 +91,7 @@ class Finalizing:
 
 def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
     """Read what `claim.lua` answers, but for the items. Raises ValueError: somebody else wrote what stands there."""
-    _, token, attempt, _, states, suspects, generation, life, epoch = answer
+    _, token, attempt, _, states, suspects, generation, life, epoch, traceparent = answer
     weighed, troubled, loads = suspects.decode(errors="replace").partition(";")
     if not _LIFE.fullmatch(text(life)):
         raise ValueError("a job's life is a short word")
@@ -108,4 +111,5 @@ def read_claim(job: str, chunk: int, spec: JobSpec, answer: list[Any]) -> Claim:
         epoch=int(epoch),
         troubled=bool(troubled),
         load_suspect=bool(loads),
+        traceparent=read_traceparent(traceparent.decode(errors="replace")),
     )

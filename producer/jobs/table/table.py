@@ -69,19 +69,28 @@ class JobTable:
 
     # -- the producer's side -------------------------------------------------------------------------------------
 
-    def create(self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float) -> CreatedJob:
-        """Make a job; making the same one again is allowed.
+    def create(
+        self, job: str, spec: JobSpec, *, name: str | None = None, lifetime_s: float, traceparent: str = ""
+    ) -> CreatedJob:
+        """Make a job; making the same one again is allowed, and changes nothing of it.
+
+        Args:
+            job: Its id.
+            spec: What it computes.
+            name: As its owner calls it.
+            lifetime_s: How long it stays in Redis after its end.
+            traceparent: The address of its submission's span; empty where that is not traced.
 
         Raises:
             UsageError: A job of that name exists with another spec, or is being repaired or deleted.
         """
-        answer = self._create(job, spec, spec.model_dump_json(), name, lifetime_s)
+        answer = self._create(job, spec, spec.model_dump_json(), name, lifetime_s, traceparent)
         if answer[0] == b"differs":
             found = self.queries.spec(job)
             written = self.queries.written_spec(job)
             if found and found[0] == spec and written is not None:
                 # The same in other words: an earlier release wrote it, which had not all parameters.
-                answer = self._create(job, spec, written, name, lifetime_s)
+                answer = self._create(job, spec, written, name, lifetime_s, traceparent)
         if answer[0] == b"differs":
             differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
@@ -92,11 +101,16 @@ class JobTable:
             raise UsageError(refusal(job, text(answer[0])))
         return CreatedJob(answer[0] == b"created", text(answer[1]), int(answer[2]))
 
-    def _create(self, job: str, spec: JobSpec, written: str, name: str | None, lifetime_s: float) -> Any:
+    def _create(
+        self, job: str, spec: JobSpec, written: str, name: str | None, lifetime_s: float, traceparent: str
+    ) -> Any:
         return self._scripts.run(
             "create",
             [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)],
-            [job, written, name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size, secrets.token_hex(8)],
+            [
+                *(job, written, name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
+                *(secrets.token_hex(8), traceparent),
+            ],
         )
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:

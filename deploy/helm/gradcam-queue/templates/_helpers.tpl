@@ -75,6 +75,10 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 - name: GRADCAM_S3_ENDPOINT_URL
   value: {{ . | quote }}
 {{- end }}
+{{- with .Values.s3.publicEndpointUrl }}
+- name: GRADCAM_S3_PUBLIC_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
 - name: GRADCAM_S3_PREFIX
   value: {{ .Values.s3.prefix | quote }}
 {{- with .Values.s3.region | default (ternary "us-east-1" "" .Values.trial.s3.enabled) }}
@@ -84,6 +88,16 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- if include "gradcam.s3Secret" . }}
 - name: AWS_SHARED_CREDENTIALS_FILE
   value: /etc/gradcam/s3/{{ ternary "credentials" .Values.s3.key .Values.trial.s3.enabled }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.tracesEnv" -}}
+{{- with .Values.traces.endpoint }}
+- name: GRADCAM_TRACES
+  value: otlp
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- include "gradcam.extraEnv" $.Values.traces.env }}
 {{- end }}
 {{- end -}}
 
@@ -179,10 +193,20 @@ nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
         matchLabels: {{- include "gradcam.selector" (dict "root" . "component" "s3") | nindent 10 }}
   ports: [{port: 8333, protocol: TCP}]
 {{- else if .Values.s3.endpointUrl }}
-{{- $parts := urlParse .Values.s3.endpointUrl }}
-{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default (ternary "443" "80" (eq $parts.scheme "https")) }}
-- ports: [{port: {{ $port }}, protocol: TCP}]
+- ports: [{port: {{ include "gradcam.portOf" .Values.s3.endpointUrl }}, protocol: TCP}]
 {{- end }}
+{{- end -}}
+
+{{- define "gradcam.tracesEgress" -}}
+{{- with .Values.traces.endpoint }}
+- ports: [{port: {{ include "gradcam.portOf" . }}, protocol: TCP}]
+{{- end }}
+{{- end -}}
+
+{{- /* Of an address with or without one. */ -}}
+{{- define "gradcam.portOf" -}}
+{{- $parts := urlParse . -}}
+{{- regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default (ternary "443" "80" (eq $parts.scheme "https")) -}}
 {{- end -}}
 
 {{- define "gradcam.webEgress" -}}

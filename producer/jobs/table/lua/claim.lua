@@ -2,10 +2,10 @@
 -- A token never comes twice, also when Redis lost its last second: it is never less than the time in milliseconds.
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 marks  10 suspects
 -- ARGV  1 chunk  2 claim id  3 lease (s)
--- gives {'claimed', token, attempt, payload, states of its items, suspects, generation, life, epoch}
+-- gives {'claimed', token, attempt, payload, states of its items, suspects, generation, life, epoch, span of its submission}
 --       | {'gone'|'complete'|'leased'|state}
 check(KEYS[1])
-local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token', 'generation', 'life', 'epoch')
+local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token', 'generation', 'life', 'epoch', 'traceparent')
 if not f[1] then return {'gone'} end
 if f[1] ~= 'running' then return {f[1]} end
 local payload = redis.call('HGET', KEYS[3], ARGV[1])
@@ -36,4 +36,5 @@ local suspects = redis.call('HGET', KEYS[10], ARGV[1]) or ''
 -- Behind a semicolon where somebody had trouble with the job: the weight of deaths while its model was loaded.
 local troubles = KEYS[1] .. ':troubles'
 if redis.call('EXISTS', troubles) == 1 then suspects = suspects .. ';' .. (redis.call('HGET', troubles, 'load') or '') end
-return {'claimed', tonumber(token), tonumber(attempt or 1), payload, states, suspects, tonumber(f[4]), f[5] or '', f[6] or '0'}
+return {'claimed', tonumber(token), tonumber(attempt or 1), payload, states, suspects, tonumber(f[4]), f[5] or '', f[6] or '0',
+  string.sub(f[7] or '', 1, 64)}

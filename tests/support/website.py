@@ -14,29 +14,37 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+#: Names of settings are not broken in the middle.
+_CSS = ".md-typeset td code, .md-typeset th code { word-break: normal; overflow-wrap: normal; }\n"
 #: Pages that lie beside README.md.
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-_LINK = re.compile(r"(\]\()(?!https?:|#)([^)\s]+)(?=\))")
+#: A link to something here: to what is in docs/ or a page beside README.md, or to a file that only the repository has.
+_LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#)([^)\s]+)\)")
+_ON_SITE = re.compile(r"\.(md|jpg|png|svg)(#|$)|^(docs/)?examples/")
 
 
 def page(text: str, *, of_docs: bool) -> str:
-    """Return a page with links for one folder.
+    """Return a page with links for one folder; what only the repository has is no link there.
 
     Args:
         text: The page.
         of_docs: Whether it lies in docs/; else beside README.md.
     """
 
-    def target(link: str) -> str:
+    def linked(found: re.Match[str]) -> str:
+        words, link = found[1], found[2]
+        if not _ON_SITE.search(link):
+            return words
         link = link.removeprefix("../") if of_docs else link.removeprefix("docs/")
-        return link.replace("README.md", "index.md")
+        return f"[{words}]({link.replace('README.md', 'index.md')})"
 
-    return _LINK.sub(lambda found: found[1] + target(found[2]), text)
+    return _LINK.sub(linked, text)
 
 
 def stage(folder: Path) -> None:
     """Write all pages and pictures into one folder."""
-    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("examples", "__pycache__"))
+    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (folder / "site.css").write_text(_CSS, encoding="utf-8")
     for path in folder.rglob("*.md"):
         path.write_text(page(path.read_text(encoding="utf-8"), of_docs=True), encoding="utf-8")
     for name in ("README.md", *BESIDE):
@@ -49,17 +57,13 @@ def main() -> int:
     pages = ROOT / "build" / "pages"
     shutil.rmtree(pages, ignore_errors=True)
     stage(pages)
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--config-file",
-        str(ROOT / "mkdocs.yml"),
-    ]
-    return subprocess.run(command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
+    # Not `--quiet`, with which warnings are no reason to end.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if built.returncode:
+        print(built.stdout + built.stderr, file=sys.stderr)
+    return built.returncode
 
 
 if __name__ == "__main__":
