@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import redis
 from chunk_core import BAD, BATCH, Core
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.errors import DeviceError, GradcamError
 from producer.jobs.model.states import JobState
 from producer.jobs.table.table import JobTable
+from producer.jobs.tracing.otlp import OtlpTraces
 from producer.output.results import read_chunks
 from worker.chunks import pipeline, stages
 from worker.chunks.chunk import ChunkContext
@@ -340,3 +344,26 @@ def test_images_given_up_behind_the_device_make_room_for_others(core: Core) -> N
 def run_of(core: Core) -> ChunkContext:
     assert core.chunk is not None
     return core.chunk
+
+
+# -- spans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", ["none", "tar"])
+def test_each_stage_of_a_chunk_is_one_span_with_its_sums(core: Core, pack: str) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    core.job("spans", [*(core.image(color) for color in range(9)), core.image(broken=True)], pack=pack)
+    with OtlpTraces(provider).span("chunk") as span:
+        core.run(core.claim("spans"), span=span)
+    spans = {each.name: dict(each.attributes or {}) for each in exporter.get_finished_spans()}
+    assert (spans["chunk"]["gradcam.done"], spans["chunk"]["gradcam.failed"]) == (9, 1)
+    images = {name: facts.get("gradcam.images") for name, facts in spans.items() if name != "chunk"}
+    upload = {"upload": 9} if pack == "none" else {"upload": None}
+    assert images == {
+        "fetch": 10, "decode": 10, "explain": 9, "render": 9, "encode": 9, **upload, "record": None, "commit": None,
+    }  # fmt: skip
+    assert spans["explain"]["gradcam.times"] == len(core.model.batches)
+    timings = core.table.queries.status("spans").stages
+    for stage in ("fetch", "decode", "explain", "render", "encode"):
+        assert spans[stage]["gradcam.seconds"] == pytest.approx(timings[stage].work_s, abs=0.01)
