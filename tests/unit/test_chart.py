@@ -417,6 +417,35 @@ def test_texts_of_a_values_file_stay_texts(text: str) -> None:
     assert "hostNetwork" not in template["spec"]
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (210_000_000, "210000000"),
+        (10_737_418_240, "10737418240"),
+        (210_000_000.5, "210000000.5"),
+        (0.1, "0.1"),
+        (4, "4"),
+        (True, "true"),
+    ],
+)
+def test_numbers_of_a_values_file_keep_their_digits_where_they_become_text(number: float, text: str) -> None:
+    """Helm reads them as floats; no worker starts with 2.1e+08 pixels."""
+    values = merged(VALUES["full"], {name: {"env": {"GRADCAM_X": number}} for name in ("worker", "exporter")})
+    for name in ("-worker", "-exporter"):
+        container = find(manifests(values), "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert {"name": "GRADCAM_X", "value": text} in container["env"]
+
+
+def test_small_and_large_numbers_of_other_values_are_numbers_too() -> None:
+    worker = {"cache": {"weightsBytes": 1_000_000_000_000}, "resources": {"limits": {"memory": 8_589_934_592}}}
+    values = merged(KEDA, {"worker": worker, "keda": {"hours": 0.00005, "imagesPerSecondPerGpu": 100_000}})
+    container = find(manifests(values), "Deployment", "-worker")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "GRADCAM_WORKER_WEIGHTS_CACHE_BYTES", "value": "1000000000000"} in container["env"]
+    assert container["resources"]["limits"]["memory"] == 8_589_934_592
+    [trigger] = find(manifests(values), "ScaledObject", "-worker")["spec"]["triggers"]
+    assert trigger["metadata"]["url"].endswith("/scale?hours=0.00005&images_per_s=100000")
+
+
 def test_notes_say_what_was_installed() -> None:
     notes = {name: files(values)["gradcam-queue/templates/NOTES.txt"] for name, values in VALUES.items()}
     assert "3 worker(s), 1 nvidia.com/gpu each" in notes["gpu"]

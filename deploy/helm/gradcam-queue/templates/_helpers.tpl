@@ -101,10 +101,15 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- end }}
 {{- end -}}
 
+{{- /* A value as text. Helm reads a number as a float, which it would write as 2.1e+08; JSON has all its digits. */ -}}
+{{- define "gradcam.text" -}}
+{{- kindIs "string" . | ternary . (toJson .) -}}
+{{- end -}}
+
 {{- define "gradcam.extraEnv" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ include "gradcam.text" $value | quote }}
 {{- end }}
 {{- end -}}
 
@@ -165,7 +170,7 @@ nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
       (dict "requests" (dict "cpu" "4" "memory" "8Gi") "limits" (dict "cpu" "4" "memory" "8Gi")) $gpu -}}
 {{- $resources := deepCopy (default $default .Values.worker.resources) -}}
 {{- if $gpu -}}
-{{- $limits := merge (dict (include "gradcam.gpuResource" .) (.Values.worker.gpu.count | toString)) (get $resources "limits" | default dict) -}}
+{{- $limits := merge (dict (include "gradcam.gpuResource" .) (include "gradcam.text" .Values.worker.gpu.count)) (get $resources "limits" | default dict) -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- end -}}
 {{- toYaml $resources -}}
