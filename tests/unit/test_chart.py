@@ -288,6 +288,23 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
     assert not selects(find(first, "Deployment", "-worker")["spec"]["selector"]["matchLabels"], labels)
 
 
+def test_two_long_names_that_begin_alike_stay_two_names() -> None:
+    long = "grad-cam-for-the-vision-team-of-the-second-floor"
+    first, second = ({one["metadata"]["name"] for one in manifests(VALUES["trial"], f"{long}-{n}")} for n in "ab")
+    assert not first & second
+    assert max(map(len, first)) <= 63
+    override = [manifests(merged(GPU, {"fullnameOverride": f"{long}-{n}"}), "demo") for n in "ab"]
+    names = [{one["metadata"]["name"] for one in rendered} for rendered in override]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("name", ["v1.2", "1st"])
+def test_a_releases_name_that_no_service_may_have_is_refused_and_another_name_helps(name: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=rf"{name}-gradcam-queue cannot be a Service's name"):
+        files(GPU, name)
+    assert manifests(merged(GPU, {"fullnameOverride": "first"}), name)
+
+
 def test_workers_reach_redis_the_store_and_the_web_but_no_credentials_of_their_node() -> None:
     egress = find(manifests(VALUES["cpu"]), "NetworkPolicy", "-worker")["spec"]["egress"]
     ports = {port["port"] for rule in egress for port in rule["ports"]}
@@ -355,6 +372,27 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("more at least than at most", {"keda": {"minReplicas": 9, "maxReplicas": 8}}, "more than keda.maxReplicas"),
     ("a slice of a CPU", {"worker": {"device": "cpu", "gpu": {"migProfile": "1g.10gb"}}}, "needs worker.device gpu"),
+    (
+        "a label of the chart's own",
+        {"worker": {"podLabels": {"app.kubernetes.io/component": "x"}}},
+        "worker.podLabels names app.kubernetes.io/component",
+    ),
+    (
+        "a label of the chart's own in a monitor",
+        {"monitoring": {"rules": {"labels": {"helm.sh/chart": "x"}}}},
+        "monitoring.rules.labels names helm.sh/chart",
+    ),
+    ("more GPUs", {"worker": {"resources": {"limits": {"nvidia.com/gpu": 2}}}}, "asks for nvidia.com/gpu"),
+    (
+        "a GPU beside a slice",
+        {"worker": {"gpu": {"migProfile": "1g.10gb"}, "resources": {"requests": {"nvidia.com/gpu": "1"}}}},
+        "worker.resources.requests asks for nvidia.com/gpu",
+    ),
+    (
+        "a GPU for CPUs",
+        {"worker": {"device": "cpu", "resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        "asks for nvidia.com/gpu",
+    ),
     ("a misspelt value", {"worker": {"replica": 3}}, "additional properties 'replica'"),
     ("a misspelt part", {"wroker": {}}, "additional properties 'wroker'"),
     ("a device of another kind", {"worker": {"device": "tpu"}}, "/worker/device"),
