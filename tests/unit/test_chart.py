@@ -336,13 +336,65 @@ def test_traces_are_on_for_workers_and_client_where_a_collector_is_named() -> No
     values = VALUES["full"]
     for name in ("-worker", "-client"):
         pod = find(manifests(values), "Deployment", name)["spec"]["template"]["spec"]
-        environment = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+        environment = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
         assert environment["GRADCAM_TRACES"] == "otlp"
         assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
         assert environment["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
     rules = find(manifests(values), "NetworkPolicy", "-worker")["spec"]["egress"]
     assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in rules
     assert "GRADCAM_TRACES" not in str(manifests(GPU))
+
+
+def pods_named(values: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    """The pods of Deployments, by the end of their names."""
+    return {name: find(manifests(values), "Deployment", f"-{name}")["spec"]["template"] for name in names}
+
+
+def test_worker_exporter_and_client_have_the_same_things_of_ones_own() -> None:
+    """The authority of Redis' certificate, for one, has to be known to all of them."""
+    for name, pod in pods_named(VALUES["tls"], "worker", "exporter", "client").items():
+        assert {"name": "authority", "configMap": {"name": "authority"}} in pod["spec"]["volumes"], name
+        mounts = pod["spec"]["containers"][0]["volumeMounts"]
+        assert {"name": "authority", "mountPath": "/etc/authority", "readOnly": True} in mounts, name
+    toleration = {"key": "batch", "operator": "Exists"}
+    values = merged(VALUES["full"], {"worker": {"nodeSelector": {"kubernetes.io/os": "linux"}}})
+    for name, pod in pods_named(values, "worker", "exporter", "client").items():
+        assert pod["metadata"]["labels"]["example.com/team"] == "vision", name
+        assert pod["metadata"]["annotations"] == {"example.com/team": "vision"}, name
+        spec = pod["spec"]
+        assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}, name
+        assert spec["priorityClassName"] == ("batch" if name == "worker" else "people")
+        assert name == "worker" or (spec["tolerations"] == [toleration] and spec["affinity"]), name
+        node = {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+        assert node in spec["containers"][0]["env"], name
+        assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+
+
+def test_a_workers_pod_takes_containers_options_and_names_of_hosts() -> None:
+    deployment = find(manifests(VALUES["full"]), "Deployment", "-worker")
+    assert deployment["metadata"]["annotations"] == {"example.com/reload": "true"}
+    spec = deployment["spec"]["template"]["spec"]
+    worker, sidecar = spec["containers"]
+    assert worker["args"][-2:] == ["--processes-per-device", "1"]
+    assert worker["envFrom"] == [{"configMapRef": {"name": "proxies"}}]
+    assert (sidecar["name"], spec["initContainers"][0]["name"]) == ("logs", "wait")
+    assert spec["dnsConfig"]["options"] == [{"name": "ndots", "value": "1"}]
+    assert spec["hostAliases"] == [{"ip": "10.0.0.9", "hostnames": ["store.internal"]}]
+
+
+def test_users_are_left_to_a_cluster_that_chooses_them() -> None:
+    """OpenShift refuses a pod that names another user than those of its namespace."""
+    security = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+    rendered = manifests(merged(VALUES["trial"], {"podSecurity": security}))
+    for one in rendered:
+        validate(one, VERSIONS[-1])
+    for pod, spec in pods_of(rendered):
+        assert not security.keys() & spec["securityContext"].keys(), pod
+        assert spec["securityContext"]["runAsNonRoot"] is True, pod
+    own = manifests(merged(VALUES["trial"], {"podSecurity": {"runAsUser": 1000660000}}))
+    users = {pod.rsplit("-", 1)[1]: spec["securityContext"]["runAsUser"] for pod, spec in pods_of(own)}
+    assert users.pop("valkey") == 999
+    assert set(users.values()) == {1000660000}
 
 
 def test_a_trials_password_is_long_and_of_this_installation() -> None:
@@ -393,6 +445,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"worker": {"device": "cpu", "resources": {"limits": {"nvidia.com/gpu": 1}}}},
         "asks for nvidia.com/gpu",
     ),
+    (
+        "a variable twice",
+        {"exporter": {"env": {"X": 1}, "extraEnv": [{"name": "X", "value": "2"}]}},
+        "exporter.env and exporter.extraEnv name X twice",
+    ),
+    (
+        "a secret in the further environment",
+        {"client": {"extraEnv": [{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {}}]}},
+        "/client/extraEnv/0",
+    ),
+    ("root", {"podSecurity": {"runAsUser": 0}}, "/podSecurity/runAsUser"),
     ("a misspelt value", {"worker": {"replica": 3}}, "additional properties 'replica'"),
     ("a misspelt part", {"wroker": {}}, "additional properties 'wroker'"),
     ("a device of another kind", {"worker": {"device": "tpu"}}, "/worker/device"),

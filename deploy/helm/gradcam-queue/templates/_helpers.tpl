@@ -112,6 +112,32 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- end }}
 {{- end -}}
 
+{{- /* What worker, exporter and client take alike: `part` is theirs of the values. */ -}}
+{{- define "gradcam.podMetadata" -}}
+labels:
+  {{- include "gradcam.labels" . | nindent 2 }}
+  {{- with .part.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with .part.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.ownEnv" -}}
+{{- include "gradcam.extraEnv" .env }}
+{{- with .extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.placement" -}}
+{{- $part := . }}
+{{- range $field := list "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "dnsConfig" "hostAliases" }}
+{{- with get $part $field }}
+{{ dict $field . | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "gradcam.redisVolume" -}}
 - name: redis
   secret: {secretName: {{ include "gradcam.redisSecret" . | quote }}, defaultMode: 0440}
@@ -132,9 +158,12 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 
 {{- define "gradcam.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .user | default 10001 }}
-runAsGroup: {{ .group | default 10001 }}
-fsGroup: {{ .group | default 10001 }}
+{{- $ids := dict "runAsUser" .user "runAsGroup" .group "fsGroup" .group }}
+{{- range $field, $id := .root.Values.podSecurity }}
+{{- if not (kindIs "invalid" $id) }}
+{{ $field }}: {{ get $ids $field | default $id | include "gradcam.text" }}
+{{- end }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
@@ -149,7 +178,7 @@ capabilities: {drop: [ALL]}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . | quote }}
+  - name: {{ if kindIs "string" . }}{{ . | quote }}{{ else }}{{ .name | quote }}{{ end }}
 {{- end }}
 {{- end }}
 {{- end -}}
