@@ -115,6 +115,19 @@ def test_rules_and_dashboard_are_the_files_of_monitoring_word_by_word(tmp_path: 
     assert made["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+@pytest.mark.parametrize("base", ["https://wiki.example.org/gradcam", "https://wiki.example.org/gradcam/"])
+def test_alerts_have_an_address_of_their_runbook_where_it_is_said_where_the_documentation_is(base: str) -> None:
+    rule = find(manifests(merged(KEDA, {"monitoring": {"rules": {"runbooks": base}}})), "PrometheusRule", "queue")
+    validate(rule, VERSIONS[-1])
+    alerts = rule["spec"]["groups"][0]["rules"]
+    for alert in alerts:
+        part = alert["alert"].lower()
+        assert alert["annotations"]["runbook_url"] == f"https://wiki.example.org/gradcam/operations.md#{part}"
+        assert "runbook" not in alert["annotations"]
+    rule = find(manifests(KEDA), "PrometheusRule", "queue")
+    assert rule["spec"] == yaml.safe_load((CHART / "files/alerts.yml").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(("ours", "its"), [("alerts.yml", "alerts.yml"), ("dashboard.json", "grafana/dashboard.json")])
 def test_the_chart_has_what_compose_has_of_monitoring(ours: str, its: str) -> None:
     folder = ROOT / "deploy/monitoring"
