@@ -76,7 +76,9 @@ def test_the_store_starts_without_rights_as_a_user_of_ours() -> None:
     assert (store["entrypoint"], store["user"]) == (["weed"], f"{USER}:{USER}")
     assert store["depends_on"] == {"s3-volume": {"condition": "service_completed_successfully"}}
     for services in (COMPOSE["services"], {**COMPOSE["services"], **MINIO["services"]}):
-        assert services["s3-volume"]["volumes"] == services["s3"]["volumes"], "each store has a volume of its own"
+        (volume,) = services["s3"]["volumes"]
+        assert services["s3-volume"]["volumes"] == [volume], "each store has a volume of its own"
+        assert volume.endswith(":/data:nocopy"), "it stays its user's, whatever owner the image's folder has"
     assert [name for name, service in COMPOSE["services"].items() if service.get("cap_add")] == ["s3-volume"]
 
 
