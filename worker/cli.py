@@ -447,6 +447,9 @@ def _code(error: GradcamError) -> int:
 
 def main() -> NoReturn:
     """Run the command; the one place where errors become sentences and exit codes."""
+    if not os.environ.get("OMP_NUM_THREADS"):
+        # Deployments set it to nothing where they have no number, of which libgomp complains when torch loads it.
+        os.environ.pop("OMP_NUM_THREADS", None)
     try:
         sys.exit(cli(standalone_mode=False))
     except click.exceptions.Exit as ended:

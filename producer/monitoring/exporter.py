@@ -35,6 +35,11 @@ KEEP_S: Final = 5.0
 _REDIS_ANSWERS_WITHIN_S: Final = 4.0
 #: A client that sends nothing for so long is cut off.
 _CLIENT_SILENT_S: Final = 10.0
+#: Of hours, and of images a second; beyond them a number is a mistake.
+_LEAST: Final = 1e-6
+_MOST: Final = 1_000_000_000
+_MOST_PARAMETERS: Final = 20
+_METHODS: Final = ("GET", "HEAD")
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -95,10 +100,19 @@ class Exporter:
         self._metrics: Any = make_wsgi_app(registry)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request."""
+        """Answer one request: HEAD as GET, but for the text."""
+        method = environ.get("REQUEST_METHOD")
+        if method not in _METHODS:
+            text = f"{str(method)[:40]} is not answered: use {' or '.join(_METHODS)}\n"
+            return _answer(start, "405 Method Not Allowed", _TEXT, text, [("Allow", ", ".join(_METHODS))])
+        begun: list[Any] = []
+        whole = b"".join(self._got({**environ, "REQUEST_METHOD": "GET"}, lambda *given: begun.extend(given)))
+        status, headers = begun
+        start(status, [*headers, ("Content-Length", str(len(whole)))])
+        return [] if method == "HEAD" else [whole]
+
+    def _got(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
-        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
-            return _answer(start, "405 Method Not Allowed", _TEXT, "only GET is answered\n")
         if path == "/metrics":
             found: Iterable[bytes] = self._metrics(environ, start)
             return found
@@ -150,9 +164,14 @@ def scale(overview: Overview, hours: float, images_per_s: float, priorities: Ite
 
 def _asked(query: str, images_per_s: float) -> tuple[float, float, tuple[str, ...]]:
     """Read what follows `/scale?`. Raises UsageError."""
-    given = parse_qs(query, keep_blank_values=True, max_num_fields=20)
+    try:
+        given = parse_qs(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        raise UsageError(f"more than {_MOST_PARAMETERS} parameters are given: leave some out") from None
     if unknown := sorted(given.keys() - {"hours", "images_per_s", "priority"}):
         raise UsageError(f"{unknown[0][:40]!r} is not understood: there are hours, images_per_s and priority")
+    if twice := [name for name, words in given.items() if len(words) > 1 and name != "priority"]:
+        raise UsageError(f"{twice[0]} is given {len(given[twice[0]])} times: give it once")
     priorities = tuple(given.get("priority", PRIORITIES))
     if wrong := set(priorities) - set(PRIORITIES):
         raise UsageError(f"priority {min(wrong)[:40]!r} is none: use {', '.join(PRIORITIES)}")
@@ -160,18 +179,20 @@ def _asked(query: str, images_per_s: float) -> tuple[float, float, tuple[str, ..
 
 
 def _positive(given: dict[str, list[str]], name: str, default: float) -> float:
-    word = given.get(name, [str(default)])[-1]
+    (word,) = given.get(name, [str(default)])
     try:
         number = float(word)
     except ValueError:
         number = math.nan
-    if not 1e-6 <= number <= 1e9:  # noqa: PLR2004 - no number of these is an hour's, or a GPU's
-        raise UsageError(f"{name} {word[:40]!r} is no number that is more than 0")
+    if not _LEAST <= number <= _MOST:
+        raise UsageError(f"{name} {word[:40]!r} is no number from {_LEAST:f} to {_MOST}")
     return number
 
 
-def _answer(start: Callable[..., Any], status: str, kind: str, text: str) -> Iterable[bytes]:
-    start(status, [("Content-Type", kind)])
+def _answer(
+    start: Callable[..., Any], status: str, kind: str, text: str, headers: Iterable[tuple[str, str]] = ()
+) -> Iterable[bytes]:
+    start(status, [("Content-Type", kind), *headers])
     return [text.encode()]
 
 

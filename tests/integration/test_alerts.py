@@ -85,7 +85,7 @@ def shortened(rules: str) -> str:
     quick, count = re.subn(r"\bfor: \d+m", "for: 0s", rules)
     quick, windows = re.subn(r"\[\d+m\]", f"[{WINDOW_S}s]", quick)
     quick, stalls = re.subn(r"> 900\b", "> 3", quick)
-    assert (count, windows, stalls) == (len(re.findall("alert:", rules)), 6, 1), "something else is in alerts.yml now"
+    assert (count, windows, stalls) == (len(re.findall("alert:", rules)), 7, 1), "something else is in alerts.yml now"
     return quick
 
 
@@ -226,7 +226,7 @@ def test_a_store_that_refuses_fires_for_the_store_and_for_the_worker_and_is_over
     job = watched.client.submit(sorted(tmp_path.iterdir()), **SMALL)
     watched.fires("GradcamStoreErrors")
     watched.fires("GradcamWorkerFaulty", state="faulty")
-    assert "instance" in next(labels for labels in watched.firing("GradcamWorkerFaulty"))
+    assert any("instance" in labels for labels in watched.firing("GradcamWorkerFaulty"))
     watched.store.passing()
     assert watched.client.wait(job, timeout_s=120).done == 12
     watched.ends("GradcamWorkerFaulty")
@@ -237,7 +237,7 @@ def expressions(files: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     """Every query of the dashboard and of the alerts, and where it stands."""
     for panel in json.loads(files("grafana/dashboard.json"))["panels"]:
         for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"].replace("$__rate_interval", "5m")
+            yield panel["title"], re.sub(r"\$(namespace|job)\b", ".*", target["expr"]).replace("$__rate_interval", "5m")
     for rule in yaml.safe_load(files("alerts.yml"))["groups"][0]["rules"]:
         yield rule["alert"], rule["expr"]
 

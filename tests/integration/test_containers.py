@@ -13,11 +13,25 @@ from pathlib import Path
 import budget
 import dockerfile
 import pytest
-from containers import COMPOSE, DEPLOY, MINIO, ROOT, STAGES, USER, closed, home_in, without_rights
+from containers import (
+    COMPOSE,
+    DEPLOY,
+    MINIO,
+    ROOT,
+    STAGES,
+    USER,
+    closed,
+    command_of,
+    filled_in,
+    home_in,
+    without_rights,
+)
 
 from deploy import make_secrets
 
 BIN = Path(sys.executable).parent
+#: Where browsers of this machine reach the store.
+PUBLIC: str = COMPOSE["x-settings"]["GRADCAM_S3_PUBLIC_ENDPOINT_URL"]
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files to another user, and runs as one")
 
@@ -54,6 +68,63 @@ def test_compose_opens_ports_to_this_machine_alone_and_hardens_every_service() -
         assert service["cap_drop"] == ["ALL"], name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
     assert set(COMPOSE["secrets"]) == set(make_secrets.contents())
+
+
+def test_the_store_starts_without_rights_as_a_user_of_ours() -> None:
+    """SeaweedFS' own entry point changes owners and users, and ends where it may not."""
+    store = COMPOSE["services"]["s3"]
+    assert (store["entrypoint"], store["user"]) == (["weed"], f"{USER}:{USER}")
+    assert store["depends_on"] == {"s3-volume": {"condition": "service_completed_successfully"}}
+    for services in (COMPOSE["services"], {**COMPOSE["services"], **MINIO["services"]}):
+        (volume,) = services["s3"]["volumes"]
+        assert services["s3-volume"]["volumes"] == [volume], "each store has a volume of its own"
+        assert volume.endswith(":/data:nocopy"), "it stays its user's, whatever owner the image's folder has"
+    assert [name for name, service in COMPOSE["services"].items() if service.get("cap_add")] == ["s3-volume"]
+
+
+@as_root
+def test_the_stores_volume_becomes_its_users_with_no_right_but_to_change_owners(tmp_path: Path) -> None:
+    """A new volume is root's; so is all in one that a store filled as root."""
+    volume = tmp_path / "data"
+    volume.joinpath("filer").mkdir(parents=True)
+    volume.joinpath("filer/old").write_text("x")
+    service = COMPOSE["services"]["s3-volume"]
+    capability = service["cap_add"][0].lower()
+    rights = [f"--bounding-set=-all,+{capability}", f"--inh-caps=-all,+{capability}", "--no-new-privs"]
+    command = ["setpriv", "--clear-groups", *rights, *command_of(service, {"/data": str(volume)})]
+    for _ in range(2):
+        subprocess.run(command, check=True)
+        owners = {(path.stat().st_uid, path.stat().st_gid) for path in (volume, *volume.rglob("*"))}
+        assert owners == {(USER, USER)}
+        volume.joinpath("filer").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "inside"),
+    [
+        ("redis", "REDIS_PORT", "6379"),
+        ("s3", "S3_PORT", "8333"),
+        ("prometheus", "PROMETHEUS_PORT", "9090"),
+        ("grafana", "GRAFANA_PORT", "3000"),
+    ],
+)
+def test_a_variable_changes_the_port_of_this_machine_and_nothing_between_containers(
+    name: str, variable: str, inside: str
+) -> None:
+    (port,) = COMPOSE["services"][name]["ports"]
+    assert filled_in(port, {}) == f"127.0.0.1:{inside}:{inside}"
+    assert filled_in(port, {variable: "7000"}) == f"127.0.0.1:7000:{inside}"
+    elsewhere = [service for other, service in COMPOSE["services"].items() if other != name]
+    assert variable not in str([COMPOSE["services"][name].get("command"), elsewhere, MINIO]).replace(PUBLIC, "")
+    assert filled_in(PUBLIC, {"S3_PORT": "7000"}) == "http://127.0.0.1:7000"
+
+
+def test_no_variable_of_the_environment_is_set_to_nothing_but_settings_of_ours() -> None:
+    """`OMP_NUM_THREADS` without a number, for one, makes libgomp complain; ours may be empty."""
+    for name, service in COMPOSE["services"].items():
+        empty = {one for one, value in service.get("environment", {}).items() if not filled_in(str(value), {})}
+        assert empty <= {"GRADCAM_TRACES", "OTEL_EXPORTER_OTLP_ENDPOINT"}, name
+    assert filled_in(COMPOSE["services"]["worker-cpu"]["cpus"], {"WORKER_CPUS": "2"}) == "2"
 
 
 def test_no_secret_is_in_the_environment_or_in_an_argument() -> None:

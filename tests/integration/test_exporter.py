@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from producer.monitoring.metrics import METRICS
 from worker.supervise import gpus, process_plan
 
 LEASE_S = 30.0
+NO_HOURS = ("0", "-1", "nan", "inf", "1e308", "x", "")
 
 
 def add_job(
@@ -241,15 +243,22 @@ def test_paused_jobs_want_no_gpu(table: JobTable) -> None:
 
 
 @pytest.mark.parametrize(
-    "query",
-    ["hours=0", "hours=-1", "hours=nan", "hours=inf", "hours=x", "images_per_s=0", "priority=x", "hour=4", "hours="],
+    ("query", "said"),
+    [
+        *[(f"hours={word}", f"hours '{word}' is no number from 0.000001 to 1000000000") for word in NO_HOURS],
+        ("images_per_s=0", "images_per_s '0' is no number from 0.000001 to 1000000000"),
+        ("&".join(["priority=high"] * 21), "more than 20 parameters are given: leave some out"),
+        ("hours=1&hours=2", "hours is given 2 times: give it once"),
+        ("priority=x", "priority 'x' is none: use high, default, low"),
+        ("hour=4", "'hour' is not understood: there are hours, images_per_s and priority"),
+    ],
 )
-def test_what_a_scaler_asks_wrongly_is_a_sentence(table: JobTable, query: str) -> None:
+def test_what_a_scaler_asks_wrongly_is_a_sentence(table: JobTable, query: str, said: str) -> None:
     """A misspelt `hour` that counts as 4 hours would start the wrong number of GPUs for months."""
     with serving() as address:
         status, text = get(f"{address}/scale?{query}")
     assert status == 400
-    assert set(json.loads(text)) == {"error"}
+    assert json.loads(text) == {"error": said}
 
 
 def test_without_redis_metrics_say_so_and_a_scaler_is_told_no_number(
@@ -270,9 +279,30 @@ def test_without_redis_metrics_say_so_and_a_scaler_is_told_no_number(
 def test_other_paths_and_methods_are_answered_with_a_sentence(table: JobTable) -> None:
     with serving() as address:
         assert get(address)[0] == 404
-        request = urllib.request.Request(f"{address}/scale", data=b"x", method="POST")
-        with pytest.raises(urllib.error.HTTPError, match="405"):
-            urllib.request.urlopen(request, timeout=30)
+        for path in ("metrics", "scale", "healthz"):
+            request = urllib.request.Request(f"{address}/{path}", data=b"x", method="POST")
+            with pytest.raises(urllib.error.HTTPError, match="405") as refused:
+                urllib.request.urlopen(request, timeout=30)
+            with refused.value as answer:
+                assert answer.headers["Allow"] == "GET, HEAD"
+                assert answer.read() == b"POST is not answered: use GET or HEAD\n"
+
+
+@pytest.mark.parametrize("path", ["metrics", "scale", "healthz", "nothing"])
+def test_a_head_is_answered_as_a_get_without_its_text(table: JobTable, path: str) -> None:
+    """Probes and proxies ask so."""
+    with serving(keep_s=60) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+        answers = []
+        for method in ("GET", "HEAD"):
+            connection.request(method, f"/{path}")
+            with connection.getresponse() as answer:
+                answers.append((answer.status, answer.headers["Content-Type"], len(answer.read())))
+                told = int(answer.headers["Content-Length"])
+            connection.close()
+    (status, kind, length), head = answers
+    assert head == (status, kind, 0)
+    assert told == length
 
 
 def test_who_asks_again_within_some_seconds_costs_redis_nothing(table: JobTable, redis_client: redis.Redis) -> None:

@@ -47,7 +47,7 @@ def settings_of_compose(folder: Path, redis_port: str, s3_port: str) -> dict[str
     given = {name: filled_in(value, {}) for name, value in COMPOSE["x-settings"].items()}
     assert given["GRADCAM_S3_ENDPOINT_URL"] == "http://s3:8333"
     assert given["GRADCAM_S3_PUBLIC_ENDPOINT_URL"] == "http://127.0.0.1:8333"
-    assert COMPOSE["services"]["s3"]["ports"] == ["127.0.0.1:8333:8333"]
+    assert [filled_in(port, {}) for port in COMPOSE["services"]["s3"]["ports"]] == ["127.0.0.1:8333:8333"]
     here = {"s3:8333": f"localhost:{s3_port}", "127.0.0.1:8333": f"127.0.0.1:{s3_port}"}
     here["/run/secrets"] = str(folder / "secrets")
     for there, ours in here.items():
@@ -55,18 +55,18 @@ def settings_of_compose(folder: Path, redis_port: str, s3_port: str) -> dict[str
     return given
 
 
-def seaweedfs(folder: Path, values: Mapping[str, str]) -> list[str]:
+def seaweedfs(here: Mapping[str, str]) -> list[str]:
     # Ports that are free here; in its container all are.
     parts = ("master", "volume", "filer", "s3")
     ports = iter(free_ports(2 * len(parts)))
     others = [f"-{part}.port.grpc={next(ports)}" for part in parts]
     others += [f"-{part}.port={next(ports)}" for part in parts[:3]]
-    command = [str(BIN / "weed"), *command_of(COMPOSE["services"]["s3"], folder, values), *others]
-    return [part.replace("0.0.0.0", "127.0.0.1") for part in command]
+    program, *words = command_of(COMPOSE["services"]["s3"], here)
+    return [part.replace("0.0.0.0", "127.0.0.1") for part in (str(BIN / program), *words, *others)]
 
 
-def minio(folder: Path, values: Mapping[str, str]) -> list[str]:
-    return command_of(MINIO["services"]["s3"], folder, values)
+def minio(here: Mapping[str, str]) -> list[str]:
+    return command_of(MINIO["services"]["s3"], here)
 
 
 def path_of(folder: Path, store: str) -> str:
@@ -87,12 +87,13 @@ def test_a_job_is_done_by_what_compose_runs_with_secrets_from_files(store: str, 
     assert not make_secrets.write(tmp_path / "secrets"), "those that are there stay"
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
     redis_port, s3_port = map(str, free_ports(2))
-    places = {"REDIS_DIR": str(tmp_path), "S3_DIR": str(tmp_path / "s3-data")}
-    values = {"REDIS_PORT": redis_port, "S3_PORT": s3_port, **places}
+    here = {"6379": redis_port, "8333": s3_port, "/run/secrets": str(tmp_path / "secrets")}
     tmp_path.joinpath("s3-data").mkdir()
     settings = settings_of_compose(tmp_path, redis_port, s3_port)
-    redis = [str(get_binary_path()), *command_of(COMPOSE["services"]["redis"], tmp_path, values)[1:]]
-    command: Sequence[str] = {"seaweedfs": seaweedfs, "minio": minio}[store](tmp_path, values)
+    redis = [str(get_binary_path()), *command_of(COMPOSE["services"]["redis"], {**here, "/data": str(tmp_path)})[1:]]
+    command: Sequence[str] = {"seaweedfs": seaweedfs, "minio": minio}[store](
+        {**here, "/data": str(tmp_path / "s3-data")}
+    )
     with ExitStack() as held:
         held.enter_context(running("redis", redis, tmp_path))
         plain = {"PATH": path_of(tmp_path, store), "HOME": str(tmp_path)}

@@ -72,10 +72,11 @@ def filled_in(text: str, values: Mapping[str, str]) -> str:
     return text.replace("$$", "$")
 
 
-def command_of(service: Mapping[str, Any], folder: Path, values: Mapping[str, str]) -> list[str]:
-    """What compose runs of a service, with variables filled in and secrets at their place here."""
+def command_of(service: Mapping[str, Any], here: Mapping[str, str]) -> list[str]:
+    """What compose runs of a service, with ports and folders of this machine in the place of a container's."""
     words = [*service.get("entrypoint", []), *service["command"]]
-    return [filled_in(str(word), values).replace("/run/secrets", str(folder / "secrets")) for word in words]
+    theirs = re.compile("|".join(map(re.escape, here)))
+    return [theirs.sub(lambda found: here[found[0]], filled_in(str(word), {})) for word in words]
 
 
 @contextmanager

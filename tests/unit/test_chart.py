@@ -115,6 +115,19 @@ def test_rules_and_dashboard_are_the_files_of_monitoring_word_by_word(tmp_path: 
     assert made["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+@pytest.mark.parametrize("base", ["https://wiki.example.org/gradcam", "https://wiki.example.org/gradcam/"])
+def test_alerts_have_an_address_of_their_runbook_where_it_is_said_where_the_documentation_is(base: str) -> None:
+    rule = find(manifests(merged(KEDA, {"monitoring": {"rules": {"runbooks": base}}})), "PrometheusRule", "queue")
+    validate(rule, VERSIONS[-1])
+    alerts = rule["spec"]["groups"][0]["rules"]
+    for alert in alerts:
+        part = alert["alert"].lower()
+        assert alert["annotations"]["runbook_url"] == f"https://wiki.example.org/gradcam/operations.md#{part}"
+        assert "runbook" not in alert["annotations"]
+    rule = find(manifests(KEDA), "PrometheusRule", "queue")
+    assert rule["spec"] == yaml.safe_load((CHART / "files/alerts.yml").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(("ours", "its"), [("alerts.yml", "alerts.yml"), ("dashboard.json", "grafana/dashboard.json")])
 def test_the_chart_has_what_compose_has_of_monitoring(ours: str, its: str) -> None:
     folder = ROOT / "deploy/monitoring"
@@ -288,6 +301,23 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
     assert not selects(find(first, "Deployment", "-worker")["spec"]["selector"]["matchLabels"], labels)
 
 
+def test_two_long_names_that_begin_alike_stay_two_names() -> None:
+    long = "grad-cam-for-the-vision-team-of-the-second-floor"
+    first, second = ({one["metadata"]["name"] for one in manifests(VALUES["trial"], f"{long}-{n}")} for n in "ab")
+    assert not first & second
+    assert max(map(len, first)) <= 63
+    override = [manifests(merged(GPU, {"fullnameOverride": f"{long}-{n}"}), "demo") for n in "ab"]
+    names = [{one["metadata"]["name"] for one in rendered} for rendered in override]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("name", ["v1.2", "1st"])
+def test_a_releases_name_that_no_service_may_have_is_refused_and_another_name_helps(name: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=rf"{name}-gradcam-queue cannot be a Service's name"):
+        files(GPU, name)
+    assert manifests(merged(GPU, {"fullnameOverride": "first"}), name)
+
+
 def test_workers_reach_redis_the_store_and_the_web_but_no_credentials_of_their_node() -> None:
     egress = find(manifests(VALUES["cpu"]), "NetworkPolicy", "-worker")["spec"]["egress"]
     ports = {port["port"] for rule in egress for port in rule["ports"]}
@@ -319,13 +349,65 @@ def test_traces_are_on_for_workers_and_client_where_a_collector_is_named() -> No
     values = VALUES["full"]
     for name in ("-worker", "-client"):
         pod = find(manifests(values), "Deployment", name)["spec"]["template"]["spec"]
-        environment = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+        environment = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
         assert environment["GRADCAM_TRACES"] == "otlp"
         assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
         assert environment["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
     rules = find(manifests(values), "NetworkPolicy", "-worker")["spec"]["egress"]
     assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in rules
     assert "GRADCAM_TRACES" not in str(manifests(GPU))
+
+
+def pods_named(values: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    """The pods of Deployments, by the end of their names."""
+    return {name: find(manifests(values), "Deployment", f"-{name}")["spec"]["template"] for name in names}
+
+
+def test_worker_exporter_and_client_have_the_same_things_of_ones_own() -> None:
+    """The authority of Redis' certificate, for one, has to be known to all of them."""
+    for name, pod in pods_named(VALUES["tls"], "worker", "exporter", "client").items():
+        assert {"name": "authority", "configMap": {"name": "authority"}} in pod["spec"]["volumes"], name
+        mounts = pod["spec"]["containers"][0]["volumeMounts"]
+        assert {"name": "authority", "mountPath": "/etc/authority", "readOnly": True} in mounts, name
+    toleration = {"key": "batch", "operator": "Exists"}
+    values = merged(VALUES["full"], {"worker": {"nodeSelector": {"kubernetes.io/os": "linux"}}})
+    for name, pod in pods_named(values, "worker", "exporter", "client").items():
+        assert pod["metadata"]["labels"]["example.com/team"] == "vision", name
+        assert pod["metadata"]["annotations"] == {"example.com/team": "vision"}, name
+        spec = pod["spec"]
+        assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}, name
+        assert spec["priorityClassName"] == ("batch" if name == "worker" else "people")
+        assert name == "worker" or (spec["tolerations"] == [toleration] and spec["affinity"]), name
+        node = {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+        assert node in spec["containers"][0]["env"], name
+        assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+
+
+def test_a_workers_pod_takes_containers_options_and_names_of_hosts() -> None:
+    deployment = find(manifests(VALUES["full"]), "Deployment", "-worker")
+    assert deployment["metadata"]["annotations"] == {"example.com/reload": "true"}
+    spec = deployment["spec"]["template"]["spec"]
+    worker, sidecar = spec["containers"]
+    assert worker["args"][-2:] == ["--processes-per-device", "1"]
+    assert worker["envFrom"] == [{"configMapRef": {"name": "proxies"}}]
+    assert (sidecar["name"], spec["initContainers"][0]["name"]) == ("logs", "wait")
+    assert spec["dnsConfig"]["options"] == [{"name": "ndots", "value": "1"}]
+    assert spec["hostAliases"] == [{"ip": "10.0.0.9", "hostnames": ["store.internal"]}]
+
+
+def test_users_are_left_to_a_cluster_that_chooses_them() -> None:
+    """OpenShift refuses a pod that names another user than those of its namespace."""
+    security = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+    rendered = manifests(merged(VALUES["trial"], {"podSecurity": security}))
+    for one in rendered:
+        validate(one, VERSIONS[-1])
+    for pod, spec in pods_of(rendered):
+        assert not security.keys() & spec["securityContext"].keys(), pod
+        assert spec["securityContext"]["runAsNonRoot"] is True, pod
+    own = manifests(merged(VALUES["trial"], {"podSecurity": {"runAsUser": 1000660000}}))
+    users = {pod.rsplit("-", 1)[1]: spec["securityContext"]["runAsUser"] for pod, spec in pods_of(own)}
+    assert users.pop("valkey") == 999
+    assert set(users.values()) == {1000660000}
 
 
 def test_a_trials_password_is_long_and_of_this_installation() -> None:
@@ -355,6 +437,38 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("more at least than at most", {"keda": {"minReplicas": 9, "maxReplicas": 8}}, "more than keda.maxReplicas"),
     ("a slice of a CPU", {"worker": {"device": "cpu", "gpu": {"migProfile": "1g.10gb"}}}, "needs worker.device gpu"),
+    (
+        "a label of the chart's own",
+        {"worker": {"podLabels": {"app.kubernetes.io/component": "x"}}},
+        "worker.podLabels names app.kubernetes.io/component",
+    ),
+    (
+        "a label of the chart's own in a monitor",
+        {"monitoring": {"rules": {"labels": {"helm.sh/chart": "x"}}}},
+        "monitoring.rules.labels names helm.sh/chart",
+    ),
+    ("more GPUs", {"worker": {"resources": {"limits": {"nvidia.com/gpu": 2}}}}, "asks for nvidia.com/gpu"),
+    (
+        "a GPU beside a slice",
+        {"worker": {"gpu": {"migProfile": "1g.10gb"}, "resources": {"requests": {"nvidia.com/gpu": "1"}}}},
+        "worker.resources.requests asks for nvidia.com/gpu",
+    ),
+    (
+        "a GPU for CPUs",
+        {"worker": {"device": "cpu", "resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        "asks for nvidia.com/gpu",
+    ),
+    (
+        "a variable twice",
+        {"exporter": {"env": {"X": 1}, "extraEnv": [{"name": "X", "value": "2"}]}},
+        "exporter.env and exporter.extraEnv name X twice",
+    ),
+    (
+        "a secret in the further environment",
+        {"client": {"extraEnv": [{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {}}]}},
+        "/client/extraEnv/0",
+    ),
+    ("root", {"podSecurity": {"runAsUser": 0}}, "/podSecurity/runAsUser"),
     ("a misspelt value", {"worker": {"replica": 3}}, "additional properties 'replica'"),
     ("a misspelt part", {"wroker": {}}, "additional properties 'wroker'"),
     ("a device of another kind", {"worker": {"device": "tpu"}}, "/worker/device"),
@@ -415,6 +529,35 @@ def test_texts_of_a_values_file_stay_texts(text: str) -> None:
     assert template["metadata"]["annotations"]["example.com/x"] == text
     assert template["spec"]["nodeSelector"]["x"] == text
     assert "hostNetwork" not in template["spec"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (210_000_000, "210000000"),
+        (10_737_418_240, "10737418240"),
+        (210_000_000.5, "210000000.5"),
+        (0.1, "0.1"),
+        (4, "4"),
+        (True, "true"),
+    ],
+)
+def test_numbers_of_a_values_file_keep_their_digits_where_they_become_text(number: float, text: str) -> None:
+    """Helm reads them as floats; no worker starts with 2.1e+08 pixels."""
+    values = merged(VALUES["full"], {name: {"env": {"GRADCAM_X": number}} for name in ("worker", "exporter")})
+    for name in ("-worker", "-exporter"):
+        container = find(manifests(values), "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert {"name": "GRADCAM_X", "value": text} in container["env"]
+
+
+def test_small_and_large_numbers_of_other_values_are_numbers_too() -> None:
+    worker = {"cache": {"weightsBytes": 1_000_000_000_000}, "resources": {"limits": {"memory": 8_589_934_592}}}
+    values = merged(KEDA, {"worker": worker, "keda": {"hours": 0.00005, "imagesPerSecondPerGpu": 100_000}})
+    container = find(manifests(values), "Deployment", "-worker")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "GRADCAM_WORKER_WEIGHTS_CACHE_BYTES", "value": "1000000000000"} in container["env"]
+    assert container["resources"]["limits"]["memory"] == 8_589_934_592
+    [trigger] = find(manifests(values), "ScaledObject", "-worker")["spec"]["triggers"]
+    assert trigger["metadata"]["url"].endswith("/scale?hours=0.00005&images_per_s=100000")
 
 
 def test_notes_say_what_was_installed() -> None:

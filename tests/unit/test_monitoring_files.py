@@ -29,7 +29,7 @@ PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel[
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 SERIES: dict[str, Metric] = {name: metric for metric in (*OF_DEPLOYMENT, *OF_WORKERS) for name in metric.series}
 #: Labels that Prometheus adds, or that a histogram has.
-ADDED = {"instance", "job", "le"}
+ADDED = {"instance", "job", "le", "namespace"}
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"
@@ -155,6 +155,56 @@ def test_prometheus_own_tool_takes_rules_and_configuration() -> None:
             ["promtool", "check", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def exported(metric: Metric, name: str, exporter: int) -> dict[str, str]:
+    """A series of one exporter, as Prometheus' own tool has it."""
+    labels = {"instance": str(exporter), **dict.fromkeys(metric.labels, "x")}
+    pairs = ", ".join(f"{label}='{value}'" for label, value in labels.items())
+    return {"series": f"{name}{{{pairs}}}", "values": "7x30" if metric.kind == "gauge" else "0+60x30"}
+
+
+def answers(exporters: int, folder: Path) -> list[str]:
+    """What the dashboard's queries for exporters find, with so many exporters of the same Redis."""
+    theirs = {name: metric for metric in OF_DEPLOYMENT for name in metric.series}
+    series = [exported(metric, name, one) for name, metric in theirs.items() for one in range(exporters)]
+    asked = []
+    for text in (target["expr"] for panel in PANELS for target in panel["targets"]):
+        if set(re.findall(r"\bgradcam_\w+", text)) <= theirs.keys():
+            # Each label has the value x here.
+            expr = re.sub(r'(\w+)=~?"(?!\$)[^"]*"', r'\1="x"', text)
+            expr = re.sub(r"\$(namespace|job)\b", ".*", expr).replace("$__rate_interval", "5m")
+            asked.append({"expr": expr, "eval_time": "20m", "exp_samples": [{"labels": "nothing", "value": -1}]})
+    cases = {"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": asked}]}
+    path = folder / f"{exporters}.yml"
+    path.write_text(yaml.safe_dump(cases))
+    ended = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
+    found = re.findall(r"\bgot:\s*(.*)", ended.stdout + ended.stderr)
+    assert len(found) == len(asked) > 0, ended.stdout + ended.stderr
+    return found
+
+
+@needs_promtool
+def test_the_dashboard_shows_the_same_with_one_exporter_and_with_three(tmp_path: Path) -> None:
+    """Each of them tells all of the deployment; they are documented as more than one."""
+    one = answers(1, tmp_path)
+    assert "nil" not in one
+    assert answers(3, tmp_path) == one
+
+
+def test_the_dashboard_can_be_narrowed_to_a_namespace_and_a_job_and_shows_all_where_there_are_none() -> None:
+    variables = {one["name"]: one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"}
+    assert set(variables) == {"namespace", "job"}
+    for one in variables.values():
+        # An expression that takes nothing as well takes series without that label.
+        assert one["includeAll"]
+        assert one["allValue"] == ".*"
+        assert one["current"]["value"] == ["$__all"]
+        assert re.match(r"label_values\(.*, (namespace|job)\)", one["query"]["query"])
+    for panel in PANELS:
+        for target in panel["targets"]:
+            matched = target["expr"].count('namespace=~"$namespace", job=~"$job"}')
+            assert matched == len(re.findall(r"\bgradcam_\w+", target["expr"])), panel["title"]
 
 
 @needs_promtool

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -254,6 +255,14 @@ def test_the_light_client_is_told_what_to_install(arguments: list[str]) -> None:
     assert run.stderr == (
         "Error: torch, torchvision not installed: this is the light client; `pip install 'gradcam-queue[worker]'`\n"
     )
+
+
+def test_a_number_of_threads_that_is_set_to_nothing_is_none() -> None:
+    """libgomp complains of it on stderr, from outside of Python."""
+    command = [sys.executable, "-m", "worker.cli", "layers", "squeezenet1_1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": ""}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["layers", "networks", "check"])

@@ -1,10 +1,9 @@
 {{- define "gradcam.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
-{{- end -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full = default $full .Values.fullnameOverride -}}
+{{- /* What is cut has a mark of the whole: two long names that begin alike stay two. */ -}}
+{{- gt (len $full) 40 | ternary (printf "%s-%s" (trunc 31 $full | trimSuffix "-") (sha256sum $full | trunc 8)) $full -}}
 {{- end -}}
 
 {{- define "gradcam.selector" -}}
@@ -101,10 +100,41 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- end }}
 {{- end -}}
 
+{{- /* A value as text. Helm reads a number as a float, which it would write as 2.1e+08; JSON has all its digits. */ -}}
+{{- define "gradcam.text" -}}
+{{- kindIs "string" . | ternary . (toJson .) -}}
+{{- end -}}
+
 {{- define "gradcam.extraEnv" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ include "gradcam.text" $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* What worker, exporter and client take alike: `part` is theirs of the values. */ -}}
+{{- define "gradcam.podMetadata" -}}
+labels:
+  {{- include "gradcam.labels" . | nindent 2 }}
+  {{- with .part.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with .part.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.ownEnv" -}}
+{{- include "gradcam.extraEnv" .env }}
+{{- with .extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "gradcam.placement" -}}
+{{- $part := . }}
+{{- range $field := list "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "dnsConfig" "hostAliases" }}
+{{- with get $part $field }}
+{{ dict $field . | toYaml }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -128,9 +158,12 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 
 {{- define "gradcam.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .user | default 10001 }}
-runAsGroup: {{ .group | default 10001 }}
-fsGroup: {{ .group | default 10001 }}
+{{- $ids := dict "runAsUser" .user "runAsGroup" .group "fsGroup" .group }}
+{{- range $field, $id := .root.Values.podSecurity }}
+{{- if not (kindIs "invalid" $id) }}
+{{ $field }}: {{ get $ids $field | default $id | include "gradcam.text" }}
+{{- end }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
@@ -145,7 +178,7 @@ capabilities: {drop: [ALL]}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . | quote }}
+  - name: {{ if kindIs "string" . }}{{ . | quote }}{{ else }}{{ .name | quote }}{{ end }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -165,7 +198,7 @@ nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
       (dict "requests" (dict "cpu" "4" "memory" "8Gi") "limits" (dict "cpu" "4" "memory" "8Gi")) $gpu -}}
 {{- $resources := deepCopy (default $default .Values.worker.resources) -}}
 {{- if $gpu -}}
-{{- $limits := merge (dict (include "gradcam.gpuResource" .) (.Values.worker.gpu.count | toString)) (get $resources "limits" | default dict) -}}
+{{- $limits := merge (dict (include "gradcam.gpuResource" .) (include "gradcam.text" .Values.worker.gpu.count)) (get $resources "limits" | default dict) -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- end -}}
 {{- toYaml $resources -}}
