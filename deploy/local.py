@@ -98,6 +98,12 @@ def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
         raise UsageError(
             f"the stack is up already, with {_count(state['workers'])}; `gradcam down` first to run it with {workers}"
         )
+    if state.get("left"):
+        out(
+            "The stack is up already; its workers were asked to leave, and have: `gradcam down`, then `gradcam up` "
+            "starts them again."
+        )
+        return
     out(f"The stack is up already, with {_count(workers)}.")
 
 

@@ -52,6 +52,11 @@ class Worker(Program):
         self.stop()
         self.start()
 
+    @property
+    def left(self) -> bool:
+        """Return whether it ended because somebody asked it to: `gradcam workers drain`, or SIGTERM."""
+        return self.process is not None and self.process.poll() == 0
+
     def check(self) -> None:
         """Raise ServiceError if the worker has ended by itself."""
         if not self.alive:

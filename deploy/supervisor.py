@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from deploy.directory_lock import write_private
@@ -22,7 +24,10 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass
 class Restarted:
-    """One program that is started again when it dies, after longer delays while it keeps dying."""
+    """One program that is started again when it dies, after longer delays while it keeps dying.
+
+    A worker that was asked to leave has not died: it stays ended.
+    """
 
     program: Server | Worker
     backoff: Backoff = field(default_factory=Backoff)
@@ -30,9 +35,14 @@ class Restarted:
     #: When the dead program is started again; None while it runs.
     start_at: float | None = None
 
+    @property
+    def left(self) -> bool:
+        """Return whether the program is a worker that was asked to leave, and has."""
+        return isinstance(self.program, Worker) and self.program.left
+
     def look(self) -> None:
         """Start the program again if it has died and its delay is over."""
-        if self.program.alive:
+        if self.program.alive or self.left:
             return
         now = time.monotonic()
         if self.start_at is None:
@@ -61,9 +71,9 @@ def supervise(directory: Path, workers: int) -> None:
         with Stack(directory, workers) as stack:
             try:
                 write_private(env, env_file(stack.env))
-                write_private(state, json.dumps({"pid": os.getpid(), "workers": workers}))
+                _write_state(state, workers)
                 say(f"up with {workers} worker(s)")
-                _keep_running(stack)
+                _keep_running(stack, partial(_write_state, state, workers, left=True))
             finally:
                 # From here the end is orderly: another Ctrl-C or `down` adds nothing.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -74,12 +84,22 @@ def supervise(directory: Path, workers: int) -> None:
         say("down")
 
 
-def _keep_running(stack: Stack) -> None:
+def _write_state(state: Path, workers: int, *, left: bool = False) -> None:
+    write_private(state, json.dumps({"pid": os.getpid(), "workers": workers, "left": left}))
+
+
+def _keep_running(stack: Stack, worker_left: Callable[[], None]) -> None:
     programs = [stack.redis, stack.s3, stack.worker]
     restarted = [Restarted(program) for program in programs if program is not None]
     while True:
         for each in restarted:
             each.look()
+        for each in [each for each in restarted if each.left]:
+            restarted.remove(each)
+            say(
+                f"{each.program.name} was asked to leave, and has; it stays ended until `gradcam down` and `gradcam up`"
+            )
+            worker_left()
         time.sleep(_LOOK_EVERY_S)
 
 

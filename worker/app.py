@@ -25,7 +25,7 @@ from celery.exceptions import SecurityWarning
 
 from producer.jobs.broker import celery_app, transport
 from producer.jobs.model import release
-from producer.jobs.model.errors import GradcamError, Unfit
+from producer.jobs.model.errors import GradcamError, ServiceError, Unfit
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import Connections, read_both
 from producer.jobs.model.text import SENTENCE_CHARS, shown
@@ -41,7 +41,7 @@ from worker.recover.watchdog import Watchdog
 from worker.settings import WorkerSettings
 from worker.supervise import run_dirs
 from worker.supervise.grace import PARENT_SHARE, Grace
-from worker.supervise.health import PRELOADED_WITHIN_S, READY_WITHIN_S, Health
+from worker.supervise.health import PRELOADED_WITHIN_S, READY_WITHIN_S, Health, gone_from
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -175,10 +175,11 @@ class WorkerProcess:
 
     def _main_starts(self, **_: Any) -> None:
         # Celery reads its first message after this.
-        self._wait_until_ready()
         settings = self._settings
         # A Redis that is away just now must not leave this worker without its reconciler: it waits.
         table = JobTable(make_redis_client(self._connections))
+        self._forget_dead(table)
+        self._wait_until_ready()
         if settings.busy_files:
             self._watchdog = Watchdog(settings.busy_files, grace_s=settings.interval_s)
             self._watchdog.start()
@@ -194,7 +195,7 @@ class WorkerProcess:
             interval_s=settings.interval_s,
             # A lost message is found as late as a lost lease: until then it may be on its way to a claim.
             grace_s=settings.lease_s,
-            before_each=partial(self._end_when_useless, table),
+            before_each=partial(self._look_around, table),
             facts=self._facts,
             leave=self._leave,
         )
@@ -243,6 +244,22 @@ class WorkerProcess:
                 self._health.fault(f"its child has not got ready within {self._ready_within_s:g} s")
                 _end(f"its child has not got ready within {self._ready_within_s:g} s")
             time.sleep(0.05)
+
+    def _look_around(self, table: JobTable) -> None:
+        self._end_when_useless(table)
+        self._forget_dead(table)
+
+    def _forget_dead(self, table: JobTable) -> None:
+        """Remove from Redis the processes that our launcher has seen end: nobody shall wait a minute for their word.
+
+        One that is only slow has not ended, and is not among them.
+        """
+        if self._settings.drain_file is None:
+            return
+        for file in gone_from(self._settings.drain_file.parent):
+            with suppress(ServiceError, OSError):  # the next time, or after the minute in which a silent one is alive
+                table.registry.forget(file.stem)
+                file.unlink(missing_ok=True)
 
     def _end_when_useless(self, table: JobTable) -> None:
         """End a worker that nobody can stop, as its launcher is gone, or that can do nothing."""

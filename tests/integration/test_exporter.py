@@ -309,14 +309,18 @@ def test_who_asks_again_within_some_seconds_costs_redis_nothing(table: JobTable,
     def commands() -> int:
         return int(redis_client.info("stats")["total_commands_processed"])
 
-    add_job(table, "one")
-    with serving(keep_s=60) as address:
-        samples(address)
+    def asked() -> int:
         before = commands()
         for _ in range(20):
             samples(address)
             get(f"{address}/scale")
-        assert commands() - before == 1, "the INFO of this test"
+        return commands() - before
+
+    add_job(table, "one")
+    with serving(keep_s=60) as address:
+        samples(address)
+        # The INFO of this test is one. A worker of the same server may ask in the same moment, but not each time.
+        eventually(lambda: asked() == 1, within_s=10)
 
 
 def test_what_others_wrote_into_redis_takes_nothing_from_the_rest(table: JobTable, redis_client: redis.Redis) -> None:

@@ -398,6 +398,33 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
         assert client.get("job") == b"here"
 
 
+def test_workers_that_were_asked_to_leave_stay_ended_and_those_that_died_do_not(directory: Path) -> None:
+    """`gradcam workers drain LAUNCHER` ends the launcher with exit code 0, as SIGTERM does."""
+    make_private(directory)
+    log = directory / "worker.log"
+    with (directory / "supervisor.log").open("wb") as output:
+        command = [sys.executable, "-m", "deploy.supervisor", str(directory), "1"]
+        with subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output) as supervisor:
+            try:
+                _wait(lambda: log.exists() and log.read_text().count("action=starting") == 1)
+                _launcher(directory).kill()
+                _wait(lambda: log.read_text().count("action=starting") == 2)
+                _launcher(directory).terminate()
+                _wait(lambda: json.loads((directory / "state.json").read_text())["left"])
+                said = (directory / "supervisor.log").read_text()
+                assert said.count("gradcam-worker has died and is started again") == 1
+                assert "gradcam-worker was asked to leave, and has; it stays ended" in said
+                up = _local("up", "--workers", "1", directory=directory)
+                assert (up.returncode, "`gradcam down`, then `gradcam up` starts them again" in up.stdout) == (0, True)
+            finally:
+                supervisor.terminate()
+    assert log.read_text().count("action=starting") == 2
+
+
+def _launcher(directory: Path) -> psutil.Process:
+    return next(child for child in _supervisor(directory).children() if "worker.cli" in child.cmdline())
+
+
 def test_supervisor_that_was_killed_leaves_nothing_in_the_way(directory: Path) -> None:
     """Its files stay behind, and another process may have its number by now."""
     assert _local("up", "--workers", "0", directory=directory).returncode == 0

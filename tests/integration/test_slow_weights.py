@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from command import gradcam
+from command import gradcam, worker_check
+from exporters import serving
 from stacks import SMALL, asleep, eventually, own_stack
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -85,6 +88,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "GRADCAM_WORKER_LOW_SPEED_LIMIT": "0",
         "GRADCAM_WORKER_WEIGHTS_CACHE_DIR": str(folder / "weights"),
         "GRADCAM_WORKER_LEASE_S": "10",
+        "GRADCAM_WORKER_RUN_DIR": str(folder),
     }
     with own_stack(folder, settings) as stack:
         stack.start_worker()
@@ -195,6 +199,32 @@ def test_a_digest_behind_an_address_is_the_jobs_word(client: Client, server: _Se
     assert status.error == (
         f"the weights at {uri} have the SHA-256 {digest}, not {MISSING}, as #sha256= says: correct --weight-path"
     )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
+def test_weights_that_cannot_be_fetched_are_the_fault_of_their_job_and_not_of_the_worker(
+    patient: Stack, client: Client, host: str
+) -> None:
+    """The job fails in a sentence; another user's job sees nothing of it, and no probe takes the worker for faulty."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    uri = f"http://{host}:{port}/w.pth" if host[0].isdigit() else f"http://{host}/w.pth"
+    bad = client.submit([PHOTO], network=NETWORK, weight_path=uri, outputs=["cam"])
+    good = client.submit([PHOTO] * 12, chunk_size=1, **SMALL)
+    problems = {status.problem for status in client.watch(good)}
+    assert client.status(good).state is JobState.SUCCEEDED
+    assert problems == {None}
+
+    status = client.wait(bad, timeout_s=20)
+    assert status.state is JobState.FAILED
+    assert f"the weights cannot be fetched: {uri}" in (status.error or "")
+    assert client.table.redis.hlen(keys.PROBLEMS) == 0
+    assert worker_check().returncode == 0
+    assert "cannot work" not in gradcam("doctor").stdout
+    with serving() as address, urllib.request.urlopen(f"{address}/metrics", timeout=10) as page:
+        assert 'gradcam_workers{state="ready"} 1.0' in page.read().decode()
+    # It paused for nobody.
+    assert "action=worker_fault" not in (patient.directory / "worker.log").read_text()
 
 
 def test_a_worker_that_is_stopped_does_not_wait_for_weights(patient: Stack, client: Client, server: _Server) -> None:

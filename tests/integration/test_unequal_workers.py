@@ -53,6 +53,11 @@ def start(stack: ExitStack, own: Stack, name: str, **settings: str) -> Worker:
     return worker
 
 
+def name_of(own: Stack, log: str) -> str:
+    """The one process of a launcher, by its log."""
+    return (own.directory / f"{log}.log").read_text().partition("action=starting Starting ")[2].partition(" ")[0]
+
+
 def names(client: Client) -> set[str]:
     return {cast(bytes, name).decode() for name in client.table.redis.zrange("gradcam:workers", 0, -1)}
 
@@ -74,6 +79,9 @@ def test_jobs_go_on_beside_badly_provisioned_workers_and_fail_when_none_else_is_
         assert (status.state, status.done, status.error) == (JobState.SUCCEEDED, 60, None)
         assert {name for problem in problems for name in names(client) if f"worker {name} cannot do" in problem}
         assert any("AccessDenied" in problem or "elsewhere" in problem for problem in problems)
+        # One can do no job at all; the other has nothing against jobs that write where it does.
+        said = {worker.name: worker.problem for worker in client.workers()}
+        assert [problem for problem in said.values() if problem] == [said[name_of(own, "read-only")]]
         # Each refused what it had in flight, and took no more of the job.
         for bad in ("read-only", "prefix"):
             assert (own.directory / f"{bad}.log").read_text().count("action=job_refused") <= len(BUSY_KINDS)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import redis
 from command import gradcam
-from stacks import SMALL, eventually, mains_of, own_stack
+from stacks import SMALL, eventually, frozen, mains_of, own_stack
 
 from deploy.stack import Worker
 from producer.client.client import Client
@@ -115,26 +116,56 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(own: Stack, tmp_path: Path) -> None:
+def name_of(main: psutil.Process) -> str:
+    return main.environ()["GRADCAM_WORKER_NAME"]
+
+
+def listed(client: Client) -> set[str]:
+    return {found.name for found in client.workers()}
+
+
+@pytest.fixture(scope="module")
+def two(own: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A launcher of two processes."""
+    worker = Worker(tmp_path_factory.mktemp("two") / "log", own.environment(), processes=2, devices="cpu")
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+def test_processes_whose_launcher_saw_them_die_are_not_called_alive_for_a_minute(own: Stack, two: Worker) -> None:
+    """A job that all who are alive refuse would wait for the word of the dead. The second death leaves nobody."""
+    client = Client.from_env()
+    eventually(lambda: len(listed(client)) == 2)
+    first, second = mains_of(two)
+    dead, alive = name_of(first), name_of(second)
+    client.table.registry.report_problem(dead, "the disk is full")
+    with frozen(second):  # one that is only slow is alive
+        first.kill()
+        assert eventually(lambda: dead not in listed(client)) < 20
+        assert alive in listed(client)
+    for key in (keys.WORKERS, keys.QUEUES, keys.RECORDS, keys.PROBLEMS):
+        found = client.table.redis.zrange(key, 0, -1) if key == keys.WORKERS else client.table.redis.hkeys(key)
+        assert dead.encode() not in found
+    second.kill()
+    assert eventually(lambda: alive not in listed(client)) < 20
+
+
+def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(two: Worker) -> None:
     """Its launcher stays for the others, and leaves with the last; nothing of a job is lost."""
     client = Client.from_env()
-    worker = Worker(tmp_path / "log", own.environment(), processes=2, devices="cpu")
-    worker.start()
-    try:
-        eventually(lambda: len([found for found in client.workers() if found.known]) == 2)
-        first, second = client.workers()
-        job = client.submit([str(PHOTO)] * 400, chunk_size=20, input_size=(64, 64), **SMALL)
-        eventually(lambda: any(found.in_hand and found.images_per_s for found in client.workers()))
-        gradcam("workers", "drain", first.name)
-        eventually(lambda: len(mains_of(worker)) == 1)
-        eventually(lambda: [found.name for found in client.workers()] == [second.name])
-        status = client.wait(job, timeout_s=60)
-        assert (status.done, status.failed) == (400, 0)
-        assert second.launcher is not None
-        assert len(mains_of(worker)) == 1
-        assert "with its 1 processes" in gradcam("workers", "drain", second.launcher).stdout
-        assert worker.process is not None
-        assert worker.process.wait(30) == 0
-        assert client.workers() == []
-    finally:
-        worker.stop()
+    eventually(lambda: len([found for found in client.workers() if found.known]) == 2)
+    first, second = client.workers()
+    job = client.submit([str(PHOTO)] * 400, chunk_size=20, input_size=(64, 64), **SMALL)
+    eventually(lambda: any(found.in_hand and found.images_per_s for found in client.workers()))
+    gradcam("workers", "drain", first.name)
+    eventually(lambda: len(mains_of(two)) == 1)
+    eventually(lambda: [found.name for found in client.workers()] == [second.name])
+    status = client.wait(job, timeout_s=60)
+    assert (status.done, status.failed) == (400, 0)
+    assert second.launcher is not None
+    assert len(mains_of(two)) == 1
+    assert "with its 1 processes" in gradcam("workers", "drain", second.launcher).stdout
+    assert two.process is not None
+    assert two.process.wait(30) == 0
+    assert client.workers() == []

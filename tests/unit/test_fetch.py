@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -652,6 +652,19 @@ def test_an_object_store_out_of_reach_is_the_workers_fault(make: Make) -> None:
         pytest.raises(WorkerError, match="S3 cannot be used from this worker"),
     ):
         make(client).fetch("s3://bucket/picture.jpg")
+
+
+def test_a_bucket_in_a_place_that_is_not_there_stops_no_worker_whose_store_answers() -> None:
+    """S3 Express names its zone in the bucket's name; a stranger may write any."""
+    s3 = boto3.client("s3", region_name="us-west-2", aws_access_key_id="id", aws_secret_access_key="word")
+    uri = "s3://some--nozone-az9--x-s3/picture.jpg"
+    well = Fetcher(FetchPolicy(), s3, store_answers=lambda: True)
+    away = Fetcher(FetchPolicy(), s3, store_answers=lambda: False)
+    with closing(s3), closing(well), closing(away):
+        with pytest.raises(FetchError, match="cannot be reached for this bucket"):
+            well.fetch(uri)
+        with pytest.raises(WorkerError, match="S3 cannot be used from this worker"):
+            away.fetch(uri)
 
 
 def test_missing_credentials_are_the_workers_fault(

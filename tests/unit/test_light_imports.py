@@ -64,18 +64,22 @@ def test_nothing_of_ours_imports_opentelemetry_while_traces_are_off() -> None:
 
 
 def test_a_child_starts_without_the_compiler_of_torch_until_it_is_asked_something() -> None:
-    """RoI align asks it, in detectors; the answer is the compiler's own."""
+    """RoI align asks it, in detectors; the answer is the compiler's own. timm has wishes that bind nobody."""
     program = """
 import sys, worker.child
 from importlib import import_module
-print("torchvision" in sys.modules, "torch._dynamo" in sys.modules)
+import torch
+from worker.models.architectures import find
+disable = torch.compiler.disable
+find("timm/tf_efficientnet_lite0", None).build(5)(torch.zeros(2, 3, 64, 64))
+print("torchvision" in sys.modules, "torch._dynamo" in sys.modules, torch.compiler.disable is disable)
 asked = import_module("torchvision.ops.roi_align").is_compile_supported
 answers = [asked(device) for device in ("cpu", "cuda")]
 from torch._dynamo import utils
 print(answers == [utils.is_compile_supported(device) for device in ("cpu", "cuda")])
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert run.stdout.split() == ["True", "False", "True"]
+    assert run.stdout.split() == ["True", "False", "True", "True"]
 
 
 @pytest.mark.parametrize("module", ["worker.supervise.launcher", "worker.tasks", "worker.recover.reconciler"])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
-from producer.jobs.model.errors import JobError, WorkerError
+from producer.jobs.model.errors import JobError, NotHere, WorkerError
 from worker.models import weights
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.ones(2)}
@@ -193,6 +194,16 @@ def test_a_machine_that_cannot_keep_a_download_is_not_the_jobs_fault(hub: Path) 
     hub.write_text("no folder")
     with pytest.raises(WorkerError, match=r"no weights can be written to .*checkpoints"):
         weights.checkpoint("net", URL, download)
+
+
+def test_a_download_that_another_process_holds_up_is_no_fault_of_this_worker(
+    monkeypatch: pytest.MonkeyPatch, hub: Path
+) -> None:
+    monkeypatch.setattr(weights, "_OTHERS_TIMEOUT_S", 0.1)
+    locks = hub.with_name(".locks")
+    locks.mkdir()
+    with FileLock(locks / f"{URL.rpartition('/')[2]}.lock"), pytest.raises(NotHere, match="has been downloading"):
+        weights.checkpoint("net", URL, lambda _url, _path: None)
 
 
 def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

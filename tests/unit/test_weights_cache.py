@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import pytest
 
-from producer.jobs.model.errors import FetchError, FetchTimeout, JobError, WorkerError
+from producer.jobs.model.errors import FetchError, FetchTimeout, JobError, NotHere, WorkerError
 from worker.models.weights_cache import Fetch, WeightsFiles
 from worker.supervise.weights_folder import complaint, default_folder
 
@@ -232,12 +232,12 @@ def test_a_machine_whose_disks_are_all_full_is_not_the_jobs_fault(tmp_path: Path
         _files(tmp_path, fetch).file("s3://a/w", DIGEST).__enter__()
 
 
-def test_waiting_for_another_process_has_an_end(tmp_path: Path) -> None:
+def test_waiting_for_another_process_has_an_end_and_is_no_fault_of_this_worker(tmp_path: Path) -> None:
     files = _files(tmp_path, _Served({"s3://a/w": DATA}), timeout_s=0.3)
     (tmp_path / "kept").mkdir()
     with (tmp_path / "kept" / f"{DIGEST[:2]}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(WorkerError, match="another process has been fetching weights"):
+        with pytest.raises(NotHere, match="another process has been fetching weights"):
             files.file("s3://a/w", DIGEST).__enter__()
 
 
@@ -251,7 +251,7 @@ def test_a_job_is_not_to_blame_for_time_spent_waiting(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = (pool.submit(files.file("s3://a/w", DIGEST).__enter__) for _ in range(2))
         errors = {type(future.exception()) for future in (first, second)}
-    assert errors == {FetchTimeout, WorkerError}
+    assert errors == {FetchTimeout, NotHere}
 
 
 def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:

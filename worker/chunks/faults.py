@@ -3,7 +3,8 @@
 | raised                          | whose fault      | what follows                                               |
 |---------------------------------|------------------|------------------------------------------------------------|
 | `JobError`                      | the job's        | the job fails (`consumer.py`)                              |
-| `NotHere`                       | ours or the job's | we leave the job to others; it fails when no worker can do it |
+| `NotHere`                       | the job's, here  | we leave the job to others; it fails when no worker can do it |
+| `BucketClosed`                  | ours, or the store's | the same; we also say that we cannot work       |
 | `OtherVersion`                  | nobody's         | we leave the job to others                                 |
 | `DeviceError`, `NoRoom`, others | the job's, perhaps | the job is delayed; it fails after three tries           |
 | any other `WorkerError`, Redis  | ours             | we pause, 1 s to 30 s                                      |
@@ -102,14 +103,17 @@ class FaultHandler:
             self.own_fault(claim.job, claim.chunk, error)
 
     def leave_to_others(self, job: str, error: NotHere, claim: Claim | None = None) -> None:
-        """Leave a job to others that this worker cannot do. Where no worker can, the job fails."""
+        """Leave a job to others that this worker cannot do. Where no worker can, the job fails.
+
+        It says nothing of this worker, which is as good as before for other jobs, unless our bucket is closed to it.
+        """
         log.warning("action=job_refused job=%s This worker cannot do it: %s", job, error)
         kind = Kind.VERSION if isinstance(error, OtherVersion) else Kind.REFUSED
         with suppress(UnreadableJob):  # then no message leads to it
             self._table.troubles.tell(self._worker, self._host, job, kind, str(error), claim)
-        # No other job can be done here either: each is looked at once, and nothing is computed for it.
-        self._bucket_closed = self._bucket_closed or isinstance(error, BucketClosed)
-        if kind is Kind.REFUSED:
+        if isinstance(error, BucketClosed):
+            # No other job can be done here either: each is looked at once, and nothing is computed for it.
+            self._bucket_closed = True
             self._report(str(error))
 
     def _unforeseen(self, claim: Claim, error: Exception) -> None:

@@ -27,7 +27,7 @@ from worker.models import detectors, own_model
 from worker.models import weights as files
 from worker.models.layers import LAST_CONV, Tokens
 from worker.models.registered import Registered, registered
-from worker.models.vision import models
+from worker.models.vision import import_timm, models
 
 DEFAULT: Final = "DEFAULT"
 #: How pictures are resized for networks by name.
@@ -405,6 +405,6 @@ def _imagenet() -> list[str]:
 
 def _optional(package: str) -> Any:
     try:
-        return import_module(package)
+        return import_timm() if package == "timm" else import_module(package)
     except ImportError:
         raise NotHere(f"{package} is missing here; run: pip install 'gradcam-queue[timm]'") from None

@@ -172,7 +172,8 @@ def checkpoint(name: str, url: str, download: Download | None) -> Path:
 
     Raises:
         JobError: it is not there and cannot be downloaded; the error names the network and the remedy.
-        WorkerError: it cannot be written to this machine's disk, or another process takes too long to download it.
+        NotHere: another process takes too long to download it.
+        WorkerError: it cannot be written to this machine's disk.
     """
     parts = Path(unquote(urlsplit(url).path)).parts[1:]
     # A hub of models gives every file the same name; there the whole path tells them apart.
@@ -193,7 +194,8 @@ def _one_process(path: Path) -> Iterator[None]:
     """Let one process at a time download a checkpoint; the lock is beside torch.hub's folder, which is not ours.
 
     Raises:
-        WorkerError: the folder cannot be written, or another process takes too long.
+        NotHere: another process takes too long.
+        WorkerError: the folder cannot be written.
     """
     locks = path.parent.with_name(".locks")
     try:
@@ -204,8 +206,9 @@ def _one_process(path: Path) -> Iterator[None]:
 
         lock = acquired(locks / f"{path.name}.lock", _OTHERS_TIMEOUT_S)
     except Timeout:
-        raise WorkerError(
-            f"another process has been downloading {path.name} for more than {_OTHERS_TIMEOUT_S:.0f} s"
+        raise NotHere(
+            f"another process has been downloading {path.name} for more than {_OTHERS_TIMEOUT_S:.0f} s; "
+            "`gradcam retry` tries again"
         ) from None
     except OSError as error:
         raise WorkerError(f"no weights can be written to {path.parent} ({error.strerror or error})") from None

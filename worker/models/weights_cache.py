@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from producer.jobs.fetch.pace import LOOK_EVERY_S, check_interruption
 from producer.jobs.model.digests import sha256_of
-from producer.jobs.model.errors import FetchTimeout, OtherWeights, WorkerError
+from producer.jobs.model.errors import FetchTimeout, NotHere, OtherWeights, WorkerError
 from producer.jobs.model.redaction import redact
 from worker import metrics
 from worker.supervise.private_folder import make_private
@@ -72,7 +72,8 @@ class WeightsFiles:
         Raises:
             FetchError: The address cannot be fetched.
             OtherWeights: The address has other content than `sha256` says.
-            WorkerError: The disk is full, or another process takes too long to fetch the same.
+            NotHere: Another process takes too long to fetch the same.
+            WorkerError: The disk is full.
             Interrupted: As `pace.interruptible` says, also while another process fetches.
         """
         with ExitStack() as held:
@@ -118,7 +119,7 @@ class WeightsFiles:
             file.close()
             if fetched:
                 # The file itself may be larger than the limit.
-                with suppress(OSError, WorkerError):
+                with suppress(OSError, NotHere):
                     self._tidy()
 
     def _opened(self, sha256: str) -> BinaryIO | None:
@@ -166,11 +167,14 @@ class WeightsFiles:
 
     @contextmanager
     def _locked(self, name: str, timeout_s: float) -> Iterator[None]:
-        """Hold one of the locks. Raises WorkerError if it cannot be had in time."""
+        """Hold one of the locks. Raises NotHere if it cannot be had in time."""
         try:
             lock = acquired(self._folder / f"{name}.lock", timeout_s)
         except Timeout:
-            raise WorkerError(f"another process has been fetching weights for more than {timeout_s:.0f} s") from None
+            raise NotHere(
+                f"another process has been fetching weights for more than {timeout_s:.0f} s; "
+                "`gradcam retry` tries again"
+            ) from None
         with lock:
             yield
 
@@ -184,8 +188,10 @@ class WeightsFiles:
         except FetchTimeout as error:
             if timeout_s > self._timeout_s / 2:
                 raise
-            # Waiting for another process took the time; the job is not to blame.
-            raise WorkerError(f"another process was fetching weights for so long that {error}") from None
+            # Waiting for another process took the time: no other address would help.
+            raise NotHere(
+                f"another process was fetching weights for so long that {error}; `gradcam retry` tries again"
+            ) from None
         found = sha256_of(path)
         if sha256 is not None and found != sha256:
             raise OtherWeights(
@@ -216,7 +222,7 @@ class WeightsFiles:
         with self._locked(_CHANGES, self._timeout_s):
             self._make_room(0)
         for partial in self._folder.glob("*.partial"):
-            with suppress(WorkerError), self._locked(partial.stem, timeout_s=0):
+            with suppress(NotHere), self._locked(partial.stem, timeout_s=0):
                 partial.unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ A file's time of modification or its content says the thing:
 | `<name>.fault`          | what keeps the process from working                                | child         |
 | `<name>.work`           | network, batch size, images/s, busy share and images in hand, JSON | child         |
 | `<name>.drain`          | that the process was asked to finish and leave                     | main process  |
+| `<name>.gone`           | that the process has ended, and Redis may still count it as alive  | launcher      |
 
 `launcher.json` beside them lists the processes (`process_list.py`), and `check.py` reads all of it.
 """
@@ -43,8 +44,13 @@ _WRITE_EVERY_S: Final = 1.0
 _WORK_IS_OLD_S: Final = 60.0
 _KINDS: Final = (
     "ready", "starts", "preloads", "startup_failed", "polled", "away", "at-work", *BUSY_KINDS, "waits", "fault",
-    "work", "drain",
+    "work", "drain", "gone",
 )  # fmt: skip
+
+
+def gone_from(folder: Path) -> list[Path]:
+    """Return the `.gone` files of a launcher's folder: their stems are the names that Redis may still have."""
+    return sorted(folder.glob("*.gone"))
 
 
 class Health:
@@ -177,6 +183,10 @@ class Health:
         """Remove all files of a process that has ended."""
         for kind in _KINDS:
             self._remove(kind)
+
+    def gone(self) -> None:
+        """Say that the process has ended; `gone_from` finds it."""
+        self._write("gone", "")
 
     def _touch(self, kind: str) -> bool:
         """Set a file's time to now; return False if that was done within the last second."""

@@ -210,6 +210,7 @@ class Launcher:
             "action=starting Starting %s on %s with %d threads%s.", planned.name, planned.device, planned.threads, on
         )
         self._make_folders()
+        Health(self._folder / planned.name).forget()  # should its name come a second time
         with cores.pinned(planned.cores):
             # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which drains the processes.
             process.running = subprocess.Popen(
@@ -229,12 +230,16 @@ class Launcher:
             _kill_group(process.running.pid)
         health = Health(self._folder / process.name)
         why = health.standing_fault() or f"it ended with code {code} after {lived_s:.0f} s"
-        if process.ready or health.has("ready"):
+        was_ready = process.ready or health.has("ready")
+        if was_ready:
             process.failures = 0
         elif code not in _WANTED:
             process.failures += 1
         process.leaves = process.leaves or health.has("drain")
         health.forget()
+        if was_ready:
+            # We have no connection to Redis; our other processes have, and the next one.
+            health.gone()
         process.running = None
         if process.leaves:
             log.info("action=left %s has left, and is not started again.", process.name)

@@ -205,7 +205,13 @@ class Fetcher:
         except ParamValidationError as error:
             raise FetchError(f"{address.shown} is refused: S3 has no such names") from error
         except BotoCoreError as error:
-            raise WorkerError(f"S3 cannot be used from this worker: {error}") from error
+            # A bucket may name a place that there is not: one address must not be able to stop a worker.
+            if self._store_answers is None or not self._store_answers():
+                raise WorkerError(f"S3 cannot be used from this worker: {error}") from error
+            why = type(error).__name__
+            raise TryAgain(
+                f"{address.shown} cannot be fetched: S3 cannot be reached for this bucket ({why})"
+            ) from error
         with closing(body):
             refuse_larger(address.shown, length, limit_bytes)
             try:

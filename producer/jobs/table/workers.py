@@ -206,17 +206,20 @@ class WorkerRegistry:
 
     def deregister(self, worker: str) -> None:
         """Remove a worker that ends; it ends also when Redis is away."""
-
-        def deregister(client: redis.Redis) -> None:
-            client.zrem(keys.WORKERS, worker)
-            client.hdel(keys.QUEUES, worker)
-            client.hdel(keys.PROBLEMS, worker)
-            client.hdel(keys.WAITS, worker)
-            client.hdel(keys.RECORDS, worker)
-            client.hdel(keys.DRAINS, worker)
-
         with suppress(ServiceError):
-            self._scripts.do(deregister, patience_s=1.0)
+            self.forget(worker)
+
+    def forget(self, worker: str) -> None:
+        """Remove a worker that has ended. Raises ServiceError: Redis is away, or a key is of another type."""
+        told = (keys.QUEUES, keys.PROBLEMS, keys.WAITS, keys.RECORDS, keys.DRAINS)
+
+        def forget(client: redis.Redis) -> None:
+            client.zrem(keys.WORKERS, worker)
+            for key in told:
+                client.hdel(key, worker)
+
+        with _ours(keys.WORKERS, *told):
+            self._scripts.do(forget, patience_s=1.0)
 
     def workers(self) -> list[WorkerRecord]:
         """The workers that are alive, by their names; what one tells that cannot be read is left out of its record."""
