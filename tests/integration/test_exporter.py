@@ -16,6 +16,7 @@ import redis
 from command import gradcam
 from exporters import serving
 from prometheus_client.parser import text_string_to_metric_families
+from stacks import eventually
 
 from deploy.programs import free_ports
 from producer.jobs.model import keys
