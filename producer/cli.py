@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -17,7 +16,6 @@ import click
 from producer.commands import results as results_cli
 from producer.commands.console import (
     BUG,
-    INTERRUPTED,
     PLAIN_CODES,
     SERVICE,
     USAGE,
@@ -35,6 +33,7 @@ from producer.commands.submit import submit
 from producer.commands.workers import workers
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.interrupt import INTERRUPTED, run_guarded, wished
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.states import JobState
 from producer.jobs.model.terminal import out_json, out_lines, say, say_bug, say_error, say_refused
@@ -132,15 +131,12 @@ for _command in (submit, workers, *COMMANDS, *results_cli.COMMANDS, metrics):
 
 
 def main() -> NoReturn:
-    """Run the command; the one place where errors become sentences and exit codes."""
-    # A submission that is stopped by any means tidies up after itself.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    sys.exit(run(lambda: cli(standalone_mode=False)))
+    """Run the command; `gradcam` itself begins in `deploy/cli.py`, where less is imported before Ctrl-C is heard."""
+    run_guarded(lambda: run(lambda: cli(standalone_mode=False)))
 
 
 def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to end
-    """Call a command and turn what it raises into a sentence on stderr and an exit code."""
+    """Call a command; the one place where errors become a sentence on stderr and an exit code."""
     try:
         return int(command() or 0)
     except click.exceptions.Exit as ended:
@@ -164,6 +160,9 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except Exception as error:
         if _is_redis(error):
             return _say(f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE)
+        if wished():
+            say("interrupted")  # a library made another error of it
+            return INTERRUPTED
         say_bug(error)
         return BUG
 

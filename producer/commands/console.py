@@ -27,7 +27,7 @@ CODES = (
 
 
 #: Exit codes beside those of jobs, which `producer.client.watch` has.
-USAGE, SERVICE, TIMED_OUT, BUG, INTERRUPTED = 2, 4, 5, 70, 130
+USAGE, SERVICE, TIMED_OUT, BUG = 2, 4, 5, 70
 _LONGEST_S = 100 * 366 * 86_400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
