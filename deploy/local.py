@@ -19,6 +19,7 @@ from deploy.stack import WORKER_GRACE_S, Stack
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.terminal import out, out_lines, say
+from producer.jobs.model.text import counted
 
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
@@ -132,4 +133,4 @@ def _state(directory: Path) -> dict[str, Any]:
 
 
 def _count(workers: int) -> str:
-    return f"{workers or 'no'} worker{'' if workers == 1 else 's'}"
+    return counted(workers, "worker") if workers else "no workers"

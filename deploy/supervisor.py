@@ -15,6 +15,7 @@ from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
 from producer.jobs.model import terminal
 from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.text import counted
 from worker.supervise.backoff import Backoff
 
 _LOOK_EVERY_S = 0.5
@@ -62,7 +63,7 @@ def supervise(directory: Path, workers: int) -> None:
             try:
                 write_private(env, env_file(stack.env))
                 write_private(state, json.dumps({"pid": os.getpid(), "workers": workers}))
-                say(f"up with {workers} worker(s)")
+                say(f"up with {counted(workers, 'worker')}")
                 _keep_running(stack)
             finally:
                 # From here the end is orderly: another Ctrl-C or `down` adds nothing.

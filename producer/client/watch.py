@@ -15,7 +15,7 @@ from rich.table import Table
 from producer.jobs.model import release
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
-from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, shown
+from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, counted, shown
 
 if TYPE_CHECKING:
     from producer.submission import sender
@@ -109,7 +109,7 @@ def note(status: JobStatus) -> str:
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
-        parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
+        parts.append(f"{status.images_per_s:.1f} images/s by {counted(status.workers, 'worker')}")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return shown(", ".join(parts), SENTENCE_CHARS)
@@ -130,7 +130,8 @@ def summary(status: JobStatus) -> str:
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
-        rows["at work"] = f"{status.running} images in {status.chunks.in_flight} chunks; {status.workers} workers alive"
+        at_work = f"{counted(status.running, 'image')} in {counted(status.chunks.in_flight, 'chunk')}"
+        rows["at work"] = f"{at_work}; {counted(status.workers, 'worker')} alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     rows |= _standstill(status)
     if status.images_per_s:
@@ -183,7 +184,7 @@ def _waits(status: JobStatus) -> str:
         return "no worker is running"
     if status.waited_for:
         told = (
-            f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
+            f"{counted(wait.workers, 'worker waits', 'workers wait')} for {wait.what}, "
             f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
             for wait in status.waited_for
         )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producer.commands.console import PLAIN_CODES, Examples, client_from_env, examples, make_talk
+from producer.commands.console import PLAIN_CODES, Examples, client_from_env, each, examples, make_talk
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import counted, shown
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -78,7 +78,7 @@ def workers(drain: tuple[str, ...], as_json: bool, watch: bool) -> None:
 
 
 def _drain(client: Client, names: Sequence[str], *, as_json: bool) -> None:
-    for name in names:
+    def ask(name: str) -> int:
         asked = client.drain(name)
         if as_json:
             out_json(asked.model_dump_json())
@@ -86,7 +86,11 @@ def _drain(client: Client, names: Sequence[str], *, as_json: bool) -> None:
             out(f"process {shown(name)} finishes its batch and leaves")
         else:
             which = ", ".join(map(shown, asked.processes))
-            out(f"launcher {shown(name)} leaves with its {len(asked.processes)} processes: {which}")
+            count = counted(len(asked.processes), "process", "processes")
+            out(f"launcher {shown(name)} leaves with its {count}: {which}")
+        return 0
+
+    sys.exit(each("name", names, ask, as_json=as_json))
 
 
 def _show(found: Sequence[WorkerRecord], *, as_json: bool, watch: bool) -> None:

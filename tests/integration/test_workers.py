@@ -125,7 +125,7 @@ def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(own:
         assert (status.done, status.failed) == (400, 0)
         assert second.launcher is not None
         assert len(mains_of(worker)) == 1
-        assert "with its 1 processes" in gradcam("workers", "drain", second.launcher).stdout
+        assert "with its 1 process:" in gradcam("workers", "drain", second.launcher).stdout
         assert worker.process is not None
         assert worker.process.wait(30) == 0
         assert client.workers() == []

@@ -9,6 +9,7 @@ from producer.jobs.model.history import Action
 from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.states import Ingest, JobState, WaitReason
 from producer.jobs.model.status import JobStatus, Wait
+from producer.jobs.model.text import counted
 from producer.jobs.model.waits import REDIS, STORE
 
 #: Redis refuses messages and signs of life when it holds more than this share of its `maxmemory`.
@@ -79,8 +80,8 @@ def why(
         return WaitReason.NO_WORKER, "no worker is running: start `gradcam-worker`"
     if not found.readers and not status.chunks.in_flight:
         return WaitReason.PRIORITY_UNREAD, (
-            f"no worker reads the priority `{found.queue}`, {_are(found.alive, 'reads', 'read')} others: start "
-            f"`gradcam-worker --queues {found.queue}`"
+            f"no worker reads the priority `{found.queue}`, {counted(found.alive, 'worker reads', 'workers read')} "
+            f"others: start `gradcam-worker --queues {found.queue}`"
         )
     if status.chunks.in_flight:
         return _in_flight(found, waited_for)
@@ -107,8 +108,11 @@ def _servers(waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
     for wait in waited_for:
         if wait.what != REDIS:  # the one that has just answered
             kind = WaitReason.STORE_UNWELL if wait.what == STORE else WaitReason.WORKERS_WAIT
-            what = _quoted(wait.what)
-            return kind, f"{_are(wait.workers, 'waits', 'wait')} for {what}, {wait.longest_s:.0f} s by now"
+            who, what = counted(wait.workers, "worker waits", "workers wait"), _quoted(wait.what)
+            return (
+                kind,
+                f"{who} for {what}, {wait.longest_s:.0f} s by now",
+            )
     return None
 
 
@@ -135,22 +139,12 @@ def _turn(found: Surroundings, waited_for: Sequence[Wait]) -> tuple[WaitReason, 
     if found.delayed_s > 0:
         return WaitReason.DELAYED, f"it is in trouble, others go first for {found.delayed_s:.0f} s more"
     if found.ahead or found.in_hand:
-        least = "at least " if found.more else ""
-        return WaitReason.TURN, (
-            f"waits its turn behind {least}{_images(found.ahead + found.in_hand)}, workers have {found.in_hand} of them"
-        )
+        before = ("at least " if found.more else "") + counted(found.ahead + found.in_hand, "image")
+        return WaitReason.TURN, f"waits its turn behind {before}, workers have {found.in_hand} of them"
     return _servers(waited_for) or (
         WaitReason.SOON,
         "nothing is before it: a worker takes it in a moment, or its message was lost and is sent again",
     )
-
-
-def _are(count: int, one: str, several: str) -> str:
-    return f"{count} worker {one}" if count == 1 else f"{count} workers {several}"
-
-
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"
 
 
 def _quoted(text: str) -> str:
