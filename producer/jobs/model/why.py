@@ -16,6 +16,8 @@ from producer.jobs.model.waits import REDIS, STORE
 FULL = 0.99
 #: A job of which something was recorded within this time goes on.
 MOVES_S = 10.0
+#: A submission of which nothing was heard for so long has most likely been interrupted.
+SENDER_SILENT_S = 300.0
 #: What somebody else wrote, a worker's sentence say, is shown up to here.
 _LONGEST_QUOTE = 300
 
@@ -29,6 +31,8 @@ class Surroundings:
     loading: bool
     #: For how many seconds it is delayed.
     delayed_s: float
+    #: For how many seconds nothing was heard of whoever sends its images.
+    sender_silent_s: float
     #: Of the workers that are alive: how many, and how many of them read its priority.
     alive: int
     readers: int
@@ -76,6 +80,11 @@ def why(
             f"Redis is full ({full:.0%} of its maxmemory), nobody can send messages: give it more memory, or delete "
             "jobs that have ended"
         )
+    if _is_broken_off(status, found, full):
+        return WaitReason.SENDER_SILENT, (
+            f"the program that sends its images has not been heard of for {found.sender_silent_s / 60:.0f} min: "
+            f"{'submit it again under this name to go on, or ' if status.name else ''}`gradcam cancel {status.job}`"
+        )
     if not found.alive:
         return WaitReason.NO_WORKER, "no worker is running: start `gradcam-worker`"
     if not found.readers and not status.chunks.in_flight:
@@ -96,6 +105,13 @@ def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
         said += f" at {last.at:%Y-%m-%d %H:%M:%S} UTC"
         said += f" ({_quoted(last.reason)})" if last.reason else ""
     return WaitReason.PAUSED, f"{said}: `gradcam resume {job}` goes on with it"
+
+
+def _is_broken_off(status: JobStatus, found: Surroundings, full: float) -> bool:
+    """Whether all that was sent of a job has its end, and nobody seems to send the rest; one may wait for room."""
+    is_idle = not status.chunks.waiting and not status.chunks.in_flight
+    is_open = status.ingest is Ingest.OPEN and full <= FULL_SHARE
+    return is_idle and is_open and found.sender_silent_s > SENDER_SILENT_S
 
 
 def _in_flight(found: Surroundings, waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
