@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +25,19 @@ _DRAIN = "drain"
 _WIDE = 250
 #: Nothing of a worker's words is shown beyond this in a table.
 _LONGEST_CELL = 200
+#: A process tells of itself every 5 s; one that has not for longer than this may be gone.
+_SILENT_S = 10.0
+
+
+def _remarks(worker: WorkerRecord) -> Iterator[str]:
+    if worker.draining:
+        yield "leaves"
+    if worker.silent_s > _SILENT_S:
+        yield f"silent for {worker.silent_s:.0f} s"
+    if worker.problem:
+        yield "has a problem"
+
+
 _COLUMNS: dict[str, Callable[[WorkerRecord], object]] = {
     "name": lambda worker: worker.name,
     "host": lambda worker: worker.host,
@@ -37,7 +50,7 @@ _COLUMNS: dict[str, Callable[[WorkerRecord], object]] = {
     "in hand": lambda worker: worker.in_hand,
     "reads": lambda worker: worker.queues or "all",
     "version": lambda worker: worker.version,
-    "problem": lambda worker: "; ".join(filter(None, ("leaves" if worker.draining else "", worker.problem))),
+    "": lambda worker: ", ".join(_remarks(worker)),
 }
 
 
@@ -114,6 +127,10 @@ def _show(found: Sequence[WorkerRecord], *, as_json: bool, watch: bool) -> None:
     for worker in found:
         made.add_row(*(_cell(column(worker)) for column in _COLUMNS.values()))
     console.print(made)
+    # Sentences would make the table wider than any terminal; here a terminal breaks them where it ends.
+    for worker in found:
+        if worker.problem:
+            out(f"{worker.name}: {worker.problem}")
 
 
 def _cell(value: object) -> str:

@@ -190,9 +190,8 @@ def _workers(client: redis.Redis) -> Answer:
     seconds, _ = client.time()
     registry = WorkerRegistry(Scripts(client, patience_s=0))
     alive = int(client.zcount(keys.WORKERS, seconds - WORKER_SILENT_S, "+inf"))
-    problems = cast("list[bytes]", client.hvals(keys.PROBLEMS))
-    if problems:
-        words = f"{alive} alive; {len(problems)} cannot work: {problems[0].decode(errors='replace')}"
+    if problems := registry.problems(seconds):
+        words = f"{alive} alive; {len(problems)} cannot work: {problems[0]}"
         return Answer(check="workers", verdict="warn", words=words)
     if not alive:
         return Answer(check="workers", verdict="warn", words="none is running: start `gradcam-worker`")
