@@ -63,10 +63,11 @@ def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
-    last = -LINE_EVERY_S
+    last, told = -LINE_EVERY_S, None
     for status in statuses:
-        if not status.ended and time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
+        waits = status.waits_reason, _begins(status)
+        if not status.ended and (waits != told or time.monotonic() - last >= LINE_EVERY_S):
+            last, told = time.monotonic(), waits
             console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
     return status
 
@@ -104,6 +105,8 @@ def note(status: JobStatus) -> str:
     parts = [_problem(status)] if status.problem else []
     if status.waits:
         parts.append(status.waits)
+    elif _begins(status):
+        parts.append("a worker has its first images in hand")
     if status.stalled_s is not None:
         parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
     if status.failed:
@@ -113,6 +116,11 @@ def note(status: JobStatus) -> str:
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return shown(", ".join(parts), SENTENCE_CHARS)
+
+
+def _begins(status: JobStatus) -> bool:
+    """Whether a worker has images of it and none has its end: it imports PyTorch, say, or is at its first batch."""
+    return not status.ended and status.chunks.in_flight > 0 and not status.done + status.failed
 
 
 def summary(status: JobStatus) -> str:
