@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +24,7 @@ from producer.client.watch import exit_code, follow
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import OUTPUTS
+from producer.jobs.model.states import WaitReason
 from producer.jobs.model.status import JobStatus
 from producer.jobs.model.terminal import out_lines, say
 from producer.jobs.model.text import shown
@@ -44,6 +44,7 @@ PHOTOS = (
     "brick.png",
     "hubble_deep_field.jpg",
 )
+_STARTS = "the worker starts and imports PyTorch"
 _TEMPORARY = "gradcam-demo-"
 #: An older directory of ours that nobody holds is of a killed demo.
 _LEFT_AFTER_S = 60.0
@@ -89,17 +90,15 @@ def _upload(stack: Stack, photos: Sequence[Path]) -> list[str]:
 
 
 def _follow(client: Client, job: str, stack: Stack, console: Console) -> JobStatus:
-    statuses = _watch(client, job, stack)
-    with console.status("the worker loads PyTorch and the network"):
-        first = next(status for status in statuses if status.workers or status.ended)
-    return follow(chain([first], statuses), console)
+    return follow(_watch(client, job, stack), console)
 
 
 def _watch(client: Client, job: str, stack: Stack) -> Iterator[JobStatus]:
     for status in client.watch(job):
         if stack.worker is not None and not status.ended:
             stack.worker.check()  # nobody else would ever finish the job
-        yield status
+        is_starting = status.waits_reason is WaitReason.NO_WORKER
+        yield status.model_copy(update={"waits": _STARTS}) if is_starting else status
 
 
 def _row(photo: Path, result: Result, output_dir: Path) -> contact_sheet.Row:

@@ -1,14 +1,22 @@
-"""The directory of a stack's data and secrets: only its owner can read it, and one process at a time holds it."""
+"""The directory of a stack's data and secrets: only its owner can read it, and one process at a time holds it.
+
+The stack's launcher holds a lock of its own there: it may outlive a supervisor that was killed.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from producer.jobs.model.errors import UsageError
 from producer.output.atomic_file import atomic_file
 from worker.supervise import private_folder
+
+#: The locks of a stack's directory: its owner's, and its launcher's.
+OF_STACK, OF_LAUNCHER = "lock", "launcher.lock"
 
 
 def make_private(directory: Path) -> Path:
@@ -36,10 +44,15 @@ class InUse(UsageError):
 
 
 class DirectoryLock:
-    """The lock of a directory; the kernel ends it with the process, so no stale file can lie."""
+    """A lock of a directory; the kernel ends it with the process, so no stale file can lie.
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "lock"
+    Args:
+        directory: Whose lock it is.
+        name: Which of its locks.
+    """
+
+    def __init__(self, directory: Path, name: str = OF_STACK) -> None:
+        self.path = directory / name
         self._file: int | None = None
 
     def acquire(self) -> None:
@@ -54,9 +67,31 @@ class DirectoryLock:
         except BlockingIOError:
             os.close(file)
             raise InUse(f"a stack already runs in {self.path.parent}") from None
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
         self._file = file
+        self._name(os.getpid())
+
+    def hand_over(self, start: Callable[[int], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        """Hold the directory by a program that is started: it has the lock until it ends.
+
+        Args:
+            start: Starts it; is given the open file that the program has to inherit.
+
+        Raises:
+            InUse: Another process holds it.
+        """
+        self.acquire()
+        try:
+            assert self._file is not None  # noqa: S101 - it is held
+            process = start(self._file)
+            self._name(process.pid)
+        finally:
+            self.release()
+        return process
+
+    def _name(self, pid: int) -> None:
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(pid).encode(), 0)
 
     def release(self) -> None:
         """Release the directory."""
@@ -65,15 +100,15 @@ class DirectoryLock:
             self._file = None
 
 
-def holder(directory: Path) -> int | None:
-    """Return the process that holds a directory, or None; 0 before that process has written its number.
+def holder(directory: Path, name: str = OF_STACK) -> int | None:
+    """Return the process that holds a lock of a directory, or None; 0 before that process has written its number.
 
     Raises:
         UsageError: Another user wrote that number.
     """
     try:
         private_folder.refuse_others(directory)
-        file = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW)
+        file = os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from deploy.directory_lock import holder, make_private
+from deploy.directory_lock import OF_LAUNCHER, holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.terminal import out, out_lines, say
+from producer.jobs.model.text import counted, quoted
 
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
 _DOWN_WITHIN_S = WORKER_GRACE_S + 30.0
+#: What a launcher gets that has nobody to give its chunks back to.
+_LEFT_OVER_S = 5.0
 
 
 def start(directory: Path, workers: int) -> None:
@@ -40,6 +45,7 @@ def start(directory: Path, workers: int) -> None:
     if holder(directory) is not None:
         return _say_that_it_is_up(_state(directory), workers)
     make_private(directory)
+    _end_left_over(directory)
     log = directory / "supervisor.log"
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
@@ -115,7 +121,12 @@ def stop(directory: Path) -> None:
     """
     supervisor = holder(directory)
     if supervisor is None:
-        out("The stack is not up; nothing to stop.")
+        if _end_left_over(directory):
+            out(f"The stack in {directory} was killed, and what it left has ended; jobs and pictures are kept.")
+            return
+        out(f"The stack in {quoted(directory.absolute())} is not up; nothing to stop.")
+        for other in _others():
+            say(f"Another one is up: gradcam down --directory {shlex.quote(str(other))}")
         return
     say("Stopping the stack …")
     deadline = time.monotonic() + _DOWN_WITHIN_S
@@ -128,6 +139,36 @@ def stop(directory: Path) -> None:
     out("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
 
 
+def _end_left_over(directory: Path) -> bool:
+    """End the launcher that a killed supervisor left, with its workers; whether there was one.
+
+    The kernel has asked it to drain already, where it is Linux. Its servers are gone: a second signal ends it at once.
+    """
+    launcher = holder(directory, OF_LAUNCHER)
+    if launcher is None:
+        return False
+    say("Ending the workers of a stack that was killed …")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            if launcher:
+                os.kill(launcher, number)
+        deadline = time.monotonic() + _LEFT_OVER_S
+        while time.monotonic() < deadline:
+            if holder(directory, OF_LAUNCHER) is None:
+                return True
+            time.sleep(0.1)
+    raise ServiceError(f"process {launcher} of a killed stack does not end; its log is {directory}/worker.log")
+
+
+def _others() -> Iterator[Path]:
+    """The directories of this user's stacks that are up, where the system lists its processes as Linux does."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            if process.stat().st_uid == os.getuid():
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+                yield Path(words[words.index("deploy.supervisor") + 1])
+
+
 def _state(directory: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text())
@@ -138,4 +179,4 @@ def _state(directory: Path) -> dict[str, Any]:
 
 
 def _count(workers: int) -> str:
-    return f"{workers or 'no'} worker{'' if workers == 1 else 's'}"
+    return counted(workers, "worker") if workers else "no workers"

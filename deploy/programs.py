@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from deploy.directory_lock import DirectoryLock
+
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LOG_TAIL_BYTES = 3000
 #: Below the ports that systems give to clients. A client that keeps calling our dead server must not get the server's
@@ -28,9 +30,11 @@ class Program:
     #: The signal that the program gets when we are killed.
     death_signal = signal.SIGKILL
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, log: Path, lock: DirectoryLock | None = None) -> None:
         self.name = name
         self.log = log
+        #: What the program holds while it runs.
+        self._lock = lock
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,7 +56,7 @@ class Program:
             str(int(self.death_signal)),
         )
 
-        def start() -> subprocess.Popen[bytes]:
+        def start(*held: int) -> subprocess.Popen[bytes]:
             with self.log.open("ab") as log:
                 return subprocess.Popen(
                     [*die_with_parent, *command],
@@ -63,9 +67,11 @@ class Program:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     umask=0o077,
+                    pass_fds=held,
                 )
 
-        self.process = _STARTER.submit(start).result()
+        lock = self._lock
+        self.process = _STARTER.submit(start if lock is None else lambda: lock.hand_over(start)).result()
 
     def kill(self) -> None:
         """End the program at once, as a crash would."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from deploy.directory_lock import DirectoryLock, make_private, write_private
+from deploy.directory_lock import OF_LAUNCHER, DirectoryLock, make_private, write_private
 from deploy.programs import Program
 from deploy.servers import REGION, SeaweedFS, Valkey
 from producer.jobs.model.errors import ServiceError
@@ -35,9 +35,16 @@ class Worker(Program):
     death_signal = signal.SIGTERM
 
     def __init__(
-        self, log: Path, environment: Mapping[str, str], *, processes: int, devices: str, options: Sequence[str] = ()
+        self,
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        processes: int,
+        devices: str,
+        options: Sequence[str] = (),
+        lock: DirectoryLock | None = None,
     ) -> None:
-        super().__init__("gradcam-worker", log)
+        super().__init__("gradcam-worker", log, lock)
         self._environment = environment
         self._arguments = ("--devices", devices, "--processes-per-device", str(processes), *options)
 
@@ -124,7 +131,8 @@ class Stack:
         """Start a launcher with so many Celery workers; returns at once, and its log shows the progress."""
         self.stop_worker()
         log = self.directory / "worker.log"
-        self.worker = Worker(log, self.environment(), processes=processes, devices=self.devices)
+        lock = DirectoryLock(self.directory, OF_LAUNCHER)
+        self.worker = Worker(log, self.environment(), processes=processes, devices=self.devices, lock=lock)
         self.worker.start()
         return self.worker
 

@@ -17,6 +17,7 @@ from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
 from producer.jobs.model import terminal
 from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.text import counted
 from worker.supervise.backoff import Backoff
 
 _LOOK_EVERY_S = 0.5
@@ -72,7 +73,7 @@ def supervise(directory: Path, workers: int) -> None:
             try:
                 write_private(env, env_file(stack.env))
                 _write_state(state, workers)
-                say(f"up with {workers} worker(s)")
+                say(f"up with {counted(workers, 'worker')}")
                 _keep_running(stack, partial(_write_state, state, workers, left=True))
             finally:
                 # From here the end is orderly: another Ctrl-C or `down` adds nothing.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -17,14 +16,13 @@ import click
 from producer.commands import results as results_cli
 from producer.commands.console import (
     BUG,
-    INTERRUPTED,
     PLAIN_CODES,
-    SERVICE,
     USAGE,
     Examples,
     client_from_env,
     examples,
     exit_code_of,
+    explained,
     follow_job,
     make_talk,
     summary_of,
@@ -35,10 +33,12 @@ from producer.commands.recover import recover
 from producer.commands.submit import submit
 from producer.commands.workers import workers
 from producer.jobs.model import release
-from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.errors import GradcamError
+from producer.jobs.model.interrupt import INTERRUPTED, run_guarded, wished
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.states import JobState
 from producer.jobs.model.terminal import out_json, out_lines, say, say_bug, say_error, say_refused
+from producer.jobs.model.text import counted
 
 #: Characters a line where no terminal says how many fit.
 _WIDE = 250
@@ -71,7 +71,7 @@ def status(job: str, watch: bool, as_json: bool, as_jsonl: bool) -> None:
     """Say where a job stands."""
     client, talk = client_from_env(), make_talk()
     if watch and as_jsonl:
-        for found in client.watch(job):
+        for found in client.watch(job, waiting=talk.print):
             out_json(found.model_dump_json())
         sys.exit(exit_code_of(found))
     found = follow_job(client, talk, job) if watch else client.status(job)
@@ -104,8 +104,8 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
     found = client_from_env().list(limit=limit, offset=offset, state=state, name=name)
     if found.misnamed:
         make_talk().print(
-            f"left out: {found.misnamed} entries of gradcam:jobs in Redis with names that no job has: somebody else "
-            "writes to this Redis, see who has its password"
+            f"left out: {counted(found.misnamed, 'entry', 'entries')} of gradcam:jobs in Redis with names that no job "
+            "has: somebody else writes to this Redis, see who has its password"
         )
     if as_json:
         out_json(json.dumps([job.model_dump(mode="json") for job in found]))
@@ -133,15 +133,12 @@ for _command in (submit, workers, *COMMANDS, recover, *results_cli.COMMANDS, met
 
 
 def main() -> NoReturn:
-    """Run the command; the one place where errors become sentences and exit codes."""
-    # A submission that is stopped by any means tidies up after itself.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    sys.exit(run(lambda: cli(standalone_mode=False)))
+    """Run the command; `gradcam` itself begins in `deploy/cli.py`, where less is imported before Ctrl-C is heard."""
+    run_guarded(lambda: run(lambda: cli(standalone_mode=False)))
 
 
 def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to end
-    """Call a command and turn what it raises into a sentence on stderr and an exit code."""
+    """Call a command; the one place where errors become a sentence on stderr and an exit code."""
     try:
         return int(command() or 0)
     except click.exceptions.Exit as ended:
@@ -149,10 +146,6 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except click.ClickException as error:
         say_refused(error)
         return USAGE
-    except UsageError as error:
-        return _say(error, USAGE)
-    except GradcamError as error:
-        return _say(error, SERVICE)
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         return INTERRUPTED
@@ -160,24 +153,15 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
         # The reader (`| head`) has what it wanted; Python must not complain about stdout while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        return _say(f"the output cannot be written ({error.strerror or error})", USAGE)
     except Exception as error:
-        if _is_redis(error):
-            return _say(f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE)
+        if found := explained(error):
+            say_error(error if isinstance(error, GradcamError) else found[0])
+            return found[1]
+        if wished():
+            say("interrupted")  # a library made another error of it
+            return INTERRUPTED
         say_bug(error)
         return BUG
-
-
-def _say(error: object, code: int) -> int:
-    say_error(error)
-    return code
-
-
-def _is_redis(error: BaseException) -> bool:
-    # By name: an error path must not import what the happy path did without.
-    modules = {type(e).__module__.split(".")[0] for e in (error, error.__cause__) if e is not None}
-    return bool(modules & {"redis", "kombu"})
 
 
 if __name__ == "__main__":

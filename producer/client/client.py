@@ -302,14 +302,18 @@ class Client:
         """
         return self._monitor.status(job)
 
-    def watch(self, job: str) -> Iterator[JobStatus]:
+    def watch(self, job: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[JobStatus]:
         """Look at a job again and again; the last status is that of its end. A Redis that restarts is waited for.
+
+        Args:
+            job: Its id.
+            waiting: Called with a sentence where Redis is away at the beginning, and is waited for.
 
         Raises:
             UnknownJob: There is no such job.
             ServiceError: Redis has been away for a minute.
         """
-        return self._monitor.watch(job)
+        return self._monitor.watch(job, waiting)
 
     def wait(self, job: str, *, timeout_s: float | None = None) -> JobStatus:
         """Wait for a job's end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -76,8 +76,9 @@ class Monitor:
         self._services.table.registry.drain(name)
         return Drained(name=name, kind=kind, processes=processes)
 
-    def watch(self, job: str) -> Iterator[JobStatus]:
+    def watch(self, job: str, waiting: Callable[[str], None] | None = None) -> Iterator[JobStatus]:
         """See `Client.watch`."""
+        self._services.wait_for_redis(waiting)
         pause_s = _FIRST_LOOK_S
         while True:
             status = self.status(job)

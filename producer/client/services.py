@@ -10,12 +10,14 @@ from producer.jobs.broker.messages import Messages
 from producer.jobs.model.errors import UsageError
 from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import finalize_if_due
-from producer.jobs.table.redis_scripts import connect
+from producer.jobs.table.redis_scripts import PATIENCE_S, connect
 from producer.jobs.table.table import JobTable
 from producer.jobs.tracing.traces import open_traces
 from producer.submission.submit import Submission
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from producer.jobs.model import settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,15 @@ class Services:
     def table(self) -> JobTable:
         """The job table."""
         return JobTable(connect(self.settings))
+
+    def wait_for_redis(self, tell: Callable[[str], None] | None) -> None:
+        """Connect to a Redis that may be away at this moment; errors as `connect`.
+
+        Args:
+            tell: Called with a sentence where it is waited for.
+        """
+        if "table" not in vars(self):
+            self.table = JobTable(connect(self.settings, patience_s=PATIENCE_S, tell=tell))
 
     @cached_property
     def storage(self) -> Storage:

@@ -15,7 +15,7 @@ from rich.table import Table
 from producer.jobs.model import release
 from producer.jobs.model.states import JobState
 from producer.jobs.model.status import JobStatus
-from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, shown
+from producer.jobs.model.text import LINE_CHARS, NAME_CHARS, SENTENCE_CHARS, counted, shown
 
 if TYPE_CHECKING:
     from producer.submission import sender
@@ -63,10 +63,11 @@ def _bar(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
 
 
 def _lines(statuses: Iterable[JobStatus], console: Console) -> JobStatus:
-    last = -LINE_EVERY_S
+    last, told = -LINE_EVERY_S, None
     for status in statuses:
-        if not status.ended and time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
+        waits = status.waits_reason, _begins(status)
+        if not status.ended and (waits != told or time.monotonic() - last >= LINE_EVERY_S):
+            last, told = time.monotonic(), waits
             console.print(f"{status.state} {status.done + status.failed}/{status.total} {note(status)}".rstrip())
     return status
 
@@ -104,15 +105,22 @@ def note(status: JobStatus) -> str:
     parts = [_problem(status)] if status.problem else []
     if status.waits:
         parts.append(status.waits)
+    elif _begins(status):
+        parts.append("a worker has its first images in hand")
     if status.stalled_s is not None:
         parts.append(f"no progress for {status.stalled_s:.0f} s: {_waits(status)}")
     if status.failed:
         parts.append(f"{status.failed} failed")
     if status.images_per_s:
-        parts.append(f"{status.images_per_s:.1f} images/s by {status.workers} workers")
+        parts.append(f"{status.images_per_s:.1f} images/s by {counted(status.workers, 'worker')}")
     if status.eta_s is not None:
         parts.append(f"{status.eta_s:.0f} s left")
     return shown(", ".join(parts), SENTENCE_CHARS)
+
+
+def _begins(status: JobStatus) -> bool:
+    """Whether a worker has images of it and none has its end: it imports PyTorch, say, or is at its first batch."""
+    return not status.ended and status.chunks.in_flight > 0 and not status.done + status.failed
 
 
 def summary(status: JobStatus) -> str:
@@ -130,7 +138,8 @@ def summary(status: JobStatus) -> str:
     if status.failures:
         rows["failures"] = ", ".join(f"{reason} {count}" for reason, count in sorted(status.failures.items()))
     if not status.ended:
-        rows["at work"] = f"{status.running} images in {status.chunks.in_flight} chunks; {status.workers} workers alive"
+        at_work = f"{counted(status.running, 'image')} in {counted(status.chunks.in_flight, 'chunk')}"
+        rows["at work"] = f"{at_work}; {counted(status.workers, 'worker')} alive"
     rows["chunks"] = f"{status.chunks.complete} complete, {status.chunks.waiting} waiting, {status.chunks.total} in all"
     rows |= _standstill(status)
     if status.images_per_s:
@@ -183,7 +192,7 @@ def _waits(status: JobStatus) -> str:
         return "no worker is running"
     if status.waited_for:
         told = (
-            f"{wait.workers} {'worker waits' if wait.workers == 1 else 'workers wait'} for {wait.what}, "
+            f"{counted(wait.workers, 'worker waits', 'workers wait')} for {wait.what}, "
             f"{'' if wait.workers == 1 else 'at most '}{wait.longest_s:.0f} s by now"
             for wait in status.waited_for
         )

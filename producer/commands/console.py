@@ -5,14 +5,16 @@ Heavy imports stand inside the functions that need them, so that `gradcam --help
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
-from producer.jobs.model.errors import GradcamError
-from producer.jobs.model.terminal import out_json
+from producer.jobs.model.errors import GradcamError, JobError, UsageError
+from producer.jobs.model.terminal import out_json, say_error
 from producer.jobs.model.text import in_json, quoted, shown
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 
 CODES = (
     "Exit codes: 0 all images done, 1 some images failed, 2 usage, 3 the job failed or was cancelled, "
-    "4 Redis or the object store cannot be used."
+    "4 Redis, the object store or this disk cannot be used."
 )
 
 
 #: Exit codes beside those of jobs, which `producer.client.watch` has.
-USAGE, SERVICE, TIMED_OUT, BUG, INTERRUPTED = 2, 4, 5, 70, 130
+USAGE, SERVICE, TIMED_OUT, BUG = 2, 4, 5, 70
 _LONGEST_S = 100 * 366 * 86_400.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -61,11 +63,22 @@ class ChunkSize(click.ParamType["int | None"]):
 
 
 #: Of verbs whose code does not say how a job stands.
-PLAIN_CODES = "Exit codes: 0 done, 2 usage, 4 Redis or the object store cannot be used."
+PLAIN_CODES = "Exit codes: 0 done, 2 usage, 4 Redis, the object store or this disk cannot be used."
 
 
 class Examples(click.Command):
-    """A command whose epilog keeps its line breaks."""
+    """A command whose epilog keeps its line breaks, and whose `--json` holds for errors, too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; with `--json` an error is also an object on stdout."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            found = explained(error)
+            if found is not None and ctx.params.get("as_json"):
+                job = ctx.params.get("job")
+                _out_error(*found, {"job": job} if isinstance(job, str) else {})
+            raise
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog as it is."""
@@ -78,6 +91,60 @@ class Examples(click.Command):
 def examples(*lines: str, codes: str = CODES) -> str:
     """An epilog: examples, a line each, and the exit codes."""
     return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", codes])
+
+
+def explained(error: Exception) -> tuple[str, int] | None:
+    """Give the sentence and the exit code of an error; None where it is a bug, or no error that anybody has to read."""
+    if isinstance(error, UsageError):
+        return str(error), USAGE
+    if isinstance(error, GradcamError):
+        return str(error), SERVICE
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        from producer.output.atomic_file import not_written
+
+        return explained(not_written("the output", error))
+    if _is_redis(error):
+        return f"Redis cannot be used any more ({type(error).__name__}): try again when it is back", SERVICE
+    return None
+
+
+def _is_redis(error: BaseException) -> bool:
+    # By name: an error path must not import what the happy path did without.
+    modules = {type(e).__module__.split(".")[0] for e in (error, error.__cause__) if e is not None}
+    return bool(modules & {"redis", "kombu"})
+
+
+def _out_error(sentence: str, code: int, name: Mapping[str, str]) -> None:
+    """Print an error as JSON, for programs that read stdout, behind the name of what it is the error of."""
+    out_json(json.dumps({**name, "error": sentence, "exit_code": code}, ensure_ascii=False))
+
+
+def each(kind: str, names: Iterable[str], act: Callable[[str], int], *, as_json: bool = False) -> int:
+    """Act on jobs, or on what else has names; what cannot be acted on is told and does not stop the others.
+
+    Args:
+        kind: What they are in JSON, `job`.
+        names: Their names.
+        act: What to do; gives an exit code.
+        as_json: Whether errors are printed as JSON as well.
+
+    Returns:
+        The gravest exit code.
+
+    Raises:
+        ServiceError, WorkerError: What all need is away: the others would fail alike.
+    """
+    gravest = 0
+    for name in names:
+        try:
+            code = act(name)
+        except (UsageError, JobError) as error:
+            code = USAGE if isinstance(error, UsageError) else SERVICE
+            say_error(error)
+            if as_json:
+                _out_error(str(error), code, {kind: name})
+        gravest = max(gravest, code)
+    return gravest
 
 
 def client_from_env() -> Client:
@@ -129,7 +196,7 @@ def follow_job(client: Client, talk: Talk, job: str) -> JobStatus:
     from producer.client.watch import follow
 
     try:
-        return follow(client.watch(job), talk)
+        return follow(client.watch(job, waiting=talk.print), talk)
     except KeyboardInterrupt:
         talk.print(f"job {job} goes on: gradcam status {job} --watch")
         raise

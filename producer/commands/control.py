@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +17,7 @@ from producer.commands.console import (
     Examples,
     client_from_env,
     counts_of,
+    each,
     end,
     examples,
     exit_code_of,
@@ -26,10 +26,9 @@ from producer.commands.console import (
 )
 from producer.jobs.model.errors import UnreadableJob, UsageError
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import counted, shown
 
 if TYPE_CHECKING:
-    from producer.client.client import Client
     from producer.jobs.model.status import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
@@ -47,7 +46,8 @@ def cancel(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
 
     What is done stays done, with its pictures; workers stop after the current batch.
     """
-    _each(job, as_json, lambda client, one: client.cancel(one, because=because))
+    client = client_from_env()
+    sys.exit(each("job", job, lambda one: _print(client.cancel(one, because=because), as_json), as_json=as_json))
 
 
 @click.command(
@@ -59,7 +59,8 @@ def cancel(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def pause(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     """Hand out nothing more of jobs until they are resumed."""
-    _each(job, as_json, lambda client, one: client.pause(one, because=because))
+    client = client_from_env()
+    sys.exit(each("job", job, lambda one: _print(client.pause(one, because=because), as_json), as_json=as_json))
 
 
 @click.command(cls=Examples, epilog=examples("gradcam resume JOB", codes=PLAIN_CODES))
@@ -68,7 +69,8 @@ def pause(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def resume(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     """Go on with paused jobs."""
-    _each(job, as_json, lambda client, one: client.resume(one, because=because))
+    client = client_from_env()
+    sys.exit(each("job", job, lambda one: _print(client.resume(one, because=because), as_json), as_json=as_json))
 
 
 @click.command(
@@ -89,7 +91,8 @@ def retry(job: str, reason: str | None, because: str | None, wait: bool, as_json
     """
     client, talk = client_from_env(), make_talk()
     count = client.retry(job, reason=reason, because=because)
-    talk.print(f"{count} failed images are tried again" if count else f"job {job} goes on")
+    again = f"{counted(count, 'failed image')} {'is' if count == 1 else 'are'} tried again"
+    talk.print(again if count else f"job {job} goes on")
     if wait:
         end(follow_job(client, talk, job), as_json, talk)
     if as_json:
@@ -142,7 +145,7 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
             where = finding.key if finding.line is None else f"{finding.key} line {finding.line}"
             out(finding.kind, "-" if finding.index is None else finding.index, where)
     status = client.status(job)
-    talk.print(f"{status.done} images done: {_found(counts)}")
+    talk.print(f"{counted(status.done, 'image')} done: {_found(counts)}")
     if not counts:
         return
     if repair:
@@ -151,35 +154,30 @@ def audit(job: str, repair: bool, as_json: bool) -> None:
     elif beyond + hidden + counts["newer"] < counts.total():
         talk.print(f"set it right: gradcam audit {job} --repair")
     if beyond:
-        talk.print(f"of {beyond} images the manifest is gone as well: {_AGAIN}")
+        talk.print(f"of {counted(beyond, 'image')} the manifest is gone as well: {_AGAIN}")
     if hidden:
         talk.print(f"{hidden} of them cannot be made again, as no record has their images' whole addresses: {_AGAIN}")
     sys.exit(_DIFFERENT)
 
 
 def _found(counts: Counter[str]) -> str:
-    said = [f"{counts['missing']} objects missing", f"{counts['extra']} extra"]
+    said = [f"{counted(counts['missing'], 'object')} missing", f"{counts['extra']} extra"]
     if counts["empty"]:
         said.append(f"{counts['empty']} empty")
     if counts["damaged"]:
-        said.append(f"{counts['damaged']} records that cannot be read")
+        said.append(f"{counted(counts['damaged'], 'record')} that cannot be read")
     if counts["newer"]:
-        said.append(f"{counts['newer']} records of a newer version of gradcam-queue (update this one)")
+        said.append(f"{counted(counts['newer'], 'record')} of a newer version of gradcam-queue (update this one)")
     return ", ".join(said)
 
 
-def _each(jobs: tuple[str, ...], as_json: bool, verb: Callable[[Client, str], JobStatus]) -> None:
-    client = client_from_env()
-    for job in jobs:
-        status = verb(client, job)
-        _print(status, as_json)
-
-
-def _print(status: JobStatus, as_json: bool) -> None:
+def _print(status: JobStatus, as_json: bool) -> int:
+    """Print where a job stands; it was acted on."""
     if as_json:
         out_json(status.model_dump_json())
     else:
         out(status.job, status.state, counts_of(status))
+    return 0
 
 
 @click.command(
@@ -197,12 +195,13 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
     Uploaded weights stay: other jobs share them.
     """
     client, talk = client_from_env(), make_talk()
-    for one in job:
+
+    def forget(one: str) -> int:
         also = " and all its objects in the store" if objects else "; its objects in the store stay"
         if not yes:
             try:
                 status = client.status(one)
-                what = f"{status.state}, {status.total} images"
+                what = f"{status.state}, {counted(status.total, 'image')}"
             except UnreadableJob:
                 what = "it cannot be read"
             if not sys.stdin.isatty():
@@ -210,7 +209,10 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
             click.confirm(f"forget job {shown(one)} ({what}){also}?", abort=True, err=True)
         count = client.delete(one, objects=objects)
         stay = "; its pictures stay in the store, and a job of the same name would take them over"
-        talk.print(f"job {one} is forgotten" + (f", {count} objects deleted" if objects else stay))
+        talk.print(f"job {one} is forgotten" + (f", {counted(count, 'object')} deleted" if objects else stay))
+        return 0
+
+    sys.exit(each("job", job, forget))
 
 
 @click.command(
@@ -225,22 +227,29 @@ def wait(job: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
     """Wait until jobs have ended, and say how they did."""
     client, talk = client_from_env(), make_talk()
     deadline = None if timeout is None else time.monotonic() + timeout
-    for one in job:
-        client.status(one)  # a name that is none is told before an hour is waited
-    gravest = 0
-    for one in job:
+    known: list[str] = []
+
+    def look(one: str) -> int:
+        next(client.watch(one, waiting=talk.print))
+        known.append(one)
+        return 0
+
+    def wait_for(one: str) -> int:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             status = client.wait(one, timeout_s=left)
+            code = exit_code_of(status)
         except TimeoutError as error:
             talk.print(str(error))
-            gravest = TIMED_OUT
-            status = client.status(one)
-        gravest = max(gravest, exit_code_of(status))
+            code, status = TIMED_OUT, client.status(one)
         if status.error:
             talk.print(f"job {one}: {status.error}")
         _print(status, as_json)
-    sys.exit(gravest)
+        return code
+
+    # A name that is none is told before an hour is waited.
+    unknown = each("job", job, look, as_json=as_json)
+    sys.exit(max(unknown, each("job", known, wait_for, as_json=as_json)))
 
 
 @click.command(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from producer.input.selection import describe_left_out
 from producer.jobs.model.errors import UsageError
+from producer.jobs.model.text import counted
 from producer.output.resubmission_list import beside, check_name, write_again
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def list_bad(talk: Talk, sources: Sources, name: str | None, *, dry_run: bool) -
     bad = sources.bad_count
     if not bad:
         return
-    talk.print(f"left out: {bad:,} row{'s' if bad > 1 else ''} that cannot be used")
+    talk.print(f"left out: {counted(bad, 'row')} that cannot be used")
     for row in islice(sources.bad_rows(), _SHOWN):
         talk.print(f"  {row.sentence}")
     if bad > _SHOWN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from producer.commands.console import Examples, examples, make_talk
+from producer.jobs.model import interrupt
 
 
 @click.command(
@@ -45,4 +46,4 @@ def metrics(address: str, port: int, images_per_s: float) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            return  # to be stopped is how it ends
+            interrupt.heard()  # to be stopped is how it ends

@@ -29,7 +29,7 @@ from producer.commands.console import (
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import counted, shown
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -100,7 +100,8 @@ def failures(job: str, reason: str | None, output: str | None, as_json: bool) ->
     multiple=True,
     metavar="CONDITION",
     help="Only images of which it holds: class=281, class=tabby, id=…, uri=*/cats/*.jpg, state=failed, flat=true, "
-    "reason=fetch, keep.COLUMN=…, 'probability<0.5', 'index>=1000'; != is not. Of several, all must hold.",
+    "reason=fetch, keep.COLUMN=…, 'probability<0.5', 'index>=1000', 'class!=tabby' (all "
+    "others). Of several, all must hold.",
 )
 @click.option("--failed", is_flag=True, help="Only images that failed.")
 @click.option(
@@ -138,7 +139,7 @@ def results(
         links = client.urls(job, expires_s=expires or _HOUR_S, **chosen)
         with _output(output, private=True) as file:
             count = _print_urls(links, file, as_json=as_jsonl)
-        _tell(talk, output, f"{count} addresses")
+        _tell(talk, output, counted(count, "address", "addresses"))
     elif format is not None:
         target = output if parquet is None else parquet
         if target is None:
@@ -146,7 +147,7 @@ def results(
                 count = client.export(job, file, format=format, failed=failed, **chosen)
         else:
             count = client.export(job, target, format=format, failed=failed, **chosen)
-            _tell(talk, target, f"{count} images")
+            _tell(talk, target, counted(count, "image"))
     if output_dir is not None:
         count = download_to(client, talk, job, output_dir, **chosen)
     if not count and (where or failed):
@@ -170,10 +171,10 @@ def download_to(client: Client, talk: Talk, job: str, output_dir: str, **chosen:
                 count, already = count + 1, already + fetched.already
                 show(fetched.index, count, already)
     except KeyboardInterrupt:
-        talk.print(f"{count} pictures in {output_dir}: the same command goes on")
+        talk.print(f"{counted(count, 'picture')} in {output_dir}: the same command goes on")
         raise
     there = f", {already} of them were there already" if already else ""
-    talk.print(f"{count} pictures in {output_dir}{there}")
+    talk.print(f"{counted(count, 'picture')} in {output_dir}{there}")
     return count
 
 
@@ -251,7 +252,7 @@ def _export_failures(job: str, output: str, reason: str | None) -> None:
 
     count = client_from_env().export_failures(job, output, reason=reason)
     again = f": gradcam submit {output} {HOW_TO_SUBMIT}" if count else ""
-    make_talk().print(f"{count} failed images in {output}{again}")
+    make_talk().print(f"{counted(count, 'failed image')} in {output}{again}")
 
 
 def _tell(talk: Talk, target: str | None, what: str) -> None:
@@ -276,7 +277,7 @@ def _bar(client: Client, talk: Talk, job: str) -> Iterator[Callable[[int, int, i
             elapsed_s = progress.tasks[0].elapsed or 0.0
             rate = f", {(count - already) / elapsed_s:.0f}/s" if elapsed_s and count > already else ""
             there = f", {already} of them were there already" if already else ""
-            progress.update(task, completed=index + 1, note=f"{count} pictures{there}{rate}")
+            progress.update(task, completed=index + 1, note=f"{counted(count, 'picture')}{there}{rate}")
 
         yield show
 

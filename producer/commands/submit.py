@@ -19,7 +19,7 @@ from producer.commands.console import (
 from producer.commands.results import check_output_dir, download_to
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.terminal import out, out_json, out_lines
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import counted, shown
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -158,9 +158,9 @@ def _show(plan: Plan, as_json: bool) -> None:
         return
     rows = {
         "images": f"{plan.images:,}",
-        "messages": f"{plan.chunks:,}, of up to {plan.chunk_size} images each",
+        "messages": f"{plan.chunks:,}, of up to {counted(plan.chunk_size, 'image')} each",
         "Redis": f"{_size(plan.redis_bytes)} while they wait",
-        "upload": f"{plan.files:,} local files, {_size(plan.upload_bytes)}" if plan.files else "nothing",
+        "upload": f"{counted(plan.files, 'local file')}, {_size(plan.upload_bytes)}" if plan.files else "nothing",
         "pictures": f"about {_size(plan.pictures_bytes)}, if they are of 224 x 224 px",
         "the first": "\n          ".join(map(shown, plan.first)),
     }

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from producer.commands.console import PLAIN_CODES, Examples, client_from_env, examples, make_talk
+from producer.commands.console import PLAIN_CODES, Examples, client_from_env, each, examples, make_talk
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import counted, shown
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -25,6 +25,19 @@ _DRAIN = "drain"
 _WIDE = 250
 #: Nothing of a worker's words is shown beyond this in a table.
 _LONGEST_CELL = 200
+#: A process tells of itself every 5 s; one that has not for longer than this may be gone.
+_SILENT_S = 10.0
+
+
+def _remarks(worker: WorkerRecord) -> Iterator[str]:
+    if worker.draining:
+        yield "leaves"
+    if worker.silent_s > _SILENT_S:
+        yield f"silent for {worker.silent_s:.0f} s"
+    if worker.problem:
+        yield "has a problem"
+
+
 _COLUMNS: dict[str, Callable[[WorkerRecord], object]] = {
     "name": lambda worker: worker.name,
     "host": lambda worker: worker.host,
@@ -37,7 +50,7 @@ _COLUMNS: dict[str, Callable[[WorkerRecord], object]] = {
     "in hand": lambda worker: worker.in_hand,
     "reads": lambda worker: worker.queues or "all",
     "version": lambda worker: worker.version,
-    "problem": lambda worker: "; ".join(filter(None, ("leaves" if worker.draining else "", worker.problem))),
+    "": lambda worker: ", ".join(_remarks(worker)),
 }
 
 
@@ -78,7 +91,7 @@ def workers(drain: tuple[str, ...], as_json: bool, watch: bool) -> None:
 
 
 def _drain(client: Client, names: Sequence[str], *, as_json: bool) -> None:
-    for name in names:
+    def ask(name: str) -> int:
         asked = client.drain(name)
         if as_json:
             out_json(asked.model_dump_json())
@@ -86,7 +99,11 @@ def _drain(client: Client, names: Sequence[str], *, as_json: bool) -> None:
             out(f"process {shown(name)} finishes its batch and leaves")
         else:
             which = ", ".join(map(shown, asked.processes))
-            out(f"launcher {shown(name)} leaves with its {len(asked.processes)} processes: {which}")
+            count = counted(len(asked.processes), "process", "processes")
+            out(f"launcher {shown(name)} leaves with its {count}: {which}")
+        return 0
+
+    sys.exit(each("name", names, ask, as_json=as_json))
 
 
 def _show(found: Sequence[WorkerRecord], *, as_json: bool, watch: bool) -> None:
@@ -110,6 +127,10 @@ def _show(found: Sequence[WorkerRecord], *, as_json: bool, watch: bool) -> None:
     for worker in found:
         made.add_row(*(_cell(column(worker)) for column in _COLUMNS.values()))
     console.print(made)
+    # Sentences would make the table wider than any terminal; here a terminal breaks them where it ends.
+    for worker in found:
+        if worker.problem:
+            out(f"{worker.name}: {worker.problem}")
 
 
 def _cell(value: object) -> str:

@@ -44,7 +44,7 @@ from producer.input.source_group import SourceGroup
 from producer.input.spooled import LocalFile, from_address, from_pipe
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.redaction import redact
-from producer.jobs.model.text import quoted, shown
+from producer.jobs.model.text import counted, quoted, shown
 
 if TYPE_CHECKING:
     from producer.input.bad_rows import BadRow
@@ -164,7 +164,7 @@ def open_sources(
     sources = Sources(parts, reading)
     if sources.count == 0:
         first = next(sources.bad_rows())
-        raise UsageError(f"none of the {sources.bad_count:,} rows can be used; the first: {first.sentence}")
+        raise UsageError(f"none of the {counted(sources.bad_count, 'row')} can be used; the first: {first.sentence}")
     return sources
 
 

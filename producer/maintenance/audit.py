@@ -15,6 +15,7 @@ from producer.jobs.model.items import MAX_LINES, Item
 from producer.jobs.model.redaction import hides
 from producer.jobs.model.results import Result, class_key
 from producer.jobs.model.states import ItemState, JobState
+from producer.jobs.model.text import counted
 from producer.jobs.store.bucket import DELETED_AT_ONCE
 from producer.jobs.store.finalize import DamagedSummary, NewerSummary, recorded_spec, write_summary
 from producer.jobs.table.user_actions import NOBODY, By
@@ -265,16 +266,17 @@ class _Repair:
             reopen(self._table, self._publish, self._job, generation, images)
         said = []
         if self._newer:
-            said.append(f"{self._newer} records were written by a newer version of gradcam-queue: update this one")
+            newer = counted(self._newer, "record was", "records were")
+            said.append(f"{newer} written by a newer version of gradcam-queue: update this one")
         if self._unknown:
             said.append(
-                f"of {self._unknown} images nothing is left but the word that they have their end: submit their source "
-                "again under another name"
+                f"of {counted(self._unknown, 'image')} nothing is left but the word that they have their end: submit "
+                "their source again under another name"
             )
         if self._hidden:
             said.append(
-                f"the addresses of {len(self._hidden)} images held what may be a secret, which no record keeps: submit "
-                "their source again under another name"
+                f"the addresses of {counted(len(self._hidden), 'image')} held what may be a secret, which no record "
+                "keeps: submit their source again under another name"
             )
         if said:
             raise UsageError("; ".join(said))

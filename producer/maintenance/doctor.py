@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import GradcamError
 from producer.jobs.model.redaction import redact_text
+from producer.jobs.model.text import counted
 from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import versions
 from producer.jobs.table.redis_scripts import Scripts, connect, hello, user_of
@@ -189,14 +190,14 @@ def _workers(client: redis.Redis) -> Answer:
     seconds, _ = client.time()
     registry = WorkerRegistry(Scripts(client, patience_s=0))
     alive = int(client.zcount(keys.WORKERS, seconds - WORKER_SILENT_S, "+inf"))
-    problems = cast("list[bytes]", client.hvals(keys.PROBLEMS))
-    if problems:
-        words = f"{alive} alive; {len(problems)} cannot work: {problems[0].decode(errors='replace')}"
+    if problems := registry.problems(seconds):
+        words = f"{alive} alive; {len(problems)} cannot work: {problems[0]}"
         return Answer(check="workers", verdict="warn", words=words)
     if not alive:
         return Answer(check="workers", verdict="warn", words="none is running: start `gradcam-worker`")
     if waits := registry.waits(seconds):
-        words = f"{alive} alive; {waits[0].workers} wait for {waits[0].what}, for {waits[0].longest_s:.0f} s"
+        waiting = counted(waits[0].workers, "waits", "wait")
+        words = f"{alive} alive; {waiting} for {waits[0].what}, for {waits[0].longest_s:.0f} s"
         return Answer(check="workers", verdict="warn", words=words)
     return Answer(check="workers", verdict="ok", words=f"{alive} alive")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import ServiceError, UsageError
 
 _FOR_ALL, _FOR_ITS_OWNER = 0o666, 0o600
 _NAME_CHARS = 100
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         private: For nobody but its owner (mode 0600); else as the umask says.
 
     Raises:
-        UsageError: It cannot be written.
+        UsageError, ServiceError: It cannot be written, or the disk is full.
     """
     try:
         if path.exists() and not path.is_file():
@@ -37,7 +39,23 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         with replacing(str(path.resolve()), _FOR_ITS_OWNER if private else _FOR_ALL) as file:
             yield file
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror or error})") from None
+        raise not_written(path, error) from None
+
+
+def not_written(what: object, error: OSError, hint: str = "") -> UsageError | ServiceError:
+    """Make the error of what cannot be written: another place helps, or room where it is.
+
+    Args:
+        what: The file, or what stands for it.
+        error: What the system says.
+        hint: What to do where it is the place.
+    """
+    if error.errno in _FULL:
+        return ServiceError(
+            f"cannot write {what} ({error.strerror}): the disk is full or broken; make room, then the same command "
+            "goes on"
+        )
+    return UsageError(f"cannot write {what} ({error.strerror or error}){hint}")
 
 
 @contextmanager

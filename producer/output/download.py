@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import StoreError, UsageError
+from producer.jobs.model.text import counted
 from producer.output.download_folder import DownloadFolder, NotOurs
 from producer.output.prefetch import prefetch_map
 
@@ -98,11 +99,15 @@ def _download(objects: Objects, wanted: Iterable[Picture], folder: DownloadFolde
                 refused.append(fetched)
             else:
                 yield fetched
-    told = f"{len(refused)} pictures were not written, the first: {refused[0]}" if refused else ""
+    told = (
+        f"{counted(len(refused), 'picture was', 'pictures were')} not written, the first: {refused[0]}"
+        if refused
+        else ""
+    )
     if lost:
         raise StoreError(
-            f"{len(lost)} pictures could not be read, all others are in {folder.path}; the first: {lost[0]}; "
-            f"`gradcam audit {objects.job}` lists what is missing" + (f"; {told}" if told else "")
+            f"{counted(len(lost), 'picture')} could not be read, all others are in {folder.path}; the first: "
+            f"{lost[0]}; `gradcam audit {objects.job}` lists what is missing" + (f"; {told}" if told else "")
         )
     if told:
         raise UsageError(f"{told}; all others are in {folder.path}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from producer.jobs.model.errors import UsageError
-from producer.output.atomic_file import replacing
+from producer.output.atomic_file import not_written, replacing
 
 _FOR_ALL = 0o666
 
@@ -36,7 +36,7 @@ class DownloadFolder:
         job: Whose pictures are written.
 
     Raises:
-        UsageError: It cannot be written to.
+        UsageError, ServiceError: It cannot be written to, or the disk is full.
     """
 
     def __init__(self, path: Path, job: str) -> None:
@@ -47,7 +47,7 @@ class DownloadFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._folder = self._keep(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
         except OSError as error:
-            raise UsageError(f"cannot write to {path} ({error.strerror}): choose another --output-dir") from None
+            raise not_written(f"to {path}", error, ": choose another --output-dir") from None
 
     def __enter__(self) -> Self:
         """Give itself."""
@@ -69,7 +69,7 @@ class DownloadFolder:
 
         Raises:
             NotOurs: Something is there that no download of the job wrote; it stays.
-            UsageError: It cannot be written.
+            UsageError, ServiceError: It cannot be written, or the disk is full.
         """
         try:
             before = self._look(name)
@@ -80,7 +80,7 @@ class DownloadFolder:
             with replacing(name, _FOR_ALL, folder=self._folder) as file:
                 file.write(content)
         except OSError as error:
-            raise UsageError(f"cannot write {self.path / name} ({error.strerror or error})") from None
+            raise not_written(self.path / name, error) from None
 
     def _check(self, name: str, mode: int) -> None:
         if not stat.S_ISREG(mode):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from producer.jobs.model.errors import StoreError, UsageError
+from producer.jobs.model.text import counted
 from producer.output.atomic_file import atomic_file
 from producer.output.checks import check_classes, check_reason
 from producer.output.download import Fetched, download
@@ -118,7 +119,7 @@ class JobResults:
         unknown = max(unknown, min(before, self._ended()) - known)
         if unknown:
             raise Incomplete(
-                f"of {unknown} images nothing is known: {damages}; `gradcam audit {self._job}` says which, "
+                f"of {counted(unknown, 'image')} nothing is known: {damages}; `gradcam audit {self._job}` says which, "
                 "and --repair explains them again"
             )
 

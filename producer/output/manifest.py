@@ -20,6 +20,7 @@ from producer.jobs.model.keys import ManifestPart
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import is_newer
 from producer.jobs.model.states import ItemState
+from producer.jobs.model.text import counted
 
 _INDEX = re.compile(rb'\{"index":(\d{1,18})[,}]')
 _WORDS = {ItemState.DONE: "done", ItemState.FAILED: "failed"}
@@ -146,12 +147,8 @@ class Damages:
             return "their manifests are gone from the store"
         said = []
         if self._torn:
-            said.append(f"{_lines(self._torn)} of the manifest cannot be read")
+            said.append(f"{counted(self._torn, 'line')} of the manifest cannot be read")
         if self._newer:
-            said.append(f"{_lines(self._newer)} of a newer version of gradcam-queue: update this one")
+            said.append(f"{counted(self._newer, 'line')} of a newer version of gradcam-queue: update this one")
         place = self._first.key if self._first.line is None else f"{self._first.key} line {self._first.line}"
         return f"{', '.join(said)} (the first: {place})"
-
-
-def _lines(count: int) -> str:
-    return "1 line" if count == 1 else f"{count} lines"

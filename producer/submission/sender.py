@@ -21,6 +21,7 @@ from producer.jobs.model.errors import JobError, ServiceError, SourceChanged, Us
 from producer.jobs.model.items import Chunk, Item, decompress_items, uri_line
 from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.results import Failure, Result, class_key
+from producer.jobs.model.text import counted
 from producer.output.manifest import ChunkRecords
 from producer.output.results import manifest_parts, read_parts
 from producer.submission.differences import difference, why_differs
@@ -188,8 +189,8 @@ class _Sending:
         before = sum(int(entry.rpartition(":")[2]) for entry in known.values())
         self.table.close(self.job, chunks=len(known), items=before, life=self.life)
         raise SourceChanged(
-            f"the source of job {self.job} has changed: it had {before} images or more, it has {images} now; the "
-            "job keeps those it was made from: choose another --name for this one"
+            f"the source of job {self.job} has changed: it had {counted(before, 'image')} or more, it has {images:,} "
+            "now; the job keeps those it was made from: choose another --name for this one"
         )
 
     def _uploaded(self, pool: Executor, sources: Iterator[Source], known: Mapping[int, str]) -> Iterator[Chunk]:

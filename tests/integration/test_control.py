@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command import gradcam
+from fault_proxy import FaultProxy
 from in_process_worker import InProcessWorker
 from stacks import asleep, eventually
 
@@ -20,9 +21,6 @@ from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
-
-if TYPE_CHECKING:
-    pass
 
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
@@ -93,7 +91,7 @@ def test_a_retry_runs_what_failed_and_nothing_else(client: Client, tmp_path: Pat
     before = {result.index: result for result in client.results(job)}
     client.storage.put("late/coffee.png", (PHOTOS / "coffee.png").read_bytes())
 
-    assert "1 failed images" in gradcam("retry", job, "--reason", "fetch").stderr
+    assert "1 failed image is tried again" in gradcam("retry", job, "--reason", "fetch").stderr
     status = client.wait(job, timeout_s=60)
     assert (status.done, status.failures, status.generation) == (3, {"image": 1}, 2)
     after = {result.index: result for result in client.results(job)}
@@ -269,3 +267,68 @@ def test_waiting_for_a_job_that_failed_prints_why(client: Client) -> None:
     error = client.status(job).error
     assert error
     assert f"job {job}: {error}" in run.stderr.replace("\n", " ")
+
+
+def test_a_job_that_cannot_be_acted_on_keeps_no_other_from_it(unattended: Client) -> None:
+    """The verbs stopped at the first such job, and said nothing of the rest."""
+    one, two = (unattended.submit([COFFEE], network=NETWORK, name=name) for name in ("many-one", "many-two"))
+    run = gradcam("pause", "many-none", one, two, code=2)
+    assert run.stderr.count("Error: ") == run.stderr.count("there is no job 'many-none'") == 1
+    assert [line.split("\t")[:2] for line in run.stdout.splitlines()] == [[one, "paused"], [two, "paused"]]
+    run = gradcam("resume", one, "many-none", two, "--json", code=2)
+    first, error, last = map(json.loads, run.stdout.splitlines())
+    assert (first["state"], last["state"]) == ("running", "running")
+    assert (error["job"], error["exit_code"]) == ("many-none", 2)
+    assert f"Error: {error['error']}\n" == run.stderr
+    assert gradcam("cancel", "many-none", one, two, code=2).stdout.count("cancelled") == 2
+    run = gradcam("wait", "many-none", one, two, code=3)  # the gravest of all
+    assert run.stdout.count("cancelled") == 2
+    assert "there is no job 'many-none'" in run.stderr
+    run = gradcam("delete", "many-none", one, two, "--objects", "--yes", code=2)
+    assert run.stderr.count("is forgotten") == 2
+    assert gradcam("workers", "drain", "nobody", "no-one", code=2).stderr.count("Error: ") == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["cancel"], ["pause"], ["resume"], ["retry"], ["history"], ["audit"], ["failures"], ["wait"]],
+    ids=lambda command: command[0],
+)
+@pytest.mark.usefixtures("unattended")
+def test_with_json_an_error_is_an_object_on_stdout_as_well(command: list[str]) -> None:
+    run = gradcam(*command, "none-such", "--json", code=2)
+    assert json.loads(run.stdout) == {"job": "none-such", "error": run.stderr[len("Error: ") : -1], "exit_code": 2}
+
+
+@pytest.mark.parametrize("verb", [("list",), ("workers",), ("doctor",), ("submit", COFFEE)], ids=lambda verb: verb[0])
+def test_with_json_settings_that_are_wrong_are_an_object_on_stdout_as_well(verb: tuple[str, ...]) -> None:
+    run = gradcam(*verb, "--json", code=2, env={"GRADCAM_REDIS_URL": "nonsense"})
+    found = json.loads(run.stdout)
+    assert (f"Error: {found['error']}\n", found["exit_code"]) == (run.stderr, 2)
+
+
+def test_a_redis_that_is_away_when_a_job_is_waited_for_is_waited_for_as_well(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, from the second look on; the first one ended the command."""
+    job = client.submit([COFFEE], network=NETWORK, name="waited-for")
+    client.cancel(job)
+    with FaultProxy(None) as proxy:
+        port = stack.redis.ports["redis"]
+        monkeypatch.setenv("GRADCAM_REDIS_URL", stack.redis.url.replace(f":{port}/", f":{proxy.port}/"))
+        told: list[str] = []
+
+        def comes_back(sentence: str) -> None:
+            told.append(sentence)
+            proxy.target = port
+
+        last = list(Client.from_env().watch(job, waiting=comes_back))[-1]
+    assert last.state is JobState.CANCELLED
+    assert len(told) == 1
+    assert f"127.0.0.1:{proxy.port}" in told[0]
+    assert "waiting for it, 60 s at most" in told[0]
+
+
+def test_a_redis_that_refuses_the_password_is_not_waited_for(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADCAM_REDIS_URL", f"redis://:wrong@127.0.0.1:{stack.redis.ports['redis']}/0")
+    assert "refuses" in gradcam("wait", "any", code=4).stderr

@@ -131,7 +131,7 @@ def test_a_torn_manifest_is_named_line_by_line_and_made_anew(client: Client) -> 
     assert [result.state for result in client.results(job)] == ["done", "failed", "done", "done", "done"]
 
     client.storage.put(second, b"")
-    with pytest.raises(UsageError, match="of 1 images nothing is left"):
+    with pytest.raises(UsageError, match="of 1 image nothing is left"):
         list(client.audit(job, repair=True))
     assert second not in objects(client, job, "manifest/")
 
@@ -143,7 +143,7 @@ def test_records_of_a_newer_version_are_left_alone(client: Client) -> None:
     client.storage.put(part, first[:-1] + b',"color":"red"}\n' + second)
     before = client.storage.get(part)
     assert [(one.kind, one.line) for one in client.audit(job)] == [("newer", 1)]
-    with pytest.raises(UsageError, match="1 records were written by a newer version"):
+    with pytest.raises(UsageError, match="1 record was written by a newer version"):
         list(client.audit(job, repair=True))
     assert client.storage.get(part) == before
     assert client.status(job).generation == 1

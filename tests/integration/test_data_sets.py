@@ -192,7 +192,7 @@ def test_what_manifests_no_longer_tell_is_said_and_not_left_out_in_silence(clien
     client.storage.delete([part])
     run = gradcam("results", job, "--jsonl", code=4)
     assert len(run.stdout.splitlines()) == 2
-    assert "of 1 images nothing is known" in run.stderr
+    assert "of 1 image nothing is known" in run.stderr
     # What is known is written whole, and then told that it is not all.
     gradcam("results", job, "--csv", "--output", str(tmp_path / "m.csv"), code=4)
     assert len((tmp_path / "m.csv").read_text().splitlines()) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -24,7 +25,7 @@ from redis.retry import Retry
 from strangers import PAGES, answered, calls, careless, listening, page
 
 from deploy.certificates import write_certificates
-from deploy.directory_lock import InUse, holder, make_private
+from deploy.directory_lock import OF_LAUNCHER, InUse, holder, make_private
 from deploy.programs import free_ports
 from deploy.servers import PortTaken, SeaweedFS, Valkey
 from deploy.stack import Stack
@@ -374,6 +375,9 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
 
     again = _local("up", "--workers", "0", directory=directory)
     assert (again.returncode, again.stdout) == (0, "The stack is up already, with no workers.\n")
+    elsewhere = _local("down", directory=directory.parent / "elsewhere")
+    assert f"{directory.parent / 'elsewhere'}' is not up" in elsewhere.stdout.replace('"', "'")
+    assert f"Another one is up: gradcam down --directory {shlex.quote(str(directory))}\n" in elsewhere.stderr
     other = _local("up", "--workers", "2", directory=directory)
     assert (other.returncode, "`gradcam down` first" in other.stderr) == (2, True)
 
@@ -437,3 +441,31 @@ def test_supervisor_that_was_killed_leaves_nothing_in_the_way(directory: Path) -
     assert "not up" in _local("down", directory=directory).stdout
     assert _local("up", "--workers", "0", directory=directory).returncode == 0
     assert "is down" in _local("down", directory=directory).stdout
+
+
+_WITH_A_LAUNCHER = """
+import sys, time
+from pathlib import Path
+from deploy.stack import Stack
+with Stack(Path(sys.argv[1]), workers=0) as stack:
+    print(stack.start_worker().process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_down_ends_the_launcher_that_a_killed_supervisor_left(directory: Path) -> None:
+    """It went on for a while, `down` found nothing to stop, and the next `up` had workers of both."""
+    command = [sys.executable, "-c", _WITH_A_LAUNCHER, str(directory)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        launcher = psutil.Process(int(owner.stdout.readline()))
+        launcher.suspend()  # it would end by itself some time after its owner
+        owner.kill()
+    assert holder(directory) is None
+    assert holder(directory, OF_LAUNCHER) == launcher.pid
+    down = _local("down", directory=directory)
+    assert (down.returncode, down.stderr) == (0, "Ending the workers of a stack that was killed …\n")
+    assert "what it left has ended" in down.stdout
+    assert holder(directory, OF_LAUNCHER) is None
+    _wait(lambda: _gone(launcher.pid), within_s=5)
+    assert "nothing to stop" in _local("down", directory=directory).stdout

@@ -29,7 +29,7 @@ from torch import nn
 from producer.client.client import Client
 from producer.jobs.model import keys
 from producer.jobs.model.states import JobState
-from worker.cli import cli
+from worker.commands import cli
 from worker.models.networks import load
 from worker.pictures.decode import decode
 from worker.pictures.geometry import fit

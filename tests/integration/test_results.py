@@ -429,7 +429,7 @@ def test_failures_become_a_list_with_addresses_in_full_for_the_owner_alone(
 ) -> None:
     path = tmp_path / "failed.jsonl"
     told = gradcam("failures", photos, "--output", str(path)).stderr
-    assert told.startswith(f"1 failed images in {path}: gradcam submit")
+    assert told.startswith(f"1 failed image in {path}: gradcam submit")
     (row,) = (json.loads(text) for text in path.read_text().splitlines())
     message = row.pop("message")
     assert row == {
@@ -468,7 +468,7 @@ def test_pictures_that_are_gone_stop_no_others(client: Client, tmp_path: Path) -
     for address in (addresses[0], *addresses[2:]):
         client.storage.put(address, b"picture")
     write_part(client, job, 0, [line(n, {"cam": address}) for n, address in enumerate(addresses, 1)])
-    with pytest.raises(StoreError, match=r"1 pictures could not be read.*gradcam audit gone"):
+    with pytest.raises(StoreError, match=r"1 picture could not be read.*gradcam audit gone"):
         client.download(job, tmp_path)
     assert len(list(tmp_path.glob("[!.]*"))) == 4
     assert "is not there" in gradcam("results", job, "--output-dir", str(tmp_path), code=4).stderr

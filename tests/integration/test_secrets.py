@@ -257,7 +257,7 @@ def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> 
     (lost,) = (result for result in client.results("secrets", where=[f"uri={own.pages}/a.jpg*"]))
     client.storage.delete([lost.objects["cam"]])
     assert "no record has their images' whole addresses" in own.tell("audit", "secrets", code=1)
-    assert "addresses of 1 images held what may be a secret" in own.tell("audit", "secrets", "--repair", code=2)
+    assert "addresses of 1 image held what may be a secret" in own.tell("audit", "secrets", "--repair", code=2)
     assert SECRET not in "".join(own.said)
     client.delete("secrets", objects=True)
     assert keys_with_secret(own.stack) == {}

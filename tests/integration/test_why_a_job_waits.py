@@ -10,6 +10,7 @@ import redis
 from producer.client import watch
 from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import WaitReason
 from producer.jobs.model.status import JobStatus
@@ -191,6 +192,24 @@ def test_a_job_that_was_not_sent_whole_waits_for_its_submission(table: JobTable)
     make(table, images=0, sent=False)
     table.registry.heartbeat("a")
     assert waits(table)[0] is WaitReason.SENDING
+
+
+def test_a_submission_that_is_silent_for_minutes_was_interrupted(table: JobTable, redis_client: redis.Redis) -> None:
+    """It was `still being sent` for ever; with images that wait it goes on, and says so."""
+    table.create(JOB, JobSpec(chunk_size=2), name=JOB, lifetime_s=60)
+    redis_client.hset(JobKeys(JOB).hash, "ingest_at", table.registry.now() - 299)
+    table.registry.heartbeat("a")
+    assert waits(table)[0] is WaitReason.SENDING
+    redis_client.hset(JobKeys(JOB).hash, "ingest_at", table.registry.now() - 301)
+    said = (
+        "the program that sends its images has not been heard of for 5 min: submit it again under this name to go on, "
+        f"or `gradcam cancel {JOB}`"
+    )
+    assert waits(table) == (WaitReason.SENDER_SILENT, said)
+    table.registry.deregister("a")  # a worker would find nothing to do
+    assert waits(table) == (WaitReason.SENDER_SILENT, said)
+    table.add_chunk(JOB, Chunk.compress(0, [uri_line("s3://b/0.jpg")]))
+    assert waits(table)[0] is WaitReason.NO_WORKER
 
 
 def test_a_full_redis_is_told_before_everything_that_follows_from_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,47 @@ def test_a_record_of_a_newer_release_is_read_as_far_as_it_is_known(table: JobTab
     redis_client.hset(keys.RECORDS, "a", json.dumps(FACTS.model_dump() | {"version": "9.0.0", "watts": 300}))
     (worker,) = table.registry.workers()
     assert (worker.known, worker.version, worker.host) == (True, "9.0.0", "lab7")
+
+
+@pytest.mark.parametrize("gone", ["stopped", "killed"])
+def test_what_a_worker_told_that_is_gone_is_held_against_nobody(unattended: Client, gone: str) -> None:
+    """`doctor` warned of the policy of a worker that had left, below `none is running`."""
+    table = unattended.table
+    table.redis.delete(keys.WORKERS)
+    table.registry.heartbeat("a", warnings=["all addresses are open"])
+    table.registry.report_problem("a", "no disk")
+    job = unattended.submit([str(PHOTO)], network="resnet50")
+
+    def told() -> str:
+        return "\n".join(gradcam(*command).stdout for command in (["doctor"], ["status", job]))
+
+    assert told().count("no disk") == 3
+    assert "warn  policy       all addresses are open (a)" in told()
+    if gone == "stopped":
+        table.registry.deregister("a")
+    else:
+        table.redis.zadd(keys.WORKERS, {"a": table.registry.now() - 61})
+    assert "no disk" not in told()
+    assert "warn  workers      none is running" in told()
+    assert "warn  policy" not in told()
+
+
+def test_problems_stand_below_the_table_and_who_is_silent_says_so(unattended: Client) -> None:
+    """A problem made the table wider than 300 columns; a process that was killed looked as alive as the others."""
+    registry = unattended.table.registry
+    unattended.table.redis.delete(keys.WORKERS)
+    problem = "the object store refuses the credentials of this worker: " + "look at its AWS_ACCESS_KEY_ID, " * 5
+    for name in ("a", "b", "c"):
+        registry.heartbeat(name, facts=FACTS)
+    registry.report_problem("a", problem)
+    unattended.table.redis.zadd(keys.WORKERS, {"b": registry.now() - 31})
+    head, *rows = gradcam("workers").stdout.splitlines()
+    assert rows.pop() == f"a: {problem}"
+    assert len(head) < 120
+    assert [row.split()[0] for row in rows] == ["a", "b", "c"]
+    assert rows[0].rstrip().endswith("has a problem")
+    assert re.search(r"silent for 3[1-9] s\s*$", rows[1])
+    assert "silent" not in rows[0] + rows[2]
 
 
 def test_what_strangers_write_of_workers_stays_in_its_cell(unattended: Client, redis_client: redis.Redis) -> None:
@@ -165,7 +207,7 @@ def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(two:
     assert (status.done, status.failed) == (400, 0)
     assert second.launcher is not None
     assert len(mains_of(two)) == 1
-    assert "with its 1 processes" in gradcam("workers", "drain", second.launcher).stdout
+    assert "with its 1 process:" in gradcam("workers", "drain", second.launcher).stdout
     assert two.process is not None
     assert two.process.wait(30) == 0
     assert client.workers() == []

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from producer import cli
-from worker.cli import main as worker_main
+from worker.commands import run as worker_run
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def gradcam(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -
 
 def worker_check(*arguments: str) -> Run:
     """Run `gradcam-worker check` in this process."""
-    return _here(worker_main, ["gradcam-worker", "check", *arguments])
+    return _here(lambda: sys.exit(worker_run()), ["gradcam-worker", "check", *arguments])
 
 
 def _here(main: Callable[[], NoReturn], argv: list[str], env: dict[str, str] | None = None) -> Run:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import click
 
-from deploy.cli import cli as producer_cli
-from worker.cli import cli as worker_cli
+from deploy.commands import cli as producer_cli
+from worker.commands import cli as worker_cli
 
 HEAD = """# Commands and options
 

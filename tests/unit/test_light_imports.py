@@ -18,12 +18,12 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["results", "--help"]])
 def test_help_of_the_producer_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = f"from deploy.cli import cli\ntry:\n    cli({arguments})\nexcept SystemExit:\n    pass"
+    code = f"from deploy.commands import cli\ntry:\n    cli({arguments})\nexcept SystemExit:\n    pass"
     assert loaded_by(code) == set()
 
 
 def test_help_of_submit_loads_the_models_of_its_options_and_nothing_else_that_is_heavy() -> None:
-    code = "from deploy.cli import cli\ntry:\n    cli(['submit', '--help'])\nexcept SystemExit:\n    pass"
+    code = "from deploy.commands import cli\ntry:\n    cli(['submit', '--help'])\nexcept SystemExit:\n    pass"
     assert loaded_by(code) == {"pydantic"}
 
 
@@ -37,7 +37,7 @@ def test_the_public_module_is_as_light_as_the_client() -> None:
 
 def test_a_probe_loads_nothing_heavy() -> None:
     """It runs every few seconds, beside work that needs the processor."""
-    code = "from worker.cli import cli\ntry:\n    cli(['check'])\nexcept SystemExit:\n    pass"
+    code = "from worker.commands import cli\ntry:\n    cli(['check'])\nexcept SystemExit:\n    pass"
     assert loaded_by(f"import os\nos.environ['GRADCAM_WORKER_RUN_DIR'] = '/nowhere'\n{code}") == set()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.items import Item
 from producer.jobs.model.results import ExplainedClass, Failure, Result, class_key
 from producer.jobs.model.spec import JobSpec
@@ -389,6 +389,15 @@ def test_a_link_goes_on_pointing_to_the_file_and_a_pipe_stays_a_pipe(tmp_path: P
     with atomic_file(Path("/dev/null")) as file:
         file.write(b"all")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_full_disk_is_told_from_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    """What was typed is right: with room the same command goes on."""
+    full = "disk is full or broken; make room, then the same command goes on"
+    with pytest.raises(ServiceError, match=full), atomic_file(Path("/dev/full")) as file:
+        file.write(b"a picture")
+    with pytest.raises(UsageError, match="cannot write"), atomic_file(tmp_path / "nowhere" / "file"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["nowhere/file", "folder"])

@@ -49,6 +49,16 @@ def test_missing_wrong_and_misspelt_settings_are_told_at_once(monkeypatch: pytes
     assert "GRADCAM_WORKER_BATCHSIZE is not a setting (did you mean GRADCAM_WORKER_BATCH_SIZE?)" in text
 
 
+def test_only_who_has_no_servers_is_told_how_to_start_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**GOOD, "GRADCAM_WORKER_BATCH_SIZE": "many"})
+    with pytest.raises(SettingsError) as wrong:
+        read_both(Connections, WorkerSettings)
+    assert "gradcam up" not in str(wrong.value)
+    monkeypatch.delenv("GRADCAM_S3_BUCKET")
+    with pytest.raises(SettingsError, match="For a stack on this machine run `gradcam up`"):
+        read_both(Connections, WorkerSettings)
+
+
 def test_no_message_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, {"GRADCAM_REDIS_URL": "http://:hunter2@localhost", "GRADCAM_S3_BUCKET": "pictures"})
     with pytest.raises(SettingsError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import ExitStack
 import pytest
 
 from producer.client import watch
+from producer.client.talk import Talk
 from producer.jobs.model import waits
+from producer.jobs.model.states import WaitReason
 from producer.jobs.model.status import ChunkCounts, JobStatus, Wait, make_status
 from producer.jobs.model.waits import STORE, Waiting, waiting
 
@@ -48,6 +51,22 @@ def test_only_a_job_that_should_go_on_is_called_still() -> None:
     assert (ended.stalled_s, ended.images_per_s, ended.device_busy) == (None, 1.111, 0.95)
     assert status(1075.0, progress_at=None).stalled_s == 65.0
     assert status(1075.0, progress_at=None, started_at=None).stalled_s == 75.0
+
+
+def test_what_a_job_waits_for_is_a_line_as_soon_as_it_changes() -> None:
+    """The demo said `running 0/10` for most of its time."""
+    new = status(1001.0, done="0", started_at=None, progress_at=None)
+    starts = {"waits": "the worker starts", "waits_reason": WaitReason.NO_WORKER}
+    loads = {"waits": "its model is being loaded", "waits_reason": WaitReason.MODEL_LOADING}
+    seen = [new.model_copy(update=starts), new, new, new.model_copy(update=loads), new.model_copy(update=loads)]
+    said = io.StringIO()
+    ended = status(1101.0, state="succeeded", done="100", finished_at="1100")
+    assert watch.follow([*seen, ended], Talk(file=said)) == ended
+    assert said.getvalue().splitlines() == [
+        "running 0/100 the worker starts",
+        "running 0/100 a worker has its first images in hand",
+        "running 0/100 its model is being loaded",
+    ]
 
 
 def test_what_is_waited_for_is_said() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producer.jobs.model.errors import GradcamError, JobError
-from producer.jobs.model.text import LINE_CHARS, LINES, SENTENCE_CHARS, in_json, lines, quoted, shown
+from producer.jobs.model.text import LINE_CHARS, LINES, SENTENCE_CHARS, counted, in_json, lines, quoted, shown
 
 #: What no shown text may hold, but joiners and selectors where scripts and emoji need them.
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -151,3 +151,10 @@ def test_of_many_lines_the_first_and_the_last_are_shown() -> None:
     assert said.startswith("line 0 ")
     assert "line 9999 " in said
     assert len(said) < (LINES + 1) * (LINE_CHARS + 1)
+
+
+def test_a_number_stands_with_its_noun() -> None:
+    assert [counted(n, "failed image") for n in (0, 1, 2, 1000)] == [
+        "0 failed images", "1 failed image", "2 failed images", "1,000 failed images",
+    ]  # fmt: skip
+    assert [counted(n, "worker reads", "workers read") for n in (1, 2)] == ["1 worker reads", "2 workers read"]

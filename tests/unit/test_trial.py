@@ -13,7 +13,7 @@ import pytest
 import torch
 from own_models import Net
 
-from worker.cli import main
+from worker.commands import run
 from worker.device.inputs import normalized
 from worker.models.networks import load
 from worker.networks import explain, render
@@ -30,7 +30,7 @@ def tried(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         command = ["try", "mine", "--image", str(image), "--output-dir", str(tmp_path / "out"), *arguments]
         monkeypatch.setattr(sys, "argv", ["gradcam-worker", *command])
         with pytest.raises(SystemExit) as ended:
-            main()
+            sys.exit(run())
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         return int(ended.value.code or 0), captured.out, captured.err

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from torchvision.models import ResNet18_Weights
 
-from worker.cli import cli, main
+from worker.commands import cli, run
 from worker.supervise import run_dirs
 from worker.supervise.process_list import ListedProcess, publish
 
@@ -32,7 +32,7 @@ def _by_name(text: str) -> dict[str, dict[str, Any]]:
 def _fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:
     monkeypatch.setattr(sys, "argv", ["gradcam-worker", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        sys.exit(run())
     captured = capsys.readouterr()
     assert captured.out == ""
     return ended.value.code, captured.err

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from producer.jobs.fetch.pace import interruptible
 from producer.jobs.model.errors import Interrupted, JobError, NotHere, OtherVersion, ServiceError, WorkerError
 from producer.jobs.model.states import JobState
+from producer.jobs.model.text import counted
 from producer.jobs.model.waits import waiting
 from producer.jobs.store.finalize import finalize, versions
 from producer.jobs.table.claims import OnlyRefusedJobs
@@ -188,7 +189,7 @@ class ChunkConsumer:
         except (WorkerError, ServiceError) as error:
             self._faults.own_fault(job, chunk, error)
         if hanging := self._slots.hanging():
-            self._slots.retire(f"{hanging} threads hang at images")
+            self._slots.retire(counted(hanging, "thread hangs", "threads hang") + " at images")
         return True
 
     def _claim(self, slot: Slot, job: str, chunk: int) -> Claim | None:

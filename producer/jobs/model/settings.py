@@ -41,6 +41,8 @@ class Setting:
 _Model = TypeVar("_Model", bound=BaseSettings)
 _Other = TypeVar("_Other", bound=BaseSettings)
 
+_MISSING = " is missing"
+
 #: Names that others read; they are not misspelt ones of ours.
 _OTHERS = ("GRADCAM_WORKER_", "GRADCAM_TEST_")
 
@@ -178,17 +180,19 @@ def _read(model: type[_Model]) -> tuple[_Model | None, list[str]]:
 
 
 def _message(problems: list[str]) -> str:
-    return (
-        "settings cannot be used: "
-        + "; ".join(problems)
-        + ". For a stack on this machine run `gradcam up`, then `source .gradcam/env`"
-    )
+    # Only who has not said where Redis and the store are may have none.
+    hint = ". For a stack on this machine run `gradcam up`, then `source .gradcam/env`"
+    return f"settings cannot be used: {'; '.join(problems)}" + (hint if any(map(_is_missing, problems)) else "")
+
+
+def _is_missing(problem: str) -> bool:
+    return problem.endswith(_MISSING)
 
 
 def _sentence(prefix: str, problem: Mapping[str, Any]) -> str:
     name = f"{prefix}{problem['loc'][0]}".upper()
     if problem["type"] == "missing":
-        return f"{name} is missing"
+        return f"{name}{_MISSING}"
     # The value itself is left out: it may hold a password.
     text = str(problem["msg"]).removeprefix("Value error, ")
     return f"{name} {text}" if text.startswith(("must", "is ", "has ", "names ")) else f"{name} is wrong ({text})"

@@ -59,6 +59,8 @@ class WaitReason(StrEnum):
     PRIORITY_UNREAD = "priority_unread"
     #: Nothing of it is left to do until its submission sends more.
     SENDING = "sending"
+    #: The same, and nothing was heard of its submission for minutes: it was interrupted.
+    SENDER_SILENT = "sender_silent"
     #: A worker that has it loads its model.
     MODEL_LOADING = "model_loading"
     #: Workers wait for the object store.

@@ -83,6 +83,17 @@ def quoted(text: object, limit: int = NAME_CHARS) -> str:
     return f"{mark}{said}{mark}"
 
 
+def counted(count: int, noun: str, several: str = "") -> str:
+    """Give a number with its noun: `1 image`, `2 images`, `1,000 images`.
+
+    Args:
+        count: How many.
+        noun: Of one, behind whatever describes it: `failed image`.
+        several: Of more than one, where that is not the same with an s.
+    """
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
 def lines(text: object, most: int = LINES) -> str:
     """Give a text of several lines, each as `shown`: the first ones and the last ones where there are more."""
     all_of_them = str(text).split("\n")

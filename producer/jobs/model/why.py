@@ -9,12 +9,15 @@ from producer.jobs.model.history import Action
 from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.states import Ingest, JobState, WaitReason
 from producer.jobs.model.status import JobStatus, Wait
+from producer.jobs.model.text import counted
 from producer.jobs.model.waits import REDIS, STORE
 
 #: Redis refuses messages and signs of life when it holds more than this share of its `maxmemory`.
 FULL = 0.99
 #: A job of which something was recorded within this time goes on.
 MOVES_S = 10.0
+#: A submission of which nothing was heard for so long has most likely been interrupted.
+SENDER_SILENT_S = 300.0
 #: What somebody else wrote, a worker's sentence say, is shown up to here.
 _LONGEST_QUOTE = 300
 
@@ -28,6 +31,8 @@ class Surroundings:
     loading: bool
     #: For how many seconds it is delayed.
     delayed_s: float
+    #: For how many seconds nothing was heard of whoever sends its images.
+    sender_silent_s: float
     #: Of the workers that are alive: how many, and how many of them read its priority.
     alive: int
     readers: int
@@ -75,12 +80,17 @@ def why(
             f"Redis is full ({full:.0%} of its maxmemory), nobody can send messages: give it more memory, or delete "
             "jobs that have ended"
         )
+    if _is_broken_off(status, found, full):
+        return WaitReason.SENDER_SILENT, (
+            f"the program that sends its images has not been heard of for {found.sender_silent_s / 60:.0f} min: "
+            f"{'submit it again under this name to go on, or ' if status.name else ''}`gradcam cancel {status.job}`"
+        )
     if not found.alive:
         return WaitReason.NO_WORKER, "no worker is running: start `gradcam-worker`"
     if not found.readers and not status.chunks.in_flight:
         return WaitReason.PRIORITY_UNREAD, (
-            f"no worker reads the priority `{found.queue}`, {_are(found.alive, 'reads', 'read')} others: start "
-            f"`gradcam-worker --queues {found.queue}`"
+            f"no worker reads the priority `{found.queue}`, {counted(found.alive, 'worker reads', 'workers read')} "
+            f"others: start `gradcam-worker --queues {found.queue}`"
         )
     if status.chunks.in_flight:
         return _in_flight(found, waited_for)
@@ -97,6 +107,13 @@ def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
     return WaitReason.PAUSED, f"{said}: `gradcam resume {job}` goes on with it"
 
 
+def _is_broken_off(status: JobStatus, found: Surroundings, full: float) -> bool:
+    """Whether all that was sent of a job has its end, and nobody seems to send the rest; one may wait for room."""
+    is_idle = not status.chunks.waiting and not status.chunks.in_flight
+    is_open = status.ingest is Ingest.OPEN and full <= FULL_SHARE
+    return is_idle and is_open and found.sender_silent_s > SENDER_SILENT_S
+
+
 def _in_flight(found: Surroundings, waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
     if found.loading:
         return WaitReason.MODEL_LOADING, "its model is being loaded"
@@ -107,8 +124,11 @@ def _servers(waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
     for wait in waited_for:
         if wait.what != REDIS:  # the one that has just answered
             kind = WaitReason.STORE_UNWELL if wait.what == STORE else WaitReason.WORKERS_WAIT
-            what = _quoted(wait.what)
-            return kind, f"{_are(wait.workers, 'waits', 'wait')} for {what}, {wait.longest_s:.0f} s by now"
+            who, what = counted(wait.workers, "worker waits", "workers wait"), _quoted(wait.what)
+            return (
+                kind,
+                f"{who} for {what}, {wait.longest_s:.0f} s by now",
+            )
     return None
 
 
@@ -135,22 +155,12 @@ def _turn(found: Surroundings, waited_for: Sequence[Wait]) -> tuple[WaitReason, 
     if found.delayed_s > 0:
         return WaitReason.DELAYED, f"it is in trouble, others go first for {found.delayed_s:.0f} s more"
     if found.ahead or found.in_hand:
-        least = "at least " if found.more else ""
-        return WaitReason.TURN, (
-            f"waits its turn behind {least}{_images(found.ahead + found.in_hand)}, workers have {found.in_hand} of them"
-        )
+        before = ("at least " if found.more else "") + counted(found.ahead + found.in_hand, "image")
+        return WaitReason.TURN, f"waits its turn behind {before}, workers have {found.in_hand} of them"
     return _servers(waited_for) or (
         WaitReason.SOON,
         "nothing is before it: a worker takes it in a moment, or its message was lost and is sent again",
     )
-
-
-def _are(count: int, one: str, several: str) -> str:
-    return f"{count} worker {one}" if count == 1 else f"{count} workers {several}"
-
-
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"
 
 
 def _quoted(text: str) -> str:

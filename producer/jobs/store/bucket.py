@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 from producer.jobs.model import keys
 from producer.jobs.model.certificates import failed_tls, refused_certificate
 from producer.jobs.model.errors import BucketClosed, GradcamError, StoreError, WorkerError
+from producer.jobs.model.text import counted
 from producer.jobs.model.waits import STORE, waiting
 from producer.jobs.store.object_data import BrokenOff
 from producer.jobs.store.s3_client import client_like, open_s3
@@ -204,7 +205,7 @@ class Storage:
             answer = self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": wanted, "Quiet": True})
         if refused := answer.get("Errors"):
             raise StoreError(
-                f"{len(refused)} objects in bucket {self.bucket} could not be deleted: the store answered "
+                f"{counted(len(refused), 'object')} in bucket {self.bucket} could not be deleted: the store answered "
                 f"{refused[0].get('Code')}"
             )
 

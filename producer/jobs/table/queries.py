@@ -249,11 +249,13 @@ class Queries:
     def _surroundings(self, job: str) -> Surroundings:
         names = [*JobKeys(job).parts("marks", "leases", "troubles"), keys.WORKERS, keys.QUEUES, keys.PROBLEMS]
         found = self._scripts.run("why", names, [job, WORKER_SILENT_S, _MOST_WORKERS, _MOST_JOBS])
-        queue, held, loading, delayed_s, alive, readers, faulty, fault, refusing, refusal, ahead, in_hand, more = found
+        queue, held, loading, delayed_s, silent_s, alive, readers, *rest = found
+        faulty, fault, refusing, refusal, ahead, in_hand, more = rest
         return Surroundings(
             queue=_shown(queue),
             loading=0 < held == loading,
             delayed_s=float(delayed_s),
+            sender_silent_s=float(silent_s),
             alive=alive,
             readers=readers,
             faulty=faulty,

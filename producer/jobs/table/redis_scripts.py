@@ -77,13 +77,37 @@ def make_redis_client(settings: Connections, *, answers_within_s: float = 10) ->
     )
 
 
-def connect(settings: Connections) -> redis.Redis:
+def connect(
+    settings: Connections, *, patience_s: float = 0.0, tell: Callable[[str], None] | None = None
+) -> redis.Redis:
     """Connect to Redis and make sure that it answers.
+
+    Args:
+        settings: Where it is.
+        patience_s: How long one that is away is waited for.
+        tell: Called with a sentence, once, where it is.
 
     Raises:
         ServiceError: It does not, or refuses us; names the address, never the password.
     """
     client = make_redis_client(settings)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return _answering(client, settings)
+        except Unfit:
+            raise
+        except ServiceError as error:
+            if not _is_away(error.__context__) or time.monotonic() + _LONGEST_PAUSE_S > deadline:
+                raise
+            if tell:
+                tell(f"{error}; waiting for it, {patience_s:g} s at most")
+                tell = None
+        time.sleep(_LONGEST_PAUSE_S)
+
+
+def _answering(client: redis.Redis, settings: Connections) -> redis.Redis:
+    """Give the client back where Redis answers. Errors as `connect`."""
     try:
         client.ping()
     except redis.exceptions.AuthenticationError:
@@ -268,11 +292,16 @@ def _source(name: str) -> str:
     return "\n".join((lua / f"{part}.lua").read_text() for part in (*_LIBRARY, name))
 
 
+def _is_away(error: BaseException | None) -> bool:
+    away = isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
+    return away and not isinstance(error, redis.exceptions.AuthenticationError)
+
+
 def _passing(error: redis.exceptions.RedisError) -> str | None:
     """What is wrong with Redis, where it may pass; None where repeating helps nothing."""
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return "has been full"
-    if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+    if _is_away(error):
         return "has been away"  # also while it loads its files
     if isinstance(error, redis.exceptions.ReadOnlyError) or _REFUSED.match(str(error)):
         return "has refused to write"

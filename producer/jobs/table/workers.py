@@ -186,7 +186,22 @@ class WorkerRegistry:
 
     def warnings(self, now: float) -> dict[str, str]:
         """What the settings of workers that are alive leave open, each with the name of one of them."""
-        return self._told_by(keys.WARNINGS, now)
+        there = self._alive(now)
+        return {words: worker for words, worker in self._told_by(keys.WARNINGS, now).items() if worker in there}
+
+    def problems(self, now: float) -> list[str]:
+        """What keeps workers that are alive from working, a sentence each."""
+        there = self._alive(now)
+        with _ours(keys.PROBLEMS):
+            found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.PROBLEMS)))
+        return [_word(sentence) for worker, sentence in found.items() if _word(worker) in there]
+
+    def _alive(self, now: float) -> set[str]:
+        with _ours(keys.WORKERS):
+            found = self._scripts.do(
+                lambda client: cast("list[bytes]", client.zrangebyscore(keys.WORKERS, now - WORKER_SILENT_S, "+inf"))
+            )
+        return set(map(_word, found))
 
     def _told_by(self, key: str, now: float) -> dict[str, str]:
         with _ours(key):

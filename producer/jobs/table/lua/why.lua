@@ -3,14 +3,15 @@
 -- KEYS  1 job  2 marks  3 leases  4 troubles  5 gradcam:workers  6 gradcam:queues  7 gradcam:problems; also the round robins, and of
 --       the jobs in them hash, `…:waiting` and `…:leases`
 -- ARGV  1 id  2 seconds after which a silent worker does not count  3 most workers  4 most jobs of a priority
--- gives {priority, chunks in flight, of these loading, seconds delayed, workers alive, that read the priority, faulty ones of these,
+-- gives {priority, chunks in flight, of these loading, seconds delayed, seconds since images were sent, workers alive, that read the priority, faulty ones of these,
 --        a fault, those that refuse the job, a refusal, images ahead, images in hand, '1' if there are more jobs}
 check(KEYS[1])
 local t = now()
-local own = redis.call('HMGET', KEYS[1], 'queue', 'not_before')
+local own = redis.call('HMGET', KEYS[1], 'queue', 'not_before', 'ingest_at')
 local queue = own[1] or 'default'
 local delayed_s = math.max((seconds(own[2]) or 0) - t, 0)
 if delayed_s > LONGEST_S then delayed_s = 0 end -- as `next_chunk` has it
+local silent_s = math.max(t - (seconds(own[3]) or t), 0)
 
 local function in_flight(leases)
   local count = ask('ZCOUNT', leases, stamp(t), '+inf')
@@ -84,4 +85,4 @@ for _, priority in ipairs({'high', 'default', 'low'}) do
   end
   if priority == queue then before = false end
 end
-return {queue, #held, loading, stamp(delayed_s), #alive, #readers, faulty, fault, refusing, refusal, ahead, in_hand, more}
+return {queue, #held, loading, stamp(delayed_s), stamp(silent_s), #alive, #readers, faulty, fault, refusing, refusal, ahead, in_hand, more}

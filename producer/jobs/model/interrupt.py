@@ -1,0 +1,132 @@
+"""Ctrl-C for our commands: heard from their first import on, and raised again where a library loses it.
+
+Python turns SIGINT into a KeyboardInterrupt wherever the main thread is. Where that is a destructor, the callback of a
+weak reference, an `except:`, or pydantic's Rust while it makes a validator, the error is lost, and the command goes on
+as if nobody had pressed anything. So it is raised again until it is on its way out. A second signal ends the command at
+once. SIGTERM and SIGHUP count as well.
+
+It imports nothing heavy: the commands import what they need under its guard.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+#: The exit code of a command that was interrupted, as shells have it for Ctrl-C.
+INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: How often an interrupt that was lost is raised again.
+_AGAIN_S = 0.5
+#: Signals within this time are one wish: a terminal and a program around us may both send it.
+_ONE_WISH_S = 0.3
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class _Guard:
+    """Notes the wish to end, and sees to it that the main thread hears it."""
+
+    def __init__(self) -> None:
+        self._wished_at: float | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        """Listen; what whoever started us has set to be ignored stays so, as under `nohup`."""
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._signalled)
+        signal.signal(signal.SIGALRM, self._again)
+        sys.unraisablehook = _tell_unless_interrupt
+
+    @property
+    def wished(self) -> bool:
+        """Whether somebody has asked us to end."""
+        return self._wished_at is not None
+
+    def heard(self) -> None:
+        """The command ends in its own way; nothing is raised again. A further signal ends it at once."""
+        self._over = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._wished_at is not None and now - self._wished_at < _ONE_WISH_S:
+            return
+        if self._wished_at is not None or self._over:
+            _end_at_once()
+        self._wished_at = now
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+        raise KeyboardInterrupt
+
+    def _again(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._over and not _under_way():
+            raise KeyboardInterrupt
+
+
+_guard = _Guard()
+
+
+def heard() -> None:
+    """Say that an interrupt is how this command ends, and that it is on its way: nothing has to be raised again."""
+    _guard.heard()
+
+
+def wished() -> bool:
+    """Whether somebody has asked this command to end; an error that comes after that is no bug of its own."""
+    return _guard.wished
+
+
+def run_guarded(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its code, or, where it is interrupted, with 130 and one sentence.
+
+    Args:
+        command: What to do; imports that take long belong into it.
+    """
+    _guard.begin()
+    try:
+        code = command()
+    except KeyboardInterrupt:
+        _say_interrupted()
+        code = INTERRUPTED
+    except Exception:
+        if not _guard.wished:
+            raise
+        _say_interrupted()  # a library made another error of it
+        code = INTERRUPTED
+    finally:
+        _guard.heard()
+    sys.exit(code)
+
+
+def _under_way() -> bool:
+    """Whether the code that is running cleans up after an interrupt: it is not to be interrupted in turn."""
+    error, seen = sys.exception(), set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__context__ or error.__cause__
+    return False
+
+
+def _end_at_once() -> NoReturn:
+    if sys.stderr.isatty():
+        os.write(2, _SHOW_CURSOR.encode())  # a bar may have hidden it
+    os.write(2, b"interrupted again: ended without tidying up\n")
+    os._exit(INTERRUPTED)
+
+
+def _say_interrupted() -> None:
+    # Not by `terminal.py`, which has to be imported.
+    os.write(2, b"interrupted\n")
+
+
+def _tell_unless_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Leave out what Python prints of an interrupt that it loses: it is raised again."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
