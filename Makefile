@@ -150,6 +150,11 @@ dist: $(VENV)/test.stamp ## build the wheel and the source archive, in dist/, an
 	@$(BIN)/twine check --strict dist/*
 	@$(BIN)/check-wheel-contents dist/*.whl
 
+.PHONY: release-files
+release-files: $(VENV)/test.stamp ## build this version's wheel into tests/releases/, and keep what it writes in tests/golden/
+	@rm -rf build
+	@PYTHONPATH=.:tests/support $(BIN)/python -W ignore tests/support/make_release.py
+
 .PHONY: lock
 lock: $(VENV)/test.stamp ## write deploy/requirements/ anew: what the images install, with hashes
 	@$(BIN)/python tests/support/lock_requirements.py

@@ -39,6 +39,7 @@ from producer.maintenance.audit import Finding
 from producer.output.download import Downloaded, Fetched
 from producer.output.job_results import PictureUrl
 from producer.submission.plan import Plan
+from producer.submission.recover import Recovered, StoredJob
 from worker.models.network_spec import NetworkSpec
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "ReadOptions",
+    "Recovered",
     "Result",
     "ServiceError",
     "SettingsError",
@@ -72,6 +74,7 @@ __all__ = [
     "Sources",
     "StageTime",
     "StoreError",
+    "StoredJob",
     "Unfit",
     "UnknownJob",
     "UsageError",

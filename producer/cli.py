@@ -31,6 +31,7 @@ from producer.commands.console import (
 )
 from producer.commands.control import COMMANDS
 from producer.commands.metrics import metrics
+from producer.commands.recover import recover
 from producer.commands.submit import submit
 from producer.commands.workers import workers
 from producer.jobs.model import release
@@ -127,7 +128,7 @@ def list_jobs(limit: int, offset: int, state: tuple[str, ...], name: str | None,
         talk.print(f"more: --offset {offset + limit}")
 
 
-for _command in (submit, workers, *COMMANDS, *results_cli.COMMANDS, metrics):
+for _command in (submit, workers, *COMMANDS, recover, *results_cli.COMMANDS, metrics):
     cli.add_command(_command)
 
 

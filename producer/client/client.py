@@ -37,6 +37,7 @@ from producer.output.export import Format
 from producer.output.failures import write_failures
 from producer.output.job_results import JobResults, PictureUrl, ResultQuery, open_results
 from producer.submission.plan import Plan, plan
+from producer.submission.recover import Recovered, StoredJob, recover, stored_jobs
 from producer.submission.sender import Progress, line_maker
 from producer.submission.spec_builder import Request
 
@@ -273,6 +274,25 @@ class Client:
             UsageError: It cannot be repaired: it has not ended, was cancelled, or only its source knows what is gone.
         """
         return self._actions.audit(job, repair=repair)
+
+    def stored(self) -> Iterator[StoredJob]:
+        """The jobs that have a folder in the object store, by their names, and how those come back that Redis lost.
+
+        Raises:
+            ServiceError, JobError, WorkerError: Redis or the store cannot be used.
+        """
+        return stored_jobs(self.table, self.storage)
+
+    def recover(self, job: str) -> Recovered:
+        """Bring a job that had ended back into Redis from what the store has of it; nothing is explained again.
+
+        Raises:
+            UnknownJob: The store knows no such job.
+            UsageError: Redis knows it, or only its source knows all of its images: says which command brings it back.
+            ServiceError, StoreError, JobError, WorkerError: Redis or the store cannot be used.
+        """
+        self._services.check_redis()
+        return recover(self.table, self.storage, self._services.submission, job)
 
     def status(self, job: str) -> JobStatus:
         """Look at a job; of one that has ended, also whether its objects are still there.

@@ -68,6 +68,11 @@ class Monitor:
         processes = processes or tuple(worker.name for worker in found if name == worker.launcher)
         if not processes:
             raise UsageError("no worker process or launcher that is alive has that name: `gradcam workers` lists them")
+        if deaf := [worker.name for worker in found if worker.name in processes and not worker.known]:
+            raise UsageError(
+                f"worker {deaf[0]} tells no more than its name, as those up to 0.3.0, which cannot be asked to leave: "
+                "send SIGTERM to its launcher, which finishes its batch and gives the rest to others"
+            )
         self._services.table.registry.drain(name)
         return Drained(name=name, kind=kind, processes=processes)
 

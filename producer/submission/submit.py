@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from producer.jobs.model.errors import JobEnded, ServiceError, SourceChanged, UnknownJob, UsageError
@@ -12,11 +12,13 @@ from producer.jobs.model.spec import new_job_id
 from producer.jobs.model.states import Ingest, JobState
 from producer.jobs.store.finalize import begin, finalize_if_due, recorded_spec
 from producer.jobs.table.user_actions import BROKEN_OFF, refusal
+from producer.jobs.tracing.traces import NO_SPAN
 from producer.submission.sender import send
 from producer.submission.spec_builder import fitting_size
 from producer.submission.weights import place_weights
 
 if TYPE_CHECKING:
+    from producer.input.source import Source
     from producer.input.sources import Sources
     from producer.jobs.broker.messages import Messages
     from producer.jobs.model.spec import JobSpec
@@ -68,7 +70,7 @@ class Submission:
                     None if path is None else os.fspath(path), self._storage, request.draft.network
                 )
                 spec = request.spec(chunk_size=size, weights=weights, weights_sha256=digest, store=self._storage.place)
-                self._send(job, name, spec, sources, progress, waiting, span)
+                self.send(job, name, spec, sources, sources.count, progress=progress, waiting=waiting, span=span)
         finally:
             self._traces.flush()
         return job
@@ -87,16 +89,19 @@ class Submission:
         found = self._table.queries.spec(name)
         return found[0] if found else recorded_spec(self._storage, name)
 
-    def _send(
+    def send(
         self,
         job: str,
         name: str | None,
         spec: JobSpec,
-        sources: Sources,
-        progress: Progress | None,
-        waiting: Callable[[str], None] | None,
-        span: Span,
+        sources: Iterable[Source],
+        count: int | None,
+        *,
+        progress: Progress | None = None,
+        waiting: Callable[[str], None] | None = None,
+        span: Span = NO_SPAN,
     ) -> None:
+        """Make a job, or go on with it, and send its images; takes what `sender.send` takes. Errors as `submit`."""
         for _ in range(_LIVES):
             created = self._table.create(
                 job, spec, name=name, lifetime_s=self._lifetime_s, traceparent=span.traceparent
@@ -114,7 +119,7 @@ class Submission:
                     since=since,
                     spec=spec,
                     sources=sources,
-                    count=sources.count,
+                    count=count,
                     progress=progress,
                     waiting=waiting,
                 )

@@ -758,7 +758,9 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def every_key_of_an_ended_job_has_a_lifetime_and_no_other_key_has_one(self) -> None:
         for key in self.client.scan_iter("gradcam:job:job*"):
-            if not key.endswith(b":finalizer"):
+            if key.endswith(b":history"):
+                assert self.client.ttl(key) > 0, key  # workers of 0.3.0, which know of none, may end its job
+            elif not key.endswith(b":finalizer"):
                 assert (self.client.ttl(key) > 0) == (self.model.state in ENDS | MAINTAINED), key
 
 

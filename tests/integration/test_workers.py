@@ -64,6 +64,13 @@ def test_a_record_that_is_not_as_we_write_it_leaves_its_worker_unknown(
     assert (worker.name, worker.known, worker.host) == ("a", False, "")
 
 
+def test_a_record_of_a_newer_release_is_read_as_far_as_it_is_known(table: JobTable, redis_client: redis.Redis) -> None:
+    table.registry.heartbeat("a", facts=FACTS)
+    redis_client.hset(keys.RECORDS, "a", json.dumps(FACTS.model_dump() | {"version": "9.0.0", "watts": 300}))
+    (worker,) = table.registry.workers()
+    assert (worker.known, worker.version, worker.host) == (True, "9.0.0", "lab7")
+
+
 def test_what_strangers_write_of_workers_stays_in_its_cell(unattended: Client, redis_client: redis.Redis) -> None:
     evil = "\x1b[2Jgone\nname  host " + "x" * 5000
     unattended.table.registry.heartbeat(evil[:100], facts=FACTS.model_copy(update={"host": evil[:200]}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 SECONDS: Final[dict[str, int]] = {
+    "test_runbook": 80,
+    "test_mixed_fleets": 60,
     "test_blame": 79,
     "test_poison": 79,
     "test_chart_scales": 68,
@@ -29,6 +31,8 @@ SECONDS: Final[dict[str, int]] = {
     "test_gpu_check": 29,
     "test_traces": 35,
     "test_chaos": 27,
+    "test_golden": 10,
+    "test_recover": 10,
     "test_redis_content": 26,
     "test_slow_weights": 25,
     "test_own_networks": 23,

@@ -22,6 +22,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:troubles`            | hash   | worker:name → why it cannot do the job      | lifetime     | trouble              |
 |                         |        | load → weight of deaths in loading it       |              | claim, reclaim, …    |
 | `J:history`             | list   | what was done to it, by whom and why        | lifetime     | cancel, pause, …     |
+|                         |        |                                             | or a year    |                      |
 | `J:finalizer`           | string | who writes the summary, or who cannot       | 30 s         | finalize, decline    |
 | `gradcam:jobs`          | zset   | job → time created                          | job is gone  | create               |
 | `gradcam:active`        | set    | jobs that have not ended                    | their end    | create, finish       |
@@ -154,6 +155,11 @@ def _of_job(prefix: str, job: str, *parts: str) -> str:
     """The key of one of a job's objects. Raises UnknownJob for a name that no job can have: Redis may hold one."""
     _check(job)
     return _join(prefix, job, *parts)
+
+
+def jobs_prefix(prefix: str) -> str:
+    """All jobs lie under this, each in a folder of its name."""
+    return _join(prefix, "")
 
 
 def job_prefix(prefix: str, job: str) -> str:

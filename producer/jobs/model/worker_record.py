@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from producer.jobs.model.frozen import Frozen
 
@@ -15,7 +15,12 @@ _Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class WorkerFacts(Frozen):
-    """What a process tells: bounded, since one record a worker lies in Redis, and anybody may write there."""
+    """What a process tells: bounded, since one record a worker lies in Redis, and anybody may write there.
+
+    A worker of a newer release may tell more: that is passed over, what is known here is told.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     host: _Word
     #: The name of its launcher; none where it was started without one.

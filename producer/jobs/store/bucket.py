@@ -307,6 +307,14 @@ class Storage:
                     if not entry["Key"].endswith("/"):
                         yield entry["Key"], entry["Size"]
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names that stand before the next slash of the keys under a prefix, in order. Errors as `put`."""
+        with self.errors("be listed"):
+            pages = self.client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/"):
+                for entry in page.get("CommonPrefixes", []):
+                    yield entry["Prefix"].removeprefix(prefix).removesuffix("/")
+
     @contextmanager
     def errors(self, verb: str) -> Iterator[None]:
         """Turn errors of S3 into ours: the bucket is the job's fault, credentials and network are this machine's."""

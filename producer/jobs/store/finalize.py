@@ -31,11 +31,14 @@ class NewerSummary(StoreError):
     """A job's summary in the store was written by a newer version."""
 
 
-class _Recorded(BaseModel):
+class Recorded(BaseModel):
     """What is read of a summary."""
 
     spec: JobSpec
+    #: The first token whose records are this job's.
     since: Annotated[int, Field(ge=0, lt=10**15)] = 0
+    #: Where the job stood at its end, whatever that release wrote of it; none where it has not ended.
+    status: Any = None
 
 
 log = logging.getLogger(__name__)
@@ -153,18 +156,34 @@ def begin(storage: Storage, job: str, spec: JobSpec, *, since: int) -> int:
         UsageError: The store holds a job of that name with another spec.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    known = _recorded(storage, job)
+    known = recorded(storage, job)
     if known is None:
         key = keys.summary(storage.prefix, job)
         storage.put(key, json.dumps({"spec": _shown(spec.model_dump(mode="json")), "since": since}, indent=1).encode())
         return since
-    before, now = (each.model_copy(update={"weights": redact(each.weights)}) for each in (known[0], spec))
+    before, now = (each.model_copy(update={"weights": redact(each.weights)}) for each in (known.spec, spec))
+    moved = before.store not in {"", now.store}
+    if moved:
+        # It was read where it says that it is not: its objects were copied here, as from a bucket that is lost.
+        same_weights = before.weights_sha256 is not None and before.weights_sha256 == now.weights_sha256
+        before = before.model_copy(
+            update={"store": now.store, "weights": now.weights if same_weights else before.weights}
+        )
     if before != now:
         raise UsageError(
             f"the store holds a job named {job} with other parameters ({before.differing(now)}): choose another "
             "--name, or give the same parameters"
         )
-    return known[1]
+    if moved:
+        _move(storage, job, spec)
+    return known.since
+
+
+def _move(storage: Storage, job: str, spec: JobSpec) -> None:
+    """Write down that a job's objects, and its weights, lie here."""
+    key = keys.summary(storage.prefix, job)
+    summary = json.loads(storage.get(key)) | {"spec": _shown(spec.model_dump(mode="json"))}
+    storage.put(key, json.dumps(summary, indent=1).encode())
 
 
 def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
@@ -175,19 +194,19 @@ def recorded_spec(storage: Storage, job: str) -> JobSpec | None:
         NewerSummary: It was written by a newer version.
         StoreError, JobError, WorkerError: The store cannot be used.
     """
-    known = _recorded(storage, job)
-    return known[0] if known else None
+    known = recorded(storage, job)
+    return known.spec if known else None
 
 
-def _recorded(storage: Storage, job: str) -> tuple[JobSpec, int] | None:
+def recorded(storage: Storage, job: str) -> Recorded | None:
+    """What the store knows of a job of that name; None when it knows none. Errors as `recorded_spec`."""
     key = keys.summary(storage.prefix, job)
     size_bytes = storage.size(key)
     if size_bytes is None:
         return None
     try:
         # What is longer is read as nothing.
-        written = _Recorded.model_validate_json(storage.get(key) if size_bytes <= MAX_SUMMARY_BYTES else b"")
-        return written.spec, written.since
+        return Recorded.model_validate_json(storage.get(key) if size_bytes <= MAX_SUMMARY_BYTES else b"")
     except ValueError as error:
         if isinstance(error, ValidationError) and is_newer(error, ("spec",)):
             raise NewerSummary(

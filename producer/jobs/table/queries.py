@@ -159,6 +159,11 @@ class Queries:
         except ValueError:  # pydantic's among them
             raise OtherVersion(f"job {job} was written by another version of gradcam-queue: update this one") from None
 
+    def written_spec(self, job: str) -> str | None:
+        """A job's spec as its release wrote it; None if there is no such job."""
+        found = self._field(job, "spec")
+        return None if found is None else text(found)
+
     def outline(self, job: str) -> Outline | None:
         """What can be read of a job, whichever version wrote it; None if there is no such job."""
         fields = ("spec", "queue", "chunk_size", "state")

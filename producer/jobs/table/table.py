@@ -84,16 +84,14 @@ class JobTable:
         Raises:
             UsageError: A job of that name exists with another spec, or is being repaired or deleted.
         """
-        answer = self._scripts.run(
-            "create",
-            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)],
-            [
-                *(job, spec.model_dump_json(), name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
-                *(secrets.token_hex(8), traceparent),
-            ],
-        )
+        answer = self._create(job, spec, spec.model_dump_json(), name, lifetime_s, traceparent)
         if answer[0] == b"differs":
             found = self.queries.spec(job)
+            written = self.queries.written_spec(job)
+            if found and found[0] == spec and written is not None:
+                # The same in other words: an earlier release wrote it, which had not all parameters.
+                answer = self._create(job, spec, written, name, lifetime_s, traceparent)
+        if answer[0] == b"differs":
             differing = found[0].differing(spec) if found else "it is gone by now"
             raise UsageError(
                 f"a job named {job} exists with other parameters ({differing}): choose another --name, or give the "
@@ -102,6 +100,18 @@ class JobTable:
         if answer[0] not in {b"created", b"same"}:
             raise UsageError(refusal(job, text(answer[0])))
         return CreatedJob(answer[0] == b"created", text(answer[1]), int(answer[2]))
+
+    def _create(
+        self, job: str, spec: JobSpec, written: str, name: str | None, lifetime_s: float, traceparent: str
+    ) -> Any:
+        return self._scripts.run(
+            "create",
+            [JobKeys(job).hash, keys.JOBS, keys.ACTIVE, keys.round_robin(spec.queue)],
+            [
+                *(job, written, name or "", spec.network, spec.queue, lifetime_s, spec.chunk_size),
+                *(secrets.token_hex(8), traceparent),
+            ],
+        )
 
     def discard(self, job: str, spec: JobSpec, life: str) -> None:
         """Remove a job that was just made and of which nothing was sent."""

@@ -12,6 +12,8 @@ if state then
   return {'same', f[2] or '', f[3] or '0'}
 end
 local t, epoch = now(), next_epoch(0)
+-- A client of 0.3.0 that deleted a job of this name knew of no history.
+redis.call('UNLINK', KEYS[1] .. ':history')
 redis.call('ZADD', KEYS[2], stamp(t), ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[1])
 to_the_end(KEYS[4], ARGV[1])

@@ -1,0 +1,195 @@
+"""Jobs that the store has, after Redis is gone for good: which they are, and how each comes back.
+
+A job that had ended is made again from its manifest alone. Of one that was at work only its source knows all images:
+whoever has it submits it again under the name, and what was done is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, Field, ValidationError
+
+from producer.input.source import Source
+from producer.jobs.model import keys
+from producer.jobs.model.errors import StoreError, UnknownJob, UsageError, no_such
+from producer.jobs.model.frozen import Frozen
+from producer.jobs.model.limits import MAX_COUNT
+from producer.jobs.model.names import is_job_name
+from producer.jobs.model.redaction import hides
+from producer.jobs.model.states import TERMINAL, JobState
+from producer.jobs.store.finalize import Recorded, recorded
+from producer.output.prefetch import prefetch_map
+from producer.output.results import read_chunks
+from producer.submission.command_line import command_of
+
+if TYPE_CHECKING:
+    from producer.jobs.model.results import Result
+    from producer.jobs.store.bucket import Storage
+    from producer.jobs.table.table import JobTable
+    from producer.submission.submit import Submission
+
+_LOOKS_AT_ONCE = 8
+_Number = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+class _Ended(BaseModel):
+    """What is read of the status in a summary, whichever release wrote it."""
+
+    state: str
+    total: _Number
+    done: _Number
+    failed: _Number
+
+
+class StoredJob(Frozen):
+    """A job as the store knows it."""
+
+    job: str
+    #: How it ended; `open` where it had not, `unreadable` where its summary cannot be read here, `unknown` without one.
+    state: str
+    network: str | None = None
+    #: Of a job that has ended: its images.
+    total: int | None = None
+    done: int | None = None
+    failed: int | None = None
+    #: Whether Redis knows it.
+    in_redis: bool
+    #: Whether the store alone brings it back.
+    can_be_recovered: bool = False
+    #: What brings it back, to be typed; none where nothing is needed, or nothing known.
+    command: str | None = None
+    #: Why it cannot be told how it comes back.
+    problem: str | None = None
+
+
+class Recovered(Frozen):
+    """What came back of a job."""
+
+    job: str
+    state: JobState
+    total: int
+    done: int
+    failed: int
+    #: Of how many failed images the store has no whole address: they cannot be tried again.
+    hidden: int
+
+
+def stored_jobs(table: JobTable, storage: Storage) -> Iterator[StoredJob]:
+    """The jobs that have a folder in the store, by their names.
+
+    Raises:
+        ServiceError: Redis is away; an empty one will do.
+        JobError, WorkerError: The store cannot be used.
+    """
+    names = (name for name in storage.folders(keys.jobs_prefix(storage.prefix)) if is_job_name(name))
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
+        looked = prefetch_map(pool, lambda job: _stored(table, storage, job), names, depth=2 * _LOOKS_AT_ONCE)
+        yield from (found for found in looked if found is not None)
+
+
+def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
+    there = table.queries.state(job) is not None
+    try:
+        found = recorded(storage, job)
+    except StoreError as error:
+        return StoredJob(job=job, state="unreadable", in_redis=there, problem=str(error))
+    if found is None:
+        if job == keys.OLD_WEIGHTS:
+            return None  # weights that an early release uploaded
+        problem = None if there else "it had no --name and had not ended: submit its images again"
+        return StoredJob(job=job, state="unknown", in_redis=there, problem=problem)
+    ended = _ended(found)
+    whole = not there and ended is not None and _is_whole(ended)
+    back = f"gradcam recover {job}" if whole else command_of(job, found.spec)
+    return StoredJob(
+        job=job,
+        state=ended.state if ended else "open",
+        network=found.spec.network,
+        **(ended.model_dump(include={"total", "done", "failed"}) if ended else {}),
+        in_redis=there,
+        can_be_recovered=whole,
+        command=None if there else back,
+    )
+
+
+def _ended(found: Recorded) -> _Ended | None:
+    try:
+        ended = _Ended.model_validate(found.status)
+    except ValidationError:
+        return None
+    return ended if ended.state in TERMINAL else None
+
+
+def _is_whole(ended: _Ended) -> bool:
+    return ended.total == ended.done + ended.failed
+
+
+class _Images:
+    """The images of a job as its manifest has them, in order; read anew each time.
+
+    Args:
+        storage: Our bucket.
+        job: Its id.
+        known: What its summary says.
+    """
+
+    def __init__(self, storage: Storage, job: str, known: Recorded) -> None:
+        self._storage, self._job, self._known = storage, job, known
+
+    def results(self) -> Iterator[Result]:
+        size, since = self._known.spec.chunk_size, self._known.since
+        for chunk in read_chunks(self._storage, self._job, size, since=since):
+            yield from chunk.results()
+
+    def __iter__(self) -> Iterator[Source]:
+        return (Source(uri=one.uri, id=one.id, label=one.label, keep=one.keep) for one in self.results())
+
+
+def recover(table: JobTable, storage: Storage, submission: Submission, job: str) -> Recovered:
+    """Make a job in Redis again that had ended, from what the store has of it; nothing is explained again.
+
+    The class that a list gave to one image (`--class-column`) is in no record: images that failed have none then.
+    Objects that were copied from another bucket are taken as this one's.
+
+    Raises:
+        UnknownJob: The store knows no such job.
+        UsageError: Redis knows it; or it had not ended, or records are missing: says which command brings it back.
+        StoreError, JobError, WorkerError: The store cannot be used, or what is there cannot be read.
+        ServiceError: Redis cannot be used.
+    """
+    if table.queries.state(job) is not None:
+        raise UsageError(f"Redis knows job {job}: nothing needs to be recovered; `gradcam audit {job}` looks at it")
+    known = recorded(storage, job)
+    if known is None:
+        raise UnknownJob(no_such(job))
+    ended = _ended(known)
+    command = command_of(job, known.spec)
+    if ended is None or not _is_whole(ended):
+        had = "had not ended" if ended is None else f"was {ended.state} with images left"
+        raise UsageError(f"job {job} {had}: only its source knows all of its images; submit it again: {command}")
+    images = _Images(storage, job, known)
+    count, hidden = _count(images)
+    if count != ended.total:
+        raise UsageError(
+            f"of {ended.total} images of job {job} only the first {count} have a record in the store: submit its "
+            f"source again: {command}"
+        )
+    submission.send(job, job, known.spec.model_copy(update={"store": storage.place}), images, count)
+    status = table.queries.status(job)
+    return Recovered(
+        job=job, state=status.state, total=status.total, done=status.done, failed=status.failed, hidden=hidden
+    )
+
+
+def _count(images: _Images) -> tuple[int, int]:
+    """How many images in a row have records, and of how many failed ones no whole address is known."""
+    count = hidden = 0
+    for result in images.results():
+        if result.index != count:
+            break
+        count += 1
+        hidden += result.state == "failed" and hides(result.uri)
+    return count, hidden
