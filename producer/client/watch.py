@@ -163,10 +163,20 @@ def _standstill(status: JobStatus) -> dict[str, str]:
 
 
 def _of_labels(status: JobStatus) -> dict[str, str]:
-    correct, wrong = status.correct or 0, status.wrong or 0
-    if not correct + wrong:
-        return {}
-    return {"labels": f"{correct} predicted as labelled, {wrong} not: {correct / (correct + wrong):.1%} correct"}
+    correct, wrong, unknown = status.correct or 0, status.wrong or 0, status.unknown_labels or 0
+    rows = {}
+    if correct + wrong:
+        share = f"{correct / (correct + wrong):.1%} correct"
+        share += f" of {correct + wrong} labels that are classes" if unknown else ""
+        rows["labels"] = f"{correct} predicted as labelled, {wrong} not: {share}"
+    if unknown:
+        said = f", such as: {status.label_problem}" if status.label_problem else ""
+        are = "1 label is" if unknown == 1 else f"{unknown} labels are"
+        rows["unknown"] = (
+            f"{are} no class of this network (`gradcam results {status.job} --where correct=unknown --jsonl`); correct "
+            f"them, or name the classes by --labels{said}"
+        )
+    return rows
 
 
 def _problem(status: JobStatus) -> str:

@@ -14,7 +14,7 @@ from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.engine.detection import BOXES
 from worker.engine.segmentation import PREDICTED as PIXELS
-from worker.models.classes import PREDICTED, checked_class, class_called, label_of
+from worker.models.classes import PREDICTED, checked_class, label_of
 from worker.models.own_model import DETECTION
 from worker.models.predictions import above
 from worker.pictures import channels
@@ -43,7 +43,7 @@ Files = dict[str, tuple[str, bytes]]
 def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> None:
     """Fetch, decode, and bring to the network's size; what is wrong with the image is noted in it."""
     with own_fault(task):
-        task.label = label_of(network, task.item.label)
+        task.label, task.label_problem = label_of(network, task.item.label)
         task.asked = _asked_of(task, network, spec)
         with task.timed("fetch"), waiting(_server_of(task.item.uri)):
             data = fetcher.fetch(task.item.uri, job=task.chunk.claim.job)
@@ -117,10 +117,10 @@ def _asked_of(task: ImageTask, network: Network, spec: JobSpec) -> int | tuple[i
         if spec.explain == "predicted" or item.label is None:
             own = checked_class(network, item.class_id, item.class_name)
             return checked_class(network, spec.class_id, spec.class_name) if own is None else own
-        if task.label is None:
-            class_called(network, item.label)
+        if task.label_problem is not None:
+            raise ModelError(f"its label: {task.label_problem}")
     except JobError as error:
-        raise ModelError(f"its label: {error}" if item.label else str(error)) from None
+        raise ModelError(str(error)) from None
     return task.label if spec.explain == "label" or task.label is None else (PREDICTED, task.label)
 
 
