@@ -24,8 +24,8 @@ from producer.commands.console import (
     client_from_env,
     examples,
     make_talk,
-    split_commas,
 )
+from producer.jobs.model.click_options import split_commas
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.terminal import out, out_json

@@ -40,8 +40,8 @@ class _Submit(Examples):
 
     @cached_property
     def _of_models(self) -> list[click.Option]:
-        from producer.commands.options import click_options
         from producer.input.read_options import ReadOptions
+        from producer.jobs.model.click_options import click_options
         from producer.jobs.model.spec import JobSpec
         from producer.submission.options import SubmitOptions
 
