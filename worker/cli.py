@@ -208,11 +208,12 @@ def layers_command(network: str, as_json: bool) -> None:
       gradcam-worker layers vgg16 --json | jq -r '.[] | select(.last_conv) | .name'
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    from worker.models.layers import listed
+    from worker.models.layers import listed, shortcut_note
     from worker.models.networks import survey_of
 
     try:
-        found = listed(survey_of(network))
+        seen = survey_of(network)
+        found = listed(seen)
     except JobError as error:
         raise UsageError(str(error)) from None
     if as_json:
@@ -225,6 +226,8 @@ def layers_command(network: str, as_json: bool) -> None:
         ]
         rows.append((layer.name, layer.kind, _by(layer.shape), _by(layer.maps), " ".join(marks)))
     out_table(rows)
+    if note := shortcut_note(seen):
+        say(f"Note: {note}")
 
 
 class _Try(click.Command):
