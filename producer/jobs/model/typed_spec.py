@@ -70,7 +70,7 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
         # Only line feeds end a line: names may hold what str.splitlines also takes for an end, such as U+2028.
         lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text, save it as UTF-8"
         raise UsageError(f"--labels {path} cannot be read: {reason}") from None
     names = tuple(line.strip() for line in lines)
     if not any(names):
