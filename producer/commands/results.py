@@ -247,7 +247,7 @@ def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -
 
 
 def _export_failures(job: str, output: str, reason: str | None) -> None:
-    from producer.output.failures import how_to_read
+    from producer.output.failures import UPLOADED, how_to_read, uploads_of
     from producer.submission.command_line import blanks, command_of
 
     client, talk = client_from_env(), make_talk()
@@ -260,6 +260,8 @@ def _export_failures(job: str, output: str, reason: str | None) -> None:
     talk.print(f"{count} failed images in {output}; as a job of their own: {command}")
     if open_words := blanks(command):
         talk.print(f"there {open_words}")
+    if first.item.uri.startswith(uploads_of(found[0], job)):
+        talk.print(UPLOADED)
 
 
 def _tell(talk: Talk, target: str | None, what: str) -> None:

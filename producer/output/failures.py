@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from producer.jobs.model import keys
 from producer.output.resubmission_list import beside, write_again
 
 if TYPE_CHECKING:
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
 
 COLUMNS = ("uri", "id", "class", "label", "reason", "message")
+#: What there is to know of files that were uploaded.
+UPLOADED = "local files are tried again as they were uploaded: where you corrected one since, submit the file itself"
+
+
+def uploads_of(spec: JobSpec, job: str) -> str:
+    """Return how the addresses of a job's uploaded files begin."""
+    return f"s3://{keys.uploaded_inputs(spec.store.rstrip('/'), job)}"
 
 
 def how_to_read(spec: JobSpec, keep: Mapping[str, str] | None) -> list[str]:
