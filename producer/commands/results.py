@@ -25,11 +25,10 @@ from producer.commands.console import (
     examples,
     make_talk,
 )
-from producer.jobs.model.click_options import split_commas
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import shown
+from producer.jobs.model.text import shown, split_commas
 
 if TYPE_CHECKING:
     from producer.client.client import Client

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.jobs.model.options import Parameter, parameters
+from producer.jobs.model.text import split_commas
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -29,11 +30,6 @@ def click_options(*models: type[BaseModel], without: Collection[str] = ()) -> li
     """All that can be typed of some models, but for some names in Python."""
     found = (each for model in models for each in parameters(model).values())
     return [_click_option(each) for each in found if each.name not in without]
-
-
-def split_commas(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _click_option(parameter: Parameter) -> click.Option:
