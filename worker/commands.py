@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from producer.jobs.model.terminal import out, out_json, out_table, say, say_bug,
 if TYPE_CHECKING:
     from producer.jobs.model.results import Prediction
     from producer.jobs.model.settings import Connections
-    from producer.jobs.model.spec import JobSpec
 
 log = logging.getLogger(__name__)
+
+#: What a job has and a trial of one image has no use for.
+_NOT_TRIED = ("network", "explain", "raw", "pack", "queue")
 
 
 @click.group(
@@ -205,11 +208,12 @@ def layers_command(network: str, as_json: bool) -> None:
       gradcam-worker layers vgg16 --json | jq -r '.[] | select(.last_conv) | .name'
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    from worker.models.layers import listed
+    from worker.models.layers import listed, shortcut_note
     from worker.models.networks import survey_of
 
     try:
-        found = listed(survey_of(network))
+        seen = survey_of(network)
+        found = listed(seen)
     except JobError as error:
         raise UsageError(str(error)) from None
     if as_json:
@@ -222,9 +226,28 @@ def layers_command(network: str, as_json: bool) -> None:
         ]
         rows.append((layer.name, layer.kind, _by(layer.shape), _by(layer.maps), " ".join(marks)))
     out_table(rows)
+    if note := shortcut_note(seen):
+        say(f"Note: {note}")
 
 
-@cli.command("try", short_help="Explain one image here, without Redis and S3.")
+class _Try(click.Command):
+    """The command; what decides a picture is typed as for a job, and comes from the same model."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters: the network, what belongs to the command alone, and what a job has too."""
+        first, *own, last = super().get_params(ctx)
+        return [first, *own, *self._of_jobs, last]
+
+    @cached_property
+    def _of_jobs(self) -> list[click.Option]:
+        # Not above: a probe loads this module every few seconds.
+        from producer.jobs.model.click_options import click_options
+        from producer.jobs.model.spec import JobSpec
+
+        return click_options(JobSpec, without=_NOT_TRIED)
+
+
+@cli.command("try", cls=_Try, short_help="Explain one image here, without Redis and S3.")
 @click.argument("network")
 @click.option("--image", required=True, metavar="FILE", help="The picture.")
 @click.option(
@@ -232,35 +255,17 @@ def layers_command(network: str, as_json: bool) -> None:
     metavar="FILE|NAME",
     help="A file of weights, a name of weights, or random.  [default: the network's own]",
 )
-@click.option("--weight-key", metavar="NAME", help="Which weights of a file that holds several, as in a job.")
-@click.option("--layer-name", default="last-conv", show_default=True, help="Where to look, as in a job.")
-@click.option("--class-id", type=click.IntRange(0), help="Class to explain.  [default: the predicted one]")
-@click.option("--class-name", help="The same by its name.")
-@click.option("--top-k", type=click.IntRange(1, 100), default=1, show_default=True, help="As in a job.")
-@click.option("--classes", metavar="above:P", help="Each class that is more likely, as in a job.")
-@click.option("--activation", metavar="softmax|sigmoid|none", help="As in a job.  [default: the network's]")
-@click.option("--direction", metavar="up|down", default="up", show_default=True, help="As in a job.")
-@click.option("--input-size", metavar="N|HxW", help="As in a job.  [default: the network's]")
-@click.option("--mean", metavar="NUMBERS", help="As in a job.  [default: the network's]")
-@click.option("--std", metavar="NUMBERS", help="As in a job.  [default: the network's]")
-@click.option("--resize-filter", metavar="NAME", help="As in a job.")
+@click.option("--labels", metavar="FILE", help="A file of class names, one a line, as in a job.")
 @click.option("--output-dir", default="results", show_default=True, metavar="FOLDER", help="Where pictures go.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line on stdout.")
 def try_command(
     network: str,
     image: str,
     weight_path: str | None,
-    weight_key: str | None,
-    layer_name: str,
-    class_id: int | None,
-    class_name: str | None,
-    top_k: int,
-    classes: str | None,
-    activation: str | None,
-    direction: str,
+    labels: str | None,
     output_dir: str,
     as_json: bool,
-    **preprocessing: str | None,
+    **typed: Any,
 ) -> None:
     """Explain one image with NETWORK on the CPU, and write its pictures.
 
@@ -274,34 +279,22 @@ def try_command(
       GRADCAM_WORKER_NETWORKS=lungs=mylab.models:build_lungs gradcam-worker try lungs --image scan.png --json
     """  # noqa: D301 - click reads the backspace
     _need_worker_packages()
-    if class_id is not None and class_name is not None:
+    has_class = typed["class_id"] is not None or typed["class_name"] is not None
+    if typed["class_id"] is not None and typed["class_name"] is not None:
         raise UsageError("give --class-id or --class-name, not both")
-    if (class_id is not None or class_name is not None) and (classes is not None or top_k > 1):
+    if has_class and (typed["classes"] is not None or typed["top_k"] > 1):
         raise UsageError("--classes and --top-k take the most likely classes: leave --class-id and --class-name out")
     if weight_path is not None and "://" in weight_path:
         raise UsageError("try reads weights of this machine: download them, and give the file by --weight-path")
-    how = _how(
-        {
-            "top_k": top_k,
-            "classes": classes,
-            "activation": activation,
-            "direction": direction,
-            "class_id": class_id,
-            "class_name": class_name,
-            **preprocessing,
-        }
-    )
+    from producer.jobs.model.spec import check_threshold
+    from producer.jobs.model.typed_spec import make_spec, read_labels, spec_fields
+
+    names = read_labels(None if labels is None else Path(labels))
+    how = make_spec(labels=names, **spec_fields(**typed))
+    check_threshold(how)
     from worker.trial import run_trial
 
-    found = run_trial(
-        network,
-        Path(image),
-        Path(output_dir),
-        weights=weight_path,
-        weight_key=weight_key,
-        layer=layer_name,
-        how=how,
-    )
+    found = run_trial(network, Path(image), Path(output_dir), weights=weight_path, how=how)
     if as_json:
         out_json(json.dumps(found.as_json()))
         return
@@ -317,24 +310,6 @@ def try_command(
         *(("note", note) for note in found.notes),
     ]
     out_table(lines)
-
-
-def _how(typed: dict[str, Any]) -> JobSpec:
-    """What is asked of a network, as a job has it. Raises UsageError."""
-    from pydantic import ValidationError  # not above: a probe loads this module every few seconds
-
-    from producer.jobs.model.options import advice, numbers
-    from producer.jobs.model.spec import JobSpec, at_most, check_threshold
-
-    typed["input_size"] = numbers(typed["input_size"], count=2, between="x")
-    typed |= {name: numbers(typed[name], count=3, between=",") for name in ("mean", "std")}
-
-    try:
-        how = JobSpec.model_validate(typed | {"top_k": at_most(typed["top_k"], typed["classes"])})
-    except ValidationError as error:
-        raise UsageError("; ".join(advice(JobSpec, error))) from None
-    check_threshold(how)
-    return how
 
 
 def _likely(one: Prediction) -> str:

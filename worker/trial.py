@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
-from producer.jobs.model.spec import MASK, Direction, JobSpec
+from producer.jobs.model.spec import MASK, OUTPUTS, Direction, JobSpec, PictureFormat
+from worker.chunks.drawing import Fitted, drawn, fitted
 from worker.device.batches import Explained, explain_classes
 from worker.engine.detection import BOXES, LABELS
-from worker.engine.segmentation import PREDICTED
 from worker.models.as_asked import as_asked
 from worker.models.classes import checked_class
 from worker.models.networks import Network, load
+from worker.models.own_model import SEGMENTATION
 from worker.models.predictions import above, top_boxes, top_predictions
-from worker.pictures import channels
 from worker.pictures.decode import Picture, decode
-from worker.pictures.geometry import fit
-from worker.pictures.render import draw, draw_box, draw_mask, encode, heat_of
-
-_FORMAT: Final = "jpg"
-#: How a job that says nothing brings pictures to the network's size.
-_FIT: Final = "squash"
+from worker.pictures.render import encode
 
 
 @dataclass(frozen=True)
@@ -62,8 +57,6 @@ def run_trial(
     output_dir: Path,
     *,
     weights: str | None = None,
-    weight_key: str | None = None,
-    layer: str,
     how: JobSpec | None = None,
 ) -> Trial:
     """Explain one image on the CPU as a worker would, and write its pictures.
@@ -73,9 +66,7 @@ def run_trial(
         image: The file.
         output_dir: Where the pictures are written; made if need be.
         weights: A file, a name of weights, or `random`; None for the network's own.
-        weight_key: As in a job.
-        layer: As in a job.
-        how: Which classes, by what activation and in which direction, and how pictures are read; as a job has it.
+        how: All else: the layer, which classes, how the picture is read, what is drawn; as a job has it.
 
     Raises:
         UsageError: Network, image or folder cannot be used; says what does not fit, and what to do.
@@ -83,12 +74,15 @@ def run_trial(
     """
     picture, how = _read(image), how or JobSpec()
     try:
-        network = as_asked(load(name, weights, layer, size=how.input_size, weight_key=weight_key), how)
+        network = as_asked(load(name, weights, how.layer, size=how.input_size, weight_key=how.weight_key), how)
+        if network.task == SEGMENTATION and how.outputs == OUTPUTS:
+            how = how.model_copy(update={"outputs": (*OUTPUTS, MASK)})
         asked = checked_class(network, how.class_id, how.class_name)
-        fitted, _frame = fit(picture, network.size, _FIT, network.resize_px, resize_filter=network.resize_filter)
-        seen = channels.as_read(fitted, network.channels)
+        seen = fitted(picture, network, how)
         answers = _explained(network, seen, asked, how)
-        drawn, flat = _drawn(network, seen, answers)
+        pictures, flat = _drawn(network, seen, answers, how)
+    except ImageError as error:
+        raise UsageError(f"--image {image}: {error}") from None
     except (JobError, ModelError) as error:
         raise UsageError(str(error)) from None
     first = answers[0]
@@ -97,7 +91,7 @@ def run_trial(
     else:
         ids = [each.class_id for each in answers]
         classes, top5 = top_predictions(first.logits, ids, network.categories, network.activation, first.beside)
-    files = _write(drawn, image, network.name, output_dir)
+    files = _write(pictures, image, network.name, output_dir, how.format)
     return Trial(
         network=network.name,
         weights=network.weights_read,
@@ -123,11 +117,17 @@ def _read(image: Path) -> Picture:
         raise UsageError(f"--image {image}: {error}") from None
 
 
-def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec) -> list[Explained]:
+def _explained(network: Network, seen: Fitted, asked: int | None, how: JobSpec) -> list[Explained]:
     """One explanation a class, or one a box."""
     where = f"{network.name} cannot be explained at {','.join(network.layer_names)}"
     (answer,) = explain_classes(
-        network, [seen[..., : network.channels]], [asked], top_k=how.top_k, down=how.direction == "down"
+        network,
+        [seen.input],
+        [asked],
+        top_k=how.top_k,
+        method=how.method,
+        precision=how.precision,
+        down=how.direction == "down",
     ).answers()
     if isinstance(answer, ModelError):
         raise JobError(f"{where}: its answer is not finite (NaN or infinite): look at its weights, mean and std")
@@ -138,40 +138,31 @@ def _explained(network: Network, seen: Picture, asked: int | None, how: JobSpec)
     return above(answer, how.threshold, network.activation)[0]
 
 
-def _drawn(network: Network, seen: Picture, answers: list[Explained]) -> tuple[dict[str, Picture], bool]:
+def _drawn(network: Network, seen: Fitted, answers: list[Explained], how: JobSpec) -> tuple[dict[str, Picture], bool]:
     """The pictures, and whether the (first) map is the same everywhere."""
     pictures: dict[str, Picture] = {}
     flats = []
     for number, explained in enumerate(answers, 1):
-        drawn, flat = _drawn_one(network, seen, explained)
+        made, flat = drawn(seen.picture, seen.frame, explained, network, how)
         flats.append(flat)
         if BOXES in explained.beside:
-            box = explained.beside[BOXES][explained.class_id].tolist()
-            pictures |= {f"box{number}-{kind}": draw_box(picture, box) for kind, picture in drawn.items()}
+            pictures |= {f"box{number}-{kind}": picture for kind, picture in made.items()}
         elif len(answers) > 1:
-            pictures |= {f"class{explained.class_id}-{kind}": picture for kind, picture in drawn.items()}
+            pictures |= {f"class{explained.class_id}-{kind}": picture for kind, picture in made.items()}
         else:
-            pictures = drawn
+            pictures = made
     return pictures, flats[0]
 
 
-def _drawn_one(network: Network, seen: Picture, explained: Explained) -> tuple[dict[str, Picture], bool]:
-    if explained.guided is None:
-        raise AssertionError("numbers come back unless only pictures were asked for")
-    heat, flat = heat_of(explained.maps, (seen.shape[0], seen.shape[1]))
-    pictures = draw(seen, heat, channels.as_drawn(explained.guided))
-    if PREDICTED in explained.beside:
-        pictures[MASK] = draw_mask(seen, network.mask(explained.beside[PREDICTED], explained.class_id))
-    return pictures, flat
-
-
-def _write(pictures: dict[str, Picture], image: Path, network: str, folder: Path) -> dict[str, str]:
+def _write(
+    pictures: dict[str, Picture], image: Path, network: str, folder: Path, suffix: PictureFormat
+) -> dict[str, str]:
     files = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, picture in pictures.items():
-            path = folder / keys.picture_name(image.stem, network, kind, _FORMAT)
-            path.write_bytes(encode(picture, _FORMAT))
+            path = folder / keys.picture_name(image.stem, network, kind, suffix)
+            path.write_bytes(encode(picture, suffix))
             files[kind] = str(path)
     except OSError as error:
         raise UsageError(f"--output-dir {folder} cannot be written: {error.strerror or error}") from None

@@ -29,6 +29,8 @@ _EXIT_CODES = {JobState.SUCCEEDED: ALL_DONE, JobState.COMPLETED_WITH_ERRORS: SOM
 _BUSY = 0.9
 #: Images that wait for a stage for so much of all work done have a row in front of it.
 _WAITS = 0.2
+#: Of so many images, or so many seconds, what bounds a job can be told.
+_ENOUGH_IMAGES, _ENOUGH_S = 200, 30.0
 
 
 def exit_code(status: JobStatus) -> int:
@@ -147,7 +149,8 @@ def summary(status: JobStatus) -> str:
     if status.stages:
         rows["stages"] = stages(status)
     if status.device_busy is not None:
-        rows["devices"] = f"{status.device_busy:.0%} busy: {bound(status)}"
+        advice = f": {bound(status)}" if _is_measured(status) else ""
+        rows["devices"] = f"{status.device_busy:.0%} busy{advice}"
     if status.eta_s is not None:
         rows["left"] = f"{status.eta_s:.0f} s"
     if status.problem:
@@ -172,10 +175,20 @@ def _standstill(status: JobStatus) -> dict[str, str]:
 
 
 def _of_labels(status: JobStatus) -> dict[str, str]:
-    correct, wrong = status.correct or 0, status.wrong or 0
-    if not correct + wrong:
-        return {}
-    return {"labels": f"{correct} predicted as labelled, {wrong} not: {correct / (correct + wrong):.1%} correct"}
+    correct, wrong, unknown = status.correct or 0, status.wrong or 0, status.unknown_labels or 0
+    rows = {}
+    if correct + wrong:
+        share = f"{correct / (correct + wrong):.1%} correct"
+        share += f" of {correct + wrong} labels that are classes" if unknown else ""
+        rows["labels"] = f"{correct} predicted as labelled, {wrong} not: {share}"
+    if unknown:
+        said = f", such as: {status.label_problem}" if status.label_problem else ""
+        are = "1 label is" if unknown == 1 else f"{unknown} labels are"
+        rows["unknown"] = (
+            f"{are} no class of this network (`gradcam results {status.job} --where correct=unknown --jsonl`); correct "
+            f"them, or name the classes by --labels{said}"
+        )
+    return rows
 
 
 def _problem(status: JobStatus) -> str:
@@ -206,6 +219,13 @@ def stages(status: JobStatus) -> str:
     return (
         ", ".join(f"{name} {1000 * time.work_s / images:.0f}" for name, time in status.stages.items()) + " ms an image"
     )
+
+
+def _is_measured(status: JobStatus) -> bool:
+    """Whether enough was explained to say what bounds the speed: of a few images loading and waiting are most."""
+    images = status.done + status.failed
+    seconds = images / status.images_per_s if status.images_per_s else 0
+    return images >= _ENOUGH_IMAGES or seconds >= _ENOUGH_S
 
 
 def bound(status: JobStatus) -> str:

@@ -50,18 +50,6 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class ChunkSize(click.ParamType["int | None"]):
-    """A number from 1 to 512, or auto."""
-
-    name = "auto|N"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Read it; None is auto."""
-        if value in {None, "auto"}:
-            return None
-        return int(click.IntRange(1, 512)(value, param, ctx))
-
-
 #: Of verbs whose code does not say how a job stands.
 PLAIN_CODES = "Exit codes: 0 done, 2 usage, 4 Redis, the object store or this disk cannot be used."
 
@@ -184,11 +172,6 @@ class TerminalLines:
         text = line.decode(errors="replace").removesuffix("\n")
         safe = "\t".join(in_json(cell).replace("\n", "\\n") for cell in text.split("\t"))
         return self._terminal.write(safe.encode() + b"\n")
-
-
-def split_commas(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def follow_job(client: Client, talk: Talk, job: str) -> JobStatus:

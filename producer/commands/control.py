@@ -87,7 +87,8 @@ def resume(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
 def retry(job: str, reason: str | None, because: str | None, wait: bool, as_json: bool) -> None:
     """Try the failed images of a job that has ended once more.
 
-    The counts follow. A job that failed as a whole goes on with what is left of it.
+    The counts follow. A job that failed as a whole goes on with what is left of it. Local files are tried again as they
+    were uploaded: where you corrected one since, submit the file itself.
     """
     client, talk = client_from_env(), make_talk()
     count = client.retry(job, reason=reason, because=because)

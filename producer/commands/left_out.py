@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import filecmp
-import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from producer.input.selection import describe_left_out
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.text import counted
 from producer.output.resubmission_list import beside, check_name, write_again
+from producer.submission.command_line import blanks, submit_command
 
 if TYPE_CHECKING:
     from producer.client.talk import Talk
@@ -34,13 +34,14 @@ def check_file(name: str | None, reading: ReadOptions) -> None:
     check_name(Path(name))
 
 
-def list_bad(talk: Talk, sources: Sources, name: str | None, *, dry_run: bool) -> None:
+def list_bad(talk: Talk, sources: Sources, name: str | None, typed: Mapping[str, Any], *, dry_run: bool) -> None:
     """Print how many rows are left out and the first one, and write all of them to a file.
 
     Args:
         talk: Where to say it.
         sources: What was read, before anything is sent.
         name: The file; `bad-rows.jsonl` when absent, or the next such name that is free.
+        typed: What `Client.submit` takes, by its names.
         dry_run: Whether nothing is to be changed: no file is written but one that was named.
 
     Raises:
@@ -57,13 +58,21 @@ def list_bad(talk: Talk, sources: Sources, name: str | None, *, dry_run: bool) -
     if dry_run and name is None:
         return
     path = _written(sources, name)
-    reading = sources.reading
-    asked = ["--class-column class"] if reading.class_column else []
-    asked += ["--id-column id"] if reading.id_column else []
-    asked += ["--label-column label"] if reading.label_column else []
-    if kept := beside(COLUMNS, dict.fromkeys(reading.keep_columns, "")):
-        asked.append(f"--keep-columns {shlex.quote(','.join(kept))}")
-    talk.print(f"all of them are in {path}; once corrected: {' '.join(['gradcam submit', str(path), *asked])}")
+    # They are a job of their own: under the name of this one they would be taken for other images of it.
+    command = submit_command([str(path), *_how_to_read(sources.reading)], {**typed, "name": None})
+    talk.print(f"all of them are in {path}; once corrected: {command}")
+    if open_words := blanks(command):
+        talk.print(f"there {open_words}")
+
+
+def _how_to_read(reading: ReadOptions) -> list[str]:
+    """Return the options by which `gradcam submit` reads such a list."""
+    columns = {"class": reading.class_column, "id": reading.id_column, "label": reading.label_column}
+    options = [word for name, column in columns.items() if column for word in (f"--{name}-column", name)]
+    options += ["--label-from", reading.label_from] if reading.label_from else []
+    options += ["--allow-local"] if reading.allow_local else []
+    kept = beside(COLUMNS, dict.fromkeys(reading.keep_columns, ""))
+    return [*options, "--keep-columns", ",".join(kept)] if kept else options
 
 
 def tell_left_out(talk: Talk, sources: Sources) -> None:

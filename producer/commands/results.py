@@ -24,12 +24,11 @@ from producer.commands.console import (
     client_from_env,
     examples,
     make_talk,
-    split_commas,
 )
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.terminal import out, out_json
-from producer.jobs.model.text import counted, shown
+from producer.jobs.model.text import counted, shown, split_commas
 
 if TYPE_CHECKING:
     from producer.client.client import Client
@@ -45,7 +44,7 @@ _HOUR_S = 3600.0
         "gradcam failures JOB",
         "gradcam failures JOB --json | jq .item.uri",
         "gradcam failures JOB --reason fetch --output failed.jsonl",
-        "gradcam submit failed.jsonl --uri-column uri --class-column class --id-column id",
+        "gradcam submit failed.jsonl --uri-column uri --class-column class --id-column id --network resnet50",
         codes=PLAIN_CODES,
     ),
 )
@@ -248,11 +247,21 @@ def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -
 
 
 def _export_failures(job: str, output: str, reason: str | None) -> None:
-    from producer.output.failures import HOW_TO_SUBMIT
+    from producer.output.failures import UPLOADED, how_to_read, uploads_of
+    from producer.submission.command_line import blanks, command_of
 
-    count = client_from_env().export_failures(job, output, reason=reason)
-    again = f": gradcam submit {output} {HOW_TO_SUBMIT}" if count else ""
-    make_talk().print(f"{counted(count, 'failed image')} in {output}{again}")
+    client, talk = client_from_env(), make_talk()
+    count = client.export_failures(job, output, reason=reason)
+    first, found = next(client.failures(job, reason=reason), None), client.table.queries.spec(job)
+    if not count or first is None or found is None:
+        talk.print(f"{counted(count, 'failed image')} in {output}")
+        return
+    command = command_of(found[0], sources=[output, *how_to_read(found[0], first.item.keep)])
+    talk.print(f"{counted(count, 'failed image')} in {output}; as a job of their own: {command}")
+    if open_words := blanks(command):
+        talk.print(f"there {open_words}")
+    if first.item.uri.startswith(uploads_of(found[0], job)):
+        talk.print(UPLOADED)
 
 
 def _tell(talk: Talk, target: str | None, what: str) -> None:

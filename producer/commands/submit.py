@@ -40,8 +40,8 @@ class _Submit(Examples):
 
     @cached_property
     def _of_models(self) -> list[click.Option]:
-        from producer.commands.options import click_options
         from producer.input.read_options import ReadOptions
+        from producer.jobs.model.click_options import click_options
         from producer.jobs.model.spec import JobSpec
         from producer.submission.options import SubmitOptions
 
@@ -104,7 +104,7 @@ def submit(
     check_file(bad_rows, reading)
     with open_sources([*source, *image_path], reading, storage=lambda: client_from_env().storage) as sources:
         client, talk = client_from_env(), make_talk()
-        list_bad(talk, sources, bad_rows, dry_run=dry_run)
+        list_bad(talk, sources, bad_rows, parameters, dry_run=dry_run)
         if dry_run:
             _show(client.plan(sources, **parameters), as_json)
             tell_left_out(talk, sources)

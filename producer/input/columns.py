@@ -6,11 +6,13 @@ who puts a space after each comma has a column ` label`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from producer.input.read_options import ReadOptions
+from producer.input.source import SUFFIXES
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.redaction import redact
 from producer.jobs.model.text import quoted, shown
@@ -24,6 +26,7 @@ _USUAL = (
 )
 _JOINTS = re.compile(r"[\s_-]+")
 _COLUMNS_SHOWN = 20
+_WORDS = re.compile(r"\w[\w -]{0,39}([;|\t][\w -]{0,40}){1,50}")
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars (|)", ",": "commas"}
 
 
@@ -112,6 +115,20 @@ def separator_hint(cells: Sequence[str], delimiter: str) -> str:
     return ""
 
 
+def header_hint(cells: Sequence[str]) -> str:
+    """Tell that a table seems to have no header; nothing where it has."""
+    if not any(map(_is_image, cells)):
+        return ""
+    return (
+        ". Its first line is read as names of columns and holds an image: put a line such as `uri,label` above it, or "
+        "name a list of addresses alone .txt"
+    )
+
+
+def _is_image(cell: str) -> bool:
+    return "://" in cell or os.path.splitext(cell)[1].lower() in SUFFIXES
+
+
 def _several(wanted: str, there: Sequence[str], name: str) -> UsageError:
     return UsageError(f"{name} has several columns named {quoted(wanted)}; {_columns_are(there)}")
 
@@ -121,6 +138,7 @@ def _folded(column: str) -> str:
 
 
 def _columns_are(there: Sequence[str]) -> str:
-    named = [shown(redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
+    # What is an address may hold a secret behind a `;`; words with other separators between them are names.
+    named = [shown(column if _WORDS.fullmatch(column) else redact(column)) or "''" for column in there[:_COLUMNS_SHOWN]]
     more = f" and {len(there) - _COLUMNS_SHOWN} more" if len(there) > _COLUMNS_SHOWN else ""
     return f"its columns are {', '.join(named)}{more}"[:500]

@@ -28,6 +28,8 @@ MAX_LINE_BYTES = 2**20
 #: A row may hold cells that nobody asked for, such as a thumbnail.
 MAX_ROW_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
+#: How it begins, in either order of bytes.
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 NO_UTF8 = "it is no UTF-8 text"
 #: How JSON writes one half of a character beyond the first 65,536.
 _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
@@ -40,6 +42,8 @@ def blocks(stored: RereadableFile, packing: str | None, longest: int = MAX_ROW_B
     done, rest = 0, b""
     with closing(pieces(stored, packing, lambda: done)) as found:
         for piece in found:
+            if not done and not rest and piece.startswith(_UTF16):
+                raise UsageError(f"{stored.name} is UTF-16 text: save it as UTF-8 (in Excel: CSV UTF-8)")
             cut = piece.rfind(b"\n") + 1
             if not cut:
                 rest += piece

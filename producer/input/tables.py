@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import chain, takewhile
 from operator import itemgetter
 
-from producer.input.columns import Columns, separator_hint
+from producer.input.columns import Columns, header_hint, separator_hint
 from producer.input.read_options import ReadOptions
 from producer.input.readers import MAX_ROW_BYTES, NO_UTF8, Block, decoded, rows_of, through
 from producer.input.rows import Rows
@@ -26,7 +26,9 @@ def csv_rows(
     header = table.header()
     if header is None:
         return
-    columns = Columns.find(header, reading, name, separator_hint(header, delimiter))
+    # An address may hold what separates cells elsewhere.
+    hint = header_hint(header) or separator_hint(header, delimiter)
+    columns = Columns.find(header, reading, name, hint)
     unseen.clear()
     places = {column: header.index(column) for column in columns.all}
     for batch in table.batches():

@@ -17,7 +17,7 @@ Test = Callable[[Result], bool]
 
 CAN_BE_ASKED = (
     "class=281 or class=tabby (also class_id=, class_name=), id=…, uri=…/cats/*.jpg, state=done|failed, "
-    "flat=true|false, correct=true|false, label=…, predicted=…, reason=fetch, keep.COLUMN=…, "
+    "flat=true|false, correct=true|false|unknown, label=…, predicted=…, reason=fetch, keep.COLUMN=…, "
     "each also with !=, and with <, <=, >, >=, = or !=: probability<0.5, "
     "index>=1000; * and ? stand for any characters"
 )
@@ -192,6 +192,12 @@ def _yes_or_no(field: str, value: str, wanted: bool) -> Test | None:
     return lambda result: read(result) is asked
 
 
+def _correct(field: str, value: str, wanted: bool) -> Test | None:
+    if value == "unknown":
+        return lambda result: result.label is not None and result.label_unknown is wanted
+    return _yes_or_no(field, value, wanted)
+
+
 def _pattern(value: str) -> Callable[[str], bool]:
     # As it stands, too: names of files may hold brackets.
     globbed = re.compile(fnmatch.translate(value)).match
@@ -209,7 +215,7 @@ _MAKE: dict[str, Callable[[str, str, bool], Test | None]] = {
     "keep": _kept,
     "state": _state,
     "flat": _yes_or_no,
-    "correct": _yes_or_no,
+    "correct": _correct,
     "label": _text,
     "predicted": _text,
 }

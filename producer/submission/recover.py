@@ -103,7 +103,7 @@ def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
         return StoredJob(job=job, state="unknown", in_redis=there, problem=problem)
     ended = _ended(found)
     whole = not there and ended is not None and _is_whole(ended)
-    back = f"gradcam recover {job}" if whole else command_of(job, found.spec)
+    back = f"gradcam recover {job}" if whole else command_of(found.spec, name=job)
     return StoredJob(
         job=job,
         state=ended.state if ended else "open",
@@ -166,7 +166,7 @@ def recover(table: JobTable, storage: Storage, submission: Submission, job: str)
     if known is None:
         raise UnknownJob(no_such(job))
     ended = _ended(known)
-    command = command_of(job, known.spec)
+    command = command_of(known.spec, name=job)
     if ended is None or not _is_whole(ended):
         had = "had not ended" if ended is None else f"was {ended.state} with images left"
         raise UsageError(f"job {job} {had}: only its source knows all of its images; submit it again: {command}")

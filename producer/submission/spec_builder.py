@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.network_names import check_network, may_segment
-from producer.jobs.model.options import advice, numbers, parameters
-from producer.jobs.model.spec import (
-    MASK,
-    MAX_CHUNK_SIZE,
-    OUTPUTS,
-    JobSpec,
-    at_most,
-    check_threshold,
-    checked_name,
-)
+from producer.jobs.model.options import parameters
+from producer.jobs.model.spec import MASK, MAX_CHUNK_SIZE, OUTPUTS, JobSpec, check_threshold, checked_name
+from producer.jobs.model.typed_spec import checked_model, make_spec, read_labels, spec_fields
 from producer.submission.options import SubmitOptions
 
-_Model = TypeVar("_Model", bound=BaseModel)
 #: What a chunk of fitting size takes, the smallest, and one where nobody knows how fast the network is.
 _CHUNK_S, _SMALLEST_SIZE, _UNKNOWN_SIZE = 10.0, 16, 64
 
@@ -57,8 +47,8 @@ class Request:
         fields = spec_fields(**typed) | {"labels": read_labels(None if labels is None else Path(labels))}
         if may_segment(str(typed.get("network", ""))) and fields.get("outputs", OUTPUTS) == OUTPUTS:
             fields["outputs"] = (*OUTPUTS, MASK)
-        options, wrong = _checked(SubmitOptions, own)
-        draft, more_wrong = _checked(JobSpec, fields)
+        options, wrong = checked_model(SubmitOptions, own)
+        draft, more_wrong = checked_model(JobSpec, fields)
         if options is None or draft is None:
             raise UsageError("; ".join([*more_wrong, *wrong]))
         check_threshold(draft)
@@ -114,49 +104,6 @@ def check_typed(reading: ReadOptions, *, registered: Callable[[], Collection[str
         check_network(str(given["network"]), registered)
 
 
-def spec_fields(**typed: Any) -> dict[str, Any]:
-    """What was typed, as fields of a job's spec; lists and numbers are taken out of their texts.
-
-    Raises:
-        UsageError: There is no such option.
-    """
-    known = parameters(JobSpec)
-    if unknown := sorted(typed.keys() - known.keys()):
-        raise UsageError(f"there is no option {unknown[0]}: `gradcam submit --help` has all")
-    read: dict[str, Callable[[Any], object]] = {
-        "outputs": lambda outputs: tuple(dict.fromkeys(outputs)),
-        "input_size": lambda size: numbers(size, count=2, between="x"),
-        "mean": lambda mean: numbers(mean, count=3, between=","),
-        "std": lambda std: numbers(std, count=3, between=","),
-    }
-    fields: dict[str, Any] = {
-        known[name].field: read[name](value) if name in read else value for name, value in typed.items()
-    }
-    if fields.get("classes") is not None:
-        fields["top_k"] = at_most(fields.get("top_k", 1), fields["classes"])
-    return fields
-
-
-def make_spec(**fields: Any) -> JobSpec:
-    """Check a job's parameters and make its spec of them.
-
-    Raises:
-        UsageError: Names every parameter that cannot be used.
-    """
-    spec, wrong = _checked(JobSpec, fields)
-    if spec is None:
-        raise UsageError("; ".join(wrong))
-    return spec
-
-
-def _checked(model: type[_Model], fields: Mapping[str, Any]) -> tuple[_Model | None, list[str]]:
-    """A model of these fields, or the messages for those that cannot be used."""
-    try:
-        return model(**fields), []
-    except ValidationError as error:
-        return None, advice(model, error)
-
-
 def fitting_size(images_per_s: float | None) -> int:
     """Images a chunk that make about ten seconds of work, from the measured speed of one process.
 
@@ -165,23 +112,3 @@ def fitting_size(images_per_s: float | None) -> int:
     if images_per_s is None:
         return _UNKNOWN_SIZE
     return min(MAX_CHUNK_SIZE, max(_SMALLEST_SIZE, round(_CHUNK_S * images_per_s)))
-
-
-def read_labels(path: Path | None) -> tuple[str, ...] | None:
-    """Read class names, one a line, in the order of their ids.
-
-    Raises:
-        UsageError: The file cannot be read, or holds no names.
-    """
-    if path is None:
-        return None
-    try:
-        # Only line feeds end a line: names may hold what str.splitlines also takes for an end, such as U+2028.
-        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"--labels {path} cannot be read: {reason}") from None
-    names = tuple(line.strip() for line in lines)
-    if not any(names):
-        raise UsageError(f"--labels {path} holds no names: write one class name a line")
-    return names

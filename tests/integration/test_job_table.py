@@ -325,24 +325,29 @@ def test_messages_count_as_lost_when_they_were_missing_all_along(table: JobTable
     assert table.queries.status("job").republished == 3
 
 
-def test_correct_and_wrong_are_counted_where_a_bit_changes_and_taken_back_when_reopened(table: JobTable) -> None:
-    spec = make_job(table, 4)
-    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (None, None)
+def verdicts(table: JobTable) -> tuple[int | None, int | None, int | None]:
+    status = table.queries.status("job")
+    return status.correct, status.wrong, status.unknown_labels
+
+
+def test_what_labels_say_is_counted_where_a_bit_changes_and_taken_back_when_reopened(table: JobTable) -> None:
+    spec = make_job(table, 5, chunk_size=5)
+    assert verdicts(table) == (None, None, None)
     claim = take(table, 0, spec)
-    ends = {0: "+281 tabby", 1: "-281 tabby", 2: "+7", 3: "9"}
+    ends = {0: "+281 tabby", 1: "-281 tabby", 2: "+7", 3: "9", 4: "?9"}
     for _ in range(2):  # a repeated commit counts nothing
         table.commit(claim, done={0: ends[0], 1: ends[1]}, failed=[], lease_s=60)
     table.commit(claim, done=ends, failed=[], lease_s=60)
-    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (2, 1)
-    assert table.queries.histogram("job") == {"281 tabby": 2, "7": 1, "9": 1}
+    assert verdicts(table) == (2, 1, 1)
+    assert table.queries.histogram("job") == {"281 tabby": 2, "7": 1, "9": 2}
     mine = table.finalize("job", "me")
     assert mine is not None
     table.finish("job", "me", mine)
     table.actions.maintain("job", JobState.REPAIRING, "me")
     generation = table.actions.retry("job", "default", retry_id="me", mode="repair")
-    again = {n: ends[n] for n in (0, 1, 3)}
+    again = {n: ends[n] for n in (0, 1, 3, 4)}
     table.actions.reopen("job", generation, 0, {n: Item(uri=f"s3://b/{n}.jpg") for n in again}, again)
-    assert (table.queries.status("job").correct, table.queries.status("job").wrong) == (1, 0)
+    assert verdicts(table) == (1, 0, 0)
     assert table.queries.histogram("job") == {"7": 1}
 
 

@@ -19,7 +19,7 @@ from producer.jobs.model.results import Result
 NETWORK = "efficientnet_lite0"
 PHOTOS = Path(str(__import__("skimage").__file__)).parent / "data"
 COFFEE, CAT, ROCKET = (str(PHOTOS / name) for name in ("coffee.png", "chelsea.png", "rocket.jpg"))
-TRUTH = [(COFFEE, "espresso", True), (CAT, "282", False), (ROCKET, "no such thing", None), (COFFEE, "", None)]
+TRUTH = [(COFFEE, "espresso", True), (CAT, "282", False), (ROCKET, "misile", None), (COFFEE, "", None)]
 
 
 @pytest.fixture
@@ -58,9 +58,14 @@ def test_labels_stand_beside_predictions_in_every_format_and_right_and_wrong_are
     assert [result.class_id for result in results] == [result.top5[0].class_id for result in results]
     status = client.status(job)
     assert (status.correct, status.wrong) == (1, 1)
-    assert "1 predicted as labelled, 1 not: 50.0% correct" in gradcam("status", job).stdout
+    assert status.unknown_labels == 1
+    told = " ".join(gradcam("status", job).stdout.split())
+    assert "1 predicted as labelled, 1 not: 50.0% correct of 2 labels that are classes" in told
+    assert "1 label is no class of this network" in told
+    assert f"no class of {NETWORK} is called 'misile'; the nearest are missile" in told
     summary = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))
-    assert (summary["status"]["correct"], summary["status"]["wrong"]) == (1, 1)
+    counts = ("correct", "wrong", "unknown_labels", "label_problem")
+    assert [summary["status"][name] for name in counts] == [1, 1, 1, status.label_problem]
     assert sum(row["count"] for row in summary["classes"]) == 4
 
     lines = [json.loads(text) for text in gradcam("results", job, "--jsonl").stdout.splitlines()]
@@ -82,14 +87,17 @@ def test_labels_stand_beside_predictions_in_every_format_and_right_and_wrong_are
 
     wrong = gradcam("results", job, "--jsonl", "--where", "correct=false").stdout.splitlines()
     assert [json.loads(text)["index"] for text in wrong] == [1]
+    unknown = gradcam("results", job, "--jsonl", "--where", "correct=unknown").stdout.splitlines()
+    assert [json.loads(text)["label"] for text in unknown] == ["misile"]
     # Counted again by what is recorded; and taken back where an image is explained again.
     client.table.redis.flushall()
     submitted(client, labelled, "--pack", "tar", "--name", "labelled")
-    assert (client.status(job).correct, client.status(job).wrong) == (1, 1)
+    status = client.status(job)
+    assert (status.correct, status.wrong, status.unknown_labels) == (1, 1, 1)
     client.storage.delete([shard])
     list(client.audit(job, repair=True))
     status = client.wait(job, timeout_s=60)
-    assert (status.done, status.correct, status.wrong) == (4, 1, 1)
+    assert (status.done, status.correct, status.wrong, status.unknown_labels) == (4, 1, 1, 1)
     assert [result.label for result in client.results(job)] == [label or None for _, label, _ in TRUTH]
 
 

@@ -179,7 +179,7 @@ def test_a_number_out_of_range_is_refused_by_every_script_before_anything_is_don
         *(("queue", word) for word in ("urgent", "default:x", "")),
         *(("outcome", word) for word in ("succeeded", "?", "")),
         *(("life", word) for word in ("a b", "x" * 65, "\xff")),
-        *(("correct", "much"), ("wrong", "1e400"), ("done", "18"), ("failed", "16")),
+        *(("correct", "much"), ("wrong", "1e400"), ("unknown_labels", "0x1"), ("done", "18"), ("failed", "16")),
     ],
 )
 def test_a_word_that_this_version_does_not_know_concerns_its_job_alone(

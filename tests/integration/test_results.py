@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import stat
 import subprocess
 import sys
@@ -429,7 +430,7 @@ def test_failures_become_a_list_with_addresses_in_full_for_the_owner_alone(
 ) -> None:
     path = tmp_path / "failed.jsonl"
     told = gradcam("failures", photos, "--output", str(path)).stderr
-    assert told.startswith(f"1 failed image in {path}: gradcam submit")
+    assert told.startswith(f"1 failed image in {path}; as a job of their own: gradcam submit {path} ")
     (row,) = (json.loads(text) for text in path.read_text().splitlines())
     message = row.pop("message")
     assert row == {
@@ -455,8 +456,12 @@ def test_failures_become_a_list_with_addresses_in_full_for_the_owner_alone(
 def test_a_list_of_failures_is_submitted_as_it_is(client: Client, photos: str, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     told = gradcam("failures", photos, "--output", str(path)).stderr
-    command = told.partition(": gradcam ")[2].split()
-    again = gradcam(*command, "--network", NETWORK).stdout.strip()
+    command = shlex.split(told.partition(": gradcam ")[2].splitlines()[0])
+    again = gradcam(*command).stdout.strip()
+    specs = [client.table.queries.spec(job) for job in (photos, again)]
+    of_size = {"chunk_size": 64}
+    first, second = (found[0].model_copy(update=of_size) for found in specs if found is not None)
+    assert first == second
     assert client.wait(again, timeout_s=60).failed == 1
     items = [[failure.item for failure in client.failures(job)] for job in (photos, again)]
     assert items[0] == items[1]

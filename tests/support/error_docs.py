@@ -33,6 +33,7 @@ MEANING = {
     "Interrupted": "Nobody's fault: what was under way is not wanted any more, or not now. Others go on with it.",
     "FetchError": "The image could not be fetched, reason `fetch`. It fails alone.",
     "NothingThere": "There is nothing at the address, reason `fetch`. The image fails alone.",
+    "EmptyFile": "The file at the address has no bytes, reason `image`. The image fails alone.",
     "FetchTimeout": "The image takes too long to be fetched, reason `timeout`. `gradcam retry JOB --reason timeout`.",
     "ImageError": "They are no picture that can be read, reason `image`: [pictures.md](pictures.md). It fails alone.",
     "ModelError": "The network has no usable answer for this image, reason `model`. It fails alone.",

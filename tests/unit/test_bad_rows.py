@@ -126,12 +126,15 @@ def test_bad_rows_are_a_list_that_is_read_again_once_it_is_corrected(
     here: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     Path("list.csv").write_text(f"url,label,split\nftp://x?token=abc,cat,train\n{A},1,test\n{B},2\n")
-    assert dry("list.csv", "--class-column", "label", "--keep-columns", "split", "--skip-bad", "--bad-rows", name) == 0
+    read = ("--class-column", "label", "--keep-columns", "split", "--skip-bad", "--bad-rows", name)
+    assert dry("list.csv", *read, "--network", "vgg16", "--mean", "0.5", "--name", "mine") == 0
     told = capsys.readouterr().err
     assert "left out: 2 rows that cannot be used" in told
     assert "list.csv line 2: ftp://x?*** is refused" in told
     assert "list.csv line 4: it has 2 cells where the header has 3" in told
-    again = f"gradcam submit {name} --class-column class --keep-columns split"
+    again = (
+        f"gradcam submit {name} --class-column class --keep-columns split --network vgg16 --mean 0.5 --chunk-size 10\n"
+    )
     assert again in told
     assert Path(name).stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match=r"line \d: ftp://x"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,7 +19,7 @@ from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import JobError, UsageError
 from producer.jobs.model.spec import JobSpec
 from producer.submission.spec_builder import Request
-from worker.chunks import stages
+from worker.chunks import drawing
 from worker.device.batches import Explained, explain_classes
 from worker.device.inputs import normalized
 from worker.engine.detection import BOXES, COUNT, LABELS, Detection
@@ -246,15 +245,11 @@ def test_a_box_comes_back_to_the_originals_pixels(how: str) -> None:
 
 def test_what_a_gpu_drew_gets_its_box_as_what_the_host_draws() -> None:
     network = boxed(ssdlite(), 2, 0.0)
-    fitted, frame = fit(decode(CAT.read_bytes()), network.size, "squash")
+    pixels, frame = fit(decode(CAT.read_bytes()), network.size, "squash")
     spec = JobSpec(network=SSDLITE, outputs=("cam", "gb"))
-    task = SimpleNamespace(picture=fitted, frame=frame, chunk=SimpleNamespace(network=network))
-    drawn = explain_classes(network, [fitted], [None], draw=("cam", "gb"), numbers=False).answers()[0]
-    for ours, theirs in zip(answers(network, fitted[None])[0], drawn, strict=True):  # type: ignore[arg-type]
-        by_host, by_device = (
-            stages._pictures(task, each, spec)[0]  # type: ignore[arg-type]
-            for each in (ours, theirs)
-        )
+    drawn = explain_classes(network, [pixels], [None], draw=("cam", "gb"), numbers=False).answers()[0]
+    for ours, theirs in zip(answers(network, pixels[None])[0], drawn, strict=True):  # type: ignore[arg-type]
+        by_host, by_device = (drawing.drawn(pixels, frame, each, network, spec)[0] for each in (ours, theirs))
         assert list(by_host) == list(by_device) == ["cam", "gb"]
         x0, y0, _x1, _y1 = (int(at) for at in ours.beside[BOXES][ours.class_id])
         corner = min(y0, SIZE[0] - 1), min(x0, SIZE[1] - 1)
@@ -270,7 +265,7 @@ def test_the_least_score_is_a_number_however_it_is_typed(typed: Any, kept: float
 
 
 def test_try_writes_the_pictures_of_each_box(tmp_path: Path) -> None:
-    trial = run_trial(SSDLITE, CAT, tmp_path, weights="random", layer="last-conv")
+    trial = run_trial(SSDLITE, CAT, tmp_path, weights="random")
     assert list(trial.pictures)[:4] == ["box1-heatmap", "box1-cam", "box1-gb", "box1-cam_gb"]
     assert trial.output == "the score of each box"
     assert json.loads(json.dumps(trial.as_json()))["explained"]["probability"] > 0.5
@@ -279,4 +274,4 @@ def test_try_writes_the_pictures_of_each_box(tmp_path: Path) -> None:
     assert cam is not None
     assert cam.shape == (320, 320, 3)
     with pytest.raises(Exception, match="leave --class-id, --class-name, --top-k and --explain out"):
-        run_trial(SSDLITE, CAT, tmp_path, weights="random", layer="last-conv", how=JobSpec(class_id=3))
+        run_trial(SSDLITE, CAT, tmp_path, weights="random", how=JobSpec(class_id=3))

@@ -354,7 +354,7 @@ def test_a_bad_answer_is_an_error_and_only_passing_ones_are_tried_again(
 ) -> None:
     with pytest.raises(FetchError, match=why) as caught:
         make().fetch(address(server, path))
-    assert caught.value.reason == "fetch"
+    assert caught.value.reason == ("image" if path == "empty" else "fetch")
     assert "http://127.0.0.1" in str(caught.value)
     assert len(server.requests) == requests
 
@@ -721,8 +721,9 @@ def test_a_file_that_is_no_picture_file_is_refused(make: Make, root: Path) -> No
         "pipe": "not a regular file",
         "no": "no file",
     }.items():
-        with pytest.raises(FetchError, match=why):
+        with pytest.raises(FetchError, match=why) as refused:
             fetcher.fetch(f"file://{root}/{name}")
+        assert refused.value.reason == ("image" if name == "empty" else "fetch")
 
 
 def test_a_file_that_may_not_be_read_is_an_error(make: Make, root: Path) -> None:

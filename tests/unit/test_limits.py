@@ -41,3 +41,15 @@ def test_before_the_first_batch_nothing_is_said_of_devices() -> None:
     shown = watch.summary(status())
     assert "devices" not in shown
     assert "stages" not in shown
+
+
+@pytest.mark.parametrize(
+    ("done", "images_per_s", "has_advice"),
+    [(11, 5.0, False), (11, None, False), (199, 20.0, False), (200, 20.0, True), (35, 1.0, True)],
+)
+def test_advice_waits_until_enough_was_measured(done: int, images_per_s: float | None, has_advice: bool) -> None:
+    """Of eleven images most of the time goes into loading the model: more processes would not help."""
+    seen = status(fetch=5, explain=83, explain_idle=17, render=1)
+    shown = watch.summary(seen.model_copy(update={"done": done, "images_per_s": images_per_s}))
+    assert "83% busy" in shown
+    assert ("give each device more processes" in shown) is has_advice

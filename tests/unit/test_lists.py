@@ -126,6 +126,14 @@ def test_other_separators_than_the_name_says_are_suggested(tmp_path: Path, name:
         message = refused(tmp_path / name, reading)
         assert words in message
         assert "--uri-column" not in message
+        assert "***" not in message
+
+
+def test_the_secret_of_an_address_in_the_place_of_a_header_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("https://a.example/x;jsessionid=hunter2\nhost/a.jpg?token=hunter2;b\n")
+    assert "hunter2" not in refused(tmp_path / "list.csv", ReadOptions())
+    (tmp_path / "list.csv").write_text("host/x;token=hunter2\n")
+    assert "hunter2" not in refused(tmp_path / "list.csv", ReadOptions())
 
 
 # --- cells that nobody asked for -------------------------------------------------------------------------------------

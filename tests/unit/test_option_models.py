@@ -16,8 +16,8 @@ from producer.jobs.model import spec
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.options import parameters
 from producer.jobs.model.spec import JobSpec
+from producer.jobs.model.typed_spec import make_spec
 from producer.submission.options import SubmitOptions
-from producer.submission.spec_builder import make_spec
 from worker.device.batches import PRECISIONS
 from worker.engine.methods import METHODS
 from worker.pictures.geometry import FILTERS, FITS

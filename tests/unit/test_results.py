@@ -15,7 +15,7 @@ import pytest
 
 from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.items import Item
-from producer.jobs.model.results import ExplainedClass, Failure, Result, class_key
+from producer.jobs.model.results import ExplainedClass, Failure, Prediction, Result, class_key
 from producer.jobs.model.spec import JobSpec
 from producer.output.atomic_file import atomic_file
 from producer.output.checks import check_classes, check_reason
@@ -342,6 +342,20 @@ def test_a_table_has_the_truth_beside_the_prediction_and_what_was_explained() ->
 )
 def test_images_are_asked_for_by_what_they_show_and_were_taken_for(asked: str, holds: bool) -> None:
     assert [parse_where([asked])(result) for result in (WRONG, LOST, TWO)] == [holds, False, False]
+
+
+UNKNOWN = WRONG.model_copy(
+    update={"correct": None, "label": "tigre", "top5": (Prediction(class_id=281, probability=0.9),) * 2}
+)
+
+
+def test_labels_that_are_no_class_are_asked_for_and_counted_apart() -> None:
+    """Else an audit whose labels are misspelt says that all of them are right."""
+    one_class = UNKNOWN.model_copy(update={"top5": UNKNOWN.top5[:1]})
+    boxes = UNKNOWN.model_copy(update={"boxes": ()})
+    images = (UNKNOWN, WRONG, LOST, TWO, one_class, boxes)
+    assert [parse_where(["correct=unknown"])(result) for result in images] == [True] + [False] * 5
+    assert [class_key(result)[0] for result in (UNKNOWN, one_class, boxes)] == ["?", "2", "2"]
 
 
 @pytest.mark.parametrize(("correct", "key"), [(None, "281 tabby"), (True, "+281 tabby"), (False, "-281 tabby")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -22,7 +21,7 @@ from producer.input.read_options import ReadOptions
 from producer.jobs.model.errors import JobError, UsageError
 from producer.jobs.model.spec import MASK, OUTPUTS, JobSpec
 from producer.submission.spec_builder import Request
-from worker.chunks import stages
+from worker.chunks import drawing
 from worker.chunks.chunk import ChunkContext
 from worker.device.batches import Explained, explain_classes
 from worker.engine.explain import View, as_they_are, explain_many
@@ -204,7 +203,7 @@ def test_a_mask_comes_back_to_the_originals_geometry(how: str) -> None:
 
 
 def test_try_writes_the_mask(tmp_path: Path, colors: Network) -> None:
-    trial = run_trial("colors", CAT, tmp_path, layer="last-conv", how=JobSpec(class_name="red"))
+    trial = run_trial("colors", CAT, tmp_path, how=JobSpec(class_name="red"))
     assert list(trial.pictures) == [*OUTPUTS, MASK]
     assert (trial.layer, trial.output) == ("backbone.0", "sums over pixels of 'out'")
     assert json.loads(json.dumps(trial.as_json()))["explained"]["class_name"] == "red"
@@ -218,17 +217,15 @@ def test_what_a_gpu_drew_gets_its_mask_as_what_the_host_draws(colors: Network, s
     original = decode(CAT.read_bytes())
     fitted, frame = fit(original, colors.size, "squash")
     spec = JobSpec(network="colors", outputs=("cam", MASK), output_size=size)
-    task = SimpleNamespace(
-        picture=fitted if size == "input" else original, frame=frame, chunk=SimpleNamespace(network=colors)
-    )
+    picture = fitted if size == "input" else original
     made = []
     for drawn in (False, True):
         computed = explain_classes(colors, [fitted], [None], draw=("cam",) if drawn else (), numbers=not drawn)
         ((explained,),) = computed.answers()  # type: ignore[misc]
-        made.append(stages._pictures(task, explained, spec)[0])  # type: ignore[arg-type]
+        made.append(drawing.drawn(picture, frame, explained, colors, spec)[0])
     assert list(made[0]) == list(made[1]) == ["cam", MASK]
     assert np.array_equal(made[0][MASK], made[1][MASK])
-    assert made[0][MASK].shape == task.picture.shape
+    assert made[0][MASK].shape == picture.shape
 
 
 def test_half_precision_sums_in_single(colors: Network) -> None:

@@ -13,7 +13,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.items import Chunk, Item, compress_items, decompress_items, uri_line
 from producer.jobs.model.spec import JobSpec, check_threshold, checked_name, new_job_id
-from producer.submission.spec_builder import make_spec, spec_fields
+from producer.jobs.model.typed_spec import make_spec, spec_fields
 
 ITEMS = [
     Item(uri="s3://b/a.jpg", id="first", keep={"split": "val"}),

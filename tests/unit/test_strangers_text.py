@@ -49,10 +49,10 @@ from producer.jobs.model.spec import checked_name
 from producer.jobs.model.states import Ingest, JobState
 from producer.jobs.model.status import ChunkCounts, JobStatus, Wait
 from producer.jobs.model.text import LINE_CHARS, SENTENCE_CHARS
+from producer.jobs.model.typed_spec import read_labels
 from producer.output.checks import check_reason
 from producer.output.export import write_jsonl
 from producer.output.filters import parse_where
-from producer.submission.spec_builder import read_labels
 from worker.chunks.faults import _sentence
 from worker.models import candidates, checkpoint, layers, weights
 from worker.models.classes import class_id_of

@@ -97,6 +97,27 @@ def test_an_output_that_is_no_probability_is_told_and_what_lowers_it_is_another_
     assert json.loads(told)["explained"]["probability"] == pytest.approx(1 / (1 + np.exp(-float(age))), abs=1e-5)
 
 
+def test_what_decides_a_picture_is_typed_as_for_a_job(tried: Any, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    named = ("--labels", str(tmp_path / "classes.txt"), "--class-name", "dog")
+    drawn = ("--outputs", "cam,gb", "--format", "png", "--output-size", "original", "--method", "gradcam++")
+    code, out, error = tried("build_any", *named, *drawn, "--json")
+    assert (code, error) == (0, "")
+    found = json.loads(out)
+    assert found["explained"]["class_name"] == "dog"
+    assert list(found["pictures"]) == ["cam", "gb"]
+    assert Path(found["pictures"]["cam"]).suffix == ".png"
+    picture, original = cv2.imread(found["pictures"]["cam"]), cv2.imread(str(CAT))
+    assert picture is not None
+    assert original is not None
+    assert picture.shape == original.shape
+    probability = {
+        how: json.loads(tried("build_any", *how, "--class-id", "1", "--json")[1])["explained"]["probability"]
+        for how in ((), ("--fit", "crop"), ("--resize-filter", "bicubic-antialias"), ("--mean", "0.1"))
+    }
+    assert len(set(probability.values())) == 4
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -126,7 +147,6 @@ def test_what_works_and_was_perhaps_not_meant_is_noted(tried: Any, function: str
         ("build_findings", ("--classes", "above:50"), "a probability lies between 0 and 1"),
         ("build_findings", ("--classes", "likely"), "--classes must be above: and a number, such as above:0.5"),
         ("build_findings", ("--classes", "above:0.5", "--class-id", "1"), "leave --class-id and --class-name out"),
-        ("build_age", ("--activation", "tanh"), "--activation must be softmax, sigmoid or none"),
         ("build_age", ("--activation", "softmax"), "mine has one output, whose softmax is always 1"),
         ("build_four", (), "reads 4 channels; pictures have 1 (grey) or 3"),
         ("build_maps", (), "gives (2, 3, 1, 1) for 2 images, not one tensor of (N, K) logits"),

@@ -9,7 +9,7 @@ import pytest
 from producer.cli import cli, run
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.network_names import check_network
-from producer.submission.spec_builder import read_labels
+from producer.jobs.model.typed_spec import read_labels
 
 HUGE = ("9223372036854775808", "1" + "0" * 23, "9" * 5000, "-1" + "0" * 23)
 A = "s3://bucket/a.jpg"

@@ -62,6 +62,8 @@ class ImageTask:
     asked: int | tuple[int, ...] | None = None
     #: The class that its label means.
     label: int | None = None
+    #: Why its label means none, in a sentence; None too where it has no label.
+    label_problem: str | None = None
     #: What is drawn on: (H, W, 3) uint8 RGB, of the network's size or the original's.
     picture: Picture | None = None
     #: The way back to the original's geometry.
@@ -143,6 +145,8 @@ class Ended:
     files: Mapping[str, bytes] = field(default_factory=dict)
     #: stage → seconds it waited for that stage
     waits: Mapping[str, float] = field(default_factory=dict)
+    #: Why its label is no class of the network, in a sentence.
+    label_problem: str | None = None
 
 
 @dataclass(frozen=True)

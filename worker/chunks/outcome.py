@@ -99,7 +99,7 @@ def done(task: ImageTask, flats: list[bool], objects: dict[str, str], files: dic
         flat=flats[0],
         guided_relus=first.guided_relus,
     )
-    return Ended(task.offset, result, None, files, task.waits)
+    return Ended(task.offset, result, None, files, task.waits, task.label_problem if result.label_unknown else None)
 
 
 def _done(task: ImageTask, objects: dict[str, str], **found: Any) -> Result:

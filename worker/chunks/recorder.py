@@ -123,6 +123,9 @@ class ResultRecorder:
             seconds.update(end.result.seconds)
             seconds.update({f"{stage}{WAIT}": waited for stage, waited in end.waits.items()})
         with self._span.timed("commit"):
+            # Before what may be the job's last commit: nothing is noted of a job that has ended.
+            if problem := next(filter(None, (end.label_problem for end in ended)), None):
+                self._table.annotate(claim.job, claim.life, label_problem=problem)
             committed = self._table.commit(claim, done=done, failed=failed, lease_s=self._lease_s, seconds=seconds)
         if committed is None:
             raise LeaseLost

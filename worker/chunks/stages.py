@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from producer.jobs.fetch import addresses
 from producer.jobs.model import keys
-from producer.jobs.model.errors import ImageError, JobError, ModelError
-from producer.jobs.model.spec import MASK
+from producer.jobs.model.errors import JobError, ModelError
 from producer.jobs.model.waits import STORE, waiting
+from worker.chunks.drawing import drawn, fitted, of_all_networks
 from worker.chunks.outcome import done, failed, own_fault
 from worker.chunks.upload import upload
 from worker.engine.detection import BOXES
-from worker.engine.segmentation import PREDICTED as PIXELS
-from worker.models.classes import PREDICTED, checked_class, class_called, label_of
+from worker.models.classes import PREDICTED, checked_class, label_of
 from worker.models.own_model import DETECTION
 from worker.models.predictions import above
-from worker.pictures import channels
 from worker.pictures.arrays import to_npz
-from worker.pictures.decode import Picture, decode
-from worker.pictures.geometry import fit
-from worker.pictures.render import OUTPUTS, draw, draw_box, draw_mask, encode, heat_of
+from worker.pictures.decode import decode
+from worker.pictures.render import encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
     from worker.device.batches import Explained
     from worker.models.networks import Network
 
-#: Pictures of the original's size take 40 bytes a pixel while they are drawn: 640 MiB for the largest.
-MAX_ORIGINAL_PIXELS: Final = 16 * 2**20
 #: kind → suffix and content
 Files = dict[str, tuple[str, bytes]]
 
@@ -43,19 +38,14 @@ Files = dict[str, tuple[str, bytes]]
 def load(task: ImageTask, fetcher: Fetcher, network: Network, spec: JobSpec) -> None:
     """Fetch, decode, and bring to the network's size; what is wrong with the image is noted in it."""
     with own_fault(task):
-        task.label = label_of(network, task.item.label)
+        task.label, task.label_problem = label_of(network, task.item.label)
         task.asked = _asked_of(task, network, spec)
         with task.timed("fetch"), waiting(_server_of(task.item.uri)):
             data = fetcher.fetch(task.item.uri, job=task.chunk.claim.job)
         with task.timed("decode"):
             original = decode(data)
-            fitted, task.frame = fit(
-                original, network.size, spec.fit, network.resize_px, resize_filter=network.resize_filter
-            )
-            task.picture = channels.as_read(fitted, network.channels)
-            task.input = task.picture[..., : network.channels]
-            if spec.output_size == "original":
-                task.picture = channels.as_read(_small_enough(original), network.channels)
+            found = fitted(original, network, spec)
+            task.input, task.picture, task.frame = found.input, found.picture, found.frame
         task.waits_from_now()
 
 
@@ -74,12 +64,12 @@ def finish(task: ImageTask, storage: Storage) -> Ended:
         _leave_unlikely(task, claim.spec)
         several = len(task.explained) > 1
         for explained in task.explained:
-            drawn, flat = _draw(task, explained, claim.spec)
+            made, flat = _draw(task, explained, claim.spec)
             flats.append(flat)
             prefix = f"class{explained.class_id}-" if several else ""
             if BOXES in explained.beside:
                 prefix = f"box{explained.class_id + 1}-"
-            files = {prefix + name: file for name, file in drawn.items()}
+            files = {prefix + name: file for name, file in made.items()}
             if claim.spec.pack == "tar":
                 packed = _pack(storage, claim, task, files)
                 members |= {address.rsplit("#", 1)[1]: files[kind][1] for kind, address in packed.items()}
@@ -117,10 +107,10 @@ def _asked_of(task: ImageTask, network: Network, spec: JobSpec) -> int | tuple[i
         if spec.explain == "predicted" or item.label is None:
             own = checked_class(network, item.class_id, item.class_name)
             return checked_class(network, spec.class_id, spec.class_name) if own is None else own
-        if task.label is None:
-            class_called(network, item.label)
+        if task.label_problem is not None:
+            raise ModelError(f"its label: {task.label_problem}")
     except JobError as error:
-        raise ModelError(f"its label: {error}" if item.label else str(error)) from None
+        raise ModelError(str(error)) from None
     return task.label if spec.explain == "label" or task.label is None else (PREDICTED, task.label)
 
 
@@ -133,66 +123,26 @@ def _server_of(uri: str) -> str:
     return STORE if parts.scheme == "s3" else f"images of {parts.hostname or 'this machine'}"
 
 
-def _small_enough(original: Picture) -> Picture:
-    if original.shape[0] * original.shape[1] > MAX_ORIGINAL_PIXELS:
-        raise ImageError(f"it has more than {MAX_ORIGINAL_PIXELS} pixels, too many for --output-size original")
-    return original
-
-
 def drawn_by_device(network: Network, spec: JobSpec) -> Sequence[str]:
     """The outputs that are drawn on the device; none: the host draws, from what comes back.
 
     A CPU draws faster with OpenCV. Pictures of the originals' sizes are of other sizes each, and are the host's.
     """
     on_device = network.device.type == "cuda" and spec.output_size == "input"
-    return _of_all_networks(spec) if on_device else ()
-
-
-def _of_all_networks(spec: JobSpec) -> Sequence[str]:
-    return [name for name in spec.outputs if name in OUTPUTS]
+    return of_all_networks(spec) if on_device else ()
 
 
 def _draw(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[Files, bool]:
     """One class's files, and whether its map is flat."""
+    if task.picture is None or task.frame is None:
+        raise AssertionError("an image was explained that was never decoded")
     with task.timed("render"):
-        pictures, flat = _pictures(task, explained, spec)
+        pictures, flat = drawn(task.picture, task.frame, explained, task.chunk.network, spec)
     with task.timed("encode"):
         files: Files = {kind: (spec.format, encode(picture, spec.format)) for kind, picture in pictures.items()}
         if spec.raw and explained.guided is not None:
             files["raw"] = ("npz", to_npz(list(explained.maps), explained.guided))
     return files, flat
-
-
-def _pictures(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dict[str, Picture], bool]:
-    pictures, flat = _drawn(task, explained, spec)
-    if MASK in spec.outputs and PIXELS in explained.beside:
-        pictures[MASK] = _mask(task, explained, spec)
-    if BOXES in explained.beside and task.frame is not None:
-        box = explained.beside[BOXES][explained.class_id].tolist()
-        box = task.frame.box_to_original(box) if spec.output_size == "original" else box
-        pictures = {kind: draw_box(picture, box) for kind, picture in pictures.items()}
-    return pictures, flat
-
-
-def _mask(task: ImageTask, explained: Explained, spec: JobSpec) -> Picture:
-    """The pixels over which a class's scores are summed, drawn over the picture."""
-    if task.picture is None or task.frame is None:
-        raise AssertionError("an image was explained that was never decoded")
-    mask = task.chunk.network.mask(explained.beside[PIXELS], explained.class_id)
-    return draw_mask(task.picture, task.frame.mask_to_original(mask) if spec.output_size == "original" else mask)
-
-
-def _drawn(task: ImageTask, explained: Explained, spec: JobSpec) -> tuple[dict[str, Picture], bool]:
-    if explained.drawn is not None:
-        return dict(explained.drawn.pictures), explained.drawn.flat
-    guided = explained.guided
-    if task.picture is None or task.frame is None or guided is None:
-        raise AssertionError("an image was explained that was never decoded")
-    guided = channels.as_drawn(guided)
-    heat, flat = heat_of(explained.maps, task.frame.size)
-    if spec.output_size == "original":
-        heat, guided = task.frame.to_original(heat), task.frame.to_original(guided)
-    return draw(task.picture, heat, guided, _of_all_networks(spec)), flat
 
 
 def shard_of(storage: Storage, claim: Claim) -> str:

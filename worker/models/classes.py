@@ -51,11 +51,11 @@ def class_called(network: Network, name: str) -> int | None:
     return checked_class(network, number, None if number is not None else name)
 
 
-def label_of(network: Network, label: str | None) -> int | None:
-    """Return the class id that a label means, by number or name; None where there is no label or no such class."""
+def label_of(network: Network, label: str | None) -> tuple[int | None, str | None]:
+    """Return the class id that a label means, by number or name, or why it means none; two None without a label."""
     if label is None:
-        return None
+        return None, None
     try:
-        return class_called(network, label)
-    except JobError:
-        return None
+        return class_called(network, label), None
+    except JobError as error:
+        return None, str(error)

@@ -50,6 +50,9 @@ _LAST_FEATURES: Final[dict[type[nn.Module], str]] = {
     models.VGG: "features",
 }
 
+#: How timm's, torchvision's and transformers' residual networks call what goes around a block's convolutions.
+_SHORTCUTS: Final = frozenset({"downsample", "shortcut"})
+
 ToMaps = Callable[[Tensor], Tensor]
 
 
@@ -214,6 +217,22 @@ def last_conv(seen: Survey) -> str:
     return runs[-1].name
 
 
+def shortcut_note(seen: Survey) -> str:
+    """Say so where the last convolution lies on the shortcut of a residual block; empty where it does not.
+
+    Where the last stage has one block, its shortcut ends in a 1x1 convolution that runs behind the main branch.
+    """
+    found = _if_any(seen, LAST_CONV)
+    if seen.reads.layer != LAST_CONV or len(found) != 1 or not _is_shortcut(found[0]):
+        return ""
+    main = [run.name for run in _inner(seen) if isinstance(run.module, nn.Conv2d) and not _is_shortcut(run.name)]
+    other = f" (here {shown(main[-1])})" if main else ""
+    return (
+        f"The last convolution, {shown(found[0])}, lies on the shortcut of a residual block, so last-conv shows "
+        f"nothing of the block's own convolutions: name last-features, or the last of these{other}, by --layer-name."
+    )
+
+
 def last_features(seen: Survey) -> str:
     """Return the name of the last map with all its channels before global pooling.
 
@@ -293,6 +312,10 @@ def _inner(seen: Survey) -> list[Run]:
     """The usable runs in the part of the model where layers are looked for."""
     within = f"{seen.reads.within}." if seen.reads.within else ""
     return [run for run in _usable(seen) if run.name.startswith(within)]
+
+
+def _is_shortcut(name: str) -> bool:
+    return not _SHORTCUTS.isdisjoint(name.split("."))
 
 
 def _is_entrance(seen: Survey, run: Run) -> bool:

@@ -29,7 +29,7 @@ from worker.models.architectures import BILINEAR, DEFAULT, Architecture, find, o
 from worker.models.batchnorm import make_fast
 from worker.models.cache import model_bytes
 from worker.models.construction import as_job_error, build, build_with_weights
-from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, survey
+from worker.models.layers import LAST_CONV, Reads, Survey, select_layers, shortcut_note, survey
 from worker.models.own_model import CLASSIFICATION, DETECTION, SEGMENTATION
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def load(
         output_read=seen.output_read,
         activation=architecture.activation,
         task=architecture.task,
-        remarks=tuple(_remarks(architecture, seen)),
+        remarks=tuple(_remarks(architecture, seen, layer)),
         resize_filter=architecture.resize_filter,
         own_filter=architecture.own_filter,
     )
@@ -208,9 +208,11 @@ def _example_size(architecture: Architecture) -> tuple[int, int]:
     return min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)
 
 
-def _remarks(architecture: Architecture, seen: Survey) -> Iterator[str]:
+def _remarks(architecture: Architecture, seen: Survey, layer: str) -> Iterator[str]:
     if seen.output_read and architecture.own is not None and architecture.output is None:
         yield f"Explained is {seen.output_read}; NetworkSpec(output=…) takes another part of the output."
+    if layer == LAST_CONV and (note := shortcut_note(seen)):
+        yield note
 
 
 def _built(

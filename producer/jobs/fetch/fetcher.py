@@ -20,7 +20,15 @@ from producer.jobs.fetch.http_reader import HttpReader
 from producer.jobs.fetch.network import NETWORK_ERRORS, PIECE_BYTES, TryAgain, refuse_larger
 from producer.jobs.fetch.pace import Pace, check_interruption
 from producer.jobs.fetch.policy import FetchPolicy, Resolve, check_object
-from producer.jobs.model.errors import FetchError, FetchTimeout, GradcamError, NothingThere, OtherContent, WorkerError
+from producer.jobs.model.errors import (
+    EmptyFile,
+    FetchError,
+    FetchTimeout,
+    GradcamError,
+    NothingThere,
+    OtherContent,
+    WorkerError,
+)
 from producer.jobs.store.s3_errors import S3Fault, code_of, fault_of
 
 if TYPE_CHECKING:
@@ -177,7 +185,7 @@ class Fetcher:
         # The watchdog ends a slow body like a server that closes: only its verdict tells them apart.
         pace.check(address.shown)
         if not written_bytes:
-            raise FetchError(f"{address.shown} is empty")
+            raise EmptyFile(f"{address.shown} is empty")
         if digest is not None and digest.hexdigest() != address.sha256:
             raise OtherContent(
                 f"{address.shown} has another content than its #sha256= says (it is {digest.hexdigest()})"

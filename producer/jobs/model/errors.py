@@ -12,6 +12,7 @@
     │   ├── FetchError            the address is refused, gone or too large             → `fetch`
     │   │   ├── NothingThere      there is nothing, from wherever it is asked           → `fetch`
     │   │   ├── OtherContent      what is there has not the digest that was given       → `fetch`
+    │   │   ├── EmptyFile         it is there and has no bytes                          → `image`
     │   │   └── FetchTimeout      it takes longer than an image may                     → `timeout`
     │   ├── ImageError            the bytes are no picture we can decode                → `image`
     │   ├── ModelError            the network gives no usable answer for it             → `model`
@@ -119,6 +120,12 @@ class NothingThere(FetchError):
 
 class OtherContent(FetchError):
     """What is behind the address is not what was meant: its digest is another one."""
+
+
+class EmptyFile(FetchError):
+    """There is a file at the address, and it is empty."""
+
+    reason = "image"
 
 
 class FetchTimeout(FetchError):

@@ -174,7 +174,12 @@ def summary(prefix: str, job: str) -> str:
 
 def uploaded_input(prefix: str, job: str, index: int, name: str) -> str:
     """A local file that was uploaded as the image of that index."""
-    return _of_job(prefix, job, "inputs", f"{index:08d}", safe(name))
+    return uploaded_inputs(prefix, job) + f"{index:08d}/{safe(name)}"
+
+
+def uploaded_inputs(prefix: str, job: str) -> str:
+    """Where all local files lie that were uploaded as images of a job; ends with a slash."""
+    return _of_job(prefix, job, "inputs") + "/"
 
 
 def picture_name(stem: str, network: str, kind: str, suffix: str) -> str:

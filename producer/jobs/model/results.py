@@ -101,7 +101,7 @@ class Result(Frozen):
     #: The most likely class, whatever was explained: its name, or its number where it has none; and its probability.
     predicted: str | None = None
     predicted_probability: float | None = None
-    #: Whether that is the label's; none where there is no label, or no class of the network is called so.
+    #: Whether that is the label's; none where there is no label, or it is no class of the network: `label_unknown`.
     correct: bool | None = None
     #: Where several classes were explained: each, the most likely first; `class_id` and `flat` are the first's.
     classes: tuple[ExplainedClass, ...] = ()
@@ -125,14 +125,23 @@ class Result(Frozen):
     message: str | None = None
 
     @property
+    def label_unknown(self) -> bool:
+        """Whether its label is no class of its network; labels are not compared where there are boxes, or one class."""
+        compared = self.state == "done" and self.boxes is None and len(self.top5) > 1
+        return compared and self.label is not None and self.correct is None
+
+    @property
     def line(self) -> str:
         """The result as it stands in the manifest."""
         return self.model_dump_json(exclude_none=True)
 
 
 def class_key(result: Result) -> str:
-    """Under what an image counts among its job's classes: id and name, after + where it is correct, - where wrong."""
+    """Under what an image counts among its job's classes: id and name, behind a sign of what its label says.
+
+    The signs are + where that is predicted, - where it is not, and ? where the label is no class of the network.
+    """
     if result.class_id is None:
         return ""
-    sign = "" if result.correct is None else "+" if result.correct else "-"
+    sign = "?" if result.label_unknown else {None: "", True: "+", False: "-"}[result.correct]
     return f"{sign}{result.class_id} {result.class_name or ''}".rstrip()

@@ -23,6 +23,8 @@ FIELDS = (
     "failed",
     "correct",
     "wrong",
+    "unknown_labels",
+    "label_problem",
     "created_at",
     "started_at",
     "finished_at",
@@ -77,6 +79,10 @@ class JobStatus(Frozen):
     #: Of the done ones with a label, how many were predicted as it says, and how many were not; none without labels.
     correct: int | None = None
     wrong: int | None = None
+    #: How many have a label that is no class of the network; none without labels, and of workers up to 0.4.0.
+    unknown_labels: int | None = None
+    #: What is wrong with one of these labels, in a sentence.
+    label_problem: str | None = None
     #: reason → count
     failures: dict[str, int]
     #: Over the last minute or so while it runs, over the whole run when it has ended; none before the first image, and
@@ -249,9 +255,9 @@ def still_for_s(fields: Mapping[str, str], now: float) -> float:
     return max(now - float(next(times)), 0.0)
 
 
-def _of_labels(fields: Mapping[str, str]) -> dict[str, int]:
-    names = ("correct", "wrong")
-    return {name: int(fields.get(name, 0)) for name in names} if fields.keys() & set(names) else {}
+def _of_labels(fields: Mapping[str, str]) -> dict[str, int | str | None]:
+    counts = {name: max(int(fields[name]), 0) for name in ("correct", "wrong", "unknown_labels") if name in fields}
+    return {**counts, "label_problem": fields.get("label_problem") if counts.get("unknown_labels") else None}
 
 
 def images_per_s(fields: Mapping[str, str], finished: int) -> float | None:

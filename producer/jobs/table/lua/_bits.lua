@@ -22,10 +22,19 @@ local function count_of(chunks, chunk)
   return count
 end
 
--- The class an image was explained for, and 1 or -1 where its prediction is right or wrong: '+281 tabby'.
+-- What a sign before an image's class says of its label; each is a counter of the job.
+local VERDICTS = {['+'] = 'correct', ['-'] = 'wrong', ['?'] = 'unknown_labels'}
+
+-- The class an image was explained for, and the counter of what its label says, or nil: '+281 tabby'.
 local function class_of(text)
-  local sign = string.byte(text)
-  if sign == 43 then return string.sub(text, 2), 1 end
-  if sign == 45 then return string.sub(text, 2), -1 end
-  return text, 0
+  local verdict = VERDICTS[string.sub(text, 1, 1)]
+  return verdict and string.sub(text, 2) or text, verdict
+end
+
+-- Move the counters of labels; a job without labels has none of them.
+local function count_verdicts(job, counts, sign)
+  if not next(counts) then return end
+  for _, verdict in pairs(VERDICTS) do
+    redis.call('HINCRBY', job, verdict, sign * (counts[verdict] or 0))
+  end
 end

@@ -67,7 +67,8 @@ end
 
 -- What of a job is not as we write it, or nil; also nil where there is no such job.
 local function fault_of(job)
-  local names = {'state', 'ingest', 'queue', 'before', 'outcome', 'life', 'correct', 'wrong', unpack(COUNTS)}
+  local names = {'state', 'ingest', 'queue', 'before', 'outcome', 'life', 'correct', 'wrong', 'unknown_labels',
+    unpack(COUNTS)}
   local first = #names
   for _, name in ipairs(SECONDS) do names[#names + 1] = name end
   local f = ask('HMGET', job, unpack(names))
@@ -79,11 +80,11 @@ local function fault_of(job)
   if (f[1] == 'repairing' or f[1] == 'deleting') and not (KNOWN[f[4]] or f[4] == 'forgotten') then return 'before' end
   if f[5] and f[5] ~= 'failed' and f[5] ~= 'cancelled' then return 'outcome' end
   if f[6] and not (#f[6] <= 64 and string.match(f[6], '^[%w_-]*$')) then return 'life' end
-  for i = 7, 8 do
+  for i = 7, 9 do
     if f[i] and not whole(f[i], -MOST_COUNT, MOST_COUNT) then return names[i] end
   end
   local found = {}
-  for i = 9, #names do
+  for i = 10, #names do
     local name = names[i]
     if f[i] then
       found[name] = i > first and seconds(f[i]) or i <= first and whole(f[i], 0, MOST_COUNT)

@@ -20,7 +20,7 @@ if count == 0 then return {'gone'} end
 if count > tonumber(f[3]) then unreadable('chunks') end
 local mine = string.match(redis.call('HGET', KEYS[6], chunk) or '', '^(%d+):') == token
 local states = read_bits(KEYS[8], first, count)
-local done, failed, healed, correct, wrong = 0, 0, 0, 0, 0
+local done, failed, healed, verdicts = 0, 0, 0, {}
 
 for i = 8, stages, 2 do
   local offset = tonumber(ARGV[i])
@@ -31,9 +31,9 @@ for i = 8, stages, 2 do
       healed = healed + 1
     end
     write_bit(KEYS[8], first + offset, 1)
-    local class, sign = class_of(ARGV[i + 1])
+    local class, verdict = class_of(ARGV[i + 1])
     if class ~= '' then count_up(KEYS[13], class, 1) end
-    if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end
+    if verdict then verdicts[verdict] = (verdicts[verdict] or 0) + 1 end
     states[offset + 1] = 1
     done = done + 1
   end
@@ -66,10 +66,7 @@ if pending == 0 then
 elseif mine then
   redis.call('ZADD', KEYS[5], stamp(now() + tonumber(ARGV[3])), chunk)
 end
-if correct + wrong > 0 then
-  redis.call('HINCRBY', KEYS[1], 'correct', correct)
-  redis.call('HINCRBY', KEYS[1], 'wrong', wrong)
-end
+count_verdicts(KEYS[1], verdicts, 1)
 if done + failed > 0 then
   for i = stages + 1, failures, 2 do count_up(KEYS[14], ARGV[i], ARGV[i + 1]) end
   local all_done = redis.call('HINCRBY', KEYS[1], 'done', done)

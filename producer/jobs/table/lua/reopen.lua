@@ -13,17 +13,17 @@ local first = chunk_number(KEYS[1] .. ':chunks', ARGV[1]) * tonumber(f[4])
 for i = 5, #ARGV, 2 do
   if not whole(ARGV[i], 0, tonumber(f[4]) - 1) then unreadable('failures') end
 end
-local done, failed, correct, wrong = 0, 0, 0, 0
+local done, failed, verdicts = 0, 0, {}
 for i = 5, #ARGV, 2 do
   local index = first + tonumber(ARGV[i])
   local state = read_bits(KEYS[6], index, 1)[1]
   if state == 1 then
     done = done + 1
-    local class, sign = class_of(ARGV[i + 1])
+    local class, verdict = class_of(ARGV[i + 1])
     if class ~= '' and count_up(KEYS[10], class, -1) <= 0 then
       redis.call('HDEL', KEYS[10], class)
     end
-    if sign > 0 then correct = correct + 1 elseif sign < 0 then wrong = wrong + 1 end
+    if verdict then verdicts[verdict] = (verdicts[verdict] or 0) + 1 end
   end
   if state == 2 then
     failed = failed + 1
@@ -34,10 +34,7 @@ end
 local t = stamp(now())
 redis.call('HINCRBY', KEYS[1], 'done', -done)
 redis.call('HINCRBY', KEYS[1], 'failed', -failed)
-if correct + wrong > 0 then
-  redis.call('HINCRBY', KEYS[1], 'correct', -correct)
-  redis.call('HINCRBY', KEYS[1], 'wrong', -wrong)
-end
+count_verdicts(KEYS[1], verdicts, -1)
 redis.call('HSET', KEYS[1], 'reopening', ARGV[1] + 1, 'reopened_at', t)
 redis.call('HINCRBY', KEYS[1], 'n_open', redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[5], ARGV[1])

@@ -1,21 +1,35 @@
-"""Options of `gradcam submit`, made of the models that define them."""
+"""Options of commands, made of the models that define them: `gradcam submit` has all, `gradcam-worker try` some."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.commands.console import ChunkSize, split_commas
 from producer.jobs.model.options import Parameter, parameters
+from producer.jobs.model.text import split_commas
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-def click_options(*models: type[BaseModel]) -> list[click.Option]:
-    """All that can be typed of some models."""
-    return [_click_option(each) for model in models for each in parameters(model).values()]
+class ChunkSize(click.ParamType["int | None"]):
+    """A number from 1 to 512, or auto."""
+
+    name = "auto|N"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Read it; None is auto."""
+        if value in {None, "auto"}:
+            return None
+        return int(click.IntRange(1, 512)(value, param, ctx))
+
+
+def click_options(*models: type[BaseModel], without: Collection[str] = ()) -> list[click.Option]:
+    """All that can be typed of some models, but for some names in Python."""
+    found = (each for model in models for each in parameters(model).values())
+    return [_click_option(each) for each in found if each.name not in without]
 
 
 def _click_option(parameter: Parameter) -> click.Option:
