@@ -92,7 +92,7 @@ def cli(
       gradcam-worker --devices cpu --processes-per-device 2
       gradcam-worker --preload resnet50 --preload vgg16=IMAGENET1K_V1
       gradcam-worker --queues high
-      gradcam-worker --metrics-port 9100
+      gradcam-worker --metrics-port 9101
       gradcam-worker check
       gradcam-worker networks
       gradcam-worker layers resnet50
