@@ -193,10 +193,13 @@ def _of_labels(status: JobStatus) -> dict[str, str]:
 
 def _problem(status: JobStatus) -> str:
     """What is wrong: with a worker while the job is at work, with Redis, or with what is left of the job after that."""
+    problem = str(status.problem)
     at_work = status.state in {JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING}
-    if not at_work or status.problem == status.redis_problem:
-        return str(status.problem)
-    return f"a worker cannot work: {status.problem}"
+    # What a worker says against this job alone (`problem_of`) begins with who says it.
+    of_job = problem.startswith(("worker ", "a process "))
+    if not at_work or of_job or problem == status.redis_problem:
+        return problem
+    return f"a worker cannot work: {problem}"
 
 
 def _waits(status: JobStatus) -> str:

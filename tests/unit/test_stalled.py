@@ -53,6 +53,20 @@ def test_only_a_job_that_should_go_on_is_called_still() -> None:
     assert status(1075.0, progress_at=None, started_at=None).stalled_s == 75.0
 
 
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        ("the disk is full", "a worker cannot work: the disk is full"),
+        # It can work, and not at this job.
+        ("worker a cannot do this job: timm is missing here", "worker a cannot do this job: timm is missing here"),
+        ("a process ended while it loaded the model", "a process ended while it loaded the model"),
+    ],
+)
+def test_a_worker_that_cannot_do_one_job_is_not_said_to_be_unable_to_work(problem: str, told: str) -> None:
+    seen = status(1129.0).model_copy(update={"problem": problem})
+    assert f"problem   {told}\n" in watch.summary(seen)
+
+
 def test_what_a_job_waits_for_is_a_line_as_soon_as_it_changes() -> None:
     """The demo said `running 0/10` for most of its time."""
     new = status(1001.0, done="0", started_at=None, progress_at=None)
