@@ -99,6 +99,8 @@ def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
     if found is None:
         if job == keys.OLD_WEIGHTS:
             return None  # weights that an early release uploaded
+        if next(storage.keys(keys.job_prefix(storage.prefix, job)), None) is None:
+            return None  # a folder that a store keeps for a while when all in it has been deleted
         problem = None if there else "it had no --name and had not ended: submit its images again"
         return StoredJob(job=job, state="unknown", in_redis=there, problem=problem)
     ended = _ended(found)

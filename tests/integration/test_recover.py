@@ -178,3 +178,11 @@ def test_folders_without_a_summary_or_with_a_torn_one_are_told(version: str, sto
     assert "cannot be read, it is torn or not ours" in str(found["half"].problem)
     assert found["many"].problem == "it had no --name and had not ended: submit its images again"
     assert not {name for name in found if name.startswith("_")}
+
+
+def test_a_job_whose_objects_were_all_deleted_is_not_listed(unattended: Client) -> None:
+    """SeaweedFS keeps its folder for a while."""
+    unattended.storage.put("jobs/gone/manifest/part", b"")
+    assert "gone" in {job.job for job in unattended.stored()}
+    unattended.storage.delete(["jobs/gone/manifest/part"])
+    assert "gone" not in {job.job for job in unattended.stored()}

@@ -131,7 +131,7 @@ def test_a_table_goes_to_stdout_or_to_a_file_that_is_whole_or_not_there(
 ) -> None:
     path = tmp_path / "results.csv"
     run = gradcam("results", small, "--csv", "--output", str(path))
-    assert (run.stdout, run.stderr) == ("", f"{SMALL} images in {path}\n")
+    assert (run.stdout, run.stderr) == ("", f"{SMALL:,} images in {path}\n")
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -161,7 +161,7 @@ def test_columns_that_one_image_alone_has_are_found_whatever_stands_in_its_texts
 def test_a_parquet_file_has_types_and_groups_of_rows(client: Client, small: str, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "results.parquet"
-    assert gradcam("results", small, "--parquet", str(path)).stderr == f"{SMALL} images in {path}\n"
+    assert gradcam("results", small, "--parquet", str(path)).stderr == f"{SMALL:,} images in {path}\n"
     table = parquet.read_table(path)
     assert table["index"].to_pylist() == list(range(SMALL))
     types = {field.name: str(field.type) for field in table.schema}
