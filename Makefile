@@ -53,7 +53,7 @@ down: $(VENV)/demo.stamp ## stop the local stack; jobs and pictures stay in .gra
 ##@ test
 
 .PHONY: test
-test: $(VENV)/test.stamp ## run all tests, against real servers, with a part of what is drawn at random; 9 min
+test: $(VENV)/test.stamp ## run all tests, against real servers, with a part of what is drawn at random; 14 min
 	$(BIN)/pytest $(LANES) tests
 
 .PHONY: test-all

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import skimage
+from budget import PROFILE
 from command import gradcam
 from stacks import SMALL, children_of, eventually, mains_of, own_stack
 
@@ -112,6 +113,7 @@ def test_every_line_of_a_worker_has_the_format(own: Stack, tmp_path: Path) -> No
     assert len({match["worker"] for match in found}) == 4  # the launcher, two processes, and a third in place of one
 
 
+@pytest.mark.skipif(PROFILE == "small", reason="`make test-all` does; test_traces reads a worker's lines of JSON, too")
 def test_every_line_of_a_worker_is_an_object_of_json(own: Stack, tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [json.loads(line) for line in life_of_a_worker(own, tmp_path / "log", "json")]
     for record in records:
