@@ -212,19 +212,19 @@ def test_parts_are_committed_while_the_rest_is_under_way(core: Core) -> None:
 
 
 def test_a_packed_chunk_is_one_shard_or_nothing(core: Core) -> None:
-    core.job("packed", [core.image(color) for color in range(5)], pack="tar")
-    assert core.run(core.claim("packed"))
-    shards = list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "packed")))
+    core.job("one-shard", [core.image(color) for color in range(5)], pack="tar")
+    assert core.run(core.claim("one-shard"))
+    shards = list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "one-shard")))
     assert len(shards) == 1
     with tarfile.open(fileobj=io.BytesIO(core.storage.get(shards[0]))) as tar:
         names = tar.getnames()
     assert len(names) == 25
     assert names == sorted(names, key=lambda name: name.split(".")[0])
-    core.job("unpacked", [core.image(1), core.image(BAD)], pack="tar")
+    core.job("no-shard", [core.image(1), core.image(BAD)], pack="tar")
     with pytest.raises(GradcamError):
-        core.run(core.claim("unpacked"))
-    assert not list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "unpacked")))
-    assert counts(core, "unpacked") == (0, 0)
+        core.run(core.claim("no-shard"))
+    assert not list(core.storage.keys(keys.shards_prefix(core.storage.prefix, "no-shard")))
+    assert counts(core, "no-shard") == (0, 0)
 
 
 def test_uploads_that_go_on_do_not_hide_a_device_that_hangs(core: Core, tmp_path: Path) -> None:
