@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -312,7 +313,8 @@ def test_a_redis_that_is_away_when_a_job_is_waited_for_is_waited_for_as_well(
 ) -> None:
     """It was, from the second look on; the first one ended the command."""
     job = client.submit([COFFEE], network=NETWORK, name="waited-for")
-    client.cancel(job)
+    with suppress(UsageError):  # a quick worker has done it already
+        client.cancel(job)
     with FaultProxy(None) as proxy:
         port = stack.redis.ports["redis"]
         monkeypatch.setenv("GRADCAM_REDIS_URL", stack.redis.url.replace(f":{port}/", f":{proxy.port}/"))
@@ -323,7 +325,7 @@ def test_a_redis_that_is_away_when_a_job_is_waited_for_is_waited_for_as_well(
             proxy.target = port
 
         last = list(Client.from_env().watch(job, waiting=comes_back))[-1]
-    assert last.state is JobState.CANCELLED
+    assert last.ended
     assert len(told) == 1
     assert f"127.0.0.1:{proxy.port}" in told[0]
     assert "waiting for it, 60 s at most" in told[0]
