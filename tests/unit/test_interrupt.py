@@ -84,8 +84,11 @@ def test_signals_that_come_together_are_one() -> None:
 
 
 def test_a_second_interrupt_ends_the_command_at_once() -> None:
-    slow = ("try: time.sleep(20)", "finally:", "    print('tidying up', flush=True)", "    time.sleep(20)")
-    with started("print('ready', flush=True)", *slow) as process:
+    slow = (
+        "try:", "    print('ready', flush=True)", "    time.sleep(20)",
+        "finally:", "    print('tidying up', flush=True)", "    time.sleep(20)",
+    )  # fmt: skip
+    with started(*slow) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
