@@ -58,3 +58,11 @@ def test_what_is_no_checkout_of_this_program_has_no_commit(checkout: Path, tmp_p
 
 def test_the_release_begins_with_the_version() -> None:
     assert release.own().split("+")[0] == version("gradcam-queue")
+
+
+def test_this_checkout_tells_its_own_commit() -> None:
+    """The module once moved one folder down, and all workers of a checkout told the bare version."""
+    commit = release.commit_of(Path(__file__).parents[2])
+    if commit is None:
+        pytest.skip("these tests do not lie in a checkout")
+    assert release.own().endswith(f"+g{commit[:9]}")

@@ -21,7 +21,7 @@ def own() -> str:
         released = version(DISTRIBUTION)
     except PackageNotFoundError:
         released = "unknown"
-    found = commit_of(Path(__file__).parents[2])
+    found = commit_of(Path(__file__).parents[3])
     return f"{released}+g{found[:_SHOWN]}" if found else released
 
 
