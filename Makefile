@@ -12,7 +12,9 @@ AUDIT ?=
 CHECK ?= --json gpu-check.json
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; compiling all that is installed would take a minute.
+# Python compiles what it imports, and keeps it; compiling all that is installed would take a minute. Where the
+# environment forbids to keep it, each of the hundreds of processes of the tests would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 # Three lanes of tests, also on two cores, since tests often wait. A file stays in one lane, which makes its fixtures
