@@ -9,9 +9,9 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:items`               | hash   | chunk → compressed item lines               | chunk's end  | add_chunk, reopen    |
 | `J:bits`                | string | 2 bits an item: pending, done, failed       | lifetime     | commit, reopen       |
 | `J:waiting`             | zset   | chunk → time published                      | claimed      | add_chunk, release   |
-| `J:leases`              | zset   | chunk → deadline                            | committed    | claim, renew, commit |
-| `J:holders`             | hash   | chunk → token:claim id of the lease         | committed    | claim                |
-| `J:attempts`            | hash   | chunk → times handed out                    | chunk's end  | claim, release       |
+| `J:leases`              | zset   | chunk → deadline                            | committed    | claim, add_chunk, …  |
+| `J:holders`             | hash   | chunk → token:claim id of the lease         | committed    | claim, add_chunk     |
+| `J:attempts`            | hash   | chunk → times handed out                    | chunk's end  | claim, add_chunk, …  |
 | `J:marks`               | hash   | chunk → offsets about to be decoded         | chunk's end  | renew                |
 | `J:suspects`            | hash   | chunk → offset=weight of deaths alone       | chunk's end  | claim, reclaim, …    |
 |                         |        | reclaimed:chunk → claim id of its death     |              | reclaim              |
