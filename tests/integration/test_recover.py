@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shlex
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import golden
 import pytest
+import redis
 from command import gradcam
+from fault_proxy import FaultProxy
 from in_process_worker import InProcessWorker
 
+from deploy.stack import Stack
 from producer.client.client import Client
 from producer.jobs.model.errors import UnknownJob, UsageError
+from producer.jobs.model.history import user_and_host
+from producer.jobs.model.items import Chunk, uri_line
+from producer.jobs.model.redaction import redact
 from producer.jobs.model.spec import JobSpec
-from producer.jobs.model.states import JobState
+from producer.jobs.model.states import JobState, WaitReason
 
 VERSIONS = golden.versions()
 LATEST = VERSIONS[-1:]
@@ -59,6 +69,18 @@ def summary(client: Client, job: str) -> bytes:
     return client.storage.get(f"jobs/{job}/job.json")
 
 
+def change_status(client: Client, job: str, **changes: object) -> None:
+    """Its summary says something else of its end."""
+    found = json.loads(summary(client, job))
+    found["status"] |= changes
+    client.storage.put(f"jobs/{job}/job.json", json.dumps(found).encode())
+
+
+def listed(client: Client, job: str) -> dict[str, object]:
+    """What the list has of a job."""
+    return next(found for found in client.stored() if found.job == job).model_dump()
+
+
 @contextlib.contextmanager
 def greedy_worker(client: Client, job: str) -> Iterator[list[int]]:
     """Somebody takes whatever waits, as if messages of other jobs never ended; the chunks of the job that it got."""
@@ -77,6 +99,24 @@ def greedy_worker(client: Client, job: str) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+
+
+def break_off(client: Client, job: str) -> None:
+    """A `gradcam recover` is killed amidst its work; anew where it was quicker."""
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-m", "producer.cli", "recover", job], stdout=subprocess.DEVNULL)
+        try:
+            ends = time.monotonic() + 60
+            while time.monotonic() < ends and client.table.redis.hget(f"gradcam:job:{job}", "done") in {None, b"0"}:
+                time.sleep(0.001)
+        finally:
+            process.kill()
+            process.wait()
+        status = client.status(job)
+        if not status.ended:
+            break
+        client.delete(job)
+    assert (status.state, status.ingest, 0 < status.done < 100) == ("paused", "open", True)
 
 
 def ours(client: Client) -> dict[str, str | None]:
@@ -150,7 +190,9 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
     assert (
         "worked\tcompleted_with_errors\tsqueezenet1_1\t2 done, 1 failed of 3\tnot in Redis\tgradcam recover worked\n"
     ) in before.stdout
-    assert before.stderr == ("4 jobs are not in Redis; those that had ended come back by `gradcam recover --all`\n")
+    assert before.stderr == (
+        "4 jobs are not in Redis, or in part; those that had ended come back by `gradcam recover --all`\n"
+    )
     run = gradcam("recover", "--all", code=1)
     assert "worked\tcompleted_with_errors\t2 done, 1 failed\n" in run.stdout
     assert "half\topen\tsqueezenet1_1\t-\tnot in Redis\tgradcam submit IMAGES --name half --network squeezenet1_1 " in (
@@ -204,7 +246,7 @@ def test_what_the_store_does_not_have_whole_is_not_made_up(version: str, stored:
     line = stored.storage.get(parts[-1]).decode()
     assert ".gone" in line
     stored.storage.put(parts[-1], line.replace("jpg.gone", "jpg?X-Amz-Signature=***").encode())
-    assert "1 failed images cannot be tried again" in gradcam("recover", "worked").stderr
+    assert "1 failed image cannot be tried again" in gradcam("recover", "worked").stderr
     with pytest.raises(UsageError, match="Redis knows job worked: nothing needs to be recovered"):
         stored.recover("worked")
     stored.delete("worked")
@@ -241,6 +283,16 @@ def test_a_job_whose_objects_were_all_deleted_is_not_listed(unattended: Client) 
 # -- while it is done --------------------------------------------------------------------------------------------------
 
 
+def test_no_worker_gets_an_image_of_a_job_that_is_being_recovered(alone: Client) -> None:
+    """It would explain it again, from an address that lacks its secret: what was done would have failed."""
+    before = lost(alone, "busy")
+    with greedy_worker(alone, "busy") as got:
+        assert alone.recover("busy").done == 5
+    assert got == []
+    assert alone.status("busy").failures == {"fetch": 1}
+    assert summary(alone, "busy") == before
+
+
 def test_no_worker_gets_an_image_that_a_submission_takes_over(alone: Client) -> None:
     """Redis was wiped amidst a job: all but the last two images are known."""
     lost(alone, "again", images=60, size=1)
@@ -268,7 +320,161 @@ def json_spec(client: Client, job: str) -> JobSpec:
     return JobSpec.model_validate(json.loads(summary(client, job))["spec"])
 
 
+def test_a_recovery_that_was_killed_goes_on(alone: Client) -> None:
+    before = lost(alone, "broken", images=100, size=1)
+    break_off(alone, "broken")
+    status = alone.status("broken")
+    assert status.waits_reason is WaitReason.PAUSED
+    assert "`gradcam recover broken` goes on with it" in str(status.waits)
+    found = listed(alone, "broken")
+    assert (found["in_redis"], found["can_be_recovered"], found["command"]) == (True, True, "gradcam recover broken")
+    run = gradcam("recover", "--all")
+    assert run.stdout == "broken\tcompleted_with_errors\t99 done, 1 failed\n"
+    assert summary(alone, "broken") == before
+    assert list(alone.audit("broken")) == []
+    assert gradcam("recover").stderr == "Redis has every job of the store\n"
+
+
+def begin_again(client: Client, job: str, chunks: list[str], *, held: bool) -> None:
+    """Whoever makes the job again dies when so many chunks of one image are there, and of none of them more."""
+    known = json.loads(summary(client, job))
+    created = client.table.create(job, json_spec(client, job), name=job, lifetime_s=60)
+    client.table.adopt(job, created.life, known["since"])
+    for number, uri in enumerate(chunks):
+        claim_id = f"adopt/{created.life}" if held else ""
+        client.table.add_chunk(
+            job, Chunk.compress(number, [uri_line(uri)]), life=created.life, claim_id=claim_id, lease_s=30
+        )
+
+
+def test_a_chunk_that_a_dead_recovery_holds_is_taken_over(alone: Client) -> None:
+    """It died between the chunk and its images' ends; its lease goes on."""
+    lost(alone, "held", size=1)
+    begin_again(alone, "held", [redact(SECRET.format(0))], held=True)
+    assert gradcam("recover", "held").stdout == "held\tcompleted_with_errors\t5 done, 1 failed\n"
+
+
+def first_part(client: Client, job: str) -> str:
+    return next(client.storage.keys(f"jobs/{job}/manifest/"))
+
+
+def test_replies_of_redis_that_are_lost_meanwhile_cost_no_image(
+    alone: Client, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk whose reply is lost is there, and held by nobody else: it must not be taken for one that is done."""
+    before, port = lost(alone, "shaky", images=60, size=1), stack.redis.ports["redis"]
+    with FaultProxy(port) as proxy:
+        monkeypatch.setenv("GRADCAM_REDIS_URL", os.environ["GRADCAM_REDIS_URL"].replace(f":{port}/", f":{proxy.port}/"))
+        shaky, over = Client.from_env(), threading.Event()
+
+        def lose() -> None:
+            while not over.wait(0.15):
+                proxy.lose_replies()
+
+        thread = threading.Thread(target=lose)
+        thread.start()
+        try:
+            found = shaky.recover("shaky")
+        finally:
+            over.set()
+            thread.join()
+            shaky.table.redis.close()
+        assert proxy.counts["lose_replies"]
+    assert (found.state, found.done) == (JobState.COMPLETED_WITH_ERRORS, 59)
+    assert summary(alone, "shaky") == before
+
+
+def test_a_job_that_is_cancelled_while_it_is_recovered_loses_nothing(alone: Client) -> None:
+    before = lost(alone, "cancelled", size=1)
+    begin_again(alone, "cancelled", [redact(SECRET.format(0))], held=True)
+    assert alone.cancel("cancelled").state is JobState.CANCELLED
+    assert summary(alone, "cancelled") == before
+    with pytest.raises(UsageError, match=r"`gradcam delete cancelled`, then recover it"):
+        alone.recover("cancelled")
+    alone.delete("cancelled")
+    assert alone.recover("cancelled").done == 5
+
+
+def test_a_submission_that_was_broken_off_is_completed_from_the_store(alone: Client) -> None:
+    """Redis was wiped after the job had ended, and whoever submitted it again gave up; a worker has a part of it."""
+    addresses = [f"s3://photos/{number}.jpg" for number in range(6)]
+    alone.submit(addresses, name="given-up", chunk_size=1, network="resnet18", outputs=["cam"])
+    hands = InProcessWorker(alone)
+    hands.explain_all("given-up")
+    alone.table.redis.flushdb()
+    begin_again(alone, "given-up", addresses[:3], held=False)
+    chunk = hands.claim("given-up", 0)
+    assert chunk is not None
+    found = alone.recover("given-up")
+    assert (found.state, found.done) == (JobState.RUNNING, 5)
+    hands.write(chunk, 0)
+    hands.record(chunk)
+    hands.release(chunk)
+    hands.explain_all("given-up")
+    assert alone.status("given-up").state is JobState.SUCCEEDED
+
+
+def test_a_full_redis_is_told_while_it_is_waited_for(alone: Client, redis_client: redis.Redis) -> None:
+    lost(alone, "squeezed")
+    told: list[str] = []
+
+    def more_memory(sentence: str) -> None:
+        told.append(sentence)
+        redis_client.config_set("maxmemory", 0)
+
+    redis_client.config_set("maxmemory", int(int(redis_client.info("memory")["used_memory"]) / 0.9))
+    try:
+        assert alone.recover("squeezed", waiting=more_memory).done == 5
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    assert "full: waiting for workers to work something off" in told[0]
+
+
 # -- what comes back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_job_comes_back_with_its_weights_its_history_and_its_time(alone: Client) -> None:
+    """A retry that did not know the weights could explain the rest by others."""
+    addresses = [f"s3://photos/{number}.jpg" for number in range(3)]
+    alone.submit(addresses, name="facts", chunk_size=1, network="resnet18", outputs=["cam"])
+    alone.table.annotate("facts", weights_sha256="ab" * 32, layer="layer4.1")
+    alone.pause("facts", because="until the review is done")
+    alone.resume("facts")
+    hands = InProcessWorker(alone)
+    hands.gone = {addresses[2]}
+    hands.explain_all("facts")
+    before, status = json.loads(summary(alone, "facts")), alone.status("facts")
+    alone.table.redis.flushdb()
+    time.sleep(0.01)
+    gradcam("recover", "facts", env={"GRADCAM_USER": "the night shift"})
+    assert json.loads(summary(alone, "facts")) == before
+    assert alone.table.queries.pinned_weights("facts") == "ab" * 32
+    assert alone.status("facts").created_at == status.created_at
+    done = [(action.verb, action.who, action.reason) for action in alone.history("facts")]
+    assert done == [
+        ("pause", user_and_host(), "until the review is done"),
+        ("resume", user_and_host(), ""),
+        ("recover", "the night shift", ""),
+    ]
+    alone.retry("facts")
+    hands.gone = set()
+    hands.explain_all("facts")
+    after = json.loads(summary(alone, "facts"))
+    assert (after["status"]["state"], after["found"]) == ("succeeded", before["found"])
+    assert after["status"]["created_at"] == before["status"]["created_at"]
+    assert [action["verb"] for action in after["history"]] == ["pause", "resume", "recover", "retry"]
+
+
+def test_records_of_another_kind_in_a_summary_do_not_keep_a_job_from_coming_back(alone: Client) -> None:
+    lost(alone, "odd")
+    found = json.loads(summary(alone, "odd"))
+    found |= {"found": {"layer": 4, "weights_sha256": "ab", "more": "x"}, "history": [1, {"verb": "pause"}, None]}
+    alone.storage.put("jobs/odd/job.json", json.dumps(found).encode())
+    change_status(alone, "odd", created_at="1960-01-01T00:00:00Z")
+    assert alone.recover("odd").done == 5
+    assert alone.table.queries.facts("odd") == {"weights_sha256": "ab"}
+    assert [action.verb for action in alone.history("odd")] == ["recover"]
+    assert alone.status("odd").created_at.year == 1970
 
 
 # -- many jobs ---------------------------------------------------------------------------------------------------------
