@@ -216,8 +216,12 @@ def _whole(known: Recorded, job: str) -> Ended:
     ended = known.ended
     if ended is not None and ended.whole:
         return ended
-    had = "had not ended" if ended is None else f"was {ended.state} with images left"
-    raise UsageError(f"job {job} {had}: only its source knows all of its images; {_again(known.spec, job)}")
+    if ended is None or ended.total > ended.done + ended.failed:
+        had = "had not ended" if ended is None else f"was {ended.state} with images left"
+        raise UsageError(f"job {job} {had}: only its source knows all of its images; {_again(known.spec, job)}")
+    raise UsageError(
+        f"job {job} was {ended.state}: the store has what it did, not what was left to do; {_again(known.spec, job)}"
+    )
 
 
 def _again(spec: JobSpec, job: str) -> str:

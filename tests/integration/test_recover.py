@@ -433,6 +433,24 @@ def test_a_full_redis_is_told_while_it_is_waited_for(alone: Client, redis_client
 # -- what comes back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("state", "total", "done"), [("failed", 0, 0), ("failed", 6, 6), ("cancelled", 6, 6), ("cancelled", 6, 4)]
+)
+def test_a_job_that_failed_or_was_cancelled_does_not_come_back_as_a_success(
+    alone: Client, state: str, total: int, done: int
+) -> None:
+    """A submission that broke off before its first image left one with none."""
+    lost(alone, "bad", gone=0)
+    change_status(alone, "bad", state=state, total=total, done=done)
+    found = listed(alone, "bad")
+    assert found["can_be_recovered"] is False
+    assert str(found["command"]).startswith("gradcam submit IMAGES --name bad ")
+    with pytest.raises(UsageError, match=rf"job bad was {state}.*submit it again: gradcam submit IMAGES"):
+        alone.recover("bad")
+    with pytest.raises(UnknownJob):
+        alone.status("bad")
+
+
 def test_a_job_comes_back_with_its_weights_its_history_and_its_time(alone: Client) -> None:
     """A retry that did not know the weights could explain the rest by others."""
     addresses = [f"s3://photos/{number}.jpg" for number in range(3)]

@@ -48,8 +48,8 @@ class Ended(BaseModel):
 
     @property
     def whole(self) -> bool:
-        """Whether each of its images had its end."""
-        return self.total == self.done + self.failed
+        """Whether it ended because each of its images had its end; a job that failed or was cancelled did not."""
+        return self.state in _WHOLE and self.total == self.done + self.failed
 
 
 class Recorded(BaseModel):
@@ -91,6 +91,7 @@ class Recorded(BaseModel):
 
 log = logging.getLogger(__name__)
 
+_WHOLE: Final = frozenset({JobState.SUCCEEDED, JobState.COMPLETED_WITH_ERRORS})
 #: Nothing longer is read of a summary: a job's class names are most of it.
 MAX_SUMMARY_BYTES: Final = 64 * 2**20
 #: What a status says of the moment it was asked in.
