@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producer.commands.console import Examples, client_from_env, examples, make_talk
+from producer.commands.console import Examples, client_from_env, each, examples, make_talk
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.terminal import out, out_json
 from producer.jobs.model.text import counted
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producer.submission.recover import StoredJob
 
 _CODES = (
-    "Exit codes: 0 done, 1 with --all: some are left to be submitted again, 2 usage, 4 Redis "
+    "Exit codes: 0 done, 1 with --all: some are left to be submitted again or could not be recovered, 2 usage, 4 Redis "
     "or the object store cannot be used."
 )
 _LEFT = 1
@@ -49,13 +49,11 @@ def recover(job: tuple[str, ...], everything: bool, as_json: bool) -> None:
     if everything:
         sys.exit(_recover_all(client, talk, as_json=as_json))
     if job:
-        for one in job:
-            _recover(client, talk, one, as_json=as_json)
-        return
+        sys.exit(each("job", job, lambda one: _recover(client, talk, one, as_json=as_json), as_json=as_json))
     _list(client, talk, as_json=as_json)
 
 
-def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> None:
+def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> int:
     found = client.recover(job, waiting=talk.print)
     if as_json:
         out_json(found.model_dump_json())
@@ -66,17 +64,18 @@ def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> None:
             f"job {found.job}: {counted(found.hidden, 'failed image')} cannot be tried again: no record has "
             "their whole address"
         )
+    return 0
 
 
 def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
     left = 0
+
+    def bring_back(job: str) -> int:
+        return _recover(client, talk, job, as_json=as_json)
+
     for found in client.stored():
         if found.can_be_recovered:
-            try:
-                _recover(client, talk, found.job, as_json=as_json)
-            except UsageError as error:  # records are missing
-                left += 1
-                talk.print(str(error))
+            left += each("job", [found.job], bring_back, as_json=as_json) > 0
         elif not found.in_redis:
             left += 1
             _show(found, as_json=as_json)

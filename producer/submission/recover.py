@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from producer.input.source import Source
 from producer.jobs.model import keys
-from producer.jobs.model.errors import StoreError, UnknownJob, UsageError, no_such
+from producer.jobs.model.errors import StoreError, UnknownJob, UnreadableJob, UsageError, no_such
 from producer.jobs.model.frozen import Frozen
 from producer.jobs.model.names import is_job_name
 from producer.jobs.model.redaction import hides
@@ -81,7 +81,10 @@ def stored_jobs(table: JobTable, storage: Storage) -> Iterator[StoredJob]:
 
 
 def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
-    there, is_open = table.queries.state(job) is not None, table.queries.is_open(job)
+    try:
+        there, is_open = table.queries.state(job) is not None, table.queries.is_open(job)
+    except UnreadableJob as error:
+        return StoredJob(job=job, state="unreadable", in_redis=True, problem=str(error))
     try:
         known = recorded(storage, job)
     except StoreError as error:

@@ -496,3 +496,37 @@ def test_records_of_another_kind_in_a_summary_do_not_keep_a_job_from_coming_back
 
 
 # -- many jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_does_not_come_back_stops_no_other(alone: Client) -> None:
+    for job in ("first", "last"):
+        lost(alone, job)
+    alone.storage.put("jobs/torn/job.json", b'{"spec": {')
+    run = gradcam("recover", "nobody", "first", "torn", "last", "--json", code=4)
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [(line["job"], line.get("state"), line.get("exit_code")) for line in lines] == [
+        ("nobody", None, 2),
+        ("first", "completed_with_errors", None),
+        ("torn", None, 4),
+        ("last", "completed_with_errors", None),
+    ]
+    assert "there is no job 'nobody'" in run.stderr
+
+
+def test_a_job_whose_records_are_gone_stops_no_other_of_all(alone: Client) -> None:
+    for job in ("first", "gaps", "last"):
+        lost(alone, job)
+    alone.storage.delete([first_part(alone, "gaps")])
+    run = gradcam("recover", "--all", "--json", code=1)
+    found = {line["job"]: line for line in map(json.loads, run.stdout.splitlines())}
+    assert (found["first"]["done"], found["last"]["done"]) == (5, 5)
+    assert "of 6 images of job gaps only the first 0 have a record" in found["gaps"]["error"]
+    assert run.stderr.endswith("1 job is left: submit them again\n")
+
+
+def test_a_job_that_redis_has_and_nobody_can_read_hides_no_other(alone: Client, redis_client: redis.Redis) -> None:
+    lost(alone, "other")
+    alone.storage.put("jobs/strange/images/00000000/a.jpg", b"x")
+    redis_client.set("gradcam:job:strange", "not a hash")
+    assert listed(alone, "strange")["state"] == "unreadable"
+    assert listed(alone, "other")["can_be_recovered"] is True
