@@ -281,7 +281,8 @@ class Client:
         Raises:
             ServiceError, JobError, WorkerError: Redis or the store cannot be used.
         """
-        return stored_jobs(self.table, self.storage)
+        lifetime_s = self._services.settings.job_lifetime_days * 86400
+        return stored_jobs(self.table, self.storage, lifetime_s=lifetime_s)
 
     def recover(self, job: str, *, waiting: Callable[[str], None] | None = None) -> Recovered:
         """Bring a job that had ended back into Redis from what the store has of it; nothing is explained again.

@@ -33,7 +33,7 @@ _LEFT = 1
     "--all",
     "everything",
     is_flag=True,
-    help="Each job of the store that had ended and is not in Redis.",
+    help="Each job of the store that had ended and is not in Redis, less those that Redis would have forgotten by now.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON a job.")
 def recover(job: tuple[str, ...], everything: bool, as_json: bool) -> None:
@@ -68,33 +68,47 @@ def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> int:
 
 
 def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
-    left = 0
+    left, expired = 0, 0
 
     def bring_back(job: str) -> int:
         return _recover(client, talk, job, as_json=as_json)
 
     for found in client.stored():
-        if found.can_be_recovered:
+        if found.expired:
+            expired += 1
+        elif found.can_be_recovered:
             left += each("job", [found.job], bring_back, as_json=as_json) > 0
         elif not found.in_redis:
             left += 1
             _show(found, as_json=as_json)
+    if expired:
+        talk.print(_expired(expired) + ": `gradcam recover JOB` brings one back all the same")
     if left:
         talk.print(f"{counted(left, 'job is', 'jobs are')} left: submit them again")
     return _LEFT if left else 0
 
 
 def _list(client: Client, talk: Talk, *, as_json: bool) -> None:
-    missing = 0
+    missing, expired = 0, 0
     for found in client.stored():
-        missing += not found.in_redis or found.can_be_recovered
+        expired += found.expired
+        missing += not found.expired and (not found.in_redis or found.can_be_recovered)
         _show(found, as_json=as_json)
+    if expired:
+        talk.print(_expired(expired))
     talk.print(
         f"{counted(missing, 'job is', 'jobs are')} not in Redis, or in part; those that had ended come back by "
         "`gradcam recover --all`"
         if missing
+        else "Redis has every other job of the store"
+        if expired
         else "Redis has every job of the store"
     )
+
+
+def _expired(count: int) -> str:
+    jobs = counted(count, "job that is not in Redis", "jobs that are not in Redis")
+    return f"{jobs} ended longer ago than Redis keeps one (GRADCAM_JOB_LIFETIME_DAYS)"
 
 
 def _show(found: StoredJob, *, as_json: bool) -> None:
@@ -102,5 +116,6 @@ def _show(found: StoredJob, *, as_json: bool) -> None:
         out_json(found.model_dump_json())
         return
     counts = "-" if found.total is None else f"{found.done} done, {found.failed} failed of {found.total}"
+    at = "-" if found.finished_at is None else f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     where = ("in Redis in part" if found.can_be_recovered else "in Redis") if found.in_redis else "not in Redis"
-    out(found.job, found.state, found.network or "-", counts, where, found.command or found.problem or "-")
+    out(found.job, found.state, found.network or "-", counts, at, where, found.command or found.problem or "-")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from producer.input.source import Source
@@ -41,14 +41,17 @@ class StoredJob(Frozen):
     #: How it ended; `open` where it had not, `unreadable` where its summary cannot be read here, `unknown` without one.
     state: str
     network: str | None = None
-    #: Of a job that has ended: its images.
+    #: Of a job that has ended: its images, and when.
     total: int | None = None
     done: int | None = None
     failed: int | None = None
+    finished_at: datetime | None = None
     #: Whether Redis knows it.
     in_redis: bool
     #: Whether the store alone brings it back; also of one that Redis has in part, where that was broken off.
     can_be_recovered: bool = False
+    #: Whether it is not in Redis, and ended longer ago than a job stays there: nobody needs to have lost it.
+    expired: bool = False
     #: What brings it back, to be typed; none where nothing is needed, or nothing known.
     command: str | None = None
     #: Why it cannot be told how it comes back.
@@ -67,20 +70,28 @@ class Recovered(Frozen):
     hidden: int
 
 
-def stored_jobs(table: JobTable, storage: Storage) -> Iterator[StoredJob]:
+def stored_jobs(table: JobTable, storage: Storage, *, lifetime_s: float) -> Iterator[StoredJob]:
     """The jobs that have a folder in the store, by their names.
+
+    Args:
+        table: The job table.
+        storage: Our bucket.
+        lifetime_s: How long a job stays in Redis after its end.
 
     Raises:
         ServiceError: Redis is away; an empty one will do.
         JobError, WorkerError: The store cannot be used.
     """
+    forgotten_before = datetime.now(UTC) - timedelta(seconds=lifetime_s)
     names = (name for name in storage.folders(keys.jobs_prefix(storage.prefix)) if is_job_name(name))
     with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as pool:
-        looked = prefetch_map(pool, lambda job: _stored(table, storage, job), names, depth=2 * _LOOKS_AT_ONCE)
+        looked = prefetch_map(
+            pool, lambda job: _stored(table, storage, job, forgotten_before), names, depth=2 * _LOOKS_AT_ONCE
+        )
         yield from (found for found in looked if found is not None)
 
 
-def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
+def _stored(table: JobTable, storage: Storage, job: str, forgotten_before: datetime) -> StoredJob | None:
     try:
         there, is_open = table.queries.state(job) is not None, table.queries.is_open(job)
     except UnreadableJob as error:
@@ -103,9 +114,10 @@ def _stored(table: JobTable, storage: Storage, job: str) -> StoredJob | None:
         job=job,
         state=ended.state if ended else "open",
         network=known.spec.network,
-        **(ended.model_dump(include={"total", "done", "failed"}) if ended else {}),
+        **(ended.model_dump(include={"total", "done", "failed", "finished_at"}) if ended else {}),
         in_redis=there,
         can_be_recovered=whole,
+        expired=not there and ended is not None and ended.ended_before(forgotten_before),
         command=command,
     )
 

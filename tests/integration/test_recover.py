@@ -39,10 +39,11 @@ SECRET = "https://127.0.0.1/{}.jpg?X-Amz-Signature=secret"
 
 
 @pytest.fixture
-def stored(unattended: Client, request: pytest.FixtureRequest) -> Client:
+def stored(unattended: Client, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client of an empty Redis, and of a store in which a release worked: `worked` had ended, `half` had not."""
     golden.load_objects(unattended.storage, request.node.callspec.params["version"])
-    return unattended
+    monkeypatch.setenv("GRADCAM_JOB_LIFETIME_DAYS", "3650")  # the releases did so some time ago
+    return Client.from_env()
 
 
 @pytest.fixture
@@ -186,17 +187,20 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
     names = {job.job for job in stored.stored()}
     for job in names - {"worked", "half", "many", "plain"}:  # of other tests
         stored.storage.delete(list(stored.storage.keys(f"jobs/{job}/")))
+    ended = json.loads(summary(stored, "worked"))["status"]["finished_at"]
     before = gradcam("recover")
     assert (
-        "worked\tcompleted_with_errors\tsqueezenet1_1\t2 done, 1 failed of 3\tnot in Redis\tgradcam recover worked\n"
+        f"worked\tcompleted_with_errors\tsqueezenet1_1\t2 done, 1 failed of 3\t{ended[:19].replace('T', ' ')} UTC\t"
+        "not in Redis\tgradcam recover worked\n"
     ) in before.stdout
     assert before.stderr == (
         "4 jobs are not in Redis, or in part; those that had ended come back by `gradcam recover --all`\n"
     )
     run = gradcam("recover", "--all", code=1)
     assert "worked\tcompleted_with_errors\t2 done, 1 failed\n" in run.stdout
-    assert "half\topen\tsqueezenet1_1\t-\tnot in Redis\tgradcam submit IMAGES --name half --network squeezenet1_1 " in (
-        run.stdout
+    assert (
+        "half\topen\tsqueezenet1_1\t-\t-\tnot in Redis\tgradcam submit IMAGES --name half --network squeezenet1_1 "
+        in (run.stdout)
     )
     assert run.stderr.endswith("3 jobs are left: submit them again\n")
     after = {found["job"]: found for found in map(json.loads, gradcam("recover", "--json").stdout.splitlines())}
@@ -522,6 +526,22 @@ def test_a_job_whose_records_are_gone_stops_no_other_of_all(alone: Client) -> No
     assert (found["first"]["done"], found["last"]["done"]) == (5, 5)
     assert "of 6 images of job gaps only the first 0 have a record" in found["gaps"]["error"]
     assert run.stderr.endswith("1 job is left: submit them again\n")
+
+
+def test_jobs_that_redis_would_have_forgotten_are_left_out_of_all(alone: Client) -> None:
+    """Nobody can tell an old job from one that was deleted without its objects: neither comes back unasked."""
+    for job in ("old", "new"):
+        lost(alone, job, gone=0)
+    change_status(alone, "old", finished_at="2020-02-02T20:20:20Z")
+    assert gradcam("recover", "--all").stderr == (
+        "1 job that is not in Redis ended longer ago than Redis keeps one (GRADCAM_JOB_LIFETIME_DAYS): "
+        "`gradcam recover JOB` brings one back all the same\n"
+    )
+    run = gradcam("recover")
+    assert "\t2020-02-02 20:20:20 UTC\tnot in Redis\tgradcam recover old\n" in run.stdout
+    assert run.stderr.endswith("\nRedis has every other job of the store\n")
+    assert listed(alone, "old")["expired"] is True
+    assert alone.recover("old").done == 6
 
 
 def test_a_job_that_redis_has_and_nobody_can_read_hides_no_other(alone: Client, redis_client: redis.Redis) -> None:

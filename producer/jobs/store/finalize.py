@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
 
@@ -45,11 +46,16 @@ class Ended(BaseModel):
     done: _Number
     failed: _Number
     created_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it ended because each of its images had its end; a job that failed or was cancelled did not."""
         return self.state in _WHOLE and self.total == self.done + self.failed
+
+    def ended_before(self, time: datetime) -> bool:
+        """Whether that was before a time, as far as it is known."""
+        return self.finished_at is not None and self.finished_at < time
 
 
 class Recorded(BaseModel):
