@@ -101,10 +101,8 @@ def _stored(table: JobTable, storage: Storage, job: str, forgotten_before: datet
     except StoreError as error:
         return StoredJob(job=job, state="unreadable", in_redis=there, problem=str(error))
     if known is None:
-        if job == keys.OLD_WEIGHTS:
-            return None  # weights that an early release uploaded
-        if next(storage.keys(keys.job_prefix(storage.prefix, job)), None) is None:
-            return None  # a folder that a store keeps for a while when all in it has been deleted
+        if not _has_objects(storage, job):
+            return None
         problem = None if there else "it had no --name and had not ended: submit its images again"
         return StoredJob(job=job, state="unknown", in_redis=there, problem=problem)
     ended = known.ended
@@ -119,6 +117,15 @@ def _stored(table: JobTable, storage: Storage, job: str, forgotten_before: datet
         can_be_recovered=whole,
         expired=not there and ended is not None and ended.ended_before(forgotten_before),
         command=command,
+    )
+
+
+def _has_objects(storage: Storage, job: str) -> bool:
+    """Whether a folder without a summary is a job's: other things may lie beside ours, or in a folder of that name."""
+    return any(
+        keys.is_of_job(storage.prefix, job, key)
+        for folder in keys.folders_of_job(storage.prefix, job)
+        if (key := next(storage.keys(folder), None)) is not None
     )
 
 

@@ -544,6 +544,24 @@ def test_jobs_that_redis_would_have_forgotten_are_left_out_of_all(alone: Client)
     assert alone.recover("old").done == 6
 
 
+@pytest.mark.parametrize(
+    "key", ["1.jpg", "images/a.jpg", "images/000000000139.jpg", "manifest/list.jsonl", "shards/train.tar"]
+)
+def test_a_folder_that_is_not_a_job_s_is_none(alone: Client, key: str) -> None:
+    """With an empty prefix all folders of the bucket lie beside the jobs."""
+    alone.storage.put(f"jobs/photos/{key}", b"x")
+    assert list(alone.stored()) == []
+    assert gradcam("recover", "--all").stderr == ""
+
+
+@pytest.mark.parametrize(
+    "key", ["images/00000000/a.jpg", "inputs/00000000/a.jpg", "manifest/00000000-1-0.jsonl", "shards/00000000-1-a.tar"]
+)
+def test_a_folder_with_an_object_of_a_job_is_one(alone: Client, key: str) -> None:
+    alone.storage.put(f"jobs/unnamed/{key}", b"x")
+    assert listed(alone, "unnamed")["problem"] == "it had no --name and had not ended: submit its images again"
+
+
 def test_a_job_that_redis_has_and_nobody_can_read_hides_no_other(alone: Client, redis_client: redis.Redis) -> None:
     lost(alone, "other")
     alone.storage.put("jobs/strange/images/00000000/a.jpg", b"x")

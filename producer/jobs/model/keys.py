@@ -167,6 +167,26 @@ def job_prefix(prefix: str, job: str) -> str:
     return _of_job(prefix, job) + "/"
 
 
+#: The folders of a job, and how what is in them begins.
+_OBJECTS = {
+    "images": r"\d{8}/.",
+    "inputs": r"\d{8}/.",
+    "manifest": r"\d+-\d+-\d+(-\d+)?\.jsonl$",
+    "shards": r"\d+(-[0-9a-f-]+)?\.tar$",
+}
+
+
+def folders_of_job(prefix: str, job: str) -> list[str]:
+    """Where a job's objects lie beside its summary; each ends with a slash."""
+    return [_of_job(prefix, job, name, "") for name in _OBJECTS]
+
+
+def is_of_job(prefix: str, job: str, key: str) -> bool:
+    """Whether a key is one that a job has beside its summary; a folder of that name may hold others."""
+    folder, _, name = key.removeprefix(job_prefix(prefix, job)).partition("/")
+    return folder in _OBJECTS and re.match(_OBJECTS[folder], name, re.ASCII) is not None
+
+
 def summary(prefix: str, job: str) -> str:
     """The job's summary."""
     return _of_job(prefix, job, "job.json")
