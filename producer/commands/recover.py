@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -64,11 +65,16 @@ def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> int:
             f"job {found.job}: {counted(found.hidden, 'failed image')} cannot be tried again: no record has "
             "their whole address"
         )
+    if found.weights_hidden:
+        talk.print(
+            f"job {found.job}: no record has the whole address of its weights, so nothing of it can be tried again: "
+            f"for that `gradcam delete {found.job}`, then submit its source again"
+        )
     return 0
 
 
 def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
-    left, expired = 0, 0
+    left, expired, blanks = 0, 0, dict[str, None]()
 
     def bring_back(job: str) -> int:
         return _recover(client, talk, job, as_json=as_json)
@@ -81,6 +87,8 @@ def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
         elif not found.in_redis:
             left += 1
             _show(found, as_json=as_json)
+            blanks[found.blanks or ""] = None
+    _tell_blanks(talk, blanks)
     if expired:
         talk.print(_expired(expired) + ": `gradcam recover JOB` brings one back all the same")
     if left:
@@ -89,11 +97,13 @@ def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
 
 
 def _list(client: Client, talk: Talk, *, as_json: bool) -> None:
-    missing, expired = 0, 0
+    missing, expired, blanks = 0, 0, dict[str, None]()
     for found in client.stored():
         expired += found.expired
         missing += not found.expired and (not found.in_redis or found.can_be_recovered)
         _show(found, as_json=as_json)
+        blanks[found.blanks or ""] = None
+    _tell_blanks(talk, blanks)
     if expired:
         talk.print(_expired(expired))
     talk.print(
@@ -109,6 +119,11 @@ def _list(client: Client, talk: Talk, *, as_json: bool) -> None:
 def _expired(count: int) -> str:
     jobs = counted(count, "job that is not in Redis", "jobs that are not in Redis")
     return f"{jobs} ended longer ago than Redis keeps one (GRADCAM_JOB_LIFETIME_DAYS)"
+
+
+def _tell_blanks(talk: Talk, blanks: Iterable[str]) -> None:
+    for words in filter(None, blanks):
+        talk.print(f"in the commands {words}")
 
 
 def _show(found: StoredJob, *, as_json: bool) -> None:

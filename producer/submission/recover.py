@@ -21,7 +21,7 @@ from producer.jobs.model.states import TERMINAL, Ingest, JobState
 from producer.jobs.store.finalize import Ended, Recorded, recorded
 from producer.output.prefetch import prefetch_map
 from producer.output.results import read_chunks
-from producer.submission.command_line import command_of
+from producer.submission.command_line import IMAGES, blanks, command_of
 
 if TYPE_CHECKING:
     from producer.jobs.model.spec import JobSpec
@@ -54,6 +54,8 @@ class StoredJob(Frozen):
     expired: bool = False
     #: What brings it back, to be typed; none where nothing is needed, or nothing known.
     command: str | None = None
+    #: What the words stand for that are to be replaced in the command.
+    blanks: str | None = None
     #: Why it cannot be told how it comes back.
     problem: str | None = None
 
@@ -68,6 +70,8 @@ class Recovered(Frozen):
     failed: int
     #: Of how many failed images the store has no whole address: they cannot be tried again.
     hidden: int
+    #: Whether the store has no whole address of its weights: nothing of it can be tried again.
+    weights_hidden: bool
 
 
 def stored_jobs(table: JobTable, storage: Storage, *, lifetime_s: float) -> Iterator[StoredJob]:
@@ -117,6 +121,7 @@ def _stored(table: JobTable, storage: Storage, job: str, forgotten_before: datet
         can_be_recovered=whole,
         expired=not there and ended is not None and ended.ended_before(forgotten_before),
         command=command,
+        blanks=None if whole or command is None else _blanks(command),
     )
 
 
@@ -127,6 +132,11 @@ def _has_objects(storage: Storage, job: str) -> bool:
         for folder in keys.folders_of_job(storage.prefix, job)
         if (key := next(storage.keys(folder), None)) is not None
     )
+
+
+def _blanks(command: str) -> str:
+    others = blanks(command)
+    return f"{IMAGES} stands for what the job was made from" + (f", {others}" if others else "")
 
 
 class _Images:
@@ -222,6 +232,7 @@ def recover(
         done=status.done,
         failed=status.failed,
         hidden=hidden,
+        weights_hidden=hides(spec.weights),
     )
 
 
@@ -247,7 +258,8 @@ def _whole(known: Recorded, job: str) -> Ended:
 
 
 def _again(spec: JobSpec, job: str) -> str:
-    return f"submit it again: {command_of(spec, name=job)}"
+    command = command_of(spec, name=job)
+    return f"submit it again: {command} ({_blanks(command)})"
 
 
 def _count(images: _Images) -> tuple[int, int]:

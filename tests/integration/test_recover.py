@@ -194,6 +194,7 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
         "not in Redis\tgradcam recover worked\n"
     ) in before.stdout
     assert before.stderr == (
+        "in the commands IMAGES stands for what the job was made from\n"
         "4 jobs are not in Redis, or in part; those that had ended come back by `gradcam recover --all`\n"
     )
     run = gradcam("recover", "--all", code=1)
@@ -202,7 +203,7 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
         "half\topen\tsqueezenet1_1\t-\t-\tnot in Redis\tgradcam submit IMAGES --name half --network squeezenet1_1 "
         in (run.stdout)
     )
-    assert run.stderr.endswith("3 jobs are left: submit them again\n")
+    assert run.stderr.endswith("\n3 jobs are left: submit them again\n")
     after = {found["job"]: found for found in map(json.loads, gradcam("recover", "--json").stdout.splitlines())}
     assert {job: found["in_redis"] for job, found in after.items()} == {
         "worked": True,
@@ -499,6 +500,16 @@ def test_records_of_another_kind_in_a_summary_do_not_keep_a_job_from_coming_back
     assert alone.status("odd").created_at.year == 1970
 
 
+def test_weights_whose_address_is_not_known_whole_are_told(alone: Client) -> None:
+    lost(alone, "secret")
+    found = json.loads(summary(alone, "secret"))
+    found["spec"] |= {"weights": "https://127.0.0.1/w.pth?***"}
+    alone.storage.put("jobs/secret/job.json", json.dumps(found).encode())
+    run = gradcam("recover", "secret", "--json")
+    assert json.loads(run.stdout)["weights_hidden"] is True
+    assert "no record has the whole address of its weights, so nothing of it can be tried again" in run.stderr
+
+
 # -- many jobs ---------------------------------------------------------------------------------------------------------
 
 
@@ -568,3 +579,15 @@ def test_a_job_that_redis_has_and_nobody_can_read_hides_no_other(alone: Client, 
     redis_client.set("gradcam:job:strange", "not a hash")
     assert listed(alone, "strange")["state"] == "unreadable"
     assert listed(alone, "other")["can_be_recovered"] is True
+
+
+def test_what_is_to_be_replaced_in_a_command_is_told(alone: Client) -> None:
+    spec = JobSpec(labels=("a", "b"), weights="https://127.0.0.1/w.pth?***", store="gradcam-tests/jobs")
+    alone.storage.put("jobs/open/job.json", json.dumps({"spec": spec.model_dump(mode="json")}).encode())
+    told = (
+        "IMAGES stands for what the job was made from, LABELS stands for your file of class names, *** stands for what "
+        "is secret in the address of the weights"
+    )
+    assert listed(alone, "open")["blanks"] == told
+    assert gradcam("recover").stderr.startswith(f"in the commands {told}\n")
+    assert f"({told})" in gradcam("recover", "open", code=2).stderr
