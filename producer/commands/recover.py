@@ -63,7 +63,7 @@ def _recover(client: Client, talk: Talk, job: str, *, as_json: bool) -> int:
     if found.hidden:
         talk.print(
             f"job {found.job}: {counted(found.hidden, 'failed image')} cannot be tried again: no record has "
-            "their whole address"
+            "the whole address"
         )
     if found.weights_hidden:
         talk.print(
