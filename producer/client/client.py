@@ -37,7 +37,7 @@ from producer.output.export import Format
 from producer.output.failures import write_failures
 from producer.output.job_results import JobResults, PictureUrl, ResultQuery, open_results
 from producer.submission.plan import Plan, plan
-from producer.submission.recover import Recovered, StoredJob, recover, stored_jobs
+from producer.submission.recover import Recovered, StoredJob, stored_jobs
 from producer.submission.sender import Progress, line_maker
 from producer.submission.spec_builder import Request
 
@@ -281,18 +281,24 @@ class Client:
         Raises:
             ServiceError, JobError, WorkerError: Redis or the store cannot be used.
         """
-        return stored_jobs(self.table, self.storage)
+        lifetime_s = self._services.settings.job_lifetime_days * 86400
+        return stored_jobs(self.table, self.storage, lifetime_s=lifetime_s)
 
-    def recover(self, job: str) -> Recovered:
+    def recover(self, job: str, *, waiting: Callable[[str], None] | None = None) -> Recovered:
         """Bring a job that had ended back into Redis from what the store has of it; nothing is explained again.
+
+        Where that was broken off, the same call goes on.
+
+        Args:
+            job: Its id.
+            waiting: Called with a sentence while Redis is too full to take more.
 
         Raises:
             UnknownJob: The store knows no such job.
             UsageError: Redis knows it, or only its source knows all of its images: says which command brings it back.
             ServiceError, StoreError, JobError, WorkerError: Redis or the store cannot be used.
         """
-        self._services.check_redis()
-        return recover(self.table, self.storage, self._services.submission, job)
+        return self._actions.recover(job, waiting)
 
     def status(self, job: str) -> JobStatus:
         """Look at a job; of one that has ended, also whether its objects are still there.

@@ -16,6 +16,7 @@ from producer.maintenance.audit import Finding, audit
 from producer.maintenance.audit import repair as repair_job
 from producer.maintenance.deletion import delete_with_objects
 from producer.maintenance.retry import retry_failed
+from producer.submission.recover import Recovered, recover
 
 if TYPE_CHECKING:
     from producer.client.monitor import Monitor
@@ -69,6 +70,16 @@ class JobActions:
         count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason, by=by)
         messages.send_missing(self._services.table, queue)
         return count
+
+    def recover(self, job: str, waiting: Callable[[str], None] | None) -> Recovered:
+        """See `Client.recover`."""
+        services = self._services
+        services.check_redis()
+        found = recover(services.table, services.storage, services.submission, job, by=self._by(None), waiting=waiting)
+        if found.state is JobState.PAUSED:
+            # A submission had begun it, and a worker has some of it in flight.
+            found = found.model_copy(update={"state": self.resume(job, None).state})
+        return found
 
     def delete(self, job: str, *, objects: bool, progress: Callable[[int], None] | None) -> int:
         """See `Client.delete`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
-from producer.jobs.model.errors import GradcamError, JobError, UsageError
+from producer.jobs.model.errors import GradcamError, JobError, StoreError, UsageError
 from producer.jobs.model.terminal import out_json, say_error
 from producer.jobs.model.text import in_json, quoted, shown
 
@@ -126,7 +126,7 @@ def each(kind: str, names: Iterable[str], act: Callable[[str], int], *, as_json:
     for name in names:
         try:
             code = act(name)
-        except (UsageError, JobError) as error:
+        except (UsageError, JobError, StoreError) as error:
             code = USAGE if isinstance(error, UsageError) else SERVICE
             say_error(error)
             if as_json:

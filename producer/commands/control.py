@@ -120,7 +120,7 @@ def history(job: str, as_json: bool) -> None:
             words = (f"{action.at:%Y-%m-%d %H:%M:%S} UTC", action.verb, action.who or "-", action.reason or "-")
             out(*words)
     if not found and not as_json:
-        make_talk().print(f"nobody has cancelled, paused, resumed, retried or repaired job {job}")
+        make_talk().print(f"nobody has cancelled, paused, resumed, retried, repaired or recovered job {job}")
 
 
 @click.command(
@@ -209,7 +209,7 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
                 raise UsageError("nobody can be asked here: give --yes")
             click.confirm(f"forget job {shown(one)} ({what}){also}?", abort=True, err=True)
         count = client.delete(one, objects=objects)
-        stay = "; its pictures stay in the store, and a job of the same name would take them over"
+        stay = "; its pictures stay in the store: a job of its name takes them over, and `gradcam recover` lists it"
         talk.print(f"job {one} is forgotten" + (f", {counted(count, 'object')} deleted" if objects else stay))
         return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -48,6 +47,8 @@ _ADOPT_S = 30.0
 Progress = Callable[[int, int | None], None]
 #: Called with the index of the first of some sources and these; gives the line of each.
 LineMaker = Callable[[int, Sequence["Source"]], list[str]]
+#: Gives what the store has of a chunk whose sources were just read from there.
+Records = Callable[[int], ChunkRecords]
 
 
 def line_maker(storage: Storage, job: str) -> LineMaker:
@@ -93,6 +94,7 @@ def send(
     progress: Progress | None = None,
     waiting: Callable[[str], None] | None = None,
     since: int = 0,
+    records: Records | None = None,
 ) -> tuple[int, int]:
     """Send all images of a job that was created, then close it; what Redis has already is not sent again.
 
@@ -112,6 +114,7 @@ def send(
         progress: Called with images sent and images in all.
         waiting: Called with a sentence while Redis is too full to take more.
         since: Records with a lower token are of an earlier life of the job's name: they are not taken over.
+        records: Of a job that the store brings back, whose sources are read from there.
 
     Returns:
         How many chunks and images the job has.
@@ -123,7 +126,7 @@ def send(
         UnknownJob: Redis has lost the job meanwhile.
         ServiceError: Redis loses again and again what is sent, or is away for too long.
     """
-    sending = _Sending(table, storage, publish, job, life, spec, waiting, since)
+    sending = _Sending(table, storage, publish, job, life, spec, waiting, since, records)
     for _ in range(_PASSES):
         chunks, images = sending.all(sources, count, progress)
         sending.refuse_if_shorter(chunks, images)
@@ -146,6 +149,7 @@ class _Sending:
     spec: JobSpec
     waiting: Callable[[str], None] | None
     since: int = 0
+    records: Records | None = None
     #: Chunks of which an earlier life of this job left manifests: Redis was wiped, or lost its last second.
     recorded: dict[int, Parts] = field(default_factory=dict)
     #: Images taken over from there.
@@ -153,9 +157,15 @@ class _Sending:
     #: When the fullness of Redis was looked at last.
     looked: float = float("-inf")
 
+    @property
+    def _claim_id(self) -> str:
+        """Who takes over what is known: one that goes on where another broke off has the same lease."""
+        return f"adopt/{self.life}"
+
     def all(self, sources: Iterable[Source], count: int | None, progress: Progress | None) -> tuple[int, int]:
         """Send every chunk that is not there; how many chunks and images there are."""
-        self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
+        if self.records is None:
+            self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
         known = self.table.queries.chunks(self.job)
         sent = chunks = 0
         with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
@@ -163,16 +173,19 @@ class _Sending:
                 for chunk in self._uploaded(pool, iter(sources), known):
                     if chunk.number not in known:
                         self._add(chunk)
+                    elif self.records is not None:
+                        # An earlier try may have broken off between the chunk and its ends.
+                        self._adopt(chunk, self._known_of(chunk), None)
                     sent, chunks = sent + chunk.count, chunks + 1
                     if progress:
                         progress(sent, count)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        if self.adopted:
-            self.table.annotate(
-                self.job, self.life, base_n=str(self.adopted)
-            )  # speed is that of the images explained since
+        before = self.adopted if self.records is None else sent
+        if before:
+            # speed is that of the images explained since
+            self.table.annotate(self.job, self.life, base_n=str(before))
         return chunks, sent
 
     def refuse_if_shorter(self, chunks: int, images: int) -> None:
@@ -232,11 +245,14 @@ class _Sending:
 
     def _add(self, chunk: Chunk) -> None:
         self._wait_for_room()
-        published_at = self.table.add_chunk(self.job, chunk, life=self.life)
-        if published_at is None:
-            return
-        if chunk.number in self.recorded:
-            published_at = self._adopt(chunk, published_at)
+        known = self._known_of(chunk)
+        # Of what is known no worker may explain anything again, so that it is held from the first moment on.
+        published_at = self.table.add_chunk(
+            self.job, chunk, life=self.life, claim_id=self._claim_id if known else "", lease_s=_ADOPT_S
+        )
+        if known:
+            # Also where it was there already: the reply to an earlier try may have been lost.
+            published_at = self._adopt(chunk, known, published_at)
         if published_at is not None:
             self.publish(chunk.number, published_at)
 
@@ -250,31 +266,47 @@ class _Sending:
             time.sleep(_LOOK_EVERY_S)
         self.looked = time.monotonic()
 
-    def _adopt(self, chunk: Chunk, published_at: float) -> float | None:
-        """Take over what manifests say of a chunk's images: their pictures are in the store.
+    def _known_of(self, chunk: Chunk) -> dict[int, Result]:
+        """What manifests say of a chunk's images, by their offset; nothing where they say nothing."""
+        if self.records is None and chunk.number not in self.recorded:
+            return {}
+        first, size = chunk.number * self.spec.chunk_size, self.spec.chunk_size
+        if self.records is not None:
+            found = self.records(chunk.number)
+        else:
+            parts = self.recorded[chunk.number]
+            found = read_parts(self.storage, ChunkRecords(chunk.number, first), parts, size)
+        if newer := next((one for one in found.damage if one.newer), None):
+            raise JobError(f"{newer.key} was written by a newer version of gradcam-queue: update this one")
+        items = decompress_items(chunk.payload)
+        # What cannot be read of it is explained again.
+        known = {result.index - first: result for result in found.results() if result.index - first in items}
+        if told := difference(self.job, first, known, items):
+            raise UsageError(f"the store holds a job of that name: {told}")
+        return known
+
+    def _adopt(self, chunk: Chunk, known: Mapping[int, Result], published_at: float | None) -> float | None:
+        """Take over what is known of a chunk's images: their pictures are in the store.
+
+        Args:
+            chunk: The chunk, which the job table has.
+            known: As `_known_of` gives it.
+            published_at: The time to publish its pointer with where somebody else has it.
 
         Returns:
             The time to publish its pointer with; None when nothing of it is left to do.
         """
-        items = decompress_items(chunk.payload)
-        first = chunk.number * self.spec.chunk_size
-        size = self.spec.chunk_size
-        known = read_parts(self.storage, ChunkRecords(chunk.number, first), self.recorded[chunk.number], size)
-        if newer := next((one for one in known.damage if one.newer), None):
-            raise JobError(f"{newer.key} was written by a newer version of gradcam-queue: update this one")
-        # What cannot be read of it is explained again.
-        ours = {result.index - first: result for result in known.results() if result.index - first in items}
-        if told := difference(self.job, first, ours, items):
-            raise UsageError(f"the store holds a job of that name: {told}")
-        claim = self.table.claim(self.job, chunk.number, self.spec, claim_id=uuid.uuid4().hex, lease_s=_ADOPT_S)
+        claim = self.table.claim(
+            self.job, chunk.number, self.spec, claim_id=self._claim_id, lease_s=_ADOPT_S, producer=True
+        )
         if claim is None:
             return published_at
         failed = [
-            Failure(index=first + offset, item=items[offset], reason=result.reason, message=result.message or "")
-            for offset, result in ours.items()
-            if result.state == "failed" and result.reason
+            Failure(index=claim.index(offset), item=claim.items[offset], reason=one.reason, message=one.message or "")
+            for offset, one in known.items()
+            if one.state == "failed" and one.reason
         ]
-        done = {offset: class_key(result) for offset, result in ours.items() if result.state == "done"}
+        done = {offset: class_key(one) for offset, one in known.items() if one.state == "done"}
         committed = self.table.commit(claim, done=done, failed=failed, lease_s=_ADOPT_S)
         self.adopted += len(done) + len(failed)
         return None if committed is None or committed.complete else self.table.release(claim)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from producer.jobs.table.claims import CreatedJob
     from producer.jobs.table.table import JobTable
     from producer.jobs.tracing.traces import Span, Traces
-    from producer.submission.sender import Progress
+    from producer.submission.sender import Progress, Records
     from producer.submission.spec_builder import Request
 
 #: How often a submission begins anew because Redis was wiped under it.
@@ -100,8 +100,13 @@ class Submission:
         progress: Progress | None = None,
         waiting: Callable[[str], None] | None = None,
         span: Span = NO_SPAN,
+        begun: Callable[[str], None] | None = None,
+        records: Records | None = None,
     ) -> None:
-        """Make a job, or go on with it, and send its images; takes what `sender.send` takes. Errors as `submit`."""
+        """Make a job, or go on with it, and send its images; takes what `sender.send` takes. Errors as `submit`.
+
+        `begun` is called with the life of the job before anything is sent.
+        """
         for _ in range(_LIVES):
             created = self._table.create(
                 job, spec, name=name, lifetime_s=self._lifetime_s, traceparent=span.traceparent
@@ -110,6 +115,8 @@ class Submission:
             if not created.new:
                 self._continue(job, spec.queue)
             try:
+                if begun:
+                    begun(created.life)
                 chunks, images = send(
                     self._table,
                     self._storage,
@@ -122,6 +129,7 @@ class Submission:
                     count=count,
                     progress=progress,
                     waiting=waiting,
+                    records=records,
                 )
             except UnknownJob:
                 continue  # Redis was wiped meanwhile.

@@ -183,9 +183,11 @@ class Table(RuleBasedStateMachine):
 
     # -- the producer ---------------------------------------------------------------------------------------------
 
-    @rule(chunk=chunks, twice=st.booleans())
-    def add_chunk(self, chunk: int, twice: bool) -> None:
+    @rule(chunk=chunks, twice=st.booleans(), held=st.booleans())
+    def add_chunk(self, chunk: int, twice: bool, held: bool = False) -> None:
+        """`held`: the sender takes over what is known of the chunk, which nobody can take before."""
         model, indices = self.model, range(chunk * SIZE, chunk * SIZE + SIZE)
+        claim_id = self.name("claim") if held else ""
         packed = Chunk.compress(chunk, [item(index).line for index in indices])
         for _ in range(1 + twice):
             if chunk in model.added:
@@ -194,11 +196,19 @@ class Table(RuleBasedStateMachine):
                 with pytest.raises(UsageError):
                     self.table.add_chunk("job", packed)
             else:
-                assert self.table.add_chunk("job", packed) is not None
+                assert self.table.add_chunk("job", packed, claim_id=claim_id, lease_s=LIVE_S) is not None
                 model.added.add(chunk)
                 model.payload.add(chunk)
-                model.waiting.add(chunk)
                 model.items.update(dict.fromkeys(indices, "pending"))
+                if not held:
+                    model.waiting.add(chunk)
+                    continue
+                claim = self.table.claim("job", chunk, SPEC, claim_id=claim_id, lease_s=LIVE_S, producer=True)
+                assert claim is not None
+                assert (claim.attempt, claim.pending) == (1, list(range(SIZE)))
+                assert all(claim.token > one.token for one in self.claims if one.life == claim.life)
+                model.leases[chunk] = Held(claim.token, claim_id, dead=False)
+                self.claims.append(claim)
 
     @precondition(lambda self: self.model.added)
     @rule(right=st.booleans())
@@ -212,14 +222,16 @@ class Table(RuleBasedStateMachine):
 
     # -- the worker -----------------------------------------------------------------------------------------------
 
-    @rule(chunk=chunks, dead=st.booleans(), twice=st.booleans())
-    def claim(self, chunk: int, dead: bool, twice: bool) -> None:
+    @rule(chunk=chunks, dead=st.booleans(), twice=st.booleans(), producer=st.booleans())
+    def claim(self, chunk: int, dead: bool, twice: bool, producer: bool = False) -> None:
         model, claim_id = self.model, self.name("claim")
         held = model.leases.get(chunk)
-        free = model.state == "running" and chunk in model.payload and (held is None or held.dead)
+        goes_on = model.state == "running" or (producer and model.state == "paused")
+        free = goes_on and chunk in model.payload and (held is None or held.dead)
         got: list[Claim | None] = []
         for _ in range(1 + (twice and not dead)):
-            got.append(self.table.claim("job", chunk, SPEC, claim_id=claim_id, lease_s=DEAD_S if dead else LIVE_S))
+            lease_s = DEAD_S if dead else LIVE_S
+            got.append(self.table.claim("job", chunk, SPEC, claim_id=claim_id, lease_s=lease_s, producer=producer))
         if dead:
             time.sleep(4 * DEAD_S)
         assert all((claim is not None) == free for claim in got)

@@ -19,7 +19,8 @@ MAX_WHO, MAX_REASON = 100, 500
 class Action(Frozen):
     """Something that was done to a job."""
 
-    #: `pause`, `resume`, `cancel`, `retry`, `repair`; `submit` where a submission went on with a job that had failed.
+    #: `pause`, `resume`, `cancel`, `retry`, `repair`; `submit` where a submission went on with a job that had failed;
+    #: `recover` where the store brought it back.
     verb: Annotated[str, Field(max_length=20)]
     #: user@host of the client, or what GRADCAM_USER says; empty where it was not told.
     who: Annotated[str, Field(max_length=MAX_WHO)] = ""

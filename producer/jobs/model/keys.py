@@ -9,9 +9,9 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `J:items`               | hash   | chunk → compressed item lines               | chunk's end  | add_chunk, reopen    |
 | `J:bits`                | string | 2 bits an item: pending, done, failed       | lifetime     | commit, reopen       |
 | `J:waiting`             | zset   | chunk → time published                      | claimed      | add_chunk, release   |
-| `J:leases`              | zset   | chunk → deadline                            | committed    | claim, renew, commit |
-| `J:holders`             | hash   | chunk → token:claim id of the lease         | committed    | claim                |
-| `J:attempts`            | hash   | chunk → times handed out                    | chunk's end  | claim, release       |
+| `J:leases`              | zset   | chunk → deadline                            | committed    | claim, add_chunk, …  |
+| `J:holders`             | hash   | chunk → token:claim id of the lease         | committed    | claim, add_chunk     |
+| `J:attempts`            | hash   | chunk → times handed out                    | chunk's end  | claim, add_chunk, …  |
 | `J:marks`               | hash   | chunk → offsets about to be decoded         | chunk's end  | renew                |
 | `J:suspects`            | hash   | chunk → offset=weight of deaths alone       | chunk's end  | claim, reclaim, …    |
 |                         |        | reclaimed:chunk → claim id of its death     |              | reclaim              |
@@ -165,6 +165,26 @@ def jobs_prefix(prefix: str) -> str:
 def job_prefix(prefix: str, job: str) -> str:
     """Everything of a job lies under this. Raises UnknownJob, as all keys of jobs."""
     return _of_job(prefix, job) + "/"
+
+
+#: The folders of a job, and how what is in them begins.
+_OBJECTS = {
+    "images": r"\d{8}/.",
+    "inputs": r"\d{8}/.",
+    "manifest": r"\d+-\d+-\d+(-\d+)?\.jsonl$",
+    "shards": r"\d+(-[0-9a-f-]+)?\.tar$",
+}
+
+
+def folders_of_job(prefix: str, job: str) -> list[str]:
+    """Where a job's objects lie beside its summary; each ends with a slash."""
+    return [_of_job(prefix, job, name, "") for name in _OBJECTS]
+
+
+def is_of_job(prefix: str, job: str, key: str) -> bool:
+    """Whether a key is one that a job has beside its summary; a folder of that name may hold others."""
+    folder, _, name = key.removeprefix(job_prefix(prefix, job)).partition("/")
+    return folder in _OBJECTS and re.match(_OBJECTS[folder], name, re.ASCII) is not None
 
 
 def summary(prefix: str, job: str) -> str:

@@ -104,6 +104,12 @@ def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
         said += f" by {_quoted(last.who)}" if last.who else ""
         said += f" at {last.at:%Y-%m-%d %H:%M:%S} UTC"
         said += f" ({_quoted(last.reason)})" if last.reason else ""
+    if last is not None and last.verb == "recover":
+        by = f" by {_quoted(last.who)}" if last.who else ""
+        return WaitReason.PAUSED, (
+            f"is being recovered{by} since {last.at:%Y-%m-%d %H:%M:%S} UTC: if that was broken off, "
+            f"`gradcam recover {job}` goes on with it"
+        )
     return WaitReason.PAUSED, f"{said}: `gradcam resume {job}` goes on with it"
 
 

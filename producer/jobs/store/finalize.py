@@ -7,19 +7,23 @@ import logging
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from producer.jobs.model import keys, release
 from producer.jobs.model.errors import BucketClosed, OtherVersion, ServiceError, StoreError, UsageError, WorkerError
+from producer.jobs.model.history import Action
+from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.redaction import redact
 from producer.jobs.model.spec import JobSpec, is_newer
-from producer.jobs.model.states import JobState
+from producer.jobs.model.states import TERMINAL, Ingest, JobState
 from producer.jobs.model.status import JobStatus
 from producer.jobs.store.bucket import Storage
 from producer.jobs.table.claims import Finalizing
+from producer.jobs.table.queries import FACTS, MOST_ACTIONS
 from producer.jobs.table.table import JobTable
 
 
@@ -31,6 +35,29 @@ class NewerSummary(StoreError):
     """A job's summary in the store was written by a newer version."""
 
 
+_Number = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+class Ended(BaseModel):
+    """What is read of the status in a summary, whichever release wrote it."""
+
+    state: str
+    total: _Number
+    done: _Number
+    failed: _Number
+    created_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ended because each of its images had its end; a job that failed or was cancelled did not."""
+        return self.state in _WHOLE and self.total == self.done + self.failed
+
+    def ended_before(self, time: datetime) -> bool:
+        """Whether that was before a time, as far as it is known."""
+        return self.finished_at is not None and self.finished_at < time
+
+
 class Recorded(BaseModel):
     """What is read of a summary."""
 
@@ -39,10 +66,38 @@ class Recorded(BaseModel):
     since: Annotated[int, Field(ge=0, lt=10**15)] = 0
     #: Where the job stood at its end, whatever that release wrote of it; none where it has not ended.
     status: Any = None
+    #: What workers noted of it, and what was done to it, likewise.
+    found: Any = None
+    history: Any = None
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended; None where it had not."""
+        try:
+            ended = Ended.model_validate(self.status)
+        except ValidationError:
+            return None
+        return ended if ended.state in TERMINAL else None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What workers noted of it, as far as it can be read."""
+        found = self.found if isinstance(self.found, dict) else {}
+        return {name: value for name in FACTS if isinstance(value := found.get(name), str)}
+
+    @property
+    def actions(self) -> list[Action]:
+        """What was done to it, the latest last, as far as it can be read."""
+        found = []
+        for entry in self.history if isinstance(self.history, list) else []:
+            with suppress(ValidationError):
+                found.append(Action.model_validate(entry, strict=False))
+        return found[-MOST_ACTIONS:]
 
 
 log = logging.getLogger(__name__)
 
+_WHOLE: Final = frozenset({JobState.SUCCEEDED, JobState.COMPLETED_WITH_ERRORS})
 #: Nothing longer is read of a summary: a job's class names are most of it.
 MAX_SUMMARY_BYTES: Final = 64 * 2**20
 #: What a status says of the moment it was asked in.
@@ -106,8 +161,28 @@ def _write_summary(table: JobTable, storage: Storage, job: str, mine: Finalizing
     status = table.queries.status(job).model_copy(update={"state": mine.end, "finished_at": mine.at})
     left = status.total - status.done - status.failed
     status = status.model_copy(update={"cancelled": left, "pending": 0, "eta_s": None})
+    if _says_more(table, storage, status):
+        return
     # As it was written: whichever version did, any can end it.
     write_summary(table, storage, found.spec, status)
+
+
+def _says_more(table: JobTable, storage: Storage, status: JobStatus) -> bool:
+    """Whether the store has the summary of an earlier life in Redis, with each image's end, and this one adds nothing.
+
+    It adds nothing where it never had all images, and where it was made of those records and nothing was done since.
+    """
+    is_partial = status.ingest is Ingest.OPEN
+    if not is_partial and (status.generation > 1 or not table.queries.recovered(status.job)):
+        return False
+    try:
+        known = recorded(storage, status.job)
+    except (DamagedSummary, NewerSummary):
+        return False
+    before = known.ended if known else None
+    if before is None or not before.whole:
+        return False
+    return is_partial or (before.total, before.done, before.failed) == (status.total, status.done, status.failed)
 
 
 def write_summary(table: JobTable, storage: Storage, spec: dict[str, Any], status: JobStatus) -> None:

@@ -46,7 +46,7 @@ FACTS = ("weights_sha256", "weights_read", "layer", "preprocessing", "guided_rel
 _ENTRY = re.compile(r"[0-9a-f]{16}:[1-9][0-9]{0,2}")
 _JOBS_AT_ONCE = 100
 #: As `_history.lua` has it.
-_MOST_ACTIONS = 50
+MOST_ACTIONS = 50
 #: Of the workers, and of the jobs of each priority, so many are looked at for why a job waits.
 _MOST_WORKERS, _MOST_JOBS = 1000, 50
 _STATES_AT_ONCE = 65_536
@@ -121,7 +121,7 @@ class Queries:
             for line in cast("list[bytes]", client.lrange(JobKeys(job).part("history"), first, -1)):
                 with suppress(ValueError):  # pydantic's among them
                     found.append(Action.model_validate_json(line, strict=False))
-            return found[-_MOST_ACTIONS:]
+            return found[-MOST_ACTIONS:]
 
         return self._scripts.of_job(job, actions)
 
@@ -130,6 +130,15 @@ class Queries:
         outline = self.outline(job)
         written = self._field(job, "summary")
         return str(outline.spec.get("store", "")) if outline and written == b"1" else None
+
+    def recovered(self, job: str) -> bool:
+        """Whether `gradcam recover` made the job of what the store has of it."""
+        return self._field(job, "recovered") is not None
+
+    def is_open(self, job: str) -> bool:
+        """Whether a job that has not ended may get more images: whoever sends them is at work, or broke off."""
+        fields = self._scripts.of_job(job, lambda client: client.hmget(JobKeys(job).hash, ("state", "ingest")))
+        return fields[0] in {b"running", b"paused"} and fields[1] == b"open"
 
     def since(self, job: str) -> int:
         """The first token that records of a job may have; parts with a lower one are an earlier job's of its name."""

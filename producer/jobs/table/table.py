@@ -122,8 +122,17 @@ class JobTable:
         """Set the first token whose records in the store belong to this job: an earlier life in Redis wrote some."""
         self._scripts.run("adopt", [JobKeys(job).hash], [life, since])
 
-    def add_chunk(self, job: str, chunk: Chunk, *, life: str = "") -> float | None:
+    def add_chunk(
+        self, job: str, chunk: Chunk, *, life: str = "", claim_id: str = "", lease_s: float = 0
+    ) -> float | None:
         """Add a chunk of items.
+
+        Args:
+            job: Its id.
+            chunk: The items.
+            life: As `create` gave it; empty for any.
+            claim_id: Who holds it from the first moment on, so that no worker takes it; empty where it is to wait.
+            lease_s: For how long.
 
         Returns:
             The time to publish its pointer with, or None when it was there already.
@@ -135,8 +144,8 @@ class JobTable:
         """
         answer = self._scripts.run(
             "add_chunk",
-            JobKeys(job).parts("chunks", "items", "waiting"),
-            [chunk.number, chunk.count, chunk.digest, chunk.payload, life],
+            JobKeys(job).parts("chunks", "items", "waiting", "leases", "holders", "attempts"),
+            [chunk.number, chunk.count, chunk.digest, chunk.payload, life, claim_id, lease_s],
         )
         match text(answer[0]):
             case "added":
@@ -224,17 +233,27 @@ class JobTable:
             return OnlyRefusedJobs(text(answer[0]))
         return (text(answer[0]), int(answer[1])) if answer else None
 
-    def claim(self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float) -> Claim | None:
+    def claim(
+        self, job: str, chunk: int, spec: JobSpec, *, claim_id: str, lease_s: float, producer: bool = False
+    ) -> Claim | None:
         """Take a chunk for the time of a lease; None when this pointer leaves nothing to do.
 
         The same `claim_id` asking twice gets the same lease: its first reply may have been lost.
+
+        Args:
+            job: Its id.
+            chunk: Which one.
+            spec: What the job computes.
+            claim_id: Who asks.
+            lease_s: The lease.
+            producer: It is going to enter what the store has of the chunk: a paused job gives it, too.
         """
         answer = self._scripts.run(
             "claim",
             JobKeys(job).parts(
                 "chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "marks", "suspects"
             ),
-            [chunk, claim_id, lease_s],
+            [chunk, claim_id, lease_s, int(producer)],
         )
         if answer[0] != b"claimed":
             return None

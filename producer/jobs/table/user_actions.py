@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,6 +15,9 @@ from producer.jobs.model.text import quoted
 from producer.jobs.table.redis_scripts import text
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from producer.jobs.model.history import Action
     from producer.jobs.table.redis_scripts import Scripts
 
 BROKEN_OFF = "its submission was broken off; submit it again"
@@ -91,6 +94,40 @@ class UserActions:
         if state in MAINTENANCE:
             raise UsageError(refusal(job, state))
         return JobState(state)
+
+    def recover(
+        self, job: str, life: str, *, created_at: datetime, facts: Mapping[str, str], history: Sequence[Action], by: By
+    ) -> None:
+        """Give a job that was just made what the store says of it, and pause it until its images are there.
+
+        Args:
+            job: Its id.
+            life: As `JobTable.create` gave it.
+            created_at: When it was made at first.
+            facts: What workers noted of it.
+            history: What was done to it.
+            by: Who brings it back.
+
+        Raises:
+            UnknownJob: It is not there, or another of its name is.
+            UsageError: It has ended meanwhile.
+        """
+        answer = self._scripts.run(
+            "recover",
+            [JobKeys(job).hash, keys.JOBS],
+            [
+                *(job, life, f"{max(created_at.timestamp(), 0):.3f}", by.who, len(history)),
+                *(action.model_dump_json() for action in history),
+                *(part for pair in facts.items() for part in pair),
+            ],
+        )
+        match text(answer):
+            case "paused":
+                return
+            case "gone":
+                raise UnknownJob(no_such(job))
+            case state:
+                raise UsageError(refusal(job, state))
 
     def maintain(self, job: str, state: JobState, who: str, *, lease_s: float = MAINTENANCE_LEASE_S) -> str:
         """Give one client the lease of a job that has ended, or renew it.

@@ -4,3 +4,9 @@
 local function next_epoch(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now() * 1000)))
 end
+
+-- The token of a lease never comes twice, also when Redis lost its last second: it is never less than the time in
+-- milliseconds.
+local function next_token(last, t)
+  return string.format('%.0f', math.max(tonumber(last or 0) + 1, math.floor(t * 1000)))
+end

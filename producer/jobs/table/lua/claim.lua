@@ -1,13 +1,12 @@
 -- Take a chunk for `lease` seconds. The same claim id asking again (its first reply was lost) gets the same lease.
--- A token never comes twice, also when Redis lost its last second: it is never less than the time in milliseconds.
 -- KEYS  1 job  2 chunks  3 items  4 waiting  5 leases  6 holders  7 attempts  8 bits  9 marks  10 suspects
--- ARGV  1 chunk  2 claim id  3 lease (s)
+-- ARGV  1 chunk  2 claim id  3 lease (s)  4 '1' if a producer asks, which enters what the store has of it: also while it is paused
 -- gives {'claimed', token, attempt, payload, states of its items, suspects, generation, life, epoch, span of its submission}
 --       | {'gone'|'complete'|'leased'|state}
 check(KEYS[1])
 local f = redis.call('HMGET', KEYS[1], 'state', 'chunk_size', 'token', 'generation', 'life', 'epoch', 'traceparent')
 if not f[1] then return {'gone'} end
-if f[1] ~= 'running' then return {f[1]} end
+if f[1] ~= 'running' and not (f[1] == 'paused' and ARGV[4] == '1') then return {f[1]} end
 local payload = redis.call('HGET', KEYS[3], ARGV[1])
 if not payload then return {'complete'} end
 local first, count = chunk_number(KEYS[2], ARGV[1]) * tonumber(f[2]), count_of(KEYS[2], ARGV[1])
@@ -23,7 +22,7 @@ if deadline and tonumber(deadline) > t and tonumber(deadline) < t + LONGEST_LEAS
   if holder ~= (token or '') .. ':' .. ARGV[2] then return {'leased'} end
 else
   if deadline then note_death(KEYS[9], KEYS[10], ARGV[1], 1) end
-  token = string.format('%.0f', math.max(tonumber(f[3] or 0) + 1, math.floor(t * 1000)))
+  token = next_token(f[3], t)
   attempt = redis.call('HINCRBY', KEYS[7], ARGV[1], 1)
   redis.call('HSET', KEYS[1], 'token', token)
   redis.call('HSET', KEYS[6], ARGV[1], token .. ':' .. ARGV[2])
