@@ -19,6 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.serving import not_served
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.table.redis_scripts import make_redis_client
 from producer.jobs.table.table import JobTable
@@ -230,7 +231,7 @@ def make_exporter(
         keep_s: How long what was seen is told again.
 
     Raises:
-        UsageError: The port cannot be used.
+        UsageError: The address or the port cannot be used.
     """
     table = JobTable(make_redis_client(settings, answers_within_s=_REDIS_ANSWERS_WITHIN_S), patience_s=0)
     app = Exporter(Looker(table.overview.read, tell, keep_s=keep_s), images_per_s)
@@ -238,7 +239,5 @@ def make_exporter(
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         server = type("_Server", (_Server,), {"address_family": family})
         return make_server(address, port, app, server, _Handler)
-    except OSError as error:
-        raise UsageError(
-            f"no metrics can be served at {address}:{port} ({error.strerror}): choose another port"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        raise not_served(address, port, error) from None

@@ -412,6 +412,17 @@ def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(
     assert found == 16 + 6
 
 
+@pytest.mark.parametrize("address", ["..", "x" * 64 + ".example", "nobody.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_of_this_machine_is_a_sentence_that_names_the_address(
+    table: JobTable, address: str
+) -> None:
+    """Names that no host can have are another error to Python than names that nobody knows: a traceback."""
+    said = " ".join(gradcam("metrics", "--address", address, "--port", str(free_ports(1)[0]), code=2).stderr.split())
+    assert f"no metrics can be served at '{address}' (" in said
+    assert "name an address of this machine" in said
+    assert "another port" not in said
+
+
 def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(table: JobTable) -> None:
     add_job(table, "one")
     port = str(free_ports(1)[0])
