@@ -31,7 +31,7 @@ from producer.jobs.model.metric import Metric
 from producer.jobs.model.network_names import HF, TIMM, known
 from producer.jobs.model.serving import not_served
 from producer.jobs.model.stage_times import IDLE, WAIT
-from producer.jobs.store.s3_errors import S3Fault
+from producer.jobs.store.s3_errors import DENIED_WRITE, FIRST_TRY, S3Fault
 
 #: Why images fail; another word is a newer version's.
 REASONS: Final = ("fetch", "timeout", "image", "model", "store", "crashed_worker", "internal")
@@ -39,7 +39,10 @@ REASONS: Final = ("fetch", "timeout", "image", "model", "store", "crashed_worker
 _MOST_NETWORKS: Final = 50
 OWN, OTHER = "own", "other"
 #: As `open_s3` names them.
-_STORE_FAULTS: Final = (*(one.name.lower() for one in S3Fault if one is not S3Fault.NOTHING_THERE), "first_try")
+_STORE_FAULTS: Final = (
+    *(one.name.lower() for one in S3Fault if one is not S3Fault.NOTHING_THERE),
+    *(DENIED_WRITE, FIRST_TRY),
+)
 
 IMAGES: Final = Metric(
     "gradcam_images",
