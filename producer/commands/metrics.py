@@ -29,7 +29,7 @@ from producer.jobs.model import interrupt
     type=click.FloatRange(0.001, 1e6),
     default=20.0,
     show_default=True,
-    help="A GPU's images a second, for forecasts, with networks that no live worker has measured.",
+    help="A GPU's images a second, for forecasts, with networks that nobody has measured for 30 days.",
 )
 def metrics(address: str, port: int, images_per_s: float) -> None:
     """Serve where jobs and workers stand, in Prometheus' format, until it is stopped.

@@ -145,7 +145,7 @@ def scale(overview: Overview, hours: float, images_per_s: float, priorities: Ite
     Args:
         overview: Where jobs and workers stand.
         hours: In how many all that is open shall be done; more than 0.
-        images_per_s: A GPU's speed with networks that no live worker has measured; more than 0.
+        images_per_s: A GPU's speed with networks that nobody has measured lately; more than 0.
         priorities: Jobs of these only.
     """
     left = forecast(overview, images_per_s, set(priorities))

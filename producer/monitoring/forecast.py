@@ -19,7 +19,7 @@ from producer.jobs.model.states import JobState
 if TYPE_CHECKING:
     from producer.jobs.table.overview import JobFacts, Overview
 
-#: A GPU's images/s with a network that nobody has measured.
+#: A GPU's images/s with a network that nobody has measured lately.
 IMAGES_PER_S: Final = 20.0
 #: How long all of it may take.
 HOURS: Final = 4.0
@@ -37,7 +37,7 @@ class Forecast:
     in_flight_images: int
     #: Jobs of which only the summary is missing: a worker writes it.
     finalizing_jobs: int
-    #: Images whose network was measured on workers that are alive.
+    #: Images whose network was measured.
     measured_images: int
     #: How long one GPU takes for all of it.
     gpu_seconds: float
@@ -54,12 +54,11 @@ class Forecast:
 
 
 def speeds_of_a_gpu(overview: Overview) -> dict[str, float]:
-    """How many images a second a GPU explains, by network, as measured; nothing where no worker is alive."""
+    """How many images a second a GPU explains, by network, as measured last: also where no worker is alive now."""
     alive = [worker for worker in overview.workers if worker.state != "silent"]
-    if not alive:
-        return {}
-    processes = len(alive) / len({worker.device for worker in alive})
-    return {network: speed * processes for network, speed in overview.speeds.items() if speed > 0}
+    # For networks that only workers up to 0.4.0 measured.
+    processes = len(alive) / len({worker.device for worker in alive}) if alive else 1.0
+    return {network: speed * processes for network, speed in overview.speeds.items()} | dict(overview.device_speeds)
 
 
 def forecast(overview: Overview, images_per_s: float, priorities: Collection[str] = PRIORITIES) -> Forecast:

@@ -97,6 +97,8 @@ def test_chunks_become_as_large_as_ten_seconds_of_work_and_a_continued_job_keeps
     assert [fitting_size(speed) for speed in (None, 0.1, 12.0, 1000.0)] == [64, 16, 120, 512]
     client.wait(client.submit([COFFEE] * 16, network=NETWORK, chunk_size=16, outputs=["cam"]), timeout_s=60)
     speed = client.table.registry.speed(NETWORK)
+    device = client.table.redis.hget(keys.DEVICE_SPEEDS, NETWORK)
+    assert float(device or 0) == speed, "this worker's device has one process"
     assert speed is not None
     job = client.submit([COFFEE], network=NETWORK, name="fitting", outputs=["cam"])
     assert client.table.queries.existing_spec(job).chunk_size == fitting_size(speed)

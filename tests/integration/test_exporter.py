@@ -207,7 +207,7 @@ def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobT
         # Two processes share a GPU; each does 5 images/s with this network, as was measured.
         for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb"):
             table.registry.heartbeat(name)
-        table.registry.note_speed("resnet50", 5.0)
+        table.registry.note_speed("resnet50", 5.0, processes=2)
         found = json.loads(get(f"{address}/scale?hours=0.1&images_per_s=2")[1])
         assert found["measured_images"] == 720
         assert found["gpu_seconds"] == pytest.approx(720 / 10 + 80 / 2)
@@ -217,6 +217,31 @@ def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobT
         assert json.loads(get(f"{address}/scale?priority=low")[1])["open_images"] == 80
         gauges = samples(address)
         assert gauges['gradcam_forecast_gpu_seconds{priority="default"}'] == pytest.approx(72)
+
+
+def test_from_none_a_scaler_counts_by_the_speed_that_was_measured_before(table: JobTable) -> None:
+    """Who counts by a slow default orders many times the workers, and keeps them for an hour."""
+    table.registry.note_speed("resnet50", 200.0, processes=2)
+    add_job(table, "one", images=720)
+    add_job(table, "two", images=720, network="vgg16")
+    with serving() as address:
+        found = json.loads(get(f"{address}/scale?hours=0.1&images_per_s=20")[1])
+        assert (found["gpus"], found["measured_images"]) == (0, 720)
+        assert found["gpu_seconds"] == pytest.approx(720 / 400 + 720 / 20)
+        # Two processes of one device say nothing new.
+        for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb"):
+            table.registry.heartbeat(name)
+        assert json.loads(get(f"{address}/scale?hours=0.1&images_per_s=20")[1])["gpu_seconds"] == found["gpu_seconds"]
+
+
+def test_a_speed_that_a_worker_of_an_earlier_release_kept_counts_without_workers(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """It is of one process: too slow where two shared a GPU, and nearer than a default."""
+    redis_client.hset(keys.SPEEDS, "resnet50", "200.00")
+    add_job(table, "one", images=720)
+    with serving() as address:
+        assert json.loads(get(f"{address}/scale")[1])["gpu_seconds"] == pytest.approx(720 / 200, abs=1e-3)
 
 
 def test_a_scaler_is_told_0_only_when_the_last_summary_is_written(table: JobTable) -> None:
@@ -337,6 +362,7 @@ def test_what_others_wrote_into_redis_takes_nothing_from_the_rest(table: JobTabl
     redis_client.sadd(keys.ACTIVE, "gone", "../../etc")
     redis_client.set(keys.COUNTS, "x")
     redis_client.set(keys.SPEEDS, "x")
+    redis_client.hset(keys.DEVICE_SPEEDS, mapping={"resnet50": "-3", "vgg16": "fast", b"\xff": "nan"})
     redis_client.set(keys.QUEUE_PREFIX + "low", "x")
     redis_client.hset(keys.WAITS, "w", "{")
     redis_client.hset(keys.QUEUES, "w", b"\xff,high")

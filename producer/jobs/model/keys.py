@@ -36,6 +36,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
 | `gradcam:warnings`      | hash   | what settings leave open → last heard, who  | a minute     | main process         |
 | `gradcam:speeds`        | hash   | network → images/s of one process           | 30 days      | child process        |
+| `gradcam:device-speeds` | hash   | network → images/s of one device            | 30 days      | child process        |
 | `gradcam:batch-sizes`   | hash   | batch key → images a batch                  | 30 days      | child process        |
 | `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
 | `gradcam:round-robin:*` | zset   | job → its place in its priority's row       | their end    | next_chunk, …        |
@@ -83,6 +84,7 @@ WARNINGS = "gradcam:warnings"
 RECONCILER = "gradcam:reconciler"
 COUNTS = "gradcam:counts"
 SPEEDS = "gradcam:speeds"
+DEVICE_SPEEDS = "gradcam:device-speeds"
 RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finalizer's, which has a lifetime of its own.

@@ -34,6 +34,8 @@ _FIELDS: Final = (
     *("state", "queue", "network", "chunk_size", "total", "done", "failed"),
     *("created_at", "reopened_at", "started_at", "progress_at", "last_mark_at", "last_mark_n", "base_n"),
 )
+#: Hashes that all jobs share, which may be of another type.
+_HASHES: Final = ("queues", "problems", "waits", "releases", "speeds", "device speeds", "counts")
 #: What a worker's name has behind that of its device: its number there, and a word of its own for each start.
 _BEHIND_DEVICE: Final = re.compile(r"(-(?:cpu|gpu\d+(?:-mig\d+)?))(?:-\d+)?(?:-[0-9a-f]{4})?$")
 
@@ -94,6 +96,8 @@ class Overview:
     missing: Mapping[str, int]
     #: network → images/s of one process, as it was measured last
     speeds: Mapping[str, float]
+    #: The same of one device; workers up to 0.4.0 do not tell it.
+    device_speeds: Mapping[str, float]
     #: what → how often, since Redis was empty: `_counts.lua`
     counts: Mapping[str, int]
     memory: Memory
@@ -143,7 +147,8 @@ class OverviewReader:
             ),
             messages={queue: found[queue] or 0 for queue in QUEUES},
             missing={priority: int(_number(found[f"missing {priority}"])) for priority in PRIORITIES},
-            speeds={_shown(name): _number(speed) for name, speed in found["speeds"].items()},
+            speeds=_speeds(found["speeds"]),
+            device_speeds=_speeds(found["device speeds"]),
             counts={_shown(name): int(_number(count)) for name, count in found["counts"].items()},
             memory=self._server.memory(),
         )
@@ -173,6 +178,7 @@ def _ask(client: redis.Redis) -> dict[str, Any]:
             "waits": pipe.hgetall(keys.WAITS),
             "releases": pipe.hgetall(keys.RELEASES),
             "speeds": pipe.hgetall(keys.SPEEDS),
+            "device speeds": pipe.hgetall(keys.DEVICE_SPEEDS),
             "counts": pipe.hgetall(keys.COUNTS),
             **{queue: pipe.llen(keys.QUEUE_PREFIX + queue) for queue in QUEUES},
             **{f"missing {one}": pipe.hget(keys.missing_messages(one), "least") for one in PRIORITIES},
@@ -185,7 +191,7 @@ def _ask(client: redis.Redis) -> dict[str, Any]:
     found = {
         name: None if isinstance(answer, Exception) else answer for name, answer in zip(asked, answers, strict=True)
     }
-    return found | {name: found[name] or {} for name in ("queues", "problems", "waits", "releases", "speeds", "counts")}
+    return found | {name: found[name] or {} for name in _HASHES}
 
 
 def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
@@ -236,6 +242,11 @@ def _facts(answer: Sequence[Any], now: float) -> JobFacts:
         went_on_at=went_on_at,
         images_per_s=images_per_s(fields, ended) if now - went_on_at < STALLED_AFTER_S else None,
     )
+
+
+def _speeds(found: Mapping[bytes, bytes]) -> dict[str, float]:
+    """Those that are speeds: what somebody else wrote is none."""
+    return {_shown(name): speed for name, told in found.items() if (speed := _number(told)) > 0}
 
 
 def _number(value: bytes | None) -> float:

@@ -342,12 +342,23 @@ class WorkerRegistry:
 
         self._scripts.do(step_down)
 
-    def note_speed(self, network: str, images_per_s: float) -> None:
-        """Store the speed of one process with a network; submissions choose the chunk size by it."""
+    def note_speed(self, network: str, images_per_s: float, *, processes: int = 1) -> None:
+        """Store the speed of one process with a network, and that of its device.
+
+        Submissions choose the chunk size by the one; by the other a scaler counts, also when no worker is left.
+
+        Args:
+            network: As jobs name it.
+            images_per_s: Of this process.
+            processes: How many share its device, this one included; each of them is as fast.
+        """
 
         def note(client: redis.Redis) -> None:
-            client.hset(keys.SPEEDS, network, f"{images_per_s:.2f}")
-            client.expire(keys.SPEEDS, SPEEDS_LIFETIME_S)
+            with client.pipeline(transaction=False) as pipe:
+                for key, speed in ((keys.SPEEDS, images_per_s), (keys.DEVICE_SPEEDS, images_per_s * processes)):
+                    pipe.hset(key, network, f"{speed:.2f}")
+                    pipe.expire(key, SPEEDS_LIFETIME_S)
+                pipe.execute()
 
         self._scripts.do(note)
 
