@@ -17,7 +17,7 @@ from producer.jobs.model.metric import Metric
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.states import MAINTENANCE, TERMINAL, JobState
 from producer.jobs.table.overview import QUEUES
-from producer.monitoring.forecast import forecast, longest_stalls
+from producer.monitoring.forecast import FIT, forecast, longest_stalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ OVERDUE: Final = Metric(
 STALL: Final = Metric(
     "gradcam_longest_stall_seconds",
     "gauge",
-    "The longest time for which a job has not gone on though it could: it does not wait its turn, and is not paused.",
+    "The longest time for which a job has not gone on though it could: it is not paused, and no other is before it.",
     ("priority",),
 )
 GPU_SECONDS: Final = Metric(
@@ -167,7 +167,7 @@ def measure(overview: Overview, images_per_s: float) -> Iterator[tuple[Metric, V
 def _workers(overview: Overview) -> Iterator[tuple[Metric, Values]]:
     states = Counter(worker.state for worker in overview.workers)
     yield WORKERS, {(state,): float(states[state]) for state in _WORKER_STATES}
-    fit = [worker for worker in overview.workers if worker.state in {"ready", "waiting"}]
+    fit = [worker for worker in overview.workers if worker.state in FIT]
     yield READING, {(one,): float(sum(one in worker.priorities for worker in fit)) for one in PRIORITIES}
     yield DEVICES, {(): float(len({worker.device for worker in overview.workers if worker.state != "silent"}))}
     yield RELEASES, {(): float(overview.releases)}

@@ -26,6 +26,7 @@ from producer.jobs.model.spec import PRIORITIES, JobSpec
 from producer.jobs.table import overview
 from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
+from producer.jobs.table.troubles import Kind
 from producer.monitoring import exporter
 from producer.monitoring.metrics import METRICS
 from worker.supervise import gpus, process_plan
@@ -166,6 +167,26 @@ def test_the_device_is_read_out_of_every_name_that_a_launcher_makes(monkeypatch:
         assert all(process.name.startswith(tuple(devices)) for process in planned)
 
 
+def aged(client: redis.Redis, job: str, age_s: float, *fields: str) -> None:
+    """Let a job have been made, or whatever the fields say, so long ago."""
+    client.hset(f"gradcam:job:{job}", mapping=dict.fromkeys(fields or ("created_at", "ready_at"), time.time() - age_s))
+
+
+def stalls(address: str) -> dict[str, int]:
+    """priority → hundreds of seconds"""
+    found = samples(address)
+    return {one: round(found[f'gradcam_longest_stall_seconds{{priority="{one}"}}'] / 100) for one in PRIORITIES}
+
+
+def pick(table: JobTable, spec: JobSpec, worker: str = "a", queue: str = "default") -> str | None:
+    """What a worker does with a message: it takes the chunk whose turn it is, and explains that."""
+    found = table.next_chunk(queue, "nothing", 0, exact=False, worker=worker)
+    if not isinstance(found, tuple):
+        return None
+    explain(table, found[0], spec, found[1])
+    return found[0]
+
+
 def test_a_job_that_waits_its_turn_is_not_stuck_and_one_whose_chunk_is_held_is(
     table: JobTable, redis_client: redis.Redis
 ) -> None:
@@ -173,23 +194,111 @@ def test_a_job_that_waits_its_turn_is_not_stuck_and_one_whose_chunk_is_held_is(
     add_job(table, "behind")
     add_job(table, "urgent", queue="high")
     add_job(table, "later", queue="low")
-    ages = {"held": 1000, "behind": 2000, "urgent": 500, "later": 3000}
-    for job, age in ages.items():
-        redis_client.hset(f"gradcam:job:{job}", "created_at", time.time() - age)
-
-    def stalls() -> dict[str, float]:
-        found = samples(address)
-        return {one: round(found[f'gradcam_longest_stall_seconds{{priority="{one}"}}'] / 100) for one in PRIORITIES}
-
+    for job, age_s in {"held": 1000, "behind": 2000, "urgent": 500, "later": 3000}.items():
+        aged(redis_client, job, age_s)
     with serving() as address:
-        assert stalls() == {"high": 5, "default": 5, "low": 5}  # all of them wait, since the last of them was made
+        assert stalls(address) == {"high": 5, "default": 20, "low": 30}  # nobody is there
+        table.registry.heartbeat("a", PRIORITIES)
+        assert stalls(address) == {"high": 5, "default": 20, "low": 30}  # nobody takes any
         table.claim("held", 0, spec, claim_id="me", lease_s=LEASE_S)
-        redis_client.hset("gradcam:job:held", "started_at", time.time() - 900)
-        assert stalls() == {"high": 5, "default": 9, "low": 5}  # its worker has recorded nothing
+        aged(redis_client, "held", 900, "started_at")
+        assert stalls(address) == {"high": 5, "default": 9, "low": 9}  # its worker has recorded nothing
         explain(table, "behind", spec, 0)
-        assert stalls() == {"high": 5, "default": 9, "low": 0}  # low ones wait their turn
+        assert stalls(address) == {"high": 5, "default": 9, "low": 0}  # low ones wait their turn
         table.actions.pause("held")
-        assert stalls() == {"high": 5, "default": 0, "low": 0}
+        assert stalls(address) == {"high": 5, "default": 0, "low": 0}
+
+
+def test_jobs_that_are_made_again_and_again_do_not_hide_that_nobody_takes_any(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    table.registry.heartbeat("a", PRIORITIES)
+    add_job(table, "one")
+    aged(redis_client, "one", 3000)
+    add_job(table, "two")
+    with serving() as address:
+        assert stalls(address)["default"] == 30
+
+
+def test_a_job_that_is_passed_over_is_stuck_however_busy_the_others_of_its_priority_are(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """A job still for a day beside a busy one counted as one that waits its turn: nobody was ever called."""
+    for worker in "ab":
+        table.registry.heartbeat(worker, PRIORITIES)
+    spec = add_job(table, "alone")
+    for job in ("busy", "other"):
+        add_job(table, job, images=40)
+    aged(redis_client, "alone", 86_400)
+    with serving() as address:
+        assert [pick(table, spec) for _ in range(3)] == ["alone", "busy", "other"]
+        # Since then it has its turn behind the others, however long theirs take.
+        aged(redis_client, "alone", 3000, "progress_at", "started_at")
+        assert stalls(address)["default"] == 0
+        # All workers leave it alone: the next of its priority are taken in its place.
+        for worker in "ab":
+            table.troubles.tell(worker, "h", "alone", Kind.VERSION, "another version wrote it")
+        assert pick(table, spec) == "busy"
+        assert stalls(address)["default"] == 30
+        assert [pick(table, spec) for _ in range(3)] == ["other", "busy", "other"]
+        assert stalls(address)["default"] == 30
+        # One that takes it is enough.
+        table.troubles.over("alone", "b")
+        assert pick(table, spec, "b") == "alone"
+        assert stalls(address)["default"] == 0
+        assert [pick(table, spec, "b") for _ in range(3)] == ["busy", "other", "alone"]
+        assert stalls(address)["default"] == 0
+
+
+def test_a_job_that_was_paused_or_had_nothing_to_do_could_not_go_on_meanwhile(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    table.registry.heartbeat("a", PRIORITIES)
+    spec = add_job(table, "paused")
+    table.create("slow", spec, lifetime_s=3600)
+    add_job(table, "busy", images=40)
+    for job in ("paused", "slow"):
+        aged(redis_client, job, 86_400)
+    table.actions.pause("paused")
+    assert [pick(table, spec) for _ in range(3)] == ["busy"] * 3
+    table.actions.resume("paused")
+    table.add_chunk("slow", Chunk.compress(0, [uri_line("s3://b/0.jpg")]))
+    with serving() as address:
+        assert stalls(address)["default"] == 0
+        aged(redis_client, "slow", 2000, "ready_at")
+        assert stalls(address)["default"] == 20
+
+
+def test_a_submission_that_is_silent_is_a_job_that_does_not_go_on(table: JobTable, redis_client: redis.Redis) -> None:
+    """All that was sent has its end, and the job would be `running` for ever."""
+    table.registry.heartbeat("a", PRIORITIES)
+    table.create("one", JobSpec(chunk_size=2, queue="low"), name="one", lifetime_s=3600)
+    aged(redis_client, "one", 5000)
+    with serving() as address:
+        assert stalls(address)["low"] == 0
+        aged(redis_client, "one", 4000, "ingest_at")
+        assert stalls(address)["low"] == 40
+        table.close("one", chunks=0, items=0)
+        assert stalls(address)["low"] == 50  # since it was made: its summary is not written
+
+
+def test_only_what_every_reader_of_a_priority_reads_before_it_goes_before_its_jobs(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Work at `high` says nothing of `default` where another worker reads that alone, and takes none of it."""
+    spec = add_job(table, "urgent", queue="high")
+    add_job(table, "one")
+    aged(redis_client, "one", 3000)
+    table.registry.heartbeat("a", ["high", "default"])
+    explain(table, "urgent", spec)
+    with serving() as address:
+        assert stalls(address)["default"] == 0
+        table.registry.heartbeat("b", ["default", "high"])
+        assert stalls(address)["default"] == 30
+        table.registry.report_problem("b", "its device is gone")
+        assert stalls(address)["default"] == 0
+        table.registry.deregister("a")
+        assert stalls(address)["default"] == 30
 
 
 def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobTable) -> None:

@@ -40,6 +40,7 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:batch-sizes`   | hash   | batch key → images a batch                  | 30 days      | child process        |
 | `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
 | `gradcam:round-robin:*` | zset   | job → its place in its priority's row       | their end    | next_chunk, …        |
+| `gradcam:picked:*`      | hash   | where in the row a job was picked, and when | Redis itself | next_chunk           |
 | `gradcam:missing:*`     | hash   | since when how many messages are missing    | an hour      | missing_messages     |
 | `gradcam:counts`        | hash   | what happened → how often, for metrics      | Redis itself | finish, reconcile, … |
 | `gradcam:reconciler`    | string | who reconciles                              | one interval | main process         |
@@ -137,6 +138,11 @@ class JobKeys:
 def round_robin(queue: str) -> str:
     """The jobs of a priority, in the order of the round robin."""
     return f"gradcam:round-robin:{queue}"
+
+
+def picked(queue: str) -> str:
+    """Where in the row of a priority the job stood that was picked last, and when that was."""
+    return f"gradcam:picked:{queue}"
 
 
 def missing_messages(queue: str) -> str:

@@ -15,7 +15,7 @@ import redis
 from producer.jobs.model import keys
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.spec import PRIORITIES
-from producer.jobs.model.states import JobState
+from producer.jobs.model.states import Ingest, JobState
 from producer.jobs.model.status import STALLED_AFTER_S, images_per_s
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.workers import WORKER_SILENT_S, told_lately
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 _JOBS_AT_ONCE: Final = 50
 #: A look looks at so many jobs that were looked at before, those first for which it is longest ago.
 _JOBS_AGAIN: Final = 200
+#: So many jobs of a priority are told of that were passed over, those that are paused among them.
+_MOST_PASSED_OVER: Final = 10_000
 _MOST: Final = 2**53
 #: The queues of messages.
 QUEUES: Final = ("recovery", *PRIORITIES)
 _FIELDS: Final = (
     *("state", "queue", "network", "chunk_size", "total", "done", "failed"),
     *("created_at", "reopened_at", "started_at", "progress_at", "last_mark_at", "last_mark_n", "base_n"),
+    *("ingest", "ingest_at", "ready_at"),
 )
 #: Hashes that all jobs share, which may be of another type.
 _HASHES: Final = ("queues", "problems", "waits", "releases", "speeds", "device speeds", "counts")
@@ -44,6 +47,7 @@ _BEHIND_DEVICE: Final = re.compile(r"(-(?:cpu|gpu\d+(?:-mig\d+)?))(?:-\d+)?(?:-[
 class JobFacts:
     """What metrics need of a job that has not ended."""
 
+    job: str
     state: JobState
     priority: str
     network: str
@@ -60,6 +64,12 @@ class JobFacts:
     waiting_since: float | None
     #: When something was recorded last, or it began, or was made.
     went_on_at: float
+    #: When something was recorded last, or it began; None before that.
+    moved_at: float | None
+    #: Since when it has had a chunk that could be taken, after it had none or was paused; None of workers up to 0.4.0.
+    ready_at: float | None
+    #: When images of it were sent last, where more may come; else None.
+    sent_at: float | None
     #: Over the last minute or so; None where nothing was recorded lately.
     images_per_s: float | None
 
@@ -72,7 +82,7 @@ class WorkerFacts:
     device: str
     #: `ready`, `waiting` (for a server or a step that takes long), `faulty`, or `silent` (not heard of for a minute).
     state: str
-    #: The priorities that it reads.
+    #: The priorities that it reads, in that order.
     priorities: tuple[str, ...]
 
 
@@ -83,6 +93,8 @@ class Overview:
     #: By Redis' clock, in seconds since 1970.
     at: float
     jobs: Sequence[JobFacts]
+    #: job → when a worker took a chunk of another one of its priority, though this one stood before that in the row
+    passed_over: Mapping[str, float]
     #: Jobs of which Redis holds what nobody can read.
     unreadable: int
     #: Jobs in the job table, those that have ended among them.
@@ -139,6 +151,7 @@ class OverviewReader:
         return Overview(
             at=now,
             jobs=known,
+            passed_over=self._passed_over(),
             unreadable=len(jobs) - len(known),
             kept=found["jobs"] or 0,
             workers=list(_workers(found, now)),
@@ -153,6 +166,11 @@ class OverviewReader:
             memory=self._server.memory(),
         )
 
+    def _passed_over(self) -> dict[str, float]:
+        names = [name for one in PRIORITIES for name in (keys.picked(one), keys.round_robin(one))]
+        found = self._scripts.run("passed_over", names, [_MOST_PASSED_OVER])
+        return {_shown(job): _number(answer[0]) for answer in found if answer for job in answer[1]}
+
     def _look_at(self, active: set[str], now: float) -> None:
         for job in self._seen.keys() - active:
             del self._seen[job]
@@ -163,7 +181,7 @@ class OverviewReader:
             for job, answer in zip(page, self._scripts.run("job_facts", parts, _FIELDS), strict=True):
                 self._seen.pop(job, None)
                 if not answer or answer[0][0] is not None:  # else it is gone, and the reconciler drops it
-                    self._seen[job] = _read_facts(answer, now)
+                    self._seen[job] = _read_facts(job, answer, now)
 
 
 def _ask(client: redis.Redis) -> dict[str, Any]:
@@ -206,30 +224,28 @@ def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
         yield WorkerFacts(
             device=device_of(_shown(name)),
             state=state,
-            priorities=tuple(priority for priority in PRIORITIES if priority in reads) or PRIORITIES,
+            priorities=tuple(priority for priority in reads if priority in PRIORITIES) or PRIORITIES,
         )
 
 
-def _read_facts(answer: Sequence[Any], now: float) -> JobFacts | None:
+def _read_facts(job: str, answer: Sequence[Any], now: float) -> JobFacts | None:
     """Read what `job_facts.lua` gives; None where another version wrote it, or somebody else."""
     try:
-        return _facts(answer, now)
+        return _facts(job, answer, now)
     except (ValueError, KeyError, ArithmeticError):
         return None
 
 
-def _facts(answer: Sequence[Any], now: float) -> JobFacts:
+def _facts(job: str, answer: Sequence[Any], now: float) -> JobFacts:
     values, waiting, leased, overdue, since = answer
     fields = {name: text(value) for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     ended = _count(fields["done"]) + _count(fields["failed"])
     left = max(_count(fields["total"]) - ended, 0)
-    times = [
-        float(fields[name]) for name in ("created_at", "reopened_at", "started_at", "progress_at") if name in fields
-    ]
-    went_on_at = max(times)
-    if not math.isfinite(went_on_at):
-        raise ValueError(went_on_at)
+    began_at = max(_time(fields["created_at"]), _time(fields.get("reopened_at", "0")))
+    moved_at = max((_time(fields[name]) for name in ("started_at", "progress_at") if name in fields), default=None)
+    went_on_at = max(began_at, moved_at or 0.0)
     return JobFacts(
+        job=job,
         state=JobState(fields["state"]),
         priority=fields["queue"],
         network=fields["network"],
@@ -240,6 +256,9 @@ def _facts(answer: Sequence[Any], now: float) -> JobFacts:
         overdue=overdue,
         waiting_since=None if since is None else float(since),
         went_on_at=went_on_at,
+        moved_at=moved_at,
+        ready_at=_time(fields["ready_at"]) if "ready_at" in fields else None,
+        sent_at=_time(fields["ingest_at"]) if fields["ingest"] == Ingest.OPEN else None,
         images_per_s=images_per_s(fields, ended) if now - went_on_at < STALLED_AFTER_S else None,
     )
 
@@ -255,6 +274,13 @@ def _number(value: bytes | None) -> float:
     except ValueError:
         return 0.0
     return number if math.isfinite(number) else 0.0
+
+
+def _time(word: str) -> float:
+    """Read a time. Raises ValueError for one that no clock shows."""
+    if not math.isfinite(seconds := float(word)):
+        raise ValueError(word)
+    return seconds
 
 
 def _count(word: str) -> int:

@@ -16,6 +16,6 @@ redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 redis.call('ZADD', KEYS[4], t, ARGV[1])
 redis.call('HINCRBY', KEYS[1], 'total', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'n_chunks', 1)
-redis.call('HINCRBY', KEYS[1], 'n_open', 1)
-redis.call('HSET', KEYS[1], 'ingest_at', t)
+local idle = redis.call('HINCRBY', KEYS[1], 'n_open', 1) == 1
+redis.call('HSET', KEYS[1], 'ingest_at', t, unpack(idle and {'ready_at', t} or {}))
 return {'added', t}
