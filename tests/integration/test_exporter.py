@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 
 import pytest
 import redis
@@ -23,6 +24,8 @@ from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import PRIORITIES, JobSpec
+from producer.jobs.model.states import WaitReason
+from producer.jobs.model.waits import STORE
 from producer.jobs.table import overview
 from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
@@ -84,7 +87,9 @@ def table(unattended: object, redis_client: redis.Redis) -> JobTable:
     return JobTable(redis_client)
 
 
-def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(table: JobTable) -> None:
+def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
     spec = add_job(table, "one", images=8)
     add_job(table, "two", images=4, queue="high")
     add_job(table, "three", images=4)
@@ -107,6 +112,9 @@ def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(tabl
     assert found["gradcam_jobs_kept"] == 3
     assert found["gradcam_redis_up"] == 1
     assert found["gradcam_redis_memory_bytes"] > 0
+    redis_client.hdel("gradcam:job:one", "n_open")  # as of release 0.1.0
+    with serving() as address:
+        assert samples(address)['gradcam_chunks_waiting{priority="default"}'] == 2
 
 
 def test_ends_and_what_the_reconciler_did_are_counted_once(table: JobTable, redis_client: redis.Redis) -> None:
@@ -299,6 +307,101 @@ def test_only_what_every_reader_of_a_priority_reads_before_it_goes_before_its_jo
         assert stalls(address)["default"] == 0
         table.registry.deregister("a")
         assert stalls(address)["default"] == 30
+
+
+def told_reasons(address: str) -> dict[str, int]:
+    found = samples(address)
+    counts = {reason: int(found[f'gradcam_waiting_jobs{{reason="{reason}"}}']) for reason in WaitReason}
+    return {str(reason): count for reason, count in counts.items() if count}
+
+
+def test_jobs_that_do_not_go_on_are_counted_by_the_reasons_that_their_status_gives(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Each step makes another reason come up; the counts are always those of all statuses."""
+    specs = {job: add_job(table, job) for job in ("goes-on", "loads", "alone", "broken", "next", "last")}
+    add_job(table, "paused")
+    table.actions.pause("paused")
+    add_job(table, "urgent", queue="high")
+    table.create("silent", JobSpec(chunk_size=2), name="silent", lifetime_s=3600)
+    aged(redis_client, "silent", 400, "created_at", "ingest_at")
+    table.create("sent", JobSpec(chunk_size=2), lifetime_s=3600)
+    seen: set[str] = set()
+
+    def compare() -> None:
+        statuses = [table.queries.status(job).waits_reason for job in (*specs, "paused", "urgent", "silent", "sent")]
+        told = told_reasons(address)
+        assert told == dict(Counter(str(reason) for reason in statuses if reason))
+        seen.update(told)
+
+    with serving() as address:
+        compare()  # no_worker
+        table.registry.heartbeat("a", ["high"])
+        compare()  # priority_unread
+        for worker in "bc":
+            table.registry.heartbeat(worker, ["default", "low"])
+            table.registry.report_problem(worker, "its device is gone")
+        compare()  # workers_faulty
+        table.registry.recovered("b")
+        compare()  # turn, soon
+        for worker, kind in (("b", Kind.REFUSED), ("c", Kind.VERSION)):
+            table.troubles.tell(worker, "h", "alone", kind, "no")
+        compare()  # workers_refuse
+        table.registry.recovered("c")
+        compare()
+        table.troubles.tell("b", "h", "broken", Kind.ERROR, "it broke")
+        compare()  # delayed
+        explain(table, "goes-on", specs["goes-on"])
+        table.claim("goes-on", 1, specs["goes-on"], claim_id="me", lease_s=LEASE_S)
+        claim = table.claim("loads", 0, specs["loads"], claim_id="b", lease_s=LEASE_S)
+        assert claim is not None
+        compare()
+        table.renew(claim, lease_s=LEASE_S, loading=True)
+        compare()  # model_loading
+        table.renew(claim, lease_s=LEASE_S, marked=[0])
+        table.registry.waits_for("b", STORE, 34)
+        compare()  # store_unwell
+        table.registry.waits_no_more("b")
+        table.registry.waits_for("b", "images of a host", 34)
+        compare()  # workers_wait
+    assert seen == set(WaitReason) - {WaitReason.REDIS_FULL}
+
+
+def test_a_look_costs_the_same_commands_however_many_images_jobs_have_and_is_bounded_in_jobs(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Redis has one thread, and whoever asks for metrics is not to hold up workers."""
+    table.registry.heartbeat("a", PRIORITIES)
+
+    def commands() -> int:
+        """How many commands a look makes, those in scripts included."""
+
+        def calls() -> int:
+            told = redis_client.info("commandstats")
+            return sum(int(told[name]["calls"]) for name in told.keys() - {"cmdstat_info"})
+
+        reader = JobTable(redis_client).overview
+        reader.read()  # what is new is looked at whole
+        counts = []
+        for _ in range(5):
+            before = calls()
+            reader.read()
+            counts.append(calls() - before)
+        return min(counts)  # workers of the same server may ask in the same moment
+
+    add_job(table, "small", images=2)
+    small = commands()
+    table.actions.cancel("small")
+    end(table, "small")
+    add_job(table, "large", images=4000)
+    assert commands() == small
+    for number in range(overview._JOBS_AGAIN):
+        add_job(table, f"job{number}", images=2)
+    many = commands()
+    assert many <= small + 4 * overview._JOBS_AGAIN
+    for number in range(overview._JOBS_AGAIN):
+        add_job(table, f"more{number}", images=2)
+    assert commands() == many
 
 
 def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobTable) -> None:

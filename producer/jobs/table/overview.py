@@ -16,9 +16,10 @@ from producer.jobs.model import keys
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.states import Ingest, JobState
-from producer.jobs.model.status import STALLED_AFTER_S, images_per_s
+from producer.jobs.model.status import STALLED_AFTER_S, Wait, images_per_s
+from producer.jobs.model.why import MOVES_S
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
-from producer.jobs.table.workers import WORKER_SILENT_S, told_lately
+from producer.jobs.table.workers import WORKER_SILENT_S, longest_waits, told_lately
 
 if TYPE_CHECKING:
     from producer.jobs.table.redis_server import Memory, Server
@@ -26,19 +27,24 @@ if TYPE_CHECKING:
 #: A call of Redis looks at so many jobs: it keeps the server busy for some milliseconds at most.
 _JOBS_AT_ONCE: Final = 50
 #: A look looks at so many jobs that were looked at before, those first for which it is longest ago.
-_JOBS_AGAIN: Final = 200
+_JOBS_AGAIN: Final = 100
+#: As many workers, or chunks in flight, of a job that does not go on.
+_MOST_WORKERS: Final = 1000
 #: So many jobs of a priority are told of that were passed over, those that are paused among them.
 _MOST_PASSED_OVER: Final = 10_000
 _MOST: Final = 2**53
 #: The queues of messages.
 QUEUES: Final = ("recovery", *PRIORITIES)
 _FIELDS: Final = (
+    *("n_open", "progress_at"),  # as `job_facts.lua` wants them
     *("state", "queue", "network", "chunk_size", "total", "done", "failed"),
-    *("created_at", "reopened_at", "started_at", "progress_at", "last_mark_at", "last_mark_n", "base_n"),
-    *("ingest", "ingest_at", "ready_at"),
+    *("created_at", "reopened_at", "started_at", "last_mark_at", "last_mark_n", "base_n"),
+    *("ingest", "ingest_at", "ready_at", "not_before"),
 )
 #: Hashes that all jobs share, which may be of another type.
 _HASHES: Final = ("queues", "problems", "waits", "releases", "speeds", "device speeds", "counts")
+_STATE: Final = _FIELDS.index("state")
+_PARTS: Final = ("waiting", "leases", "marks", "troubles")
 #: What a worker's name has behind that of its device: its number there, and a word of its own for each start.
 _BEHIND_DEVICE: Final = re.compile(r"(-(?:cpu|gpu\d+(?:-mig\d+)?))(?:-\d+)?(?:-[0-9a-f]{4})?$")
 
@@ -70,6 +76,14 @@ class JobFacts:
     ready_at: float | None
     #: When images of it were sent last, where more may come; else None.
     sent_at: float | None
+    #: Whether an image of it has its end.
+    begun: bool
+    #: Until others go first; 0 where they do not.
+    not_before: float
+    #: Whether each of its chunks in flight has its model loading; known where nothing was recorded lately.
+    loading: bool
+    #: Workers that have refused it, or cannot read it; known where nobody holds a chunk of it.
+    refused_by: frozenset[str]
     #: Over the last minute or so; None where nothing was recorded lately.
     images_per_s: float | None
 
@@ -78,6 +92,7 @@ class JobFacts:
 class WorkerFacts:
     """A worker process that was heard of within a day."""
 
+    name: str
     #: The device that it shares with others of the same one.
     device: str
     #: `ready`, `waiting` (for a server or a step that takes long), `faulty`, or `silent` (not heard of for a minute).
@@ -100,6 +115,8 @@ class Overview:
     #: Jobs in the job table, those that have ended among them.
     kept: int
     workers: Sequence[WorkerFacts]
+    #: What they wait for, the longest wait first.
+    waits: Sequence[Wait]
     #: Different releases of workers that are alive.
     releases: int
     #: queue → messages
@@ -155,6 +172,7 @@ class OverviewReader:
             unreadable=len(jobs) - len(known),
             kept=found["jobs"] or 0,
             workers=list(_workers(found, now)),
+            waits=longest_waits(found["waits"].values(), now),
             releases=sum(
                 now - _number(told.partition(b" ")[0]) < WORKER_SILENT_S for told in found["releases"].values()
             ),
@@ -177,10 +195,11 @@ class OverviewReader:
         names = [*sorted(active - self._seen.keys()), *islice(self._seen, _JOBS_AGAIN)]
         for start in range(0, len(names), _JOBS_AT_ONCE):
             page = names[start : start + _JOBS_AT_ONCE]
-            parts = [name for job in page for name in JobKeys(job).parts("waiting", "leases")]
-            for job, answer in zip(page, self._scripts.run("job_facts", parts, _FIELDS), strict=True):
+            parts = [name for job in page for name in JobKeys(job).parts(*_PARTS)]
+            found = self._scripts.run("job_facts", parts, [MOVES_S, _MOST_WORKERS, *_FIELDS])
+            for job, answer in zip(page, found, strict=True):
                 self._seen.pop(job, None)
-                if not answer or answer[0][0] is not None:  # else it is gone, and the reconciler drops it
+                if not answer or answer[0][_STATE] is not None:  # else it is gone, and the reconciler drops it
                     self._seen[job] = _read_facts(job, answer, now)
 
 
@@ -222,6 +241,7 @@ def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
             state = "waiting" if told_lately(found["waits"].get(name, b""), now) else "ready"
         reads = _shown(found["queues"].get(name, b"")).split(",")
         yield WorkerFacts(
+            name=_shown(name),
             device=device_of(_shown(name)),
             state=state,
             priorities=tuple(priority for priority in reads if priority in PRIORITIES) or PRIORITIES,
@@ -237,7 +257,7 @@ def _read_facts(job: str, answer: Sequence[Any], now: float) -> JobFacts | None:
 
 
 def _facts(job: str, answer: Sequence[Any], now: float) -> JobFacts:
-    values, waiting, leased, overdue, since = answer
+    values, waiting, leased, overdue, since, loading, refused_by = answer
     fields = {name: text(value) for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     ended = _count(fields["done"]) + _count(fields["failed"])
     left = max(_count(fields["total"]) - ended, 0)
@@ -254,10 +274,14 @@ def _facts(job: str, answer: Sequence[Any], now: float) -> JobFacts:
         waiting=waiting,
         leased=leased,
         overdue=overdue,
-        waiting_since=None if since is None else float(since),
+        waiting_since=_time(since) if since else None,
         went_on_at=went_on_at,
         moved_at=moved_at,
         ready_at=_time(fields["ready_at"]) if "ready_at" in fields else None,
+        begun=ended > 0,
+        not_before=_time(fields.get("not_before", "0")),
+        loading=loading == b"1",
+        refused_by=frozenset(map(_shown, refused_by)),
         sent_at=_time(fields["ingest_at"]) if fields["ingest"] == Ingest.OPEN else None,
         images_per_s=images_per_s(fields, ended) if now - went_on_at < STALLED_AFTER_S else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -65,6 +65,16 @@ def told_lately(line: bytes, now: float) -> _Told | None:
     except ValidationError:  # of another version
         return None
     return told if now - told.at < WORKER_SILENT_S else None
+
+
+def longest_waits(lines: Iterable[bytes], now: float) -> tuple[Wait, ...]:
+    """What workers wait for, as `waits_for` stored it, the longest wait first."""
+    longest: dict[str, list[float]] = {}
+    for line in lines:
+        if told := told_lately(line, now):
+            longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
+    waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
+    return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
 
 def _alive(told: bytes, now: float) -> bool:
@@ -321,12 +331,7 @@ class WorkerRegistry:
         """What workers wait for, the longest wait first."""
         with _ours(keys.WAITS):
             found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
-        longest: dict[str, list[float]] = {}
-        for line in found.values():
-            if told := told_lately(line, now):
-                longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
-        waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
-        return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
+        return longest_waits(found.values(), now)
 
     def try_lead(self, worker: str, for_s: float) -> bool:
         """Whether this worker is the one that looks for lost work for so long."""
