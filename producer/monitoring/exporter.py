@@ -18,7 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.errors import GradcamError, Unfit, UsageError
 from producer.jobs.model.serving import not_served
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.table.redis_scripts import make_redis_client
@@ -50,11 +50,13 @@ class Looker:
 
     Args:
         read: Looks.
-        tell: Called with a sentence when Redis stops answering, and when it does again.
+        tell: Called with an action, as logs have it, and a sentence: Redis stops answering, or does again.
         keep_s: How long what was seen is told again, an error too.
     """
 
-    def __init__(self, read: Callable[[], Overview], tell: Callable[[str], None], *, keep_s: float = KEEP_S) -> None:
+    def __init__(
+        self, read: Callable[[], Overview], tell: Callable[[str, str], None], *, keep_s: float = KEEP_S
+    ) -> None:
         self._read, self._tell, self._keep_s = read, tell, keep_s
         self._lock = threading.Lock()
         self._until = -math.inf
@@ -77,11 +79,11 @@ class Looker:
             found = self._read()
         except GradcamError as error:
             if str(error) != self._problem:
-                self._tell(str(error))
+                self._tell("redis_refuses" if isinstance(error, Unfit) else "redis_away", str(error))
             self._problem = str(error)
             return error
         if self._problem:
-            self._tell("Redis answers again")
+            self._tell("redis_back", "Redis answers again")
         self._problem = ""
         return found, time.monotonic() - started
 
@@ -217,7 +219,7 @@ def make_exporter(
     port: int,
     *,
     images_per_s: float,
-    tell: Callable[[str], None],
+    tell: Callable[[str, str], None],
     keep_s: float = KEEP_S,
 ) -> _Server:
     """Open the port; the server's `serve_forever` then answers.
@@ -227,7 +229,7 @@ def make_exporter(
         address: Of the network interface.
         port: TCP; 0 for any that is free.
         images_per_s: A GPU's speed with networks that were not measured.
-        tell: Called with a sentence when Redis stops answering, and when it does again.
+        tell: As of `Looker`.
         keep_s: How long what was seen is told again.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -676,3 +677,25 @@ def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(
             process.terminate()
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
+
+
+def test_in_containers_the_exporter_writes_its_lines_as_json(
+    table: JobTable, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What collects the lines of workers reads these, too."""
+    monkeypatch.setenv("GRADCAM_LOG", "json")
+    port = str(free_ports(1)[0])
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://127.0.0.1:1/0")
+    command = [sys.executable, "-m", "producer.cli", "metrics", "--port", port]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = [json.loads(process.stderr.readline())]
+            assert samples(f"http://127.0.0.1:{port}") == {"gradcam_redis_up": 0}
+            lines.append(json.loads(process.stderr.readline()))
+        finally:
+            process.terminate()
+    assert [(line["level"], line["action"]) for line in lines] == [("INFO", "serving"), ("WARNING", "redis_away")]
+    assert lines[0]["message"] == f"http://127.0.0.1:{port}/metrics"
+    assert "Redis has been away" in lines[1]["message"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
