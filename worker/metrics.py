@@ -27,11 +27,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from producer.jobs.model.errors import UsageError
 from producer.jobs.model.metric import Metric
 from producer.jobs.model.network_names import HF, TIMM, known
+from producer.jobs.model.serving import not_served
 from producer.jobs.model.stage_times import IDLE, WAIT
-from producer.jobs.store.s3_errors import S3Fault
+from producer.jobs.store.s3_errors import DENIED_WRITE, FIRST_TRY, S3Fault
 
 #: Why images fail; another word is a newer version's.
 REASONS: Final = ("fetch", "timeout", "image", "model", "store", "crashed_worker", "internal")
@@ -39,7 +39,10 @@ REASONS: Final = ("fetch", "timeout", "image", "model", "store", "crashed_worker
 _MOST_NETWORKS: Final = 50
 OWN, OTHER = "own", "other"
 #: As `open_s3` names them.
-_STORE_FAULTS: Final = (*(one.name.lower() for one in S3Fault if one is not S3Fault.NOTHING_THERE), "first_try")
+_STORE_FAULTS: Final = (
+    *(one.name.lower() for one in S3Fault if one is not S3Fault.NOTHING_THERE),
+    *(DENIED_WRITE, FIRST_TRY),
+)
 
 IMAGES: Final = Metric(
     "gradcam_images",
@@ -222,7 +225,7 @@ def serve(folder: Path, address: str, port: int, others: Iterable[Collector] = (
         others: What is served beside them.
 
     Raises:
-        UsageError: The port cannot be used.
+        UsageError: The address or the port cannot be used.
     """
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
@@ -230,7 +233,5 @@ def serve(folder: Path, address: str, port: int, others: Iterable[Collector] = (
         registry.register(collector)
     try:
         start_http_server(port, address, registry)
-    except OSError as error:
-        raise UsageError(
-            f"no metrics can be served at {address}:{port} ({error.strerror}): choose another port"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        raise not_served(address, port, error) from None

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+from typing import Final
+
 import click
 
-from producer.commands.console import Examples, examples, make_talk
+from producer.commands.console import Examples, examples
 from producer.jobs.model import interrupt
+from producer.jobs.model.terminal import say, say_json
+from producer.jobs.model.text import LINE_CHARS, shown
+
+#: Actions of log lines that tell of nothing wrong.
+_WELL: Final = ("serving", "redis_back")
 
 
 @click.command(
@@ -29,7 +38,7 @@ from producer.jobs.model import interrupt
     type=click.FloatRange(0.001, 1e6),
     default=20.0,
     show_default=True,
-    help="A GPU's images a second, for forecasts, with networks that no live worker has measured.",
+    help="A GPU's images a second, for forecasts, with networks that nobody has measured for 30 days.",
 )
 def metrics(address: str, port: int, images_per_s: float) -> None:
     """Serve where jobs and workers stand, in Prometheus' format, until it is stopped.
@@ -40,10 +49,22 @@ def metrics(address: str, port: int, images_per_s: float) -> None:
     from producer.jobs.model.settings import Connections, read
     from producer.monitoring.exporter import make_exporter
 
-    talk = make_talk()
-    with make_exporter(read(Connections), address, port, images_per_s=images_per_s, tell=talk.print) as server:
-        talk.print(f"http://{address}:{server.server_port}/metrics")
+    settings = read(Connections)
+    tell = _tell_json if settings.log == "json" else _tell
+    with make_exporter(settings, address, port, images_per_s=images_per_s, tell=tell) as server:
+        tell("serving", f"http://{address}:{server.server_port}/metrics")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             interrupt.heard()  # to be stopped is how it ends
+
+
+def _tell(_action: str, sentence: str) -> None:
+    say(sentence)
+
+
+def _tell_json(action: str, sentence: str) -> None:
+    """Write a line as workers do."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    level = "INFO" if action in _WELL else "WARNING"
+    say_json(json.dumps({"time": at, "level": level, "action": action, "message": shown(sentence, LINE_CHARS)}))

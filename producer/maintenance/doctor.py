@@ -168,10 +168,13 @@ def _memory(client: redis.Redis) -> Answer:
     memory = _server(client).memory()
     used, limit = memory.used_bytes, memory.limit_bytes
     if used is None or limit is None:
-        words = "cannot be asked: allow INFO, without it producers wait only when Redis is full"
+        words = (
+            "cannot be asked: allow INFO, without it producers wait only when Redis is full, and no alert tells of it"
+        )
         return Answer(check="memory", verdict="warn", words=words)
     if not limit:
-        return Answer(check="memory", verdict="ok", words=f"{used / 2**20:.0f} MiB used, no limit")
+        words = f"{used / 2**20:.0f} MiB used, no limit: no alert can warn that it fills up; `CONFIG SET maxmemory`"
+        return Answer(check="memory", verdict="warn", words=words)
     words = f"{used / limit:.0%} of {limit / 2**20:.0f} MiB used"
     if used / limit < _NEARLY_FULL:
         return Answer(check="memory", verdict="ok", words=words)

@@ -18,7 +18,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from producer.jobs.model.errors import GradcamError, UsageError
+from producer.jobs.model.errors import GradcamError, Unfit, UsageError
+from producer.jobs.model.serving import not_served
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.table.redis_scripts import make_redis_client
 from producer.jobs.table.table import JobTable
@@ -49,11 +50,13 @@ class Looker:
 
     Args:
         read: Looks.
-        tell: Called with a sentence when Redis stops answering, and when it does again.
+        tell: Called with an action, as logs have it, and a sentence: Redis stops answering, or does again.
         keep_s: How long what was seen is told again, an error too.
     """
 
-    def __init__(self, read: Callable[[], Overview], tell: Callable[[str], None], *, keep_s: float = KEEP_S) -> None:
+    def __init__(
+        self, read: Callable[[], Overview], tell: Callable[[str, str], None], *, keep_s: float = KEEP_S
+    ) -> None:
         self._read, self._tell, self._keep_s = read, tell, keep_s
         self._lock = threading.Lock()
         self._until = -math.inf
@@ -76,11 +79,11 @@ class Looker:
             found = self._read()
         except GradcamError as error:
             if str(error) != self._problem:
-                self._tell(str(error))
+                self._tell("redis_refuses" if isinstance(error, Unfit) else "redis_away", str(error))
             self._problem = str(error)
             return error
         if self._problem:
-            self._tell("Redis answers again")
+            self._tell("redis_back", "Redis answers again")
         self._problem = ""
         return found, time.monotonic() - started
 
@@ -144,7 +147,7 @@ def scale(overview: Overview, hours: float, images_per_s: float, priorities: Ite
     Args:
         overview: Where jobs and workers stand.
         hours: In how many all that is open shall be done; more than 0.
-        images_per_s: A GPU's speed with networks that no live worker has measured; more than 0.
+        images_per_s: A GPU's speed with networks that nobody has measured lately; more than 0.
         priorities: Jobs of these only.
     """
     left = forecast(overview, images_per_s, set(priorities))
@@ -216,7 +219,7 @@ def make_exporter(
     port: int,
     *,
     images_per_s: float,
-    tell: Callable[[str], None],
+    tell: Callable[[str, str], None],
     keep_s: float = KEEP_S,
 ) -> _Server:
     """Open the port; the server's `serve_forever` then answers.
@@ -226,11 +229,11 @@ def make_exporter(
         address: Of the network interface.
         port: TCP; 0 for any that is free.
         images_per_s: A GPU's speed with networks that were not measured.
-        tell: Called with a sentence when Redis stops answering, and when it does again.
+        tell: As of `Looker`.
         keep_s: How long what was seen is told again.
 
     Raises:
-        UsageError: The port cannot be used.
+        UsageError: The address or the port cannot be used.
     """
     table = JobTable(make_redis_client(settings, answers_within_s=_REDIS_ANSWERS_WITHIN_S), patience_s=0)
     app = Exporter(Looker(table.overview.read, tell, keep_s=keep_s), images_per_s)
@@ -238,7 +241,5 @@ def make_exporter(
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         server = type("_Server", (_Server,), {"address_family": family})
         return make_server(address, port, app, server, _Handler)
-    except OSError as error:
-        raise UsageError(
-            f"no metrics can be served at {address}:{port} ({error.strerror}): choose another port"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        raise not_served(address, port, error) from None

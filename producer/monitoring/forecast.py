@@ -7,22 +7,23 @@ hundred times as long as one of another.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
+from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.states import JobState
 
 if TYPE_CHECKING:
     from producer.jobs.table.overview import JobFacts, Overview
 
-#: A GPU's images/s with a network that nobody has measured.
+#: A GPU's images/s with a network that nobody has measured lately.
 IMAGES_PER_S: Final = 20.0
 #: How long all of it may take.
 HOURS: Final = 4.0
+#: States of workers that can work.
+FIT: Final = frozenset({"ready", "waiting"})
 #: What is wanted at least where anything is left: scalers count in thousandths.
 _LEAST: Final = 0.01
 
@@ -37,7 +38,7 @@ class Forecast:
     in_flight_images: int
     #: Jobs of which only the summary is missing: a worker writes it.
     finalizing_jobs: int
-    #: Images whose network was measured on workers that are alive.
+    #: Images whose network was measured.
     measured_images: int
     #: How long one GPU takes for all of it.
     gpu_seconds: float
@@ -54,12 +55,11 @@ class Forecast:
 
 
 def speeds_of_a_gpu(overview: Overview) -> dict[str, float]:
-    """How many images a second a GPU explains, by network, as measured; nothing where no worker is alive."""
+    """How many images a second a GPU explains, by network, as measured last: also where no worker is alive now."""
     alive = [worker for worker in overview.workers if worker.state != "silent"]
-    if not alive:
-        return {}
-    processes = len(alive) / len({worker.device for worker in alive})
-    return {network: speed * processes for network, speed in overview.speeds.items() if speed > 0}
+    # For networks that only workers up to 0.4.0 measured.
+    processes = len(alive) / len({worker.device for worker in alive}) if alive else 1.0
+    return {network: speed * processes for network, speed in overview.speeds.items()} | dict(overview.device_speeds)
 
 
 def forecast(overview: Overview, images_per_s: float, priorities: Collection[str] = PRIORITIES) -> Forecast:
@@ -85,28 +85,40 @@ def forecast(overview: Overview, images_per_s: float, priorities: Collection[str
 def longest_stalls(overview: Overview) -> Mapping[str, float]:
     """The longest time, in seconds, for which a job of a priority has not gone on though it could: priority → seconds.
 
-    A job that runs goes on when something of it is recorded. Where no worker holds one of its chunks it waits its turn
-    for as long as a job of its priority, or of a more urgent one, goes on. One that needs only its summary waits for
-    nobody.
+    A job that a worker holds goes on when something of it is recorded. One that nobody holds waits its turn for as long
+    as others before it go on: those of its priority, and those that every worker which reads its priority reads first.
+    It does not where a worker has passed it over: workers take of one priority a chunk of each job in turns. One that
+    needs only its summary waits for nobody, and one that needs only more images, for who sends them.
     """
-    latest: dict[str, float] = defaultdict(float)
+    turns = {str(priority): _others_went_on_at(overview, priority) for priority in PRIORITIES}
+    stalls = dict.fromkeys(turns, 0.0)
     for job in overview.jobs:
-        latest[job.priority] = max(latest[job.priority], job.went_on_at)
-    # priority → when something of it, or of a more urgent one, went on.
-    turns: dict[str, float] = dict(
-        zip(PRIORITIES, accumulate((latest[priority] for priority in PRIORITIES), max), strict=True)
-    )
-    stalls = {str(priority): 0.0 for priority in PRIORITIES}
-    for job in overview.jobs:
-        if job.priority in stalls and (since := _since(job, turns)) is not None:
-            stalls[job.priority] = max(stalls[job.priority], overview.at - since)
+        if job.priority in stalls:
+            stalls[job.priority] = max(stalls[job.priority], _stall(job, overview, turns[job.priority]))
     return stalls
 
 
-def _since(job: JobFacts, turns: Mapping[str, float]) -> float | None:
-    """Since when a job has not gone on; None for one that need not."""
+def _others_went_on_at(overview: Overview, priority: str) -> float:
+    """When a job went on last that may be before one of this priority; 0 where none is, as nobody takes any."""
+    readers = [one.priorities for one in overview.workers if one.state in FIT and priority in one.priorities]
+    if not readers:
+        return 0.0
+    before = set.intersection(*(set(reads[: reads.index(priority)]) for reads in readers))
+    return max((job.moved_at or 0.0 for job in overview.jobs if job.priority in {priority, *before}), default=0.0)
+
+
+def _stall(job: JobFacts, overview: Overview, others_went_on_at: float) -> float:
+    """For how many seconds a job has not gone on though it could."""
     if job.state is JobState.FINALIZING:
-        return job.went_on_at
-    if job.state is JobState.RUNNING and job.left:
-        return job.went_on_at if job.leased else turns[job.priority]
-    return None
+        return overview.at - job.went_on_at
+    if job.state is not JobState.RUNNING:
+        return 0.0
+    if not job.left:
+        # A sender waits where Redis is full, which is told by itself.
+        silent = job.sent_at is not None and overview.memory.fullness <= FULL_SHARE
+        return overview.at - max(job.went_on_at, job.sent_at or 0.0) if silent else 0.0
+    since = max(job.went_on_at, job.ready_at or 0.0)
+    if job.leased:
+        return overview.at - since
+    passed_over_s = overview.passed_over.get(job.job, 0.0) - since
+    return max(overview.at - max(since, others_went_on_at), passed_over_s)

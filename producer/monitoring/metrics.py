@@ -17,7 +17,8 @@ from producer.jobs.model.metric import Metric
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.model.states import MAINTENANCE, TERMINAL, JobState
 from producer.jobs.table.overview import QUEUES
-from producer.monitoring.forecast import forecast, longest_stalls
+from producer.monitoring.forecast import FIT, forecast, longest_stalls
+from producer.monitoring.reasons import reasons
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,9 @@ _OPEN_STATES: Final = (JobState.RUNNING, JobState.PAUSED, JobState.FINALIZING, *
 REDIS_UP: Final = Metric("gradcam_redis_up", "gauge", "1 where Redis answered the exporter, 0 where it did not.")
 LOOK_S: Final = Metric("gradcam_exporter_look_seconds", "gauge", "How long the exporter's last look at Redis took.")
 JOBS: Final = Metric("gradcam_jobs", "gauge", "Jobs that have not ended.", ("state", "priority"))
+WAITS: Final = Metric(
+    "gradcam_waiting_jobs", "gauge", "Jobs that do not go on, by why, as `gradcam status JOB` says it.", ("reason",)
+)
 JOBS_KEPT: Final = Metric("gradcam_jobs_kept", "gauge", "Jobs in Redis, those that have ended among them.")
 JOBS_ENDED: Final = Metric("gradcam_jobs_ended", "counter", "Ends of jobs; a retry ends again.", ("state",))
 OPEN: Final = Metric(
@@ -64,7 +68,7 @@ OVERDUE: Final = Metric(
 STALL: Final = Metric(
     "gradcam_longest_stall_seconds",
     "gauge",
-    "The longest time for which a job has not gone on though it could: it does not wait its turn, and is not paused.",
+    "The longest time for which a job has not gone on though it could: it is not paused, and no other is before it.",
     ("priority",),
 )
 GPU_SECONDS: Final = Metric(
@@ -96,8 +100,8 @@ MEMORY_LIMIT: Final = Metric("gradcam_redis_memory_limit_bytes", "gauge", "Its `
 
 #: All of them, in the order of the documentation.
 METRICS: Final = (
-    *(REDIS_UP, LOOK_S, JOBS, JOBS_KEPT, JOBS_ENDED, OPEN, IN_FLIGHT, SPEED, WAITING, OLDEST, LEASED, OVERDUE, STALL),
-    *(GPU_SECONDS, WORKERS, READING, DEVICES, RELEASES, MESSAGES, MISSING, RESENT, EXPIRED, RECLAIMED),
+    *(REDIS_UP, LOOK_S, JOBS, WAITS, JOBS_KEPT, JOBS_ENDED, OPEN, IN_FLIGHT, SPEED, WAITING, OLDEST, LEASED),
+    *(OVERDUE, STALL, GPU_SECONDS, WORKERS, READING, DEVICES, RELEASES, MESSAGES, MISSING, RESENT, EXPIRED, RECLAIMED),
     *(MEMORY, MEMORY_LIMIT),
 )
 
@@ -138,6 +142,7 @@ def measure(overview: Overview, images_per_s: float) -> Iterator[tuple[Metric, V
     running = [job for job in overview.jobs if job.state is JobState.RUNNING]
     known: dict[tuple[str, ...], float] = {(state, priority): 0.0 for state in _OPEN_STATES for priority in PRIORITIES}
     yield JOBS, {**known, **_by_state(overview.jobs, lambda _: 1.0), (_UNKNOWN, _UNKNOWN): float(overview.unreadable)}
+    yield WAITS, {(reason,): float(count) for reason, count in reasons(overview).items()}
     yield JOBS_KEPT, {(): float(overview.kept)}
     yield JOBS_ENDED, {(state,): float(overview.counts.get(f"ended:{state}", 0)) for state in sorted(TERMINAL)}
     begun = [job for job in overview.jobs if job.state in {JobState.RUNNING, JobState.PAUSED}]
@@ -167,7 +172,7 @@ def measure(overview: Overview, images_per_s: float) -> Iterator[tuple[Metric, V
 def _workers(overview: Overview) -> Iterator[tuple[Metric, Values]]:
     states = Counter(worker.state for worker in overview.workers)
     yield WORKERS, {(state,): float(states[state]) for state in _WORKER_STATES}
-    fit = [worker for worker in overview.workers if worker.state in {"ready", "waiting"}]
+    fit = [worker for worker in overview.workers if worker.state in FIT]
     yield READING, {(one,): float(sum(one in worker.priorities for worker in fit)) for one in PRIORITIES}
     yield DEVICES, {(): float(len({worker.device for worker in overview.workers if worker.state != "silent"}))}
     yield RELEASES, {(): float(overview.releases)}

@@ -53,7 +53,9 @@ def measure(client: redis.Redis, settings: Connections) -> Cost:
         told = client.info()
         return int(told["total_commands_processed"]), 1000 * (told["used_cpu_user"] + told["used_cpu_sys"])
 
-    with make_exporter(settings, "127.0.0.1", 0, images_per_s=20, tell=click.echo, keep_s=0) as server:
+    with make_exporter(
+        settings, "127.0.0.1", 0, images_per_s=20, tell=lambda _, sentence: click.echo(sentence), keep_s=0
+    ) as server:
         Thread(target=server.serve_forever, daemon=True).start()
 
         def look() -> int:

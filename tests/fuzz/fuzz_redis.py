@@ -215,7 +215,10 @@ def _mutate(client: redis.Redis, chance: random.Random, names: list[bytes]) -> b
     own = sorted(name for name in names if name.startswith(hash_))
     shared = sorted(
         key.encode()
-        for key in (keys.WORKERS, keys.QUEUES, keys.PROBLEMS, keys.WAITS, keys.RELEASES, keys.NETWORKS, keys.SPEEDS)
+        for key in (
+            *(keys.WORKERS, keys.QUEUES, keys.PROBLEMS, keys.WAITS, keys.RELEASES, keys.NETWORKS, keys.SPEEDS),
+            keys.DEVICE_SPEEDS,
+        )
     )
     name = hash_ if chance.random() < 0.5 else chance.choice(own) if chance.random() < 0.8 else chance.choice(shared)
     value = _value(chance)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 
 import pytest
 import redis
@@ -23,9 +25,12 @@ from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import PRIORITIES, JobSpec
+from producer.jobs.model.states import WaitReason
+from producer.jobs.model.waits import STORE
 from producer.jobs.table import overview
 from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
+from producer.jobs.table.troubles import Kind
 from producer.monitoring import exporter
 from producer.monitoring.metrics import METRICS
 from worker.supervise import gpus, process_plan
@@ -83,7 +88,9 @@ def table(unattended: object, redis_client: redis.Redis) -> JobTable:
     return JobTable(redis_client)
 
 
-def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(table: JobTable) -> None:
+def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
     spec = add_job(table, "one", images=8)
     add_job(table, "two", images=4, queue="high")
     add_job(table, "three", images=4)
@@ -106,6 +113,9 @@ def test_jobs_are_counted_by_state_and_priority_and_images_as_they_are_done(tabl
     assert found["gradcam_jobs_kept"] == 3
     assert found["gradcam_redis_up"] == 1
     assert found["gradcam_redis_memory_bytes"] > 0
+    redis_client.hdel("gradcam:job:one", "n_open")  # as of release 0.1.0
+    with serving() as address:
+        assert samples(address)['gradcam_chunks_waiting{priority="default"}'] == 2
 
 
 def test_ends_and_what_the_reconciler_did_are_counted_once(table: JobTable, redis_client: redis.Redis) -> None:
@@ -166,6 +176,26 @@ def test_the_device_is_read_out_of_every_name_that_a_launcher_makes(monkeypatch:
         assert all(process.name.startswith(tuple(devices)) for process in planned)
 
 
+def aged(client: redis.Redis, job: str, age_s: float, *fields: str) -> None:
+    """Let a job have been made, or whatever the fields say, so long ago."""
+    client.hset(f"gradcam:job:{job}", mapping=dict.fromkeys(fields or ("created_at", "ready_at"), time.time() - age_s))
+
+
+def stalls(address: str) -> dict[str, int]:
+    """priority → hundreds of seconds"""
+    found = samples(address)
+    return {one: round(found[f'gradcam_longest_stall_seconds{{priority="{one}"}}'] / 100) for one in PRIORITIES}
+
+
+def pick(table: JobTable, spec: JobSpec, worker: str = "a", queue: str = "default") -> str | None:
+    """What a worker does with a message: it takes the chunk whose turn it is, and explains that."""
+    found = table.next_chunk(queue, "nothing", 0, exact=False, worker=worker)
+    if not isinstance(found, tuple):
+        return None
+    explain(table, found[0], spec, found[1])
+    return found[0]
+
+
 def test_a_job_that_waits_its_turn_is_not_stuck_and_one_whose_chunk_is_held_is(
     table: JobTable, redis_client: redis.Redis
 ) -> None:
@@ -173,23 +203,206 @@ def test_a_job_that_waits_its_turn_is_not_stuck_and_one_whose_chunk_is_held_is(
     add_job(table, "behind")
     add_job(table, "urgent", queue="high")
     add_job(table, "later", queue="low")
-    ages = {"held": 1000, "behind": 2000, "urgent": 500, "later": 3000}
-    for job, age in ages.items():
-        redis_client.hset(f"gradcam:job:{job}", "created_at", time.time() - age)
+    for job, age_s in {"held": 1000, "behind": 2000, "urgent": 500, "later": 3000}.items():
+        aged(redis_client, job, age_s)
+    with serving() as address:
+        assert stalls(address) == {"high": 5, "default": 20, "low": 30}  # nobody is there
+        table.registry.heartbeat("a", PRIORITIES)
+        assert stalls(address) == {"high": 5, "default": 20, "low": 30}  # nobody takes any
+        table.claim("held", 0, spec, claim_id="me", lease_s=LEASE_S)
+        aged(redis_client, "held", 900, "started_at")
+        assert stalls(address) == {"high": 5, "default": 9, "low": 9}  # its worker has recorded nothing
+        explain(table, "behind", spec, 0)
+        assert stalls(address) == {"high": 5, "default": 9, "low": 0}  # low ones wait their turn
+        table.actions.pause("held")
+        assert stalls(address) == {"high": 5, "default": 0, "low": 0}
 
-    def stalls() -> dict[str, float]:
-        found = samples(address)
-        return {one: round(found[f'gradcam_longest_stall_seconds{{priority="{one}"}}'] / 100) for one in PRIORITIES}
+
+def test_jobs_that_are_made_again_and_again_do_not_hide_that_nobody_takes_any(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    table.registry.heartbeat("a", PRIORITIES)
+    add_job(table, "one")
+    aged(redis_client, "one", 3000)
+    add_job(table, "two")
+    with serving() as address:
+        assert stalls(address)["default"] == 30
+
+
+def test_a_job_that_is_passed_over_is_stuck_however_busy_the_others_of_its_priority_are(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """A job still for a day beside a busy one counted as one that waits its turn: nobody was ever called."""
+    for worker in "ab":
+        table.registry.heartbeat(worker, PRIORITIES)
+    spec = add_job(table, "alone")
+    for job in ("busy", "other"):
+        add_job(table, job, images=40)
+    aged(redis_client, "alone", 86_400)
+    with serving() as address:
+        assert [pick(table, spec) for _ in range(3)] == ["alone", "busy", "other"]
+        # Since then it has its turn behind the others, however long theirs take.
+        aged(redis_client, "alone", 3000, "progress_at", "started_at")
+        assert stalls(address)["default"] == 0
+        # All workers leave it alone: the next of its priority are taken in its place.
+        for worker in "ab":
+            table.troubles.tell(worker, "h", "alone", Kind.VERSION, "another version wrote it")
+        assert pick(table, spec) == "busy"
+        assert stalls(address)["default"] == 30
+        assert [pick(table, spec) for _ in range(3)] == ["other", "busy", "other"]
+        assert stalls(address)["default"] == 30
+        # One that takes it is enough.
+        table.troubles.over("alone", "b")
+        assert pick(table, spec, "b") == "alone"
+        assert stalls(address)["default"] == 0
+        assert [pick(table, spec, "b") for _ in range(3)] == ["busy", "other", "alone"]
+        assert stalls(address)["default"] == 0
+
+
+def test_a_job_that_was_paused_or_had_nothing_to_do_could_not_go_on_meanwhile(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    table.registry.heartbeat("a", PRIORITIES)
+    spec = add_job(table, "paused")
+    table.create("slow", spec, lifetime_s=3600)
+    add_job(table, "busy", images=40)
+    for job in ("paused", "slow"):
+        aged(redis_client, job, 86_400)
+    table.actions.pause("paused")
+    assert [pick(table, spec) for _ in range(3)] == ["busy"] * 3
+    table.actions.resume("paused")
+    table.add_chunk("slow", Chunk.compress(0, [uri_line("s3://b/0.jpg")]))
+    with serving() as address:
+        assert stalls(address)["default"] == 0
+        aged(redis_client, "slow", 2000, "ready_at")
+        assert stalls(address)["default"] == 20
+
+
+def test_a_submission_that_is_silent_is_a_job_that_does_not_go_on(table: JobTable, redis_client: redis.Redis) -> None:
+    """All that was sent has its end, and the job would be `running` for ever."""
+    table.registry.heartbeat("a", PRIORITIES)
+    table.create("one", JobSpec(chunk_size=2, queue="low"), name="one", lifetime_s=3600)
+    aged(redis_client, "one", 5000)
+    with serving() as address:
+        assert stalls(address)["low"] == 0
+        aged(redis_client, "one", 4000, "ingest_at")
+        assert stalls(address)["low"] == 40
+        table.close("one", chunks=0, items=0)
+        assert stalls(address)["low"] == 50  # since it was made: its summary is not written
+
+
+def test_only_what_every_reader_of_a_priority_reads_before_it_goes_before_its_jobs(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Work at `high` says nothing of `default` where another worker reads that alone, and takes none of it."""
+    spec = add_job(table, "urgent", queue="high")
+    add_job(table, "one")
+    aged(redis_client, "one", 3000)
+    table.registry.heartbeat("a", ["high", "default"])
+    explain(table, "urgent", spec)
+    with serving() as address:
+        assert stalls(address)["default"] == 0
+        table.registry.heartbeat("b", ["default", "high"])
+        assert stalls(address)["default"] == 30
+        table.registry.report_problem("b", "its device is gone")
+        assert stalls(address)["default"] == 0
+        table.registry.deregister("a")
+        assert stalls(address)["default"] == 30
+
+
+def told_reasons(address: str) -> dict[str, int]:
+    found = samples(address)
+    counts = {reason: int(found[f'gradcam_waiting_jobs{{reason="{reason}"}}']) for reason in WaitReason}
+    return {str(reason): count for reason, count in counts.items() if count}
+
+
+def test_jobs_that_do_not_go_on_are_counted_by_the_reasons_that_their_status_gives(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Each step makes another reason come up; the counts are always those of all statuses."""
+    specs = {job: add_job(table, job) for job in ("goes-on", "loads", "alone", "broken", "next", "last")}
+    add_job(table, "paused")
+    table.actions.pause("paused")
+    add_job(table, "urgent", queue="high")
+    table.create("silent", JobSpec(chunk_size=2), name="silent", lifetime_s=3600)
+    aged(redis_client, "silent", 400, "created_at", "ingest_at")
+    table.create("sent", JobSpec(chunk_size=2), lifetime_s=3600)
+    seen: set[str] = set()
+
+    def compare() -> None:
+        statuses = [table.queries.status(job).waits_reason for job in (*specs, "paused", "urgent", "silent", "sent")]
+        told = told_reasons(address)
+        assert told == dict(Counter(str(reason) for reason in statuses if reason))
+        seen.update(told)
 
     with serving() as address:
-        assert stalls() == {"high": 5, "default": 5, "low": 5}  # all of them wait, since the last of them was made
-        table.claim("held", 0, spec, claim_id="me", lease_s=LEASE_S)
-        redis_client.hset("gradcam:job:held", "started_at", time.time() - 900)
-        assert stalls() == {"high": 5, "default": 9, "low": 5}  # its worker has recorded nothing
-        explain(table, "behind", spec, 0)
-        assert stalls() == {"high": 5, "default": 9, "low": 0}  # low ones wait their turn
-        table.actions.pause("held")
-        assert stalls() == {"high": 5, "default": 0, "low": 0}
+        compare()  # no_worker
+        table.registry.heartbeat("a", ["high"])
+        compare()  # priority_unread
+        for worker in "bc":
+            table.registry.heartbeat(worker, ["default", "low"])
+            table.registry.report_problem(worker, "its device is gone")
+        compare()  # workers_faulty
+        table.registry.recovered("b")
+        compare()  # turn, soon
+        for worker, kind in (("b", Kind.REFUSED), ("c", Kind.VERSION)):
+            table.troubles.tell(worker, "h", "alone", kind, "no")
+        compare()  # workers_refuse
+        table.registry.recovered("c")
+        compare()
+        table.troubles.tell("b", "h", "broken", Kind.ERROR, "it broke")
+        compare()  # delayed
+        explain(table, "goes-on", specs["goes-on"])
+        table.claim("goes-on", 1, specs["goes-on"], claim_id="me", lease_s=LEASE_S)
+        claim = table.claim("loads", 0, specs["loads"], claim_id="b", lease_s=LEASE_S)
+        assert claim is not None
+        compare()
+        table.renew(claim, lease_s=LEASE_S, loading=True)
+        compare()  # model_loading
+        table.renew(claim, lease_s=LEASE_S, marked=[0])
+        table.registry.waits_for("b", STORE, 34)
+        compare()  # store_unwell
+        table.registry.waits_no_more("b")
+        table.registry.waits_for("b", "images of a host", 34)
+        compare()  # workers_wait
+    assert seen == set(WaitReason) - {WaitReason.REDIS_FULL}
+
+
+def test_a_look_costs_the_same_commands_however_many_images_jobs_have_and_is_bounded_in_jobs(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """Redis has one thread, and whoever asks for metrics is not to hold up workers."""
+    table.registry.heartbeat("a", PRIORITIES)
+
+    def commands() -> int:
+        """How many commands a look makes, those in scripts included."""
+
+        def calls() -> int:
+            told = redis_client.info("commandstats")
+            return sum(int(told[name]["calls"]) for name in told.keys() - {"cmdstat_info"})
+
+        reader = JobTable(redis_client).overview
+        reader.read()  # what is new is looked at whole
+        counts = []
+        for _ in range(5):
+            before = calls()
+            reader.read()
+            counts.append(calls() - before)
+        return min(counts)  # workers of the same server may ask in the same moment
+
+    add_job(table, "small", images=2)
+    small = commands()
+    table.actions.cancel("small")
+    end(table, "small")
+    add_job(table, "large", images=4000)
+    assert commands() == small
+    for number in range(overview._JOBS_AGAIN):
+        add_job(table, f"job{number}", images=2)
+    many = commands()
+    assert many <= small + 4 * overview._JOBS_AGAIN
+    for number in range(overview._JOBS_AGAIN):
+        add_job(table, f"more{number}", images=2)
+    assert commands() == many
 
 
 def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobTable) -> None:
@@ -207,7 +420,7 @@ def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobT
         # Two processes share a GPU; each does 5 images/s with this network, as was measured.
         for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb"):
             table.registry.heartbeat(name)
-        table.registry.note_speed("resnet50", 5.0)
+        table.registry.note_speed("resnet50", 5.0, processes=2)
         found = json.loads(get(f"{address}/scale?hours=0.1&images_per_s=2")[1])
         assert found["measured_images"] == 720
         assert found["gpu_seconds"] == pytest.approx(720 / 10 + 80 / 2)
@@ -217,6 +430,31 @@ def test_a_scaler_is_told_the_gpus_for_what_is_open_in_hand_included(table: JobT
         assert json.loads(get(f"{address}/scale?priority=low")[1])["open_images"] == 80
         gauges = samples(address)
         assert gauges['gradcam_forecast_gpu_seconds{priority="default"}'] == pytest.approx(72)
+
+
+def test_from_none_a_scaler_counts_by_the_speed_that_was_measured_before(table: JobTable) -> None:
+    """Who counts by a slow default orders many times the workers, and keeps them for an hour."""
+    table.registry.note_speed("resnet50", 200.0, processes=2)
+    add_job(table, "one", images=720)
+    add_job(table, "two", images=720, network="vgg16")
+    with serving() as address:
+        found = json.loads(get(f"{address}/scale?hours=0.1&images_per_s=20")[1])
+        assert (found["gpus"], found["measured_images"]) == (0, 720)
+        assert found["gpu_seconds"] == pytest.approx(720 / 400 + 720 / 20)
+        # Two processes of one device say nothing new.
+        for name in ("a-gpu0-0-00aa", "a-gpu0-1-00bb"):
+            table.registry.heartbeat(name)
+        assert json.loads(get(f"{address}/scale?hours=0.1&images_per_s=20")[1])["gpu_seconds"] == found["gpu_seconds"]
+
+
+def test_a_speed_that_a_worker_of_an_earlier_release_kept_counts_without_workers(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """It is of one process: too slow where two shared a GPU, and nearer than a default."""
+    redis_client.hset(keys.SPEEDS, "resnet50", "200.00")
+    add_job(table, "one", images=720)
+    with serving() as address:
+        assert json.loads(get(f"{address}/scale")[1])["gpu_seconds"] == pytest.approx(720 / 200, abs=1e-3)
 
 
 def test_a_scaler_is_told_0_only_when_the_last_summary_is_written(table: JobTable) -> None:
@@ -337,6 +575,7 @@ def test_what_others_wrote_into_redis_takes_nothing_from_the_rest(table: JobTabl
     redis_client.sadd(keys.ACTIVE, "gone", "../../etc")
     redis_client.set(keys.COUNTS, "x")
     redis_client.set(keys.SPEEDS, "x")
+    redis_client.hset(keys.DEVICE_SPEEDS, mapping={"resnet50": "-3", "vgg16": "fast", b"\xff": "nan"})
     redis_client.set(keys.QUEUE_PREFIX + "low", "x")
     redis_client.hset(keys.WAITS, "w", "{")
     redis_client.hset(keys.QUEUES, "w", b"\xff,high")
@@ -412,6 +651,17 @@ def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(
     assert found == 16 + 6
 
 
+@pytest.mark.parametrize("address", ["..", "x" * 64 + ".example", "nobody.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_of_this_machine_is_a_sentence_that_names_the_address(
+    table: JobTable, address: str
+) -> None:
+    """Names that no host can have are another error to Python than names that nobody knows: a traceback."""
+    said = " ".join(gradcam("metrics", "--address", address, "--port", str(free_ports(1)[0]), code=2).stderr.split())
+    assert f"no metrics can be served at '{address}' (" in said
+    assert "name an address of this machine" in said
+    assert "another port" not in said
+
+
 def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(table: JobTable) -> None:
     add_job(table, "one")
     port = str(free_ports(1)[0])
@@ -427,3 +677,25 @@ def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(
             process.terminate()
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
+
+
+def test_in_containers_the_exporter_writes_its_lines_as_json(
+    table: JobTable, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What collects the lines of workers reads these, too."""
+    monkeypatch.setenv("GRADCAM_LOG", "json")
+    port = str(free_ports(1)[0])
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://127.0.0.1:1/0")
+    command = [sys.executable, "-m", "producer.cli", "metrics", "--port", port]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = [json.loads(process.stderr.readline())]
+            assert samples(f"http://127.0.0.1:{port}") == {"gradcam_redis_up": 0}
+            lines.append(json.loads(process.stderr.readline()))
+        finally:
+            process.terminate()
+    assert [(line["level"], line["action"]) for line in lines] == [("INFO", "serving"), ("WARNING", "redis_away")]
+    assert lines[0]["message"] == f"http://127.0.0.1:{port}/metrics"
+    assert "Redis has been away" in lines[1]["message"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)

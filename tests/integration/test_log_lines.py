@@ -150,7 +150,7 @@ def test_a_launcher_that_cannot_go_on_says_so_in_the_format() -> None:
     assert (run.returncode, run.stdout) == (2, "")
     found = [LINE.fullmatch(line) for line in run.stderr.splitlines()]
     assert [match and match["action"] for match in found] == ["ended"]
-    assert f"no metrics can be served at 127.0.0.1:{port}" in run.stderr
+    assert f"no metrics can be served at '127.0.0.1', port {port} (" in run.stderr
 
 
 @pytest.mark.usefixtures("own")

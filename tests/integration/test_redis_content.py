@@ -49,6 +49,7 @@ COUNTS = (
 )
 SECONDS = (
     *("created_at", "ingest_at", "started_at", "finished_at", "progress_at", "mark_at", "last_mark_at", "reopened_at"),
+    *("ready_at",),
     *("struck_at", "not_before", "maintained_until", "lifetime_s"),
 )
 #: No count, and no time, is any of these.

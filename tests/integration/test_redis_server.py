@@ -23,6 +23,7 @@ from producer.jobs.model.errors import ServiceError, Unfit
 from producer.jobs.model.states import JobState
 from producer.jobs.table.redis_scripts import Scripts
 from producer.jobs.table.redis_server import DIRECT, READING, Server, scripted
+from producer.monitoring.metrics import MEMORY, MEMORY_LIMIT, measure
 
 if TYPE_CHECKING:
     from deploy.stack import Stack
@@ -68,8 +69,8 @@ def start_worker(stack: Stack, code: int, **env: str) -> str:
 def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_the_address(
     stack: Stack, admin: redis.Redis, tmp_path: Path
 ) -> None:
-    """The line of the documentation, as it stands there; INFO and all else that is `@dangerous` is not in it."""
-    admin.execute_command(*LINE.split())
+    """The line of the documentation, less INFO, which no job needs."""
+    admin.execute_command(*LINE.split(), "-info")
     # The other worker of this lane reads another database.
     url = url_of(stack, "?socket_timeout=5&health_check_interval=5&client_name=gradcam-test", database=1)
     with settings_of(stack, GRADCAM_REDIS_URL=url):
@@ -100,6 +101,26 @@ def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_th
     entries: list[dict[Any, Any]] = admin.acl_log()
     denied = {entry[b"object"] if b"object" in entry else entry["object"] for entry in entries}
     assert denied <= {b"info", b"config|get", "info", "config|get"}
+
+
+def test_a_user_with_the_documented_rights_is_told_of_memory_and_whoever_sets_no_limit_is_warned(
+    stack: Stack, admin: redis.Redis
+) -> None:
+    """An alert is of what is used and of the limit: without either number it never fires, and nobody would know."""
+    admin.execute_command(*LINE.split())
+    with settings_of(stack, GRADCAM_REDIS_URL=url_of(stack)):
+
+        def memory() -> tuple[str, set[str]]:
+            told = [json.loads(line) for line in gradcam("doctor", "--json").stdout.splitlines()]
+            (answer,) = (one for one in told if one["check"] == "memory")
+            seen = dict(measure(Client.from_env().table.overview.read(), 20))
+            return answer["verdict"], {metric.name for metric in (MEMORY, MEMORY_LIMIT) if seen.get(metric, {}).get(())}
+
+        assert memory() == ("warn", {MEMORY.name})  # no limit
+        admin.config_set("maxmemory", "1gb")
+        assert memory() == ("ok", {MEMORY.name, MEMORY_LIMIT.name})
+        admin.execute_command(*LINE.split(), "-info")
+        assert memory() == ("warn", set())
 
 
 def test_the_documentation_lists_every_command_that_is_used() -> None:
@@ -178,12 +199,12 @@ def test_a_policy_without_a_limit_or_one_that_cannot_be_read_is_no_refusal(stack
     admin.config_set("maxmemory", "1gb")
     with pytest.raises(Unfit, match="allkeys-lru"):
         Server(Scripts(admin, patience_s=0)).check(reads_queues=True, allow_eviction=False)
-    admin.execute_command(*LINE.split())
+    admin.execute_command(*LINE.split(), "-info")
     assert server_as(stack).memory().policy is None
     server_as(stack).check(reads_queues=True, allow_eviction=False)
     # INFO alone tells it, and CONFIG GET alone does.
     for right in ("+info", "+config|get"):
-        admin.execute_command(*LINE.split(), right)
+        admin.execute_command(*LINE.split(), "-info", right)
         with pytest.raises(Unfit, match="allkeys-lru"):
             server_as(stack).check(reads_queues=True, allow_eviction=False)
 

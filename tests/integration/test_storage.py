@@ -11,7 +11,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from fault_proxy import HttpFaultProxy
 
-from producer.jobs.model.errors import JobError, StoreError, WorkerError
+from producer.jobs.model.errors import BucketClosed, JobError, StoreError, WorkerError
 from producer.jobs.model.settings import Connections, read
 from producer.jobs.store.bucket import Storage
 
@@ -153,3 +153,23 @@ def test_each_request_that_fails_is_told_with_its_fault_also_where_the_next_try_
     proxy.lose_replies(n=1)
     storage.check()
     assert told[2:] == ["credentials", "away"]
+
+
+def test_a_write_that_is_denied_is_told_apart_from_a_read_that_is(broken: tuple[Storage, HttpFaultProxy]) -> None:
+    """Images lie in buckets that may be closed, and fail alone; what is written lies in our own, and all jobs fail."""
+    _, proxy = broken
+    told: list[str] = []
+    storage = Storage.from_settings(read(Connections), failed=told.append)
+    storage.put("denied/1", b"x")
+    proxy.answer_errors(403, "AccessDenied")
+    with pytest.raises(BucketClosed):
+        storage.put("denied/1", b"x")
+    with pytest.raises(BucketClosed):
+        storage.delete(["denied/1"])
+    assert told == ["first_try", "denied_write", "denied_write"]
+    del told[:]
+    with pytest.raises(BucketClosed):
+        storage.size("denied/1")
+    with pytest.raises(BucketClosed):
+        list(storage.keys("denied/"))
+    assert set(told) == {"denied"}

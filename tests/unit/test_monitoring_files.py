@@ -148,6 +148,16 @@ def test_the_page_of_metrics_is_made_of_the_code_that_declares_them() -> None:
     assert metrics_page.PAGE.read_text() == metrics_page.renewed()
 
 
+def test_the_page_says_how_often_scaler_and_prometheus_ask_as_the_files_have_it() -> None:
+    values = yaml.safe_load((ROOT / "deploy/helm/gradcam-queue/values.yaml").read_text())
+    alone = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    page = " ".join(metrics_page.PAGE.read_text().split())
+    assert f"every {values['keda']['pollingIntervalSeconds']} s (`keda.pollingIntervalSeconds`)" in page
+    seconds = values["monitoring"]["serviceMonitor"]["interval"].removesuffix("s")
+    assert f"every {seconds} s (`monitoring.serviceMonitor.interval`)" in page
+    assert f"with `deploy/monitoring/prometheus.yml` Prometheus every {alone.removesuffix('s')} s" in page
+
+
 @needs_promtool
 def test_prometheus_own_tool_takes_rules_and_configuration() -> None:
     for arguments in (["rules", "alerts.yml"], ["config", "prometheus.yml"]):

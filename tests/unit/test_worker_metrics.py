@@ -81,6 +81,12 @@ metrics.weights_file(fetched=True); metrics.store_failed("away"); metrics.worker
     assert served == {name.partition("{")[0] for name in found} & served
 
 
+@pytest.mark.parametrize("address", ["..", "x" * 64, "192.0.2.1"])
+def test_metrics_cannot_be_served_at_an_address_that_is_not_of_this_machine(address: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="name an address of this machine"):
+        metrics.serve(tmp_path, address, 9)
+
+
 OF_THE_LAUNCHER = (metrics.PROCESSES, metrics.DEATHS, metrics.GPU_USED, metrics.GPU_MEMORY, metrics.GPU_BUSY)
 
 

@@ -390,4 +390,8 @@ class ChunkConsumer:
         telling = last <= since or seconds >= (now - since) / 2
         self._faults.went_well(claim)
         if telling and not claim.suspects and len(claim.pending) == claim.spec.chunk_size:
-            self._table.registry.note_speed(claim.spec.network, len(claim.pending) / seconds)
+            self._table.registry.note_speed(
+                claim.spec.network,
+                len(claim.pending) / seconds,
+                processes=self._settings.processes_on_device,
+            )

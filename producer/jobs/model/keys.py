@@ -36,9 +36,11 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
 | `gradcam:warnings`      | hash   | what settings leave open → last heard, who  | a minute     | main process         |
 | `gradcam:speeds`        | hash   | network → images/s of one process           | 30 days      | child process        |
+| `gradcam:device-speeds` | hash   | network → images/s of one device            | 30 days      | child process        |
 | `gradcam:batch-sizes`   | hash   | batch key → images a batch                  | 30 days      | child process        |
 | `gradcam:rights:*`      | any    | nothing: which commands may we run?         | the call     | rights               |
 | `gradcam:round-robin:*` | zset   | job → its place in its priority's row       | their end    | next_chunk, …        |
+| `gradcam:picked:*`      | hash   | where in the row a job was picked, and when | Redis itself | next_chunk           |
 | `gradcam:missing:*`     | hash   | since when how many messages are missing    | an hour      | missing_messages     |
 | `gradcam:counts`        | hash   | what happened → how often, for metrics      | Redis itself | finish, reconcile, … |
 | `gradcam:reconciler`    | string | who reconciles                              | one interval | main process         |
@@ -83,6 +85,7 @@ WARNINGS = "gradcam:warnings"
 RECONCILER = "gradcam:reconciler"
 COUNTS = "gradcam:counts"
 SPEEDS = "gradcam:speeds"
+DEVICE_SPEEDS = "gradcam:device-speeds"
 RIGHTS = "gradcam:rights"
 BATCH_SIZES = "gradcam:batch-sizes"
 #: The keys beside a job's hash, less the finalizer's, which has a lifetime of its own.
@@ -135,6 +138,11 @@ class JobKeys:
 def round_robin(queue: str) -> str:
     """The jobs of a priority, in the order of the round robin."""
     return f"gradcam:round-robin:{queue}"
+
+
+def picked(queue: str) -> str:
+    """Where in the row of a priority the job stood that was picked last, and when that was."""
+    return f"gradcam:picked:{queue}"
 
 
 def missing_messages(queue: str) -> str:

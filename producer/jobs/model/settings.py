@@ -115,8 +115,8 @@ class Connections(BaseSettings):
     job_lifetime_days: Annotated[float, Field(gt=0, le=3650)] = Field(
         default=30.0, description="how long a finished job stays in Redis"
     )
-    log: Annotated[LogFormat, BeforeValidator(_log_format), Setting(absent="`text`; in the worker's image `json`")] = (
-        Field(default="text", description="`text` or `json`: how workers write their [log](#logs)")
+    log: Annotated[LogFormat, BeforeValidator(_log_format), Setting(absent="`text`; in containers `json`")] = Field(
+        default="text", description="`text` or `json`: how workers and `gradcam metrics` write [logs](#logs)"
     )
     traces: Annotated[TraceExport, BeforeValidator(_trace_export)] = Field(
         default="off",

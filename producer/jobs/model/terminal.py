@@ -43,6 +43,11 @@ def say(sentence: object) -> None:
     click.echo(shown(sentence, LINE_CHARS), err=True)
 
 
+def say_json(line: str) -> None:
+    """Print JSON on stderr, as `out_json` has it on stdout."""
+    click.echo(in_json(line), err=True)
+
+
 def say_lines(text: object) -> None:
     """Print several lines on stderr."""
     click.echo(lines(text), err=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from producer.jobs.model.history import Action
 from producer.jobs.model.limits import FULL_SHARE
-from producer.jobs.model.states import Ingest, JobState, WaitReason
-from producer.jobs.model.status import JobStatus, Wait
+from producer.jobs.model.states import JobState, WaitReason
+from producer.jobs.model.status import Wait
 from producer.jobs.model.text import counted
 from producer.jobs.model.waits import REDIS, STORE
 
@@ -22,8 +22,7 @@ SENDER_SILENT_S = 300.0
 _LONGEST_QUOTE = 300
 
 
-@dataclass(frozen=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What of the job table bears on a job that does not go on, as `why.lua` gives it."""
 
     queue: str
@@ -48,29 +47,43 @@ class Surroundings:
     more: bool
 
 
-def is_asked(status: JobStatus, still_s: float) -> bool:
+class Standing(NamedTuple):
+    """Where a running job stands that does not go on."""
+
+    job: str
+    #: Whether its user named it, so that it can be submitted again.
+    named: bool
+    #: Its chunks.
+    waiting: int
+    in_flight: int
+    #: Whether more images may come.
+    open: bool
+
+
+def is_asked(state: JobState, *, in_flight: int, begun: bool, still_s: float) -> bool:
     """Whether a job may be waiting for something; one that goes on needs no second look.
 
     Args:
-        status: Where it stands.
+        state: Of the job.
+        in_flight: Its chunks that a worker holds.
+        begun: Whether an image of it has its end.
         still_s: For how many seconds nothing has been recorded of it.
     """
-    if status.state is JobState.PAUSED:
+    if state is JobState.PAUSED:
         return True
-    if status.state is not JobState.RUNNING:
+    if state is not JobState.RUNNING:
         return False
     # Before its first image has its end, its model may be loading.
-    begun = bool(status.done or status.failed) and still_s < MOVES_S
-    return not (status.chunks.in_flight and begun)
+    return not (in_flight and begun and still_s < MOVES_S)
 
 
 def why(
-    status: JobStatus, found: Surroundings, waited_for: Sequence[Wait], full: float
+    standing: Standing, found: Surroundings, waited_for: Sequence[Wait], full: float
 ) -> tuple[WaitReason, str] | None:
     """Say why a job does not go on: the reason and a line for a person; None where it goes on, or nobody can tell.
 
     Args:
-        status: Where it stands; a running one for which `is_asked` is true.
+        standing: Where it stands; of a running job for which `is_asked` is true.
         found: What is around it.
         waited_for: What workers wait for, the longest wait first.
         full: The share of its `maxmemory` that Redis holds.
@@ -80,21 +93,22 @@ def why(
             f"Redis is full ({full:.0%} of its maxmemory), nobody can send messages: give it more memory, or delete "
             "jobs that have ended"
         )
-    if _is_broken_off(status, found, full):
+    if _is_broken_off(standing, found, full):
+        go_on = "submit it again under this name to go on, or " if standing.named else ""
         return WaitReason.SENDER_SILENT, (
             f"the program that sends its images has not been heard of for {found.sender_silent_s / 60:.0f} min: "
-            f"{'submit it again under this name to go on, or ' if status.name else ''}`gradcam cancel {status.job}`"
+            f"{go_on}`gradcam cancel {standing.job}`"
         )
     if not found.alive:
         return WaitReason.NO_WORKER, "no worker is running: start `gradcam-worker`"
-    if not found.readers and not status.chunks.in_flight:
+    if not found.readers and not standing.in_flight:
         return WaitReason.PRIORITY_UNREAD, (
             f"no worker reads the priority `{found.queue}`, {counted(found.alive, 'worker reads', 'workers read')} "
             f"others: start `gradcam-worker --queues {found.queue}`"
         )
-    if status.chunks.in_flight:
+    if standing.in_flight:
         return _in_flight(found, waited_for)
-    return _not_taken(status, found, waited_for, full)
+    return _not_taken(standing, found, waited_for, full)
 
 
 def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
@@ -113,10 +127,10 @@ def why_paused(job: str, last: Action | None) -> tuple[WaitReason, str]:
     return WaitReason.PAUSED, f"{said}: `gradcam resume {job}` goes on with it"
 
 
-def _is_broken_off(status: JobStatus, found: Surroundings, full: float) -> bool:
+def _is_broken_off(standing: Standing, found: Surroundings, full: float) -> bool:
     """Whether all that was sent of a job has its end, and nobody seems to send the rest; one may wait for room."""
-    is_idle = not status.chunks.waiting and not status.chunks.in_flight
-    is_open = status.ingest is Ingest.OPEN and full <= FULL_SHARE
+    is_idle = not standing.waiting and not standing.in_flight
+    is_open = standing.open and full <= FULL_SHARE
     return is_idle and is_open and found.sender_silent_s > SENDER_SILENT_S
 
 
@@ -139,9 +153,9 @@ def _servers(waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
 
 
 def _not_taken(
-    status: JobStatus, found: Surroundings, waited_for: Sequence[Wait], full: float
+    standing: Standing, found: Surroundings, waited_for: Sequence[Wait], full: float
 ) -> tuple[WaitReason, str]:
-    if not status.chunks.waiting and status.ingest is Ingest.OPEN:
+    if not standing.waiting and standing.open:
         if full > FULL_SHARE:
             return WaitReason.REDIS_FULL, f"Redis is {full:.0%} full: its submission waits until there is room"
         return WaitReason.SENDING, "its images are still being sent: nothing of it waits for a worker"

@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from producer.jobs.model.errors import ServiceError
 from producer.jobs.store.object_data import ObjectData
-from producer.jobs.store.s3_errors import S3Fault, fault_of
+from producer.jobs.store.s3_errors import DENIED_WRITE, FIRST_TRY, S3Fault, fault_of
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSRequest
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _EXPRESS = "s3express"
 #: Statuses from here on are errors.
 _BAD = 400
-_FIRST_TRY = "first_try"
+#: What reads is asked of the buckets of images, too, which may be closed; what writes, of our own alone.
+_READS = ("Get", "Head", "List")
 
 
 def open_s3(
@@ -38,7 +39,8 @@ def open_s3(
         settings: Which endpoint; credentials and region are boto3's to find.
         connections: How many threads will use it at once.
         failed: Called with the fault of each request that fails, also where it is tried again: the name of an
-            `S3Fault` in lower case, or `first_try` for what obstore sends and boto3 sends again.
+            `S3Fault` in lower case; `denied_write` where it was to write and is denied; or `first_try` for what obstore
+            sends and boto3 sends again.
 
     Raises:
         ServiceError: boto3 refuses the settings.
@@ -48,7 +50,7 @@ def open_s3(
         client = _make_client(session, settings, connections)
         if failed is not None:
             client.meta.events.register("response-received.s3", partial(_tell_failures, failed))
-        first_try_failed = partial(failed, _FIRST_TRY) if failed is not None else None
+        first_try_failed = partial(failed, FIRST_TRY) if failed is not None else None
         return client, ObjectData(session, _locator(session, client, settings), first_try_failed)
     except BotoCoreError as error:
         # An unknown profile, half of the credentials, an endpoint that is none.
@@ -117,8 +119,11 @@ def _tell_failures(
         if exception is not None:
             failed(S3Fault.AWAY.name.lower())
     elif "Error" in parsed_response or parsed_response["ResponseMetadata"]["HTTPStatusCode"] >= _BAD:
-        fault = fault_of(ClientError(parsed_response, event_name.rpartition(".")[2]))  # type: ignore[arg-type]
-        if fault is not S3Fault.NOTHING_THERE:
+        operation = event_name.rpartition(".")[2]
+        fault = fault_of(ClientError(parsed_response, operation))  # type: ignore[arg-type]
+        if fault is S3Fault.DENIED and not operation.startswith(_READS):
+            failed(DENIED_WRITE)
+        elif fault is not S3Fault.NOTHING_THERE:
             failed(fault.name.lower())
 
 

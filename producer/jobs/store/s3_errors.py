@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
+#: What is told of requests beside faults: one of the fast way that boto3 does again, and a write that is denied.
+FIRST_TRY, DENIED_WRITE = "first_try", "denied_write"
 SERVER_ERRORS, TOO_MANY_REQUESTS = 500, 429
 #: What botocore calls to get or refresh temporary credentials; an error of theirs says nothing of the bucket.
 _CREDENTIALS_CALLS = ("AssumeRole", "GetSessionToken", "GetRoleCredentials", "CreateToken")

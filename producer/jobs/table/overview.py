@@ -15,10 +15,11 @@ import redis
 from producer.jobs.model import keys
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.spec import PRIORITIES
-from producer.jobs.model.states import JobState
-from producer.jobs.model.status import STALLED_AFTER_S, images_per_s
+from producer.jobs.model.states import Ingest, JobState
+from producer.jobs.model.status import STALLED_AFTER_S, Wait, images_per_s
+from producer.jobs.model.why import MOVES_S
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
-from producer.jobs.table.workers import WORKER_SILENT_S, told_lately
+from producer.jobs.table.workers import WORKER_SILENT_S, longest_waits, told_lately
 
 if TYPE_CHECKING:
     from producer.jobs.table.redis_server import Memory, Server
@@ -26,14 +27,24 @@ if TYPE_CHECKING:
 #: A call of Redis looks at so many jobs: it keeps the server busy for some milliseconds at most.
 _JOBS_AT_ONCE: Final = 50
 #: A look looks at so many jobs that were looked at before, those first for which it is longest ago.
-_JOBS_AGAIN: Final = 200
+_JOBS_AGAIN: Final = 100
+#: As many workers, or chunks in flight, of a job that does not go on.
+_MOST_WORKERS: Final = 1000
+#: So many jobs of a priority are told of that were passed over, those that are paused among them.
+_MOST_PASSED_OVER: Final = 10_000
 _MOST: Final = 2**53
 #: The queues of messages.
 QUEUES: Final = ("recovery", *PRIORITIES)
 _FIELDS: Final = (
+    *("n_open", "progress_at"),  # as `job_facts.lua` wants them
     *("state", "queue", "network", "chunk_size", "total", "done", "failed"),
-    *("created_at", "reopened_at", "started_at", "progress_at", "last_mark_at", "last_mark_n", "base_n"),
+    *("created_at", "reopened_at", "started_at", "last_mark_at", "last_mark_n", "base_n"),
+    *("ingest", "ingest_at", "ready_at", "not_before"),
 )
+#: Hashes that all jobs share, which may be of another type.
+_HASHES: Final = ("queues", "problems", "waits", "releases", "speeds", "device speeds", "counts")
+_STATE: Final = _FIELDS.index("state")
+_PARTS: Final = ("waiting", "leases", "marks", "troubles")
 #: What a worker's name has behind that of its device: its number there, and a word of its own for each start.
 _BEHIND_DEVICE: Final = re.compile(r"(-(?:cpu|gpu\d+(?:-mig\d+)?))(?:-\d+)?(?:-[0-9a-f]{4})?$")
 
@@ -42,6 +53,7 @@ _BEHIND_DEVICE: Final = re.compile(r"(-(?:cpu|gpu\d+(?:-mig\d+)?))(?:-\d+)?(?:-[
 class JobFacts:
     """What metrics need of a job that has not ended."""
 
+    job: str
     state: JobState
     priority: str
     network: str
@@ -58,6 +70,20 @@ class JobFacts:
     waiting_since: float | None
     #: When something was recorded last, or it began, or was made.
     went_on_at: float
+    #: When something was recorded last, or it began; None before that.
+    moved_at: float | None
+    #: Since when it has had a chunk that could be taken, after it had none or was paused; None of workers up to 0.4.0.
+    ready_at: float | None
+    #: When images of it were sent last, where more may come; else None.
+    sent_at: float | None
+    #: Whether an image of it has its end.
+    begun: bool
+    #: Until others go first; 0 where they do not.
+    not_before: float
+    #: Whether each of its chunks in flight has its model loading; known where nothing was recorded lately.
+    loading: bool
+    #: Workers that have refused it, or cannot read it; known where nobody holds a chunk of it.
+    refused_by: frozenset[str]
     #: Over the last minute or so; None where nothing was recorded lately.
     images_per_s: float | None
 
@@ -66,11 +92,12 @@ class JobFacts:
 class WorkerFacts:
     """A worker process that was heard of within a day."""
 
+    name: str
     #: The device that it shares with others of the same one.
     device: str
     #: `ready`, `waiting` (for a server or a step that takes long), `faulty`, or `silent` (not heard of for a minute).
     state: str
-    #: The priorities that it reads.
+    #: The priorities that it reads, in that order.
     priorities: tuple[str, ...]
 
 
@@ -81,11 +108,15 @@ class Overview:
     #: By Redis' clock, in seconds since 1970.
     at: float
     jobs: Sequence[JobFacts]
+    #: job → when a worker took a chunk of another one of its priority, though this one stood before that in the row
+    passed_over: Mapping[str, float]
     #: Jobs of which Redis holds what nobody can read.
     unreadable: int
     #: Jobs in the job table, those that have ended among them.
     kept: int
     workers: Sequence[WorkerFacts]
+    #: What they wait for, the longest wait first.
+    waits: Sequence[Wait]
     #: Different releases of workers that are alive.
     releases: int
     #: queue → messages
@@ -94,6 +125,8 @@ class Overview:
     missing: Mapping[str, int]
     #: network → images/s of one process, as it was measured last
     speeds: Mapping[str, float]
+    #: The same of one device; workers up to 0.4.0 do not tell it.
+    device_speeds: Mapping[str, float]
     #: what → how often, since Redis was empty: `_counts.lua`
     counts: Mapping[str, int]
     memory: Memory
@@ -135,18 +168,26 @@ class OverviewReader:
         return Overview(
             at=now,
             jobs=known,
+            passed_over=self._passed_over(),
             unreadable=len(jobs) - len(known),
             kept=found["jobs"] or 0,
             workers=list(_workers(found, now)),
+            waits=longest_waits(found["waits"].values(), now),
             releases=sum(
                 now - _number(told.partition(b" ")[0]) < WORKER_SILENT_S for told in found["releases"].values()
             ),
             messages={queue: found[queue] or 0 for queue in QUEUES},
             missing={priority: int(_number(found[f"missing {priority}"])) for priority in PRIORITIES},
-            speeds={_shown(name): _number(speed) for name, speed in found["speeds"].items()},
+            speeds=_speeds(found["speeds"]),
+            device_speeds=_speeds(found["device speeds"]),
             counts={_shown(name): int(_number(count)) for name, count in found["counts"].items()},
             memory=self._server.memory(),
         )
+
+    def _passed_over(self) -> dict[str, float]:
+        names = [name for one in PRIORITIES for name in (keys.picked(one), keys.round_robin(one))]
+        found = self._scripts.run("passed_over", names, [_MOST_PASSED_OVER])
+        return {_shown(job): _number(answer[0]) for answer in found if answer for job in answer[1]}
 
     def _look_at(self, active: set[str], now: float) -> None:
         for job in self._seen.keys() - active:
@@ -154,11 +195,12 @@ class OverviewReader:
         names = [*sorted(active - self._seen.keys()), *islice(self._seen, _JOBS_AGAIN)]
         for start in range(0, len(names), _JOBS_AT_ONCE):
             page = names[start : start + _JOBS_AT_ONCE]
-            parts = [name for job in page for name in JobKeys(job).parts("waiting", "leases")]
-            for job, answer in zip(page, self._scripts.run("job_facts", parts, _FIELDS), strict=True):
+            parts = [name for job in page for name in JobKeys(job).parts(*_PARTS)]
+            found = self._scripts.run("job_facts", parts, [MOVES_S, _MOST_WORKERS, *_FIELDS])
+            for job, answer in zip(page, found, strict=True):
                 self._seen.pop(job, None)
-                if not answer or answer[0][0] is not None:  # else it is gone, and the reconciler drops it
-                    self._seen[job] = _read_facts(answer, now)
+                if not answer or answer[0][_STATE] is not None:  # else it is gone, and the reconciler drops it
+                    self._seen[job] = _read_facts(job, answer, now)
 
 
 def _ask(client: redis.Redis) -> dict[str, Any]:
@@ -173,6 +215,7 @@ def _ask(client: redis.Redis) -> dict[str, Any]:
             "waits": pipe.hgetall(keys.WAITS),
             "releases": pipe.hgetall(keys.RELEASES),
             "speeds": pipe.hgetall(keys.SPEEDS),
+            "device speeds": pipe.hgetall(keys.DEVICE_SPEEDS),
             "counts": pipe.hgetall(keys.COUNTS),
             **{queue: pipe.llen(keys.QUEUE_PREFIX + queue) for queue in QUEUES},
             **{f"missing {one}": pipe.hget(keys.missing_messages(one), "least") for one in PRIORITIES},
@@ -185,7 +228,7 @@ def _ask(client: redis.Redis) -> dict[str, Any]:
     found = {
         name: None if isinstance(answer, Exception) else answer for name, answer in zip(asked, answers, strict=True)
     }
-    return found | {name: found[name] or {} for name in ("queues", "problems", "waits", "releases", "speeds", "counts")}
+    return found | {name: found[name] or {} for name in _HASHES}
 
 
 def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
@@ -198,32 +241,31 @@ def _workers(found: Mapping[str, Any], now: float) -> Iterator[WorkerFacts]:
             state = "waiting" if told_lately(found["waits"].get(name, b""), now) else "ready"
         reads = _shown(found["queues"].get(name, b"")).split(",")
         yield WorkerFacts(
+            name=_shown(name),
             device=device_of(_shown(name)),
             state=state,
-            priorities=tuple(priority for priority in PRIORITIES if priority in reads) or PRIORITIES,
+            priorities=tuple(priority for priority in reads if priority in PRIORITIES) or PRIORITIES,
         )
 
 
-def _read_facts(answer: Sequence[Any], now: float) -> JobFacts | None:
+def _read_facts(job: str, answer: Sequence[Any], now: float) -> JobFacts | None:
     """Read what `job_facts.lua` gives; None where another version wrote it, or somebody else."""
     try:
-        return _facts(answer, now)
+        return _facts(job, answer, now)
     except (ValueError, KeyError, ArithmeticError):
         return None
 
 
-def _facts(answer: Sequence[Any], now: float) -> JobFacts:
-    values, waiting, leased, overdue, since = answer
+def _facts(job: str, answer: Sequence[Any], now: float) -> JobFacts:
+    values, waiting, leased, overdue, since, loading, refused_by = answer
     fields = {name: text(value) for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     ended = _count(fields["done"]) + _count(fields["failed"])
     left = max(_count(fields["total"]) - ended, 0)
-    times = [
-        float(fields[name]) for name in ("created_at", "reopened_at", "started_at", "progress_at") if name in fields
-    ]
-    went_on_at = max(times)
-    if not math.isfinite(went_on_at):
-        raise ValueError(went_on_at)
+    began_at = max(_time(fields["created_at"]), _time(fields.get("reopened_at", "0")))
+    moved_at = max((_time(fields[name]) for name in ("started_at", "progress_at") if name in fields), default=None)
+    went_on_at = max(began_at, moved_at or 0.0)
     return JobFacts(
+        job=job,
         state=JobState(fields["state"]),
         priority=fields["queue"],
         network=fields["network"],
@@ -232,10 +274,22 @@ def _facts(answer: Sequence[Any], now: float) -> JobFacts:
         waiting=waiting,
         leased=leased,
         overdue=overdue,
-        waiting_since=None if since is None else float(since),
+        waiting_since=_time(since) if since else None,
         went_on_at=went_on_at,
+        moved_at=moved_at,
+        ready_at=_time(fields["ready_at"]) if "ready_at" in fields else None,
+        begun=ended > 0,
+        not_before=_time(fields.get("not_before", "0")),
+        loading=loading == b"1",
+        refused_by=frozenset(map(_shown, refused_by)),
+        sent_at=_time(fields["ingest_at"]) if fields["ingest"] == Ingest.OPEN else None,
         images_per_s=images_per_s(fields, ended) if now - went_on_at < STALLED_AFTER_S else None,
     )
+
+
+def _speeds(found: Mapping[bytes, bytes]) -> dict[str, float]:
+    """Those that are speeds: what somebody else wrote is none."""
+    return {_shown(name): speed for name, told in found.items() if (speed := _number(told)) > 0}
 
 
 def _number(value: bytes | None) -> float:
@@ -244,6 +298,13 @@ def _number(value: bytes | None) -> float:
     except ValueError:
         return 0.0
     return number if math.isfinite(number) else 0.0
+
+
+def _time(word: str) -> float:
+    """Read a time. Raises ValueError for one that no clock shows."""
+    if not math.isfinite(seconds := float(word)):
+        raise ValueError(word)
+    return seconds
 
 
 def _count(word: str) -> int:

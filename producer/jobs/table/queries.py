@@ -21,7 +21,7 @@ from producer.jobs.model.items import Item, decompress_items
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import MAX_CHUNK_SIZE, PRIORITIES, JobSpec
-from producer.jobs.model.states import ItemState, JobState, WaitReason, known_state
+from producer.jobs.model.states import Ingest, ItemState, JobState, WaitReason, known_state
 from producer.jobs.model.status import (
     FIELDS,
     ChunkCounts,
@@ -33,7 +33,7 @@ from producer.jobs.model.status import (
     still_for_s,
     unreadable_status,
 )
-from producer.jobs.model.why import Surroundings, is_asked, why, why_paused
+from producer.jobs.model.why import Standing, Surroundings, is_asked, why, why_paused
 from producer.jobs.table.redis_scripts import Scripts, job_names, text
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.troubles import problem_of
@@ -236,7 +236,8 @@ class Queries:
         if status.ended:
             return status
         wrong = self._server.problem()
-        asked = is_asked(status, still_s)
+        begun = bool(status.done or status.failed)
+        asked = is_asked(status.state, in_flight=status.chunks.in_flight, begun=begun, still_s=still_s)
         waited_for = self._registry.waits(now) if asked else ()
         reason = self._why(status, waited_for) if asked else None
         return status.model_copy(
@@ -253,7 +254,14 @@ class Queries:
     def _why(self, status: JobStatus, waited_for: Sequence[Wait]) -> tuple[WaitReason, str] | None:
         if status.state is JobState.PAUSED:
             return why_paused(status.job, next(reversed(self._actions(status.job, -1)), None))
-        return why(status, self._surroundings(status.job), waited_for, self._server.fullness_lately())
+        standing = Standing(
+            job=status.job,
+            named=bool(status.name),
+            waiting=status.chunks.waiting,
+            in_flight=status.chunks.in_flight,
+            open=status.ingest is Ingest.OPEN,
+        )
+        return why(standing, self._surroundings(status.job), waited_for, self._server.fullness_lately())
 
     def _surroundings(self, job: str) -> Surroundings:
         names = [*JobKeys(job).parts("marks", "leases", "troubles"), keys.WORKERS, keys.QUEUES, keys.PROBLEMS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -65,6 +65,16 @@ def told_lately(line: bytes, now: float) -> _Told | None:
     except ValidationError:  # of another version
         return None
     return told if now - told.at < WORKER_SILENT_S else None
+
+
+def longest_waits(lines: Iterable[bytes], now: float) -> tuple[Wait, ...]:
+    """What workers wait for, as `waits_for` stored it, the longest wait first."""
+    longest: dict[str, list[float]] = {}
+    for line in lines:
+        if told := told_lately(line, now):
+            longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
+    waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
+    return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
 
 
 def _alive(told: bytes, now: float) -> bool:
@@ -321,12 +331,7 @@ class WorkerRegistry:
         """What workers wait for, the longest wait first."""
         with _ours(keys.WAITS):
             found = self._scripts.do(lambda client: cast("dict[bytes, bytes]", client.hgetall(keys.WAITS)))
-        longest: dict[str, list[float]] = {}
-        for line in found.values():
-            if told := told_lately(line, now):
-                longest.setdefault(told.what, []).append(max(now - told.since, 0.0))
-        waits = [Wait(what=what, workers=len(ages), longest_s=round(max(ages), 1)) for what, ages in longest.items()]
-        return tuple(sorted(waits, key=lambda wait: -wait.longest_s)[:MOST_WAITS])
+        return longest_waits(found.values(), now)
 
     def try_lead(self, worker: str, for_s: float) -> bool:
         """Whether this worker is the one that looks for lost work for so long."""
@@ -342,12 +347,23 @@ class WorkerRegistry:
 
         self._scripts.do(step_down)
 
-    def note_speed(self, network: str, images_per_s: float) -> None:
-        """Store the speed of one process with a network; submissions choose the chunk size by it."""
+    def note_speed(self, network: str, images_per_s: float, *, processes: int = 1) -> None:
+        """Store the speed of one process with a network, and that of its device.
+
+        Submissions choose the chunk size by the one; by the other a scaler counts, also when no worker is left.
+
+        Args:
+            network: As jobs name it.
+            images_per_s: Of this process.
+            processes: How many share its device, this one included; each of them is as fast.
+        """
 
         def note(client: redis.Redis) -> None:
-            client.hset(keys.SPEEDS, network, f"{images_per_s:.2f}")
-            client.expire(keys.SPEEDS, SPEEDS_LIFETIME_S)
+            with client.pipeline(transaction=False) as pipe:
+                for key, speed in ((keys.SPEEDS, images_per_s), (keys.DEVICE_SPEEDS, images_per_s * processes)):
+                    pipe.hset(key, network, f"{speed:.2f}")
+                    pipe.expire(key, SPEEDS_LIFETIME_S)
+                pipe.execute()
 
         self._scripts.do(note)
 

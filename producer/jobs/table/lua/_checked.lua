@@ -10,7 +10,7 @@ local KNOWN = {running = true, paused = true, finalizing = true, repairing = tru
 local COUNTS = {'total', 'done', 'failed', 'n_chunks', 'n_open', 'token', 'generation', 'epoch', 'since', 'ends', 'base_n',
   'republished', 'declined', 'strikes', 'mark_n', 'last_mark_n', 'reopening', 'open_chunks', 'chunk_size'}
 local SECONDS = {'created_at', 'ingest_at', 'started_at', 'finished_at', 'progress_at', 'mark_at', 'last_mark_at',
-  'reopened_at', 'struck_at', 'not_before', 'maintained_until', 'lifetime_s'}
+  'reopened_at', 'ready_at', 'struck_at', 'not_before', 'maintained_until', 'lifetime_s'}
 local NEEDED = {total = true, done = true, failed = true, generation = true, chunk_size = true, created_at = true}
 local PARTS = {'chunks', 'HLEN', 'items', 'HLEN', 'waiting', 'ZCARD', 'leases', 'ZCARD', 'holders', 'HLEN', 'attempts',
   'HLEN', 'bits', 'STRLEN', 'failures', 'HLEN', 'reasons', 'HLEN', 'marks', 'HLEN', 'suspects', 'HLEN', 'classes', 'HLEN',

@@ -25,6 +25,6 @@ else
 end
 redis.call('HINCRBY', KEYS[1], 'total', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'n_chunks', 1)
-redis.call('HINCRBY', KEYS[1], 'n_open', 1)
-redis.call('HSET', KEYS[1], 'ingest_at', stamp(t))
+local idle = redis.call('HINCRBY', KEYS[1], 'n_open', 1) == 1
+redis.call('HSET', KEYS[1], 'ingest_at', stamp(t), unpack(idle and {'ready_at', stamp(t)} or {}))
 return {'added', stamp(t)}

@@ -5,6 +5,7 @@
 -- like any other message of its job's priority, since one of those was used up for its chunk.
 -- KEYS  1 round robin of the priority; of the jobs in it also `gradcam:job:<job>`, `gradcam:job:<job>:waiting` and `…:troubles`
 -- ARGV  1 job  2 chunk  3 '1' if that very chunk is meant  4 worker  5.. jobs that it passes over now
+-- writes `gradcam:picked:<priority>`, by which metrics see who was passed over
 -- gives {job, chunk} | {priority} where nothing waits but jobs that are left out | {}
 local MOST_BROKEN = 1000
 local t = now()
@@ -35,6 +36,15 @@ if ARGV[3] == '1' then
   end
   round_robin = 'gradcam:round-robin:' .. (f[3] or '')
 end
+-- It goes to the end. The place at which it stood is kept: a job before that with a waiting chunk was passed over.
+local function picked(job)
+  local key, place = 'gradcam:picked:' .. string.match(round_robin, '[^:]*$'), tonumber(redis.call('ZSCORE', round_robin, job))
+  to_the_end(round_robin, job)
+  local front, last = tonumber(ask('HGET', key, 'place')), tonumber(redis.call('ZSCORE', round_robin, job))
+  -- One that others had passed over may be picked at last; a row that was counted anew has lower places.
+  if front and front < last then place = math.max(front, place) end
+  ask('HSET', key, 'place', string.format('%.0f', place), 'at', stamp(t))
+end
 local later, left, passed = nil, nil, 0
 for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, MOST_ROW - 1)) do
   local f = is_job(job) and ask('HMGET', 'gradcam:job:' .. job, 'state', 'not_before') or {}
@@ -46,7 +56,7 @@ for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, MOST_ROW - 1)) do
   elseif first and delayed(f[2]) then
     later = later or {job, first}
   elseif first then
-    to_the_end(round_robin, job)
+    picked(job)
     return taken(job, first)
   end
   if broken then
@@ -59,7 +69,7 @@ for _, job in ipairs(redis.call('ZRANGE', round_robin, 0, MOST_ROW - 1)) do
   end
 end
 if later then
-  to_the_end(round_robin, later[1])
+  picked(later[1])
   return taken(later[1], later[2])
 end
 return left and {string.match(round_robin, '[^:]*$')} or {}

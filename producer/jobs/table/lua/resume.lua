@@ -6,6 +6,6 @@ check(KEYS[1])
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'gone' end
 if state ~= 'paused' then return state end
-redis.call('HSET', KEYS[1], 'state', 'running')
+redis.call('HSET', KEYS[1], 'state', 'running', 'ready_at', stamp(now()))
 note_action(KEYS[1], 'resume', ARGV[1], ARGV[2])
 return 'running'

@@ -29,7 +29,7 @@ for i, key in ipairs(KEYS) do
 end
 end_maintenance(KEYS[1], 'running')
 local t = stamp(now())
-redis.call('HSET', KEYS[1], 'generation', f[1] + 1, 'epoch', next_epoch(f[5]), 'retry', ARGV[2])
+redis.call('HSET', KEYS[1], 'generation', f[1] + 1, 'epoch', next_epoch(f[5]), 'retry', ARGV[2], 'ready_at', t)
 if ARGV[4] == 'submit' then
   redis.call('HSET', KEYS[1], 'ingest_at', t)
 else
