@@ -190,6 +190,37 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading_that_is_there(page: s
             assert anchor in anchors_of(target.read_text()), link
 
 
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, heading
+    return found[1]
+
+
+def test_what_links_promise_of_redis_stands_under_its_heading() -> None:
+    """A merge once moved its parameters and its rights under the object store, where no link led."""
+    page = PAGES["docs/operations.md"]
+    promised = ("ACL SETUSER", "ssl_ca_certs", "GRADCAM_ALLOW_EVICTION", "maxmemory-policy noeviction")
+    assert [words for words in promised if words not in section(page, "Redis")] == []
+    assert "Redis" not in section(page, "The object store")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_paragraph_goes_on_with_a_list_that_stands_before_it(page: str) -> None:
+    """Markdown takes a paragraph that follows a list without an empty line for a part of the last item."""
+    prose = re.sub(r"^ *```.*?^ *```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", prose)]
+    item = re.compile(r"\s*(?:[-*]|\d+\.) ")
+    glued = [
+        line
+        for block in blocks
+        if item.match(block[0] if block else "")
+        for line in block
+        if not item.match(line) and not line.startswith(" ")
+    ]
+    assert glued == []
+
+
 def test_every_sentence_of_an_error_is_on_the_page_of_errors() -> None:
     """`python tests/support/error_docs.py > docs/troubleshooting.md` brings it up to date."""
     assert error_docs.page() == PAGES["docs/troubleshooting.md"]
