@@ -217,6 +217,26 @@ def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
     assert cpu["args"][:2] == ["--devices", "cpu"]
 
 
+@pytest.mark.parametrize(
+    ("profile", "resource"),
+    [
+        ("1g.10gb", "nvidia.com/mig-1g.10gb"),
+        ("1g.10gb+me", "nvidia.com/mig-1g.10gb.me"),
+        ("1g.10gb.me", "nvidia.com/mig-1g.10gb.me"),
+        ("1g.24gb+me.all", "nvidia.com/mig-1g.24gb.me.all"),
+        ("1g.24gb+gfx", "nvidia.com/mig-1g.24gb.gfx"),
+    ],
+)
+def test_a_slice_is_asked_for_by_the_name_that_the_device_plugin_gives_it(profile: str, resource: str) -> None:
+    """NVIDIA's tools say `+me`, which Kubernetes takes in no resource's name; the device plugin says `.me`."""
+    values = merged(VALUES["mig"], {"worker": {"gpu": {"migProfile": profile}}})
+    container = dict(pods_of(manifests(values)))["demo-gradcam-queue-worker"]["containers"][0]
+    assert container["resources"]["limits"] == {resource: "1", "memory": "8Gi"}
+    # As Kubernetes has it: "qualified name".
+    assert re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", resource)
+    assert f"1 {resource} each" in files(values)["gradcam-queue/templates/NOTES.txt"]
+
+
 def test_a_cpu_worker_has_a_limit_of_cores_where_nothing_is_said() -> None:
     """Without one it starts as many threads as its node has cores."""
     values = merged(VALUES["cpu"], {"worker": {"resources": None}})
@@ -538,6 +558,12 @@ def test_texts_of_a_values_file_stay_texts(text: str) -> None:
         (10_737_418_240, "10737418240"),
         (210_000_000.5, "210000000.5"),
         (0.1, "0.1"),
+    (
+        "a resource that Kubernetes does not take",
+        {"worker": {"gpu": {"resource": "nvidia.com/mig-1g.10gb+me"}}},
+        "/worker/gpu/resource",
+    ),
+    ("a resource whose name ends in a sign", {"worker": {"gpu": {"resource": "amd.com/gpu-"}}}, "/worker/gpu/resource"),
         (4, "4"),
         (True, "true"),
     ],
