@@ -328,6 +328,25 @@ def test_two_long_names_that_begin_alike_stay_two_names() -> None:
     assert max(map(len, first)) <= 63
     override = [manifests(merged(GPU, {"fullnameOverride": f"{long}-{n}"}), "demo") for n in "ab"]
     names = [{one["metadata"]["name"] for one in rendered} for rendered in override]
+@pytest.mark.parametrize("word", ["on", "yes", "true", "null", "y"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_name(word: str) -> None:
+    """`helm install on …`: unquoted, the label would be `true`, which Kubernetes refuses."""
+    values = merged(VALUES["trial"], {"fullnameOverride": word, "monitoring": KEDA["monitoring"]})
+    values = merged(values, {"serviceAccount": {"name": word}})
+    for one in manifests(values, word):
+        validate(one, VERSIONS[-1])
+        assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == word
+        assert isinstance(one["metadata"]["name"], str)
+    assert find(manifests(values, word), "ServiceAccount", word)
+
+
+@pytest.mark.parametrize("word", ["123", "1e3", "true", "null"])
+def test_a_chart_by_another_name_has_that_name_in_its_labels(word: str) -> None:
+    for one in manifests(merged(GPU, {"nameOverride": word})):
+        validate(one, VERSIONS[-1])
+        assert one["metadata"]["labels"]["app.kubernetes.io/name"] == word
+
+
     assert not names[0] & names[1]
 
 
