@@ -244,6 +244,13 @@ def test_a_cpu_worker_has_a_limit_of_cores_where_nothing_is_said() -> None:
     assert spec["containers"][0]["resources"]["limits"]["cpu"]
 
 
+def test_a_worker_on_a_cold_node_has_minutes_until_its_launcher_is_there() -> None:
+    """With `worker.preload` the launcher imports torch from an image that may still be read for the first time."""
+    spec = dict(pods_of(manifests(GPU)))["demo-gradcam-queue-worker"]
+    probe = spec["containers"][0]["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 300
+
+
 def test_rights_come_from_a_role_where_no_secret_is_named() -> None:
     rendered = manifests(VALUES["eks"])
     account = find(rendered, "ServiceAccount", "")
