@@ -328,13 +328,6 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
     assert not selects(find(first, "Deployment", "-worker")["spec"]["selector"]["matchLabels"], labels)
 
 
-def test_two_long_names_that_begin_alike_stay_two_names() -> None:
-    long = "grad-cam-for-the-vision-team-of-the-second-floor"
-    first, second = ({one["metadata"]["name"] for one in manifests(VALUES["trial"], f"{long}-{n}")} for n in "ab")
-    assert not first & second
-    assert max(map(len, first)) <= 63
-    override = [manifests(merged(GPU, {"fullnameOverride": f"{long}-{n}"}), "demo") for n in "ab"]
-    names = [{one["metadata"]["name"] for one in rendered} for rendered in override]
 @pytest.mark.parametrize("word", ["on", "yes", "true", "null", "y"])
 def test_a_name_that_yaml_reads_as_something_else_stays_a_name(word: str) -> None:
     """`helm install on …`: unquoted, the label would be `true`, which Kubernetes refuses."""
@@ -354,6 +347,13 @@ def test_a_chart_by_another_name_has_that_name_in_its_labels(word: str) -> None:
         assert one["metadata"]["labels"]["app.kubernetes.io/name"] == word
 
 
+def test_two_long_names_that_begin_alike_stay_two_names() -> None:
+    long = "grad-cam-for-the-vision-team-of-the-second-floor"
+    first, second = ({one["metadata"]["name"] for one in manifests(VALUES["trial"], f"{long}-{n}")} for n in "ab")
+    assert not first & second
+    assert max(map(len, first)) <= 63
+    override = [manifests(merged(GPU, {"fullnameOverride": f"{long}-{n}"}), "demo") for n in "ab"]
+    names = [{one["metadata"]["name"] for one in rendered} for rendered in override]
     assert not names[0] & names[1]
 
 
@@ -402,6 +402,37 @@ def test_traces_are_on_for_workers_and_client_where_a_collector_is_named() -> No
     rules = find(manifests(values), "NetworkPolicy", "-worker")["spec"]["egress"]
     assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in rules
     assert "GRADCAM_TRACES" not in str(manifests(GPU))
+
+
+def test_a_collector_of_each_node_is_named_by_a_variable_of_the_pod() -> None:
+    """Kubernetes puts in a variable only what stands before it."""
+    node = {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+    own = {"extraEnv": [node]}
+    values = merged(GPU, {"traces": {"endpoint": "http://$(HOST_IP):4318"}, "worker": own, "client": own})
+    for pod in pods_named(merged(values, {"client": {"enabled": True}}), "worker", "client").values():
+        names = [one["name"] for one in pod["spec"]["containers"][0]["env"]]
+        assert names.index("HOST_IP") < names.index("OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def test_what_the_chart_sets_itself_is_refused_in_the_environment_and_nothing_else_is() -> None:
+    """A variable that stands twice in a container has the last value, and `kubectl apply` keeps only one of them."""
+    everything = {
+        "client": {"enabled": True},
+        "traces": {"endpoint": "http://collector:4318"},
+        "s3": {"endpointUrl": "http://store:9000", "publicEndpointUrl": "https://store.example.com"},
+    }
+    containers = [
+        container
+        for values in (merged(GPU, everything), VALUES["trial"])
+        for _, spec in pods_of(manifests(values))
+        for container in spec["containers"]
+    ]
+    its_own = {variable["name"] for container in containers for variable in container.get("env", [])}
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    refused = set(schema["definitions"]["variable"]["not"]["enum"])
+    options = {"GRADCAM_WORKER_QUEUES", "GRADCAM_WORKER_PRELOAD"}
+    secrets = {"GRADCAM_REDIS_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    assert refused == its_own | options | secrets
 
 
 def pods_named(values: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
@@ -466,6 +497,9 @@ def test_a_trials_password_is_long_and_of_this_installation() -> None:
     assert (len(first), len(set(first)), len({*first, *second})) == (4, 2, 4)
 
 
+#: A collector, and what is said of it.
+TRACES = {"endpoint": "http://collector:4318", "env": {"OTEL_TRACES_SAMPLER": "always_off"}}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no Redis", {"redis": {"existingSecret": ""}}, "set redis.existingSecret"),
     ("two Redis", {"trial": {"valkey": {"enabled": True}}}, "leave one out"),
@@ -525,6 +559,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no grace", {"worker": {"graceSeconds": 0}}, "/worker/graceSeconds"),
     ("a profile that is none", {"worker": {"gpu": {"migProfile": "small"}}}, "/worker/gpu/migProfile"),
     (
+        "a resource that Kubernetes does not take",
+        {"worker": {"gpu": {"resource": "nvidia.com/mig-1g.10gb+me"}}},
+        "/worker/gpu/resource",
+    ),
+    ("a resource whose name ends in a sign", {"worker": {"gpu": {"resource": "amd.com/gpu-"}}}, "/worker/gpu/resource"),
+    (
         "a budget that lets no node be drained",
         {"worker": {"podDisruptionBudget": {"maxUnavailable": 0}}},
         "maxUnavailable",
@@ -544,6 +584,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "'GRADCAM_REDIS_URL'",
     ),
     ("what the chart sets itself", {"worker": {"env": {"GRADCAM_WORKER_GRACE_S": "1"}}}, "'GRADCAM_WORKER_GRACE_S'"),
+    (
+        "a variable of traces and of the worker",
+        {"traces": TRACES, "worker": {"env": {"OTEL_TRACES_SAMPLER": "always_on"}}},
+        "traces.env and worker.env name OTEL_TRACES_SAMPLER: leave one out",
+    ),
+    (
+        "a variable of traces and of the client",
+        {"traces": TRACES, "client": {"extraEnv": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}]}},
+        "traces.env and client.extraEnv name OTEL_TRACES_SAMPLER: leave one out",
+    ),
     ("a name that is no variable", {"worker": {"env": {"a b": "x"}}}, "'a b'"),
     ("a secret's name with a path", {"redis": {"existingSecret": "../x"}}, "/redis/existingSecret"),
     ("a key with a path", {"redis": {"key": "../../x"}}, "/redis/key"),
@@ -584,12 +634,6 @@ def test_texts_of_a_values_file_stay_texts(text: str) -> None:
         (10_737_418_240, "10737418240"),
         (210_000_000.5, "210000000.5"),
         (0.1, "0.1"),
-    (
-        "a resource that Kubernetes does not take",
-        {"worker": {"gpu": {"resource": "nvidia.com/mig-1g.10gb+me"}}},
-        "/worker/gpu/resource",
-    ),
-    ("a resource whose name ends in a sign", {"worker": {"gpu": {"resource": "amd.com/gpu-"}}}, "/worker/gpu/resource"),
         (4, "4"),
         (True, "true"),
     ],

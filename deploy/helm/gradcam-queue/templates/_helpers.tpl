@@ -184,8 +184,8 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{- define "gradcam.gpuResource" -}}
 {{- /* Of `1g.10gb+me` the device plugin makes `1g.10gb.me`: a resource's name has no `+`. */ -}}
+{{- define "gradcam.gpuResource" -}}
 {{- if .Values.worker.gpu.migProfile -}}
 nvidia.com/mig-{{ .Values.worker.gpu.migProfile | replace "+" "." }}
 {{- else -}}
