@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,16 +26,25 @@ from containers import (
     command_of,
     filled_in,
     home_in,
+    python_is_open,
+    running,
     without_rights,
 )
+from stacks import eventually
 
 from deploy import make_secrets
+from deploy.programs import free_ports
 
 BIN = Path(sys.executable).parent
 #: Where browsers of this machine reach the store.
 PUBLIC: str = COMPOSE["x-settings"]["GRADCAM_S3_PUBLIC_ENDPOINT_URL"]
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files to another user, and runs as one")
+#: Where it does not, programs of the images are run as root without rights: closed folders are closed to it, too.
+as_their_user = pytest.mark.skipif(
+    os.getuid() != 0 or not python_is_open(),
+    reason=f"user {USER} does not get at this Python: a folder above it is closed",
+)
 
 
 def test_the_dockerfile_has_nothing_that_hadolint_knows_better() -> None:
@@ -80,23 +91,6 @@ def test_the_store_starts_without_rights_as_a_user_of_ours() -> None:
         assert services["s3-volume"]["volumes"] == [volume], "each store has a volume of its own"
         assert volume.endswith(":/data:nocopy"), "it stays its user's, whatever owner the image's folder has"
     assert [name for name, service in COMPOSE["services"].items() if service.get("cap_add")] == ["s3-volume"]
-
-
-@as_root
-def test_the_stores_volume_becomes_its_users_with_no_right_but_to_change_owners(tmp_path: Path) -> None:
-    """A new volume is root's; so is all in one that a store filled as root."""
-    volume = tmp_path / "data"
-    volume.joinpath("filer").mkdir(parents=True)
-    volume.joinpath("filer/old").write_text("x")
-    service = COMPOSE["services"]["s3-volume"]
-    capability = service["cap_add"][0].lower()
-    rights = [f"--bounding-set=-all,+{capability}", f"--inh-caps=-all,+{capability}", "--no-new-privs"]
-    command = ["setpriv", "--clear-groups", *rights, *command_of(service, {"/data": str(volume)})]
-    for _ in range(2):
-        subprocess.run(command, check=True)
-        owners = {(path.stat().st_uid, path.stat().st_gid) for path in (volume, *volume.rglob("*"))}
-        assert owners == {(USER, USER)}
-        volume.joinpath("filer").chmod(0o700)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +148,6 @@ def test_what_images_install_is_what_the_tests_passed_with(name: str) -> None:
 
 
 def test_every_package_that_pyproject_asks_for_is_in_an_image() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def installed(*files: str) -> set[str]:
@@ -198,7 +190,7 @@ def ran(command: Sequence[str | Path], home: Path) -> str:
 
 
 @as_root
-def test_the_clients_image_is_made_by_its_lines_and_runs_as_its_user(roots: Path) -> None:
+def test_the_clients_image_is_made_by_its_lines_and_runs_without_rights(roots: Path) -> None:
     """Each RUN and COPY is carried out: hashes are checked, and what is installed is the client without torch."""
     root = dockerfile.build(STAGES, "client", ROOT, roots, environment())
     gradcam = closed(root / "opt/gradcam") / "bin/gradcam"
@@ -211,6 +203,13 @@ def test_the_clients_image_is_made_by_its_lines_and_runs_as_its_user(roots: Path
     written = ran([python, "-c", "import os, sys; print(os.access(os.path.dirname(sys.executable), os.W_OK))"], home)
     assert written.strip() == "False"
     assert not list((root / "opt/gradcam/lib").glob("python*/site-packages/torch"))
+
+
+@as_their_user
+def test_programs_of_the_images_run_as_their_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    code = "import os; print(os.getuid(), os.getgid(), os.getgroups())"
+    assert ran([sys.executable, "-c", code], home_in(tmp_path)) == f"{USER} {USER} []\n"
 
 
 @as_root
