@@ -73,6 +73,26 @@ def test_images_run_as_a_user_without_rights_and_end_when_they_are_asked() -> No
     assert not STAGES["client"].of("HEALTHCHECK")
 
 
+@pytest.mark.parametrize("name", ["client", "worker"])
+def test_labels_say_which_release_and_which_commit_an_image_is_of(name: str) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    arguments = [argument.partition("=") for argument in STAGES[name].of("ARG")]
+    given = {argument: default.strip('"') for argument, _, default in arguments}
+    assert given["RELEASE"] == version
+    (line,) = STAGES[name].of("LABEL")
+    labels = {label.rsplit(".", 1)[1]: text for label, text in re.findall(r'([\w.]+)="([^"]*)"', line)}
+    assert (labels["version"], labels["revision"]) == ("${RELEASE}", "${REVISION}")
+    assert set(labels) == {"title", "description", "licenses", "version", "revision"}
+    made = [kind for kind, text in STAGES[name].instructions if kind in {"RUN", "COPY"} or "REVISION" in text]
+    assert made.index("ARG") > made.index("RUN"), "another commit makes no layer anew"
+    assert "RUN" not in made[made.index("ARG") :]
+
+
+@pytest.mark.parametrize("name", ["client", "worker"])
+def test_no_layer_of_an_image_has_what_only_its_making_reads(name: str) -> None:
+    assert not [text for kind, text in dockerfile.chain(STAGES, name) if kind in {"COPY", "ADD"}]
+
+
 def test_compose_opens_ports_to_this_machine_alone_and_hardens_every_service() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True, name
