@@ -110,7 +110,47 @@ def test_the_store_starts_without_rights_as_a_user_of_ours() -> None:
         (volume,) = services["s3"]["volumes"]
         assert services["s3-volume"]["volumes"] == [volume], "each store has a volume of its own"
         assert volume.endswith(":/data:nocopy"), "it stays its user's, whatever owner the image's folder has"
-    assert [name for name, service in COMPOSE["services"].items() if service.get("cap_add")] == ["s3-volume"]
+    added = {name: service["cap_add"] for name, service in COMPOSE["services"].items() if "cap_add" in service}
+    assert added == {"s3-volume": ["CHOWN", "DAC_READ_SEARCH"]}, "it gives owners, and looks into closed folders"
+
+
+def with_rights(names: Sequence[str], command: Sequence[str]) -> list[str]:
+    """A command that root runs with these rights and no others, as in a container with `cap_add`."""
+    rights = ",".join(["-all", *(f"+{name.lower()}" for name in names)])
+    return ["setpriv", "--clear-groups", f"--bounding-set={rights}", f"--inh-caps={rights}", "--no-new-privs", *command]
+
+
+@as_root
+def test_the_stores_volume_becomes_its_users_whatever_lies_in_it(tmp_path: Path) -> None:
+    """A new volume is root's; folders in one that another store filled are closed to all but their owner."""
+    volume = tmp_path / "data"
+    for folder in ("filer", "filer/closed", ".hidden", "..odd"):
+        volume.joinpath(folder).mkdir(parents=True)
+        volume.joinpath(folder, "old").write_text("x")
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    volume.joinpath("link").symlink_to(outside)
+    for path in volume.rglob("closed*"):
+        path.chmod(0o700)
+        for each in (path, *path.iterdir()):
+            os.chown(each, 1234, 1234)
+    service = COMPOSE["services"]["s3-volume"]
+    command = command_of(service, {"/data": str(volume)})
+
+    def owners() -> set[tuple[int, int]]:
+        return {(path.lstat().st_uid, path.lstat().st_gid) for path in (volume, *volume.rglob("*"))}
+
+    # Broken off, here for want of a right: what starts next does not take the volume for done.
+    broken_off = subprocess.run(with_rights(["chown"], command), capture_output=True, check=False)
+    assert broken_off.returncode != 0
+    assert volume.stat().st_uid != USER
+    for _ in range(2):
+        subprocess.run(with_rights(service["cap_add"], command), check=True)
+        assert owners() == {(USER, USER)}
+    assert outside.stat().st_uid != USER, "a link leads nowhere"
+    volume.joinpath("filer/new").write_text("x")
+    subprocess.run(with_rights(service["cap_add"], command), check=True)
+    assert volume.joinpath("filer/new").stat().st_uid != USER, "a volume that is its user's is left as it is"
 
 
 @pytest.mark.parametrize(
