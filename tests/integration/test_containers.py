@@ -153,6 +153,22 @@ def test_the_stores_volume_becomes_its_users_whatever_lies_in_it(tmp_path: Path)
     assert volume.joinpath("filer/new").stat().st_uid != USER, "a volume that is its user's is left as it is"
 
 
+def test_one_container_has_the_gpus_and_docker_refuses_a_second_one() -> None:
+    """Docker gives `count` GPUs from the first on, so two copies would work at the same ones."""
+    worker = COMPOSE["services"]["worker"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert filled_in(worker["container_name"], {}) == "gradcam-worker"
+    assert filled_in(worker["container_name"], {"COMPOSE_PROJECT_NAME": "two"}) == "two-worker"
+    assert "container_name" not in COMPOSE["services"]["worker-cpu"]
+
+    def devices(**given: str) -> str:
+        words = [filled_in(word, given) for word in worker["command"]]
+        return words[words.index("--devices") + 1]
+
+    assert (devices(), devices(WORKER_DEVICES="cuda:2,3")) == ("cuda", "cuda:2,3")
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "inside"),
     [
