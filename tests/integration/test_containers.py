@@ -169,6 +169,17 @@ def test_one_container_has_the_gpus_and_docker_refuses_a_second_one() -> None:
     assert (devices(), devices(WORKER_DEVICES="cuda:2,3")) == ("cuda", "cuda:2,3")
 
 
+def test_only_the_image_for_cpus_takes_pytorch_from_another_index() -> None:
+    """Both in one image, a worker on GPUs would get what was built for the CPU."""
+    gpu, cpu = COMPOSE["services"]["worker"], COMPOSE["services"]["worker-cpu"]
+    assert "TORCH_INDEX" not in gpu["build"]["args"]
+    assert filled_in(cpu["build"]["args"]["TORCH_INDEX"], {}) == ""
+    assert filled_in(cpu["build"]["args"]["TORCH_INDEX"], {"TORCH_INDEX": "https://index.test"}) == "https://index.test"
+    images = [filled_in(service["image"], {}) for service in (gpu, cpu)]
+    assert images == ["gradcam-queue:worker", "gradcam-queue:worker-cpu"]
+    assert {filled_in(service["image"], {"WORKER_IMAGE": "mine:1"}) for service in (gpu, cpu)} == {"mine:1"}
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "inside"),
     [
@@ -279,6 +290,44 @@ def test_the_clients_image_is_made_by_its_lines_and_runs_without_rights(roots: P
     written = ran([python, "-c", "import os, sys; print(os.access(os.path.dirname(sys.executable), os.W_OK))"], home)
     assert written.strip() == "False"
     assert not list((root / "opt/gradcam/lib").glob("python*/site-packages/torch"))
+
+
+def index_of_pip() -> str:
+    """The package index that pip here asks: its help says which, with what files and the environment say of it."""
+    shown = subprocess.run([sys.executable, "-m", "pip", "install", "--help"], capture_output=True, text=True, check=True)
+    (index,) = re.findall(r"--index-url <url> [^(]*\(default:? (\S+?)\)", re.sub(r"\s+", " ", shown.stdout))
+    return str(index)
+
+
+@as_root
+@pytest.mark.skipif(budget.PROFILE != "large", reason="it installs PyTorch: `make test-all` does")
+def test_pytorch_of_another_index_is_installed_in_the_versions_of_the_lock(tmp_path: Path) -> None:
+    """What TORCH_INDEX does: the line that a build for CPUs takes, here with whatever build that index has."""
+    line = next(text for text in STAGES["worker"].of("RUN") if "TORCH_INDEX" in text)
+    stage = dockerfile.Stage("base", [("ARG", f"TORCH_INDEX={index_of_pip()}"), ("RUN", line)])
+    root = dockerfile.build({"base": STAGES["base"], "torch": stage}, "torch", ROOT, tmp_path / "roots", environment())
+    lock = (DEPLOY / "requirements/torch.txt").read_text(encoding="utf-8")
+    wanted = dict(re.findall(r"^(torch|torchvision)==([0-9.]+)", lock, re.MULTILINE))
+    (packages,) = root.glob("opt/gradcam/lib/python*/site-packages")
+    there = {name: next(packages.glob(f"{name}-*.dist-info")).name for name in wanted}
+    assert {name: folder.split("-")[1].split("+")[0].removesuffix(".dist") for name, folder in there.items()} == wanted
+
+
+def test_a_build_for_cpus_needs_nothing_of_nvidias_list() -> None:
+    """With TORCH_INDEX torch and torchvision come alone: what they need besides stands in the worker's list."""
+    lists = {
+        name: set(re.findall(r"^([a-z0-9.-]+)==", (DEPLOY / f"requirements/{name}.txt").read_text(), re.MULTILINE))
+        for name in ("torch", "worker")
+    }
+    needed = {
+        re.split(r"[\[<>=!~; ]", line)[0].lower().replace("_", "-")
+        for name in ("torch", "torchvision")
+        for line in importlib.metadata.requires(name) or []
+        if "extra ==" not in line
+    }
+    for_cuda = {name for name in needed if re.match(r"nvidia-|cuda-|triton", name)}
+    assert needed - for_cuda - {"torch"} <= lists["worker"]
+    assert lists["torch"] >= {"torch", "torchvision"}
 
 
 @as_their_user

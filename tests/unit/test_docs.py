@@ -28,7 +28,7 @@ COMMANDS = dict(command_docs.commands())
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 #: Options in the docs that are those of other programs.
-OTHERS = {"--strict", "--hook-type"}
+OTHERS = {"--strict", "--hook-type", "--index-url", "--build-arg", "--label", "--scale"}
 #: What ends a command of ours in a shell, or in a row of alternatives.
 _END = {"|", "||", "&&", ";", "#", ">", ">>", "2>", "…"}
 
