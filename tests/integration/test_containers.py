@@ -180,6 +180,34 @@ def test_only_the_image_for_cpus_takes_pytorch_from_another_index() -> None:
     assert {filled_in(service["image"], {"WORKER_IMAGE": "mine:1"}) for service in (gpu, cpu)} == {"mine:1"}
 
 
+def test_every_variable_of_compose_is_in_the_documentation() -> None:
+    files = ("compose.yaml", "compose.minio.yaml")
+    text = "".join((DEPLOY / name).read_text(encoding="utf-8") for name in files)
+    page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", page, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)}
+    assert set(re.findall(r"\$\{(\w+)", text)) - {"COMPOSE_PROJECT_NAME"} == told
+
+
+def test_the_health_of_what_exports_metrics_is_asked_in_its_container(tmp_path: Path) -> None:
+    """It needs no Redis for that, which a restart would not bring back."""
+    service = COMPOSE["services"]["metrics"]
+    nowhere, port = map(str, free_ports(2))
+    here = {"0.0.0.0": "127.0.0.1", "9100": port}
+    arguments = [here.get(word, word) for word in service["command"]]
+    kind, *check = (word.replace("9100", port) for word in service["healthcheck"]["test"])
+    assert (kind, check[0]) == ("CMD", "python")
+
+    def healthy() -> bool:
+        return subprocess.run([sys.executable, *check[1:]], capture_output=True, check=False).returncode == 0
+
+    assert not healthy()
+    settings = {"GRADCAM_REDIS_URL": f"redis://127.0.0.1:{nowhere}/0", "GRADCAM_S3_BUCKET": "pictures"}
+    settings |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    with running("metrics", [sys.executable, "-m", "producer.cli", *arguments], tmp_path, settings):
+        eventually(healthy)
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "inside"),
     [
