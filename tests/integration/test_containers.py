@@ -322,7 +322,9 @@ def test_the_clients_image_is_made_by_its_lines_and_runs_without_rights(roots: P
 
 def index_of_pip() -> str:
     """The package index that pip here asks: its help says which, with what files and the environment say of it."""
-    shown = subprocess.run([sys.executable, "-m", "pip", "install", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--help"], capture_output=True, text=True, check=True
+    )
     (index,) = re.findall(r"--index-url <url> [^(]*\(default:? (\S+?)\)", re.sub(r"\s+", " ", shown.stdout))
     return str(index)
 
