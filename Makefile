@@ -78,7 +78,7 @@ check: deploy-check ## lint (weak code too), formatting, types (of the tests too
 deploy-check: $(VENV)/test.stamp ## lint, render and validate what deploys: images, compose, chart, alerts, dashboard
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml deploy/compose.minio.yaml
-	$(BIN)/pytest --quiet tests/unit/test_monitoring_files.py tests/unit/test_chart.py tests/unit/test_autoscaler.py
+	$(BIN)/pytest --quiet $(addprefix tests/unit/test_,$(addsuffix .py,monitoring_files chart autoscaler deploy_files managed_cluster))
 
 .PHONY: chaos
 chaos: $(VENV)/test.stamp ## cause every fault we know of on real workers; a table of what was lost (nothing); 10 min

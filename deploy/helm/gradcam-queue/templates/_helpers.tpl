@@ -6,17 +6,18 @@
 {{- gt (len $full) 40 | ternary (printf "%s-%s" (trunc 31 $full | trimSuffix "-") (sha256sum $full | trunc 8)) $full -}}
 {{- end -}}
 
+{{- /* In quotes: a release may be called `on`, which YAML reads as a boolean. */ -}}
 {{- define "gradcam.selector" -}}
-app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
 {{- define "gradcam.labels" -}}
 {{ include "gradcam.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | quote }}
 {{- end -}}
 
 {{- define "gradcam.serviceAccountName" -}}
@@ -183,9 +184,10 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{- /* Of `1g.10gb+me` the device plugin makes `1g.10gb.me`: a resource's name has no `+`. */ -}}
 {{- define "gradcam.gpuResource" -}}
 {{- if .Values.worker.gpu.migProfile -}}
-nvidia.com/mig-{{ .Values.worker.gpu.migProfile }}
+nvidia.com/mig-{{ .Values.worker.gpu.migProfile | replace "+" "." }}
 {{- else -}}
 {{- .Values.worker.gpu.resource -}}
 {{- end -}}
