@@ -212,6 +212,30 @@ def test_a_job_reads_its_own_uploads_and_what_is_allowed_and_the_log_says_what_i
         client.storage.put(key, PHOTO.read_bytes())
     port = urlsplit(own.s3.endpoint_url).port
     images: list[str | Path] = [
+def test_a_process_that_cannot_be_started_now_is_tried_again_and_the_others_work_on(launcher: Worker) -> None:
+    """One fork that failed, for want of memory say, ended the launcher, which killed the healthy processes."""
+    assert launcher.process is not None
+    running = psutil.Process(launcher.process.pid)
+    dying, healthy = mains_of(launcher)
+    before = running.rlimit(psutil.RLIMIT_NOFILE)
+    # A descriptor more than it has: files can be written, and no pipe to a new process can be made.
+    taken = set.intersection(*(_descriptors(running) for _ in range(5)))
+    limit = next(number for number in range(1000) if number - len(taken & set(range(number))) == 1)
+    running.rlimit(psutil.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        dying.kill()
+        eventually(lambda: "cannot be started now (Too many open files)" in check().stderr, within_s=20)
+        assert sorted(states(check("--json"))) == ["dead", "idle"]
+    finally:
+        running.rlimit(psutil.RLIMIT_NOFILE, before)
+    eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
+    assert healthy in mains_of(launcher)
+
+
+def _descriptors(process: psutil.Process) -> set[int]:
+    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+
+
         PHOTO,
         client.storage.uri("open/a.png"),
         client.storage.uri("closed/a.png"),

@@ -211,15 +211,27 @@ class Launcher:
         )
         self._make_folders()
         Health(self._folder / planned.name).forget()  # should its name come a second time
-        with cores.pinned(planned.cores):
-            # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which drains the processes.
-            process.running = subprocess.Popen(
-                command(planned, self.queues),
-                env=environment(planned, self.queues, self._drain_file, os.environ),
-                start_new_session=True,
-            )
         process.name, process.problem, process.ready = planned.name, None, False
         process.started_at, process.started = time.time(), time.monotonic()
+        try:
+            with cores.pinned(planned.cores):
+                # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which drains the processes.
+                process.running = subprocess.Popen(
+                    command(planned, self.queues),
+                    env=environment(planned, self.queues, self._drain_file, os.environ),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            # No memory, or no more processes may be: the others work on, and it may be better in a moment.
+            delay_s = process.backoff.after(0)
+            process.start_at = process.started + delay_s
+            process.problem = f"it cannot be started now ({error.strerror}), and is tried again in a moment"
+            log.error(  # noqa: TRY400 - a sentence says it all
+                "action=not_started %s cannot be started (%s); trying again in %.0f s.",
+                process.name,
+                error.strerror,
+                delay_s,
+            )
         self._publish()
 
     def _died(self, process: _Process, code: int) -> None:
