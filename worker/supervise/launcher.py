@@ -112,7 +112,7 @@ class Launcher:
             self._look_at_weights()
             for warning in self.warnings:
                 log.warning("action=left_open %s.", warning)
-            previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
+            previous = {number: signal.signal(number, self._signalled) for number in _heard()}
             try:
                 while not self._signals and not self._drain_file.exists():
                     self._keep_folder()
@@ -319,6 +319,11 @@ class Launcher:
 
 
 def _kill_group(pid: int) -> None:
+def _heard() -> list[signal.Signals]:
+    """Return the signals that stop us: not those that our starter has us ignore, as `nohup` and a shell's `&` do."""
+    return [one for one in _STOPS if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN]
+
+
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
