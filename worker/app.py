@@ -83,7 +83,8 @@ class WorkerProcess:
         #: What is preloaded may have to be downloaded.
         self._ready_within_s = PRELOADED_WITHIN_S if settings.preload else READY_WITHIN_S
         self._health = Health(settings.health_stem)
-        self._parent = os.getppid()
+        # Not asked of the system alone: a launcher that was killed meanwhile is our parent no more.
+        self._parent = settings.launcher_pid or os.getppid()
         self._redis_is_fit = threading.Event()
         self._consumer: ChunkConsumer | None = None
         # The main process's, once it is ready; no watchdog where no launcher says where the child's files are.
@@ -235,7 +236,7 @@ class WorkerProcess:
         until = time.monotonic() + self._ready_within_s
         drain_file = self._settings.drain_file
         while drain_file is not None and not self._health.has("ready"):
-            if drain_file.exists():
+            if drain_file.exists() or os.getppid() != self._parent:
                 log.info("action=stopped This worker was stopped before it was ready.")
                 os._exit(0)  # Celery would let the child import to its end first
             if self._health.has("startup_failed") or not active_children():

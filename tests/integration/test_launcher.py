@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -284,5 +285,19 @@ def test_processes_that_can_never_work_are_given_up_and_the_launcher_ends(doomed
     assert log.count("action=starting") == GIVEN_UP_AFTER
     last = log.splitlines()[-1]
     assert " launcher ERROR action=ended The launcher ends: no process is left; " in last
+def test_processes_whose_launcher_is_killed_as_they_start_end_as_well(own: Stack, tmp_path: Path) -> None:
+    """They had not looked yet who their parent was, took the next one for it, and nobody could stop them."""
+    worker = Worker(tmp_path / "log", own.environment(), processes=1, devices="cpu")
+    worker.start()
+    eventually(lambda: mains_of(worker), within_s=60, every_s=0.01)
+    (main,) = mains_of(worker)
+    worker.kill()
+    try:
+        eventually(lambda: not main.is_running() or main.status() == psutil.STATUS_ZOMBIE, within_s=90, every_s=0.2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)
+
+
     assert "ImportError: libcudart.so.12: cannot open shared object file" in last
     assert "Traceback" not in log
