@@ -236,7 +236,6 @@ class Launcher:
 
     def _died(self, process: _Process, code: int) -> None:
         lived_s = time.monotonic() - process.started
-        self._deaths += 1
         if process.running is not None:
             # Nobody watches its child any more, and it would share the device with the next process.
             _kill_group(process.running.pid)
@@ -248,6 +247,8 @@ class Launcher:
         elif code not in _WANTED:
             process.failures += 1
         process.leaves = process.leaves or health.has("drain")
+        if not process.leaves:
+            self._deaths += 1
         health.forget()
         if was_ready:
             # We have no connection to Redis; our other processes have, and the next one.
@@ -318,12 +319,12 @@ class Launcher:
                 process.running.wait()
 
 
-def _kill_group(pid: int) -> None:
 def _heard() -> list[signal.Signals]:
     """Return the signals that stop us: not those that our starter has us ignore, as `nohup` and a shell's `&` do."""
     return [one for one in _STOPS if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN]
 
 
+def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -349,8 +350,8 @@ def environment(
         # CPU threads sleep while they wait, and do not spin: threads that fetch and encode need the cores.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GRADCAM_WORKER_NAME": planned.name,
-        "GRADCAM_WORKER_DEVICE": planned.device,
         "GRADCAM_WORKER_LAUNCHER_PID": str(os.getpid()),
+        "GRADCAM_WORKER_DEVICE": planned.device,
         "GRADCAM_WORKER_PROCESSES_ON_DEVICE": str(planned.sharing),
         # prometheus_client reads it when it is imported, and writes its files there.
         "PROMETHEUS_MULTIPROC_DIR": str(drain_file.with_name(METRICS)),
