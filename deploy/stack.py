@@ -34,7 +34,15 @@ _CONNECTIONS = (
     "GRADCAM_S3_PREFIX",
 )
 #: Variables that a user may have set for other services; with our keys they would break or lead elsewhere.
-FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+FOREIGN = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    *(f"{name}{end}" for name in _CONNECTIONS for end in ("", FILE)),
+)
 #: How long a worker may finish its current batches when the stack ends.
 WORKER_GRACE_S = 30.0
 
