@@ -23,6 +23,8 @@ from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.terminal import out, out_lines, say
 from producer.jobs.model.text import counted, quoted
 
+#: Where a stack is of which nobody says where, as `deploy/commands.py` has it.
+_DEFAULT = Path(".gradcam")
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
@@ -43,7 +45,7 @@ def start(directory: Path, workers: int) -> None:
         ServiceError: It does not come up.
     """
     if holder(directory) is not None:
-        return _say_that_it_is_up(_state(directory), workers)
+        return _say_that_it_is_up(directory, _state(directory), workers)
     make_private(directory)
     _end_left_over(directory)
     log = directory / "supervisor.log"
@@ -65,13 +67,12 @@ def start(directory: Path, workers: int) -> None:
         raise
     _wait_for_workers(directory, workers)
     supervisor.returncode = 0  # it lives on, and Python must not warn about that
-    env = directory / "env"
     out_lines(
         f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
-        f"  source {env}\n"
+        f"  source {shlex.quote(str(directory / 'env'))}\n"
         "  gradcam submit my-photos/ --network efficientnet_lite0\n"
         "  gradcam status JOB\n\n"
-        "`gradcam down` stops it; jobs and pictures stay."
+        f"`{_typed('down', directory)}` stops it; jobs and pictures stay."
     )
 
 
@@ -97,17 +98,18 @@ def _wait_for_workers(directory: Path, workers: int) -> None:
             time.sleep(0.1)
 
 
-def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
+def _say_that_it_is_up(directory: Path, state: dict[str, Any], workers: int) -> None:
+    down, up = (_typed(verb, directory) for verb in ("down", "up"))
     if not state:
         raise UsageError("the stack is being started or stopped at this moment; try again in some seconds")
     if state["workers"] != workers:
         raise UsageError(
-            f"the stack is up already, with {_count(state['workers'])}; `gradcam down` first to run it with {workers}"
+            f"the stack is up already, with {_count(state['workers'])}; `{down}` first to run it with {workers}"
         )
     if state.get("left"):
         out(
-            "The stack is up already; its workers were asked to leave, and have: `gradcam down`, then `gradcam up` "
-            "starts them again."
+            f"The stack is up already; its workers were asked to leave, and have: `{down}`, then `{up}` starts them "
+            "again."
         )
         return
     out(f"The stack is up already, with {_count(workers)}.")
@@ -126,17 +128,18 @@ def stop(directory: Path) -> None:
             return
         out(f"The stack in {quoted(directory.absolute())} is not up; nothing to stop.")
         for other in _others():
-            say(f"Another one is up: gradcam down --directory {shlex.quote(str(other))}")
+            say(f"Another one is up: {_typed('down', other)}")
         return
     say("Stopping the stack …")
     deadline = time.monotonic() + _DOWN_WITHIN_S
     if supervisor:
-        os.kill(supervisor, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # another `down` was faster
+            os.kill(supervisor, signal.SIGTERM)
     while holder(directory) == supervisor:
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
-    out("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
+    out(f"The stack is down; jobs and pictures are kept for the next `{_typed('up', directory)}`.")
 
 
 def _end_left_over(directory: Path) -> bool:
@@ -180,3 +183,8 @@ def _state(directory: Path) -> dict[str, Any]:
 
 def _count(workers: int) -> str:
     return counted(workers, "worker") if workers else "no workers"
+def _typed(verb: str, directory: Path) -> str:
+    """Return what to type for a stack in this directory."""
+    return f"gradcam {verb}" + ("" if directory == _DEFAULT else f" --directory {shlex.quote(str(directory))}")
+
+
