@@ -41,7 +41,8 @@ def start(directory: Path, workers: int) -> None:
         workers: Celery workers; 0 for none.
 
     Raises:
-        UsageError: It is up already with other workers, or is being started or stopped.
+        UsageError: It is up already with other workers, or is being started or stopped; or its workers cannot start
+            with their settings: then it is down again.
         ServiceError: It does not come up.
     """
     if holder(directory) is not None:
@@ -60,12 +61,12 @@ def start(directory: Path, workers: int) -> None:
         )
     try:
         _wait_until_up(directory, supervisor)
+        _wait_for_workers(directory, workers)
     except BaseException:
         # Ctrl-C here cancels the start.
         supervisor.terminate()
         supervisor.wait()
         raise
-    _wait_for_workers(directory, workers)
     supervisor.returncode = 0  # it lives on, and Python must not warn about that
     out_lines(
         f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
@@ -88,10 +89,16 @@ def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None
 
 
 def _wait_for_workers(directory: Path, workers: int) -> None:
-    """Wait for the first heartbeat; a worker that sends none says why in its log, and is started again."""
+    """Wait for the first heartbeat; a worker that sends none says why in its log, and is started again.
+
+    Raises:
+        UsageError: It cannot start with its settings, and is not started again.
+    """
     deadline = time.monotonic() + _WORKERS_WITHIN_S
     with closing(redis.Redis.from_url(Stack(directory).redis.url)) as client:
         while client.zcount(keys.WORKERS, time.time() - _WORKERS_WITHIN_S, "+inf") < workers:
+            if refusal := _state(directory).get("refusal"):
+                raise UsageError(f"the workers cannot start: {refusal}")
             if time.monotonic() > deadline:
                 say(f"the workers have not reported yet; their log is {directory}/worker.log")
                 return
@@ -106,6 +113,8 @@ def _say_that_it_is_up(directory: Path, state: dict[str, Any], workers: int) -> 
         raise UsageError(
             f"the stack is up already, with {_count(state['workers'])}; `{down}` first to run it with {workers}"
         )
+    if state.get("refusal"):
+        raise UsageError(f"the stack is up already, but its workers cannot start: {state['refusal']}; `{down}` first")
     if state.get("left"):
         out(
             f"The stack is up already; its workers were asked to leave, and have: `{down}`, then `{up}` starts them "
@@ -181,10 +190,10 @@ def _state(directory: Path) -> dict[str, Any]:
     return state if state["pid"] == holder(directory) else {}
 
 
-def _count(workers: int) -> str:
-    return counted(workers, "worker") if workers else "no workers"
 def _typed(verb: str, directory: Path) -> str:
     """Return what to type for a stack in this directory."""
     return f"gradcam {verb}" + ("" if directory == _DEFAULT else f" --directory {shlex.quote(str(directory))}")
 
 
+def _count(workers: int) -> str:
+    return counted(workers, "worker") if workers else "no workers"

@@ -45,6 +45,13 @@ FOREIGN = (
 )
 #: How long a worker may finish its current batches when the stack ends.
 WORKER_GRACE_S = 30.0
+#: How long it gives itself at most, so that it has ended before it is killed.
+_OWN_GRACE_S = 25.0
+_GRACE = "GRADCAM_WORKER_GRACE_S"
+#: What a worker gets that ends its processes at once.
+_AT_ONCE_S = 5.0
+#: The exit code of a worker that cannot start with its settings.
+_REFUSED = 2
 
 
 class Worker(Program):
@@ -53,13 +60,6 @@ class Worker(Program):
     # On SIGTERM it ends its own children; a killed one could not.
     death_signal = signal.SIGTERM
 
-#: How long it gives itself at most, so that it has ended before it is killed.
-_OWN_GRACE_S = 25.0
-_GRACE = "GRADCAM_WORKER_GRACE_S"
-#: What a worker gets that ends its processes at once.
-_AT_ONCE_S = 5.0
-#: The exit code of a worker that cannot start with its settings.
-_REFUSED = 2
     def __init__(
         self,
         log: Path,
@@ -89,6 +89,13 @@ _REFUSED = 2
     def left(self) -> bool:
         """Return whether it ended because somebody asked it to: `gradcam workers drain`, or SIGTERM."""
         return self.process is not None and self.process.poll() == 0
+
+    @property
+    def refusal(self) -> str:
+        """Return why it cannot start with its settings, however often it is tried; empty where it can."""
+        if self.process is None or self.process.poll() != _REFUSED:
+            return ""
+        return self.log_tail().splitlines()[-1].strip().removeprefix("Error: ")
 
     def check(self) -> None:
         """Raise ServiceError if the worker has ended by itself."""
@@ -199,6 +206,18 @@ class Stack:
         write_private(self._settings, json.dumps({"secrets": self._secrets, "ports": ports}))
 
 
+def _ending_in_time(environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a worker that gives itself less time to end than it has before it is killed."""
+    try:
+        asked_s = float(held_in_file(_GRACE) or environment.get(_GRACE) or 0)
+    except ValueError:
+        return environment  # the worker says what is wrong
+    if asked_s <= _OWN_GRACE_S:
+        return environment
+    environment.pop(f"{_GRACE}{FILE}", None)
+    return environment | {_GRACE: f"{_OWN_GRACE_S:g}"}
+
+
 def _new_settings() -> dict[str, Any]:
     return {
         "secrets": {
@@ -214,15 +233,3 @@ def _new_settings() -> dict[str, Any]:
 def _with_loopback(hosts: str) -> str:
     names = [host for host in hosts.split(",") if host]
     return ",".join([*names, *(host for host in ("127.0.0.1", "localhost") if host not in names)])
-def _ending_in_time(environment: dict[str, str]) -> dict[str, str]:
-    """Return the environment of a worker that gives itself less time to end than it has before it is killed."""
-    try:
-        asked_s = float(held_in_file(_GRACE) or environment.get(_GRACE) or 0)
-    except ValueError:
-        return environment  # the worker says what is wrong
-    if asked_s <= _OWN_GRACE_S:
-        return environment
-    environment.pop(f"{_GRACE}{FILE}", None)
-    return environment | {_GRACE: f"{_OWN_GRACE_S:g}"}
-
-
