@@ -57,7 +57,11 @@ def demo(output_dir: Path) -> int:
 @cli.command(cls=Examples, epilog=examples("gradcam up", "gradcam up --workers 2", codes=PLAIN_CODES))
 @_directory
 @click.option(
-    "--workers", type=click.IntRange(0, 1000), default=1, show_default=True, help="Celery workers; 0 for none."
+    "--workers",
+    type=click.IntRange(0, 64),  # as many as one `gradcam-worker` has on a device
+    default=1,
+    show_default=True,
+    help="Celery workers; 0 for none.",
 )
 def up(directory: Path, workers: int) -> None:
     """Start Valkey, SeaweedFS and workers on this machine, in the background, without Docker or root.

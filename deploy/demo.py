@@ -21,7 +21,7 @@ from deploy.stack import FOREIGN, Stack
 from producer.client.client import Client
 from producer.client.talk import Talk
 from producer.client.watch import exit_code, follow
-from producer.jobs.model.errors import UsageError
+from producer.jobs.model.errors import GradcamError, UsageError
 from producer.jobs.model.results import Result
 from producer.jobs.model.spec import OUTPUTS
 from producer.jobs.model.states import WaitReason
@@ -148,7 +148,7 @@ def _using(stack: Stack) -> Iterator[None]:
 def _temporary() -> Iterator[Path]:
     """Make a directory for the stack; remove it afterwards, and those of killed demos now."""
     for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
-        with suppress(OSError):
+        with suppress(OSError, GradcamError):  # whatever is there, it is no reason to show nothing
             found = left.lstat()  # a link may lead to anything of ours
             is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
             if is_ours and time.time() - found.st_mtime > _LEFT_AFTER_S:

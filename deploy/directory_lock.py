@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from worker.supervise import private_folder
 
 #: The locks of a stack's directory: its owner's, and its launcher's.
 OF_STACK, OF_LAUNCHER = "lock", "launcher.lock"
+#: `holder` looks by holding a lock itself, for a moment: within this time that is not taken for a stack.
+_LOOKED_AT_S = 0.5
 
 
 def make_private(directory: Path) -> Path:
@@ -62,11 +65,12 @@ class DirectoryLock:
             InUse: Another process holds it.
         """
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise InUse(f"a stack already runs in {self.path.parent}") from None
+        until = time.monotonic() + _LOOKED_AT_S
+        while not _locked(file):
+            if time.monotonic() > until:
+                os.close(file)
+                raise InUse(f"a stack already runs in {self.path.parent}")
+            time.sleep(0.01)
         self._file = file
         self._name(os.getpid())
 
@@ -98,6 +102,14 @@ class DirectoryLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(directory: Path, name: str = OF_STACK) -> int | None:

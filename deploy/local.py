@@ -23,6 +23,8 @@ from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.terminal import out, out_lines, say
 from producer.jobs.model.text import counted, quoted
 
+#: Where a stack is of which nobody says where, as `deploy/commands.py` has it.
+_DEFAULT = Path(".gradcam")
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
@@ -39,11 +41,12 @@ def start(directory: Path, workers: int) -> None:
         workers: Celery workers; 0 for none.
 
     Raises:
-        UsageError: It is up already with other workers, or is being started or stopped.
+        UsageError: It is up already with other workers, or is being started or stopped; or its workers cannot start
+            with their settings: then it is down again.
         ServiceError: It does not come up.
     """
     if holder(directory) is not None:
-        return _say_that_it_is_up(_state(directory), workers)
+        return _say_that_it_is_up(directory, _state(directory), workers)
     make_private(directory)
     _end_left_over(directory)
     log = directory / "supervisor.log"
@@ -58,20 +61,19 @@ def start(directory: Path, workers: int) -> None:
         )
     try:
         _wait_until_up(directory, supervisor)
+        _wait_for_workers(directory, workers)
     except BaseException:
         # Ctrl-C here cancels the start.
         supervisor.terminate()
         supervisor.wait()
         raise
-    _wait_for_workers(directory, workers)
     supervisor.returncode = 0  # it lives on, and Python must not warn about that
-    env = directory / "env"
     out_lines(
         f"The stack is up with {_count(workers)}; its logs are in {directory}/. What to type next:\n\n"
-        f"  source {env}\n"
+        f"  source {shlex.quote(str(directory / 'env'))}\n"
         "  gradcam submit my-photos/ --network efficientnet_lite0\n"
         "  gradcam status JOB\n\n"
-        "`gradcam down` stops it; jobs and pictures stay."
+        f"`{_typed('down', directory)}` stops it; jobs and pictures stay."
     )
 
 
@@ -87,27 +89,36 @@ def _wait_until_up(directory: Path, supervisor: subprocess.Popen[bytes]) -> None
 
 
 def _wait_for_workers(directory: Path, workers: int) -> None:
-    """Wait for the first heartbeat; a worker that sends none says why in its log, and is started again."""
+    """Wait for the first heartbeat; a worker that sends none says why in its log, and is started again.
+
+    Raises:
+        UsageError: It cannot start with its settings, and is not started again.
+    """
     deadline = time.monotonic() + _WORKERS_WITHIN_S
     with closing(redis.Redis.from_url(Stack(directory).redis.url)) as client:
         while client.zcount(keys.WORKERS, time.time() - _WORKERS_WITHIN_S, "+inf") < workers:
+            if refusal := _state(directory).get("refusal"):
+                raise UsageError(f"the workers cannot start: {refusal}")
             if time.monotonic() > deadline:
                 say(f"the workers have not reported yet; their log is {directory}/worker.log")
                 return
             time.sleep(0.1)
 
 
-def _say_that_it_is_up(state: dict[str, Any], workers: int) -> None:
+def _say_that_it_is_up(directory: Path, state: dict[str, Any], workers: int) -> None:
+    down, up = (_typed(verb, directory) for verb in ("down", "up"))
     if not state:
         raise UsageError("the stack is being started or stopped at this moment; try again in some seconds")
     if state["workers"] != workers:
         raise UsageError(
-            f"the stack is up already, with {_count(state['workers'])}; `gradcam down` first to run it with {workers}"
+            f"the stack is up already, with {_count(state['workers'])}; `{down}` first to run it with {workers}"
         )
+    if state.get("refusal"):
+        raise UsageError(f"the stack is up already, but its workers cannot start: {state['refusal']}; `{down}` first")
     if state.get("left"):
         out(
-            "The stack is up already; its workers were asked to leave, and have: `gradcam down`, then `gradcam up` "
-            "starts them again."
+            f"The stack is up already; its workers were asked to leave, and have: `{down}`, then `{up}` starts them "
+            "again."
         )
         return
     out(f"The stack is up already, with {_count(workers)}.")
@@ -126,17 +137,18 @@ def stop(directory: Path) -> None:
             return
         out(f"The stack in {quoted(directory.absolute())} is not up; nothing to stop.")
         for other in _others():
-            say(f"Another one is up: gradcam down --directory {shlex.quote(str(other))}")
+            say(f"Another one is up: {_typed('down', other)}")
         return
     say("Stopping the stack …")
     deadline = time.monotonic() + _DOWN_WITHIN_S
     if supervisor:
-        os.kill(supervisor, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # another `down` was faster
+            os.kill(supervisor, signal.SIGTERM)
     while holder(directory) == supervisor:
         if time.monotonic() > deadline:
             raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
         time.sleep(0.1)
-    out("The stack is down; jobs and pictures are kept for the next `gradcam up`.")
+    out(f"The stack is down; jobs and pictures are kept for the next `{_typed('up', directory)}`.")
 
 
 def _end_left_over(directory: Path) -> bool:
@@ -176,6 +188,11 @@ def _state(directory: Path) -> dict[str, Any]:
         return {}
     # A killed supervisor leaves its file behind.
     return state if state["pid"] == holder(directory) else {}
+
+
+def _typed(verb: str, directory: Path) -> str:
+    """Return what to type for a stack in this directory."""
+    return f"gradcam {verb}" + ("" if directory == _DEFAULT else f" --directory {shlex.quote(str(directory))}")
 
 
 def _count(workers: int) -> str:

@@ -12,8 +12,10 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +23,35 @@ from deploy.directory_lock import OF_LAUNCHER, DirectoryLock, make_private, writ
 from deploy.programs import Program
 from deploy.servers import REGION, SeaweedFS, Valkey
 from producer.jobs.model.errors import ServiceError
+from producer.jobs.model.setting_files import FILE, held_in_file
 
+#: The settings that lead to Redis and the store; each may be given by a file, too.
+_CONNECTIONS = (
+    "GRADCAM_REDIS_URL",
+    "GRADCAM_S3_BUCKET",
+    "GRADCAM_S3_ENDPOINT_URL",
+    "GRADCAM_S3_PUBLIC_ENDPOINT_URL",
+    "GRADCAM_S3_PREFIX",
+)
 #: Variables that a user may have set for other services; with our keys they would break or lead elsewhere.
-FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+FOREIGN = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    *(f"{name}{end}" for name in _CONNECTIONS for end in ("", FILE)),
+)
 #: How long a worker may finish its current batches when the stack ends.
 WORKER_GRACE_S = 30.0
+#: How long it gives itself at most, so that it has ended before it is killed.
+_OWN_GRACE_S = 25.0
+_GRACE = "GRADCAM_WORKER_GRACE_S"
+#: What a worker gets that ends its processes at once.
+_AT_ONCE_S = 5.0
+#: The exit code of a worker that cannot start with its settings.
+_REFUSED = 2
 
 
 class Worker(Program):
@@ -64,6 +90,13 @@ class Worker(Program):
         """Return whether it ended because somebody asked it to: `gradcam workers drain`, or SIGTERM."""
         return self.process is not None and self.process.poll() == 0
 
+    @property
+    def refusal(self) -> str:
+        """Return why it cannot start with its settings, however often it is tried; empty where it can."""
+        if self.process is None or self.process.poll() != _REFUSED:
+            return ""
+        return self.log_tail().splitlines()[-1].strip().removeprefix("Error: ")
+
     def check(self) -> None:
         """Raise ServiceError if the worker has ended by itself."""
         if not self.alive:
@@ -71,7 +104,12 @@ class Worker(Program):
 
     def stop(self, grace_s: float = WORKER_GRACE_S) -> None:
         """Let the worker finish its current batches, then end it."""
-        super().stop(grace_s)
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace_s)
+        # A second signal: it ends its processes at once, which have sessions of their own. A killed one could not.
+        super().stop(_AT_ONCE_S)
 
 
 class Stack:
@@ -132,7 +170,8 @@ class Stack:
         self.stop_worker()
         log = self.directory / "worker.log"
         lock = DirectoryLock(self.directory, OF_LAUNCHER)
-        self.worker = Worker(log, self.environment(), processes=processes, devices=self.devices, lock=lock)
+        environment = _ending_in_time(self.environment())
+        self.worker = Worker(log, environment, processes=processes, devices=self.devices, lock=lock)
         self.worker.start()
         return self.worker
 
@@ -165,6 +204,18 @@ class Stack:
     def _save(self) -> None:
         ports = {"redis": self.redis.ports, "s3": self.s3.ports}
         write_private(self._settings, json.dumps({"secrets": self._secrets, "ports": ports}))
+
+
+def _ending_in_time(environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a worker that gives itself less time to end than it has before it is killed."""
+    try:
+        asked_s = float(held_in_file(_GRACE) or environment.get(_GRACE) or 0)
+    except ValueError:
+        return environment  # the worker says what is wrong
+    if asked_s <= _OWN_GRACE_S:
+        return environment
+    environment.pop(f"{_GRACE}{FILE}", None)
+    return environment | {_GRACE: f"{_OWN_GRACE_S:g}"}
 
 
 def _new_settings() -> dict[str, Any]:

@@ -27,7 +27,7 @@ _LOOK_EVERY_S = 0.5
 class Restarted:
     """One program that is started again when it dies, after longer delays while it keeps dying.
 
-    A worker that was asked to leave has not died: it stays ended.
+    A worker that was asked to leave has not died: it stays ended. So does one that cannot start with its settings.
     """
 
     program: Server | Worker
@@ -41,9 +41,14 @@ class Restarted:
         """Return whether the program is a worker that was asked to leave, and has."""
         return isinstance(self.program, Worker) and self.program.left
 
+    @property
+    def refusal(self) -> str:
+        """Return why the program is a worker that cannot start with its settings; empty where it is none."""
+        return self.program.refusal if isinstance(self.program, Worker) else ""
+
     def look(self) -> None:
         """Start the program again if it has died and its delay is over."""
-        if self.program.alive or self.left:
+        if self.program.alive or self.left or self.refusal:
             return
         now = time.monotonic()
         if self.start_at is None:
@@ -74,7 +79,7 @@ def supervise(directory: Path, workers: int) -> None:
                 write_private(env, env_file(stack.env))
                 _write_state(state, workers)
                 say(f"up with {counted(workers, 'worker')}")
-                _keep_running(stack, partial(_write_state, state, workers, left=True))
+                _keep_running(stack, partial(_write_state, state, workers))
             finally:
                 # From here the end is orderly: another Ctrl-C or `down` adds nothing.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -85,11 +90,11 @@ def supervise(directory: Path, workers: int) -> None:
         say("down")
 
 
-def _write_state(state: Path, workers: int, *, left: bool = False) -> None:
-    write_private(state, json.dumps({"pid": os.getpid(), "workers": workers, "left": left}))
+def _write_state(state: Path, workers: int, *, left: bool = False, refusal: str = "") -> None:
+    write_private(state, json.dumps({"pid": os.getpid(), "workers": workers, "left": left, "refusal": refusal}))
 
 
-def _keep_running(stack: Stack, worker_left: Callable[[], None]) -> None:
+def _keep_running(stack: Stack, write_state: Callable[..., None]) -> None:
     programs = [stack.redis, stack.s3, stack.worker]
     restarted = [Restarted(program) for program in programs if program is not None]
     while True:
@@ -100,7 +105,11 @@ def _keep_running(stack: Stack, worker_left: Callable[[], None]) -> None:
             say(
                 f"{each.program.name} was asked to leave, and has; it stays ended until `gradcam down` and `gradcam up`"
             )
-            worker_left()
+            write_state(left=True)
+        for each in [each for each in restarted if each.refusal]:
+            restarted.remove(each)
+            say(f"{each.program.name} cannot start, and stays ended: {each.refusal}")
+            write_state(refusal=each.refusal)
         time.sleep(_LOOK_EVERY_S)
 
 

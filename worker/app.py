@@ -25,7 +25,7 @@ from celery.exceptions import SecurityWarning
 
 from producer.jobs.broker import celery_app, transport
 from producer.jobs.model import release
-from producer.jobs.model.errors import GradcamError, ServiceError, Unfit
+from producer.jobs.model.errors import GradcamError, ServiceError, Unfit, WorkerError
 from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.settings import Connections, read_both
 from producer.jobs.model.text import SENTENCE_CHARS, shown
@@ -83,7 +83,8 @@ class WorkerProcess:
         #: What is preloaded may have to be downloaded.
         self._ready_within_s = PRELOADED_WITHIN_S if settings.preload else READY_WITHIN_S
         self._health = Health(settings.health_stem)
-        self._parent = os.getppid()
+        # Not asked of the system alone: a launcher that was killed meanwhile is our parent no more.
+        self._parent = settings.launcher_pid or os.getppid()
         self._redis_is_fit = threading.Event()
         self._consumer: ChunkConsumer | None = None
         # The main process's, once it is ready; no watchdog where no launcher says where the child's files are.
@@ -216,26 +217,38 @@ class WorkerProcess:
         except (ValueError, TypeError):  # a name of a network that is too long, say
             return WorkerFacts(**known)
 
-    def _leave(self, asked: set[str]) -> None:
-        """Somebody asked this process, or its launcher, to finish and leave: the launcher sees it, and ends us."""
+    def _leave(self, asked: set[str]) -> bool:
+        """Somebody asked this process, or its launcher, to finish and leave: the launcher sees it, and ends us.
+
+        Returns:
+            Whether the launcher could be told; a folder that is full or read-only may be mended.
+        """
         files, settings = self._settings.drain_files, self._settings
         whole = settings.launcher in asked
-        log.info(
-            "action=asked_to_leave Somebody asked %s to finish and leave.", "this launcher" if whole else "this process"
-        )
+        who = "this launcher" if whole else "this process"
         if not files:
             os.kill(os.getpid(), signal.SIGTERM)
-            return
-        with suppress(OSError, GradcamError):
-            run_dirs.restore(files[0].parent)
-            files[0 if whole else 1].touch()
+        else:
+            try:
+                run_dirs.restore(files[0].parent)
+                files[0 if whole else 1].touch()
+            except (OSError, WorkerError) as error:
+                log.warning(
+                    "action=cannot_leave Somebody asked %s to finish and leave, and the launcher cannot be told (%s); "
+                    "trying again. SIGTERM to the launcher ends all of its processes.",
+                    who,
+                    error,
+                )
+                return False
+        log.info("action=asked_to_leave Somebody asked %s to finish and leave.", who)
+        return True
 
     def _wait_until_ready(self) -> None:
         """Read no message before somebody can work at it: one that lies here for long counts as lost."""
         until = time.monotonic() + self._ready_within_s
         drain_file = self._settings.drain_file
         while drain_file is not None and not self._health.has("ready"):
-            if drain_file.exists():
+            if drain_file.exists() or os.getppid() != self._parent:
                 log.info("action=stopped This worker was stopped before it was ready.")
                 os._exit(0)  # Celery would let the child import to its end first
             if self._health.has("startup_failed") or not active_children():

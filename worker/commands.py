@@ -106,13 +106,17 @@ def cli(
 @click.option(
     "--within-s",
     type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="How old the last sign of life may be: a read of the queues that came back, or progress in a chunk.",
+    help="How old the last sign of life may be: a read of the queues that came back, or progress in a chunk.  "
+    "[default: 60; with --live 1200]",
+)
+@click.option(
+    "--live",
+    is_flag=True,
+    help="For liveness probes: all is well while one process lives, if only with waiting for Redis or the store.",
 )
 @click.option("--all", "of_all", is_flag=True, help="Also those that work for other stacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list of the processes on stdout.")
-def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
+def check_command(within_s: float | None, live: bool, of_all: bool, as_json: bool) -> None:
     """Say whether every worker process of this user on this machine is alive; for probes.
 
     Looked at are those of this stack, which work off the jobs of the Redis (host, port, database) of
@@ -122,31 +126,38 @@ def check_command(within_s: float, of_all: bool, as_json: bool) -> None:
     itself what keeps it from working), silent or dead (exit code 1). No launcher at all is exit code 1, too. Where
     GRADCAM_WORKER_RUN_DIR or TMPDIR is set for the launcher, it has to be for the check.
 
+    With --live exit code 1 says that only a restart can help: no process runs and has given a sign of life for 20 min.
+    One that waits for Redis or the store, or says what is wrong with it, lives.
+
     \b
     Examples:
       gradcam-worker check
       gradcam-worker check --all
       gradcam-worker check --within-s 600
+      gradcam-worker check --live --all
       gradcam-worker check --json | jq -r '.[] | select(.state == "faulty") | .problem'
     """  # noqa: D301 - click reads the backspace
-    from worker.supervise.check import ALIVE, check, of_stack, sentence
+    from worker.supervise.check import ALIVE, SILENT_AFTER_S, STUCK_AFTER_S, check, live_sentence, of_stack, sentence
     from worker.supervise.process_list import stack_of
 
     # A probe needs no settings, and has to be fast.
     run_dir = os.environ.get("GRADCAM_WORKER_RUN_DIR")
     stack = "" if of_all else stack_of(_redis_url())
     try:
-        there = check(Path(run_dir) if run_dir else None, within_s)
+        there = check(Path(run_dir) if run_dir else None, within_s or (STUCK_AFTER_S if live else SILENT_AFTER_S))
     except WorkerError as error:
         say_error(error)
         sys.exit(1)
     found = of_stack(there, stack)
-    healthy = bool(found) and all(process.state in ALIVE for process in found)
+    if live:
+        healthy = any(process.lives for process in found)
+    else:
+        healthy = bool(found) and all(process.state in ALIVE for process in found)
     if as_json:
         out_json(json.dumps([asdict(process) for process in found], indent=1))
     else:
         others = sorted({one.stack for one in there} - {one.stack for one in found})
-        (out if healthy else say)(sentence(found, others, stack))
+        (out if healthy else say)(live_sentence(found) if live and found else sentence(found, others, stack))
     sys.exit(0 if healthy else 1)
 
 

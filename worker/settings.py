@@ -91,6 +91,9 @@ class WorkerSettings(BaseSettings):
         default=None,
         description="when this file exists, the process finishes its current batches and gives the rest back",
     )
+    launcher_pid: Annotated[Annotated[int, Field(ge=1)] | None, Setting(of_launcher=True, absent="none")] = Field(
+        default=None, description="the launcher's process: when it is no longer the parent, this process ends"
+    )
     queues: Annotated[tuple[str, ...], NoDecode, AfterValidator(checked_queues), BeforeValidator(_by_commas)] = Field(
         default=PRIORITIES,
         description="priorities to work at, in this order, by commas; `recovery` is read before them by every worker",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -142,11 +143,15 @@ def test_workers_of_one_class_leave_the_others_to_wait(own: Stack) -> None:
 
 def test_a_process_that_is_frozen_is_silent(launcher: Worker, folders: Path) -> None:
     eventually(lambda: not list(folders.rglob("*.away")))  # on a busy machine it may be connecting just now
-    with frozen(mains_of(launcher)[0]):
+    first, second = mains_of(launcher)
+    with frozen(first):
         eventually(lambda: "silent" in states(check("--json", "--within-s", "3")), within_s=30, every_s=0.2)
         run = check("--within-s", "3")
         assert run.returncode == 1
         assert "no read of the queues has come back for" in run.stderr
+        assert check("--live", "--within-s", "3").returncode == 0
+        with frozen(second):
+            eventually(lambda: check("--live", "--within-s", "3").returncode == 1, within_s=30, every_s=0.2)
     eventually(lambda: check("--within-s", "3").returncode == 0, within_s=30, every_s=0.2)
 
 
@@ -165,10 +170,12 @@ def test_a_process_that_says_what_is_wrong_is_faulty(launcher: Worker) -> None:
 def test_a_redis_that_is_away_is_told(launcher: Worker, own: Stack) -> None:
     assert launcher.alive
     own.redis.kill()
+    began = time.monotonic()
     try:
         eventually(lambda: states(check("--json", "--within-s", "3")) == ["silent"] * 2, within_s=30, every_s=0.2)
-        assert "Redis cannot be reached for" in check("--within-s", "3").stderr
-        assert check("--within-s", "600").returncode == 0  # what a liveness probe asks: a restart brings no Redis back
+        assert "Redis cannot be reached or read for" in check("--within-s", "3").stderr
+        time.sleep(max(0.0, began + 8 - time.monotonic()))  # it is tried again every second, and told each time
+        assert check("--live", "--within-s", "5").returncode == 0  # a restart brings no Redis back
     finally:
         own.redis.restart()
     eventually(lambda: check("--within-s", "3").returncode == 0, within_s=60, every_s=0.2)
@@ -203,6 +210,30 @@ def test_a_killed_process_is_dead_until_it_is_started_again(launcher: Worker) ->
     eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
     # Each start has a name of its own.
     assert len(before & {process["name"] for process in found(check("--json"))}) == 1
+
+
+def test_a_process_that_cannot_be_started_now_is_tried_again_and_the_others_work_on(launcher: Worker) -> None:
+    """One fork that failed, for want of memory say, ended the launcher, which killed the healthy processes."""
+    assert launcher.process is not None
+    running = psutil.Process(launcher.process.pid)
+    dying, healthy = mains_of(launcher)
+    before = running.rlimit(psutil.RLIMIT_NOFILE)
+    # A descriptor more than it has: files can be written, and no pipe to a new process can be made.
+    taken = set.intersection(*(_descriptors(running) for _ in range(5)))
+    limit = next(number for number in range(1000) if number - len(taken & set(range(number))) == 1)
+    running.rlimit(psutil.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        dying.kill()
+        eventually(lambda: "cannot be started now (Too many open files)" in check().stderr, within_s=20)
+        assert sorted(states(check("--json"))) == ["dead", "idle"]
+    finally:
+        running.rlimit(psutil.RLIMIT_NOFILE, before)
+    eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
+    assert healthy in mains_of(launcher)
+
+
+def _descriptors(process: psutil.Process) -> set[int]:
+    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
 
 
 @pytest.mark.usefixtures("launcher")
@@ -252,6 +283,20 @@ def test_sigterm_ends_all_and_leaves_nothing(launcher: Worker, folders: Path) ->
     assert (run.returncode, run.stdout) == (1, "")
     assert "no launcher" in run.stderr
     assert [path for path in folders.rglob("*") if path.is_file()] == []
+
+
+def test_processes_whose_launcher_is_killed_as_they_start_end_as_well(own: Stack, tmp_path: Path) -> None:
+    """They had not looked yet who their parent was, took the next one for it, and nobody could stop them."""
+    worker = Worker(tmp_path / "log", own.environment(), processes=1, devices="cpu")
+    worker.start()
+    eventually(lambda: mains_of(worker), within_s=60, every_s=0.01)
+    (main,) = mains_of(worker)
+    worker.kill()
+    try:
+        eventually(lambda: not main.is_running() or main.status() == psutil.STATUS_ZOMBIE, within_s=90, every_s=0.2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)
 
 
 def test_processes_that_can_never_work_are_given_up_and_the_launcher_ends(doomed: subprocess.Popen[str]) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import grpc
@@ -22,14 +22,18 @@ import redis
 from botocore.exceptions import ClientError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from stacks import mains_of
 from strangers import PAGES, answered, calls, careless, listening, page
 
+from deploy import demo
 from deploy.certificates import write_certificates
-from deploy.directory_lock import OF_LAUNCHER, InUse, holder, make_private
+from deploy.directory_lock import OF_LAUNCHER, DirectoryLock, InUse, holder, make_private
 from deploy.programs import free_ports
 from deploy.servers import PortTaken, SeaweedFS, Valkey
-from deploy.stack import Stack
+from deploy.stack import FOREIGN, Stack, Worker
+from deploy.supervisor import env_file
 from producer.jobs.model.errors import ServiceError, UsageError
+from producer.jobs.model.settings import Connections
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -331,9 +335,95 @@ def test_everything_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     assert not _sockets(Stack(tmp_path))
 
 
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a user has set who works with another Redis and store, and has some of it in files."""
+    held = tmp_path / "held"
+    held.write_text("redis://:sesame@redis.example:6379/0\n")
+    monkeypatch.delenv("GRADCAM_REDIS_URL", raising=False)
+    monkeypatch.setenv("GRADCAM_REDIS_URL_FILE", str(held))
+    for name in ("GRADCAM_S3_BUCKET_FILE", "GRADCAM_S3_ENDPOINT_URL_FILE", "GRADCAM_S3_PREFIX_FILE"):
+        monkeypatch.setenv(name, str(held))
+    monkeypatch.setenv("GRADCAM_S3_PUBLIC_ENDPOINT_URL", "https://pictures.example")
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+        monkeypatch.setenv(name, "theirs")
+
+
+_SETTINGS = """
+import boto3
+from producer.jobs.model.settings import Connections, read
+found = read(Connections)
+print(found.redis_url.get_secret_value(), found.s3_endpoint_url, found.s3_public_endpoint_url, found.s3_bucket)
+print(found.s3_prefix, boto3.Session().get_credentials().token)
+"""
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize("who", ["a worker", "the demo", "who sources the file"])
+def test_settings_of_another_redis_and_store_lead_nobody_there(servers: Stack, tmp_path: Path, who: str) -> None:
+    """Settings in files made ours `both set`, with which no worker started; addresses were signed for another host."""
+    command = [sys.executable, "-c", _SETTINGS]
+    with demo._using(servers) if who == "the demo" else nullcontext():
+        environment = servers.environment() if who == "a worker" else dict(os.environ)
+        if who == "who sources the file":
+            (tmp_path / "env").write_text(env_file(servers.env))
+            command = ["bash", "-c", 'source "$1" && shift && exec "$@"', "bash", str(tmp_path / "env"), *command]
+        run = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    endpoint = servers.s3.endpoint_url
+    assert run.stdout.split() == [servers.redis.url, endpoint, "None", servers.s3.bucket, "jobs", "None"]
+
+
+def test_every_setting_that_leads_somewhere_is_a_stacks_own() -> None:
+    stay = {"allow_eviction", "job_lifetime_days", "log", "traces", "user"}
+    leads = [f"GRADCAM_{name}".upper() for name in Connections.model_fields if name not in stay]
+    assert {name for name in FOREIGN if name.startswith("GRADCAM_")} == {
+        f"{name}{end}" for name in leads for end in ("", "_FILE")
+    }
+
+
+def _of_launcher(worker: Worker) -> dict[str, str]:
+    assert worker.process is not None
+    return psutil.Process(worker.process.pid).environ()
+
+
+@pytest.mark.parametrize(("asked", "given"), [("300", "25"), ("3", "3"), ("300 in a file", "25")])
+def test_a_launcher_gives_itself_less_time_to_end_than_it_has(
+    servers: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, given: str
+) -> None:
+    """It was killed at work, and its processes, which have sessions of their own, were left."""
+    if asked.endswith("in a file"):
+        (tmp_path / "grace").write_text("300")
+        monkeypatch.setenv("GRADCAM_WORKER_GRACE_S_FILE", str(tmp_path / "grace"))
+    else:
+        monkeypatch.setenv("GRADCAM_WORKER_GRACE_S", asked)
+    try:
+        settings = _of_launcher(servers.start_worker())
+    finally:
+        servers.stop_worker(0)
+    assert (settings["GRADCAM_WORKER_GRACE_S"], settings.get("GRADCAM_WORKER_GRACE_S_FILE")) == (given, None)
+
+
+def test_a_worker_whose_time_to_end_is_over_leaves_no_process(servers: Stack) -> None:
+    worker = servers.start_worker()
+    _wait(lambda: mains_of(worker), within_s=60)
+    (main,) = mains_of(worker)
+    main.suspend()  # it ends by no signal
+    try:
+        servers.stop_worker(grace_s=1.0)
+        _wait(lambda: _gone(main.pid), within_s=5)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            main.kill()
+
+
 def _local(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy.cli", *arguments, "--directory", str(directory)]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _typed(verb: str, directory: Path) -> str:
+    return f"`gradcam {verb} --directory {shlex.quote(str(directory))}`"
 
 
 def _sourced(directory: Path, name: str) -> str:
@@ -369,6 +459,11 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
     up = _local("up", "--workers", "0", directory=directory)
     assert (up.returncode, up.stderr) == (0, "")
     assert "gradcam submit my-photos/ --network efficientnet_lite0" in up.stdout
+    assert f"{_typed('down', directory)} stops it" in up.stdout
+    # What it says is typed as it stands, also where the name of the directory has a space.
+    (source,) = [line for line in up.stdout.splitlines() if line.startswith("  source ")]
+    run = subprocess.run(["bash", "-c", f"{source} && printenv GRADCAM_REDIS_URL"], stdout=subprocess.PIPE, check=True)
+    assert run.stdout.decode().strip() == _sourced(directory, "GRADCAM_REDIS_URL")
     assert stat.S_IMODE((directory / "env").stat().st_mode) == 0o600
     url = _sourced(directory, "GRADCAM_REDIS_URL")
     assert str(Path(sys.executable).parent) in _sourced(directory, "PATH")
@@ -379,7 +474,7 @@ def test_up_restart_down_and_up_again(directory: Path) -> None:
     assert f"{directory.parent / 'elsewhere'}' is not up" in elsewhere.stdout.replace('"', "'")
     assert f"Another one is up: gradcam down --directory {shlex.quote(str(directory))}\n" in elsewhere.stderr
     other = _local("up", "--workers", "2", directory=directory)
-    assert (other.returncode, "`gradcam down` first" in other.stderr) == (2, True)
+    assert (other.returncode, f"{_typed('down', directory)} first" in other.stderr) == (2, True)
 
     with closing(redis.Redis.from_url(url)) as client:
         client.set("job", "here")
@@ -419,10 +514,49 @@ def test_workers_that_were_asked_to_leave_stay_ended_and_those_that_died_do_not(
                 assert said.count("gradcam-worker has died and is started again") == 1
                 assert "gradcam-worker was asked to leave, and has; it stays ended" in said
                 up = _local("up", "--workers", "1", directory=directory)
-                assert (up.returncode, "`gradcam down`, then `gradcam up` starts them again" in up.stdout) == (0, True)
+                assert up.returncode == 0
+                assert f"{_typed('down', directory)}, then {_typed('up', directory)} starts them again" in up.stdout
             finally:
                 supervisor.terminate()
     assert log.read_text().count("action=starting") == 2
+
+
+def test_workers_that_cannot_start_with_their_settings_are_no_stack(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were started again for ever, and `up` said that it was up."""
+    monkeypatch.setenv("GRADCAM_WORKER_LEASE_S", "soon")
+    up = _local("up", directory=directory)
+    assert (up.returncode, up.stdout) == (2, "")
+    assert "the workers cannot start: settings cannot be used: GRADCAM_WORKER_LEASE_S is wrong" in up.stderr
+    assert holder(directory) is None
+    assert (directory / "worker.log").read_text().count("GRADCAM_WORKER_LEASE_S") == 1
+
+
+def test_no_more_workers_are_asked_for_than_one_launcher_has(directory: Path) -> None:
+    up = _local("up", "--workers", "65", directory=directory)
+    assert (up.returncode, "65 is not in the range 0<=x<=64" in up.stderr) == (2, True)
+    run = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "--devices", "none", "--processes-per-device", "65"],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "65 is not in the range 1<=x<=64" in run.stderr
+
+
+def test_down_beside_another_down_is_well(tmp_path: Path) -> None:
+    """The first one had ended the supervisor when the second one asked it to end."""
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    lock.path.write_text(str(2**22 + 1))  # no process has such a number
+    command = [sys.executable, "-m", "deploy.cli", "down", "--directory", str(tmp_path)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as down:
+        assert down.stderr is not None
+        said = down.stderr.readline()
+        time.sleep(0.5)
+        lock.release()
+        out, err = down.communicate(timeout=30)
+    assert (down.returncode, said, err) == (0, "Stopping the stack …\n", "")
+    assert out.startswith("The stack is down")
 
 
 def _launcher(directory: Path) -> psutil.Process:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ import redis
 from command import gradcam
 from stacks import SMALL, eventually, frozen, mains_of, own_stack
 
+from deploy.programs import free_ports
 from deploy.stack import Worker
 from producer.client.client import Client
 from producer.jobs.model import keys
@@ -167,15 +170,30 @@ def listed(client: Client) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def two(own: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A launcher of two processes."""
-    worker = Worker(tmp_path_factory.mktemp("two") / "log", own.environment(), processes=2, devices="cpu")
+def port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="module")
+def two(own: Stack, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A launcher of two processes, with metrics."""
+    log, options = tmp_path_factory.mktemp("two") / "log", ["--metrics-port", str(port)]
+    worker = Worker(log, own.environment(), processes=2, devices="cpu", options=options)
     worker.start()
     yield worker
     worker.stop()
 
 
-def test_processes_whose_launcher_saw_them_die_are_not_called_alive_for_a_minute(own: Stack, two: Worker) -> None:
+def deaths(port: int) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        found = re.search(rb"^gradcam_process_deaths_total (\S+)$", answer.read(), re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def test_processes_whose_launcher_saw_them_die_are_not_called_alive_for_a_minute(
+    own: Stack, two: Worker, port: int
+) -> None:
     """A job that all who are alive refuse would wait for the word of the dead. The second death leaves nobody."""
     client = Client.from_env()
     eventually(lambda: len(listed(client)) == 2)
@@ -191,10 +209,11 @@ def test_processes_whose_launcher_saw_them_die_are_not_called_alive_for_a_minute
         assert dead.encode() not in found
     second.kill()
     assert eventually(lambda: alive not in listed(client)) < 20
+    assert deaths(port) == 2
 
 
-def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(two: Worker) -> None:
-    """Its launcher stays for the others, and leaves with the last; nothing of a job is lost."""
+def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(two: Worker, port: int) -> None:
+    """Its launcher stays for the others; nothing of a job is lost, and nobody counts it among the dead."""
     client = Client.from_env()
     eventually(lambda: len([found for found in client.workers() if found.known]) == 2)
     first, second = client.workers()
@@ -203,11 +222,26 @@ def test_a_process_that_is_asked_to_leave_finishes_and_is_not_started_again(two:
     gradcam("workers", "drain", first.name)
     eventually(lambda: len(mains_of(two)) == 1)
     eventually(lambda: [found.name for found in client.workers()] == [second.name])
+    eventually(lambda: "action=left " in two.log.read_text())
+    assert deaths(port) == 2
     status = client.wait(job, timeout_s=60)
     assert (status.done, status.failed) == (400, 0)
-    assert second.launcher is not None
     assert len(mains_of(two)) == 1
-    assert "with its 1 process:" in gradcam("workers", "drain", second.launcher).stdout
+
+
+def test_a_wish_to_leave_is_not_lost_where_the_launchers_folder_cannot_be_written(two: Worker) -> None:
+    """The launcher leaves with its last process."""
+    client = Client.from_env()
+    (second,) = client.workers()
+    assert second.launcher is not None
+    folder = Path(mains_of(two)[0].environ()["GRADCAM_WORKER_DRAIN_FILE"]).parent
     assert two.process is not None
+    with frozen(psutil.Process(two.process.pid)):  # it would make the folder again
+        shutil.rmtree(folder)
+        folder.write_text("in the way")
+    assert "with its 1 process:" in gradcam("workers", "drain", second.launcher).stdout
+    eventually(lambda: "action=cannot_leave" in two.log.read_text(), within_s=20)
+    assert two.alive
+    folder.unlink()
     assert two.process.wait(30) == 0
     assert client.workers() == []

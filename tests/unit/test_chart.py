@@ -203,6 +203,15 @@ def test_a_pod_is_killed_long_after_its_worker_has_ended(grace_s: int, killed_af
     assert spec["terminationGracePeriodSeconds"] == killed_after_s
 
 
+def test_a_worker_is_restarted_only_where_that_helps_and_not_ready_with_the_first_trouble() -> None:
+    """A store that was away for ten minutes had every pod restarted."""
+    worker = dict(pods_of(manifests(GPU)))["demo-gradcam-queue-worker"]["containers"][0]
+    commands = {probe: worker[f"{probe}Probe"]["exec"]["command"] for probe in ("startup", "readiness", "liveness")}
+    assert commands["liveness"] == ["gradcam-worker", "check", "--live", "--all"]
+    assert commands["startup"] == commands["readiness"] == ["gradcam-worker", "check"]
+    assert f"[{', '.join(commands['liveness'])}]" in (ROOT / "docs/operations.md").read_text()
+
+
 def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
     def worker(name: str) -> dict[str, Any]:
         container: dict[str, Any] = dict(pods_of(manifests(VALUES[name])))["demo-gradcam-queue-worker"]["containers"][0]

@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command import Run, worker_check
 
 from producer.jobs.model.errors import WorkerError
 from worker.supervise import run_dirs
@@ -86,7 +87,7 @@ def test_silence_says_whether_redis_is_away(folder: Path) -> None:
     assert found(folder).problem == "no read of the queues has come back for 100 s"
     assert found(folder, within_s=200).state == State.IDLE
     health.away()
-    assert found(folder).problem == "Redis cannot be reached for 100 s"
+    assert found(folder).problem == "Redis cannot be reached or read for 100 s"
     again = Health(folder / "host-cpu")
     again.polled()
     assert state(folder) == State.IDLE
@@ -147,6 +148,80 @@ def test_children_that_crash_as_they_start_are_counted_until_one_gets_ready(fold
     health.ready()
     assert health.starts() == 0
     assert Health(None).starts() == 0
+
+
+# -- what a liveness probe asks ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def live(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """`gradcam-worker check --live`, with what the launcher of these processes lists."""
+    monkeypatch.setenv("GRADCAM_WORKER_RUN_DIR", str(folder.parent.parent))
+
+    def check(*processes: ListedProcess) -> Run:
+        publish(folder, processes)
+        return worker_check("--live", "--all")
+
+    return check
+
+
+def named(name: str, pid: int | None = 1, problem: str | None = None) -> ListedProcess:
+    return ListedProcess(name, "cpu", pid, time.time() - 9000, problem)
+
+
+def test_one_process_that_lives_saves_those_that_do_not(folder: Path, live: Callable[..., Run]) -> None:
+    """One that was given up had a pod restarted whose other processes were at work."""
+    dead, silent = named("dead", None, "it is given up"), named("silent")
+    health = Health(folder / "silent")
+    health.ready()
+    age(health, "ready", 1000)
+    run = live(dead, silent)
+    assert (run.returncode, run.stdout) == (0, "1 of 2 processes live; dead is dead: it is given up\n")
+    age(health, "ready", 1300)
+    run = live(dead, silent)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("0 of 2 processes live; dead is dead: it is given up; silent is silent: no read of")
+    assert live(dead).returncode == 1
+    assert "no launcher" in live().stderr
+    assert live().returncode == 1
+
+
+def test_a_fault_of_hours_is_living(folder: Path, live: Callable[..., Run]) -> None:
+    """With a store that was away for ten minutes each try told a fault, and the pod was restarted."""
+    health = Health(folder / "a")
+    health.ready()
+    health.fault("the object store cannot be reached")
+    assert live(named("a")).returncode == 0
+    assert worker_check("--all").returncode == 1
+
+
+def test_trying_a_redis_that_does_not_answer_is_living_and_having_tried_it_is_not(
+    folder: Path, live: Callable[..., Run]
+) -> None:
+    health = Health(folder / "a")
+    for kind in ("ready", "polled"):
+        health.file(kind).touch()
+        age(health, kind, 5000)
+    health.away()
+    age(health, "away", 4000)
+    assert live(named("a")).returncode == 1  # frozen since
+    health.away()
+    assert live(named("a")).returncode == 0
+
+
+def test_waiting_for_a_server_is_living_while_it_is_told(folder: Path, live: Callable[..., Run]) -> None:
+    health = Health(folder / "a")
+    health.ready()
+    for kind in ("ready", "busy0"):
+        health.file(kind).touch()
+        age(health, kind, 5000)
+    health.waits("the object store", 4000)
+    health.tell_work("{}")
+    assert live(named("a")).returncode == 0
+    age(health, "work", 4000)
+    assert live(named("a")).returncode == 1
+    age(health, "busy0", -10)  # within the limit of its step
+    assert live(named("a")).returncode == 0
 
 
 # -- stacks ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +104,43 @@ def test_queues_reach_the_worker_by_its_settings(monkeypatch: pytest.MonkeyPatch
     assert WorkerSettings().queues == ("high", "default", "low")
     monkeypatch.setenv("GRADCAM_WORKER_QUEUES", "low, high")
     assert WorkerSettings().queues == ("low", "high")
+
+
+_LAUNCHER = """
+import logging, signal, sys
+from pathlib import Path
+from worker.supervise.launcher import Launcher
+from worker.supervise.process_plan import PlannedProcess
+logging.basicConfig(level=logging.INFO)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
+sys.exit(Launcher([PlannedProcess("one", "cpu", "", 1)], grace_s=1, run_dir=Path(sys.argv[1])).run())
+"""
+
+
+@pytest.mark.parametrize(
+    ("hangup", "ends_it"),
+    [
+        ("SIG_DFL", signal.SIGHUP),
+        ("SIG_DFL", signal.SIGINT),
+        ("SIG_IGN", signal.SIGINT),
+        ("SIG_IGN", signal.SIGTERM),
+    ],
+)
+def test_a_launcher_ends_by_a_signal_that_its_starter_does_not_have_it_ignore(
+    tmp_path: Path, hangup: str, ends_it: signal.Signals
+) -> None:
+    """`nohup gradcam-worker &` ended with its terminal."""
+    command = [sys.executable, "-c", _LAUNCHER, str(tmp_path), hangup]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as launcher:
+        assert launcher.stderr is not None
+        while "action=starting" not in launcher.stderr.readline():
+            assert launcher.poll() is None
+        if hangup == "SIG_IGN":
+            launcher.send_signal(signal.SIGHUP)
+            time.sleep(1)
+            assert launcher.poll() is None
+        launcher.send_signal(ends_it)
+        _, log = launcher.communicate(timeout=30)
+    assert launcher.returncode == 0
+    assert log.count("action=draining") == 1

@@ -82,6 +82,23 @@ print(answers == [utils.is_compile_supported(device) for device in ("cpu", "cuda
     assert run.stdout.split() == ["True", "False", "True", "True"]
 
 
+def test_threads_that_import_timm_at_once_leave_torch_as_it_was() -> None:
+    """The second one kept the first one's stand-in for `torch.compiler.disable`, and put it back for good."""
+    program = """
+import threading, torch
+from worker.models.vision import import_timm
+disable = torch.compiler.disable
+threads = [threading.Thread(target=import_timm) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(torch.compiler.disable is disable)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout == "True\n"
+
+
 @pytest.mark.parametrize("module", ["worker.supervise.launcher", "worker.tasks", "worker.recover.reconciler"])
 def test_the_workers_main_process_stays_free_of_torch(module: str) -> None:
     assert not loaded_by(f"import {module}") & {"torch", "cv2"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -94,6 +96,33 @@ def test_a_demo_tidies_no_folder_that_a_link_leads_to(tmp_path: Path, monkeypatc
         pass
     assert [path.name for path in home.iterdir()] == ["thesis"]
     assert home.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_killed_demo_that_cannot_be_tidied_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "gradcam-demo-x"
+    left.mkdir()
+    (left / "lock").symlink_to(tmp_path / "mine")
+    os.utime(left, (0, time.time() - 3600))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with demo._temporary() as directory:
+        assert directory.is_dir()
+    assert left.is_dir()
+
+
+def test_who_looks_at_a_directory_is_not_taken_for_who_holds_it(tmp_path: Path) -> None:
+    """`gradcam down`, and each look of `up`, hold the lock for a moment: a stack that started then was refused."""
+    lock = directory_lock.DirectoryLock(tmp_path)
+    lock.acquire()
+    lock.release()
+    looking = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    timer = threading.Timer(0.1, os.close, [looking])
+    timer.start()
+    lock.acquire()
+    with pytest.raises(directory_lock.InUse):
+        directory_lock.DirectoryLock(tmp_path).acquire()
+    lock.release()
+    timer.join()
 
 
 def test_a_fetch_writes_through_no_link_that_was_left_in_the_folder(tmp_path: Path) -> None:

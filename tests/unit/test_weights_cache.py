@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from prometheus_client import REGISTRY
 
 from producer.jobs.model.errors import FetchError, FetchTimeout, JobError, NotHere, WorkerError
 from worker.models.weights_cache import Fetch, WeightsFiles
@@ -62,6 +63,36 @@ def test_a_file_whose_digest_is_known_is_fetched_once(tmp_path: Path) -> None:
             assert path.read_bytes() == DATA
     assert served.asked == ["s3://a/w"]
     assert _names(tmp_path) == [DIGEST]
+
+
+def _counted(found: str) -> float:
+    return REGISTRY.get_sample_value("gradcam_weights_files_total", {"found": found}) or 0.0
+
+
+def test_what_others_fetched_and_what_could_not_be_is_not_counted_as_fetched(tmp_path: Path) -> None:
+    fetching = threading.Event()
+
+    def slowly(_uri: str, file: BinaryIO, _timeout_s: float) -> None:
+        fetching.set()
+        time.sleep(0.5)
+        file.write(DATA)
+
+    def use() -> None:
+        with _files(tmp_path, slowly).file("s3://a/w", DIGEST):
+            pass
+
+    before = [_counted("fetched"), _counted("disk")]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(use)
+        assert fetching.wait(10)
+        second = pool.submit(use)
+        first.result()
+        second.result()
+    assert [_counted("fetched"), _counted("disk")] == [before[0] + 1, before[1] + 1]
+    with pytest.raises(JobError), _files(tmp_path, slowly).file("s3://a/w", "0" * 64):
+        pass
+    use()
+    assert [_counted("fetched"), _counted("disk")] == [before[0] + 1, before[1] + 2]
 
 
 def test_the_same_content_at_another_address_is_not_fetched_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ they may stay as they are; only who compiles such a network of their own, with t
 from __future__ import annotations
 
 import sys
+import threading
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -18,6 +19,8 @@ from typing import Any, Final
 import torch
 
 _COMPILER: Final = "torch._dynamo.utils"
+#: Held while timm is imported: a second thread would keep our stand-in for what torch has, and put it back last.
+_importing: Final = threading.Lock()
 
 
 class _Later(ModuleType):
@@ -44,14 +47,15 @@ def _import() -> None:
 
 def import_timm() -> ModuleType:
     """Import timm. Raises ImportError: it is not there."""
-    if "torch._dynamo" in sys.modules:
-        return import_module("timm")  # nothing is saved any more
-    disable = torch.compiler.disable
-    torch.compiler.disable = _as_it_is
-    try:
-        return import_module("timm")
-    finally:
-        torch.compiler.disable = disable
+    with _importing:
+        if "timm" in sys.modules or "torch._dynamo" in sys.modules:
+            return import_module("timm")  # nothing is saved any more
+        disable = torch.compiler.disable
+        torch.compiler.disable = _as_it_is
+        try:
+            return import_module("timm")
+        finally:
+            torch.compiler.disable = disable
 
 
 def _as_it_is(fn: Any = None, recursive: Any = True, *, reason: Any = None) -> Any:

@@ -110,9 +110,10 @@ class WeightsFiles:
         make_private(self._folder)
         file = None if sha256 is None else self._opened(sha256)
         fetched = file is None
-        metrics.weights_file(fetched=fetched)
         if file is None:
             file, sha256 = self._fetched(uri, sha256)
+        else:
+            metrics.weights_file(fetched=False)
         try:
             yield self._folder / str(sha256)
         finally:
@@ -146,6 +147,7 @@ class WeightsFiles:
         until = time.monotonic() + self._timeout_s
         with self._locked(name, self._timeout_s):
             if sha256 is not None and (file := self._opened(sha256)) is not None:
+                metrics.weights_file(fetched=False)  # by another process, while this one waited
                 return file, sha256
             try:
                 # This removes what a killed process left.
@@ -197,6 +199,7 @@ class WeightsFiles:
             raise OtherWeights(
                 f"the weights at {redact(uri)} are not those that were uploaded: submit them again", found
             )
+        metrics.weights_file(fetched=True)
         return found
 
     def _make_room(self, size_bytes: int) -> None:

@@ -170,7 +170,8 @@ class Reconciler(threading.Thread):
         grace_s: As in `reconcile`.
         before_each: Called first each time; may end the process.
         facts: Gives what this process tells of itself.
-        leave: Called once when this process or its launcher was asked to finish and leave, with the names that were.
+        leave: Called when this process or its launcher was asked to finish and leave, with the names that were; says
+            whether that is on its way. Until it is, it is called again.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Reconciler(threading.Thread):
         grace_s: float,
         before_each: Callable[[], None],
         facts: Callable[[], WorkerFacts] | None = None,
-        leave: Callable[[set[str]], None] = lambda _: None,
+        leave: Callable[[set[str]], bool] = lambda _: True,
     ) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._table, self._storage, self._republish = table, storage, republish
@@ -263,8 +264,7 @@ class Reconciler(threading.Thread):
             return
         names = [name for name in (self._who, facts.launcher) if name]
         if asked := self._table.registry.asked_to_leave(names):
-            self._leaves = True
-            self._leave(asked)
+            self._leaves = self._leave(asked)
 
     def _reclaim(self, death: Death) -> None:
         try:

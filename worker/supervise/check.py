@@ -18,6 +18,8 @@ from worker.supervise.process_list import ListedProcess
 
 #: A process without a sign of life for longer is silent.
 SILENT_AFTER_S = 60.0
+#: A liveness probe waits so long for a sign: a restart costs the models in memory.
+STUCK_AFTER_S = 1200.0
 #: A process without any sign is starting until then: interpreter and Redis come on top of its imports.
 STARTING_WITHIN_S = READY_WITHIN_S + 30.0
 
@@ -59,6 +61,8 @@ class CheckedProcess:
     stack: str = ""
     #: What makes its work slower, or is left open by its settings; nothing is wrong all the same.
     note: str = ""
+    #: Whether it runs and goes on, if only with waiting: for Redis, for a server, for the end of what is wrong.
+    lives: bool = True
 
 
 def of_stack(found: Sequence[CheckedProcess], stack: str) -> list[CheckedProcess]:
@@ -94,8 +98,12 @@ def _judge(health: Health, process: ListedProcess, within_s: float) -> CheckedPr
     last = max(health.at(kind) for kind in ("ready", "polled", "at-work"))
     silent_s = round(max(now - last, 0.0), 1) if last else None
 
+    lives = _lives(health, process, within_s)
+
     def found(state: State, problem: str | None = None) -> CheckedProcess:
-        return CheckedProcess(process.name, process.device, state, silent_s, problem, process.stack, process.note)
+        return CheckedProcess(
+            process.name, process.device, state, silent_s, problem, process.stack, process.note, lives=lives
+        )
 
     if process.pid is None:
         return found(State.DEAD, process.problem)
@@ -109,6 +117,19 @@ def _judge(health: Health, process: ListedProcess, within_s: float) -> CheckedPr
     return found(*_judge_ready(health, silent_s, within_s))
 
 
+def _lives(health: Health, process: ListedProcess, within_s: float) -> bool:
+    """Return whether a process runs and goes on: what it waits for, or calls wrong, a restart would not bring."""
+    if process.pid is None:
+        return False
+    signs = ["ready", "polled", "away", "at-work"]
+    if health.server_waited_for():
+        signs.append("work")  # which a child that waits for a server writes all the same
+    # The start counts as a sign; a step that may take longer has its deadline in a file's time.
+    last = max(process.started_at, *map(health.at, signs))
+    until = max(map(health.at, ("preloads", *BUSY_KINDS)))
+    return time.time() <= max(last + within_s, until)
+
+
 def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[State, str | None]:
     """Return the state of a process that has been ready, and why it is silent or waits."""
     until = max(map(health.at, BUSY_KINDS))
@@ -120,8 +141,15 @@ def _judge_ready(health: Health, silent_s: float, within_s: float) -> tuple[Stat
     # One step may take longer than `within_s`: loading a model, or a large batch on a slow processor.
     if silent_s <= within_s or time.time() <= until:
         return State.WORKING if busy else State.IDLE, None
-    what = "Redis cannot be reached" if health.has("away") else "no read of the queues has come back"
+    what = "Redis cannot be reached or read" if health.has("away") else "no read of the queues has come back"
     return State.SILENT, f"{what} for {silent_s:.0f} s"
+
+
+def live_sentence(found: Sequence[CheckedProcess]) -> str:
+    """Say in one sentence how many processes live, and what is wrong with the others; there is at least one."""
+    living = sum(one.lives for one in found)
+    stuck = [f"{one.name} is {one.state}: {one.problem}" for one in found if not one.lives]
+    return "; ".join((f"{living} of {len(found)} processes live", *stuck))
 
 
 def sentence(found: Sequence[CheckedProcess], others: Sequence[str] = (), stack: str = "") -> str:

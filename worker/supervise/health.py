@@ -8,7 +8,7 @@ A file's time of modification or its content says the thing:
 | `<name>.starts`         | a byte for each child that began to start since the last ready one | child         |
 | `<name>.startup_failed` | why the child cannot start; it ends                                | child         |
 | `<name>.polled`         | when a read of the queues last returned                            | main process  |
-| `<name>.away`           | since when Redis does not answer                                   | main process  |
+| `<name>.away`           | when Redis, which lets nothing be read, was last tried             | main process  |
 | `<name>.at-work`        | when a chunk in flight last advanced                               | child         |
 | `<name>.busy0`, …       | the deadline of the current step of each chunk in flight (`busy_file.py`) | child  |
 | `<name>.preloads`       | until when models may load before the first message                | child         |
@@ -70,9 +70,8 @@ class Health:
             self._remove("away")
 
     def away(self) -> None:
-        """Say that Redis does not answer; the next read that returns takes it back."""
-        if self._stem is not None and not self.file("away").exists():
-            self._write("away", "")
+        """Say that Redis is tried, and does not answer; the next read that returns takes it back."""
+        self._write("away", "")
 
     def at_work(self) -> None:
         """Say that a chunk in flight advances."""

@@ -112,7 +112,7 @@ class Launcher:
             self._look_at_weights()
             for warning in self.warnings:
                 log.warning("action=left_open %s.", warning)
-            previous = {number: signal.signal(number, self._signalled) for number in _STOPS}
+            previous = {number: signal.signal(number, self._signalled) for number in _heard()}
             try:
                 while not self._signals and not self._drain_file.exists():
                     self._keep_folder()
@@ -211,20 +211,31 @@ class Launcher:
         )
         self._make_folders()
         Health(self._folder / planned.name).forget()  # should its name come a second time
-        with cores.pinned(planned.cores):
-            # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which drains the processes.
-            process.running = subprocess.Popen(
-                command(planned, self.queues),
-                env=environment(planned, self.queues, self._drain_file, os.environ),
-                start_new_session=True,
-            )
         process.name, process.problem, process.ready = planned.name, None, False
         process.started_at, process.started = time.time(), time.monotonic()
+        try:
+            with cores.pinned(planned.cores):
+                # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which drains the processes.
+                process.running = subprocess.Popen(
+                    command(planned, self.queues),
+                    env=environment(planned, self.queues, self._drain_file, os.environ),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            # No memory, or no more processes may be: the others work on, and it may be better in a moment.
+            delay_s = process.backoff.after(0)
+            process.start_at = process.started + delay_s
+            process.problem = f"it cannot be started now ({error.strerror}), and is tried again in a moment"
+            log.error(  # noqa: TRY400 - a sentence says it all
+                "action=not_started %s cannot be started (%s); trying again in %.0f s.",
+                process.name,
+                error.strerror,
+                delay_s,
+            )
         self._publish()
 
     def _died(self, process: _Process, code: int) -> None:
         lived_s = time.monotonic() - process.started
-        self._deaths += 1
         if process.running is not None:
             # Nobody watches its child any more, and it would share the device with the next process.
             _kill_group(process.running.pid)
@@ -236,6 +247,8 @@ class Launcher:
         elif code not in _WANTED:
             process.failures += 1
         process.leaves = process.leaves or health.has("drain")
+        if not process.leaves:
+            self._deaths += 1
         health.forget()
         if was_ready:
             # We have no connection to Redis; our other processes have, and the next one.
@@ -306,6 +319,11 @@ class Launcher:
                 process.running.wait()
 
 
+def _heard() -> list[signal.Signals]:
+    """Return the signals that stop us: not those that our starter has us ignore, as `nohup` and a shell's `&` do."""
+    return [one for one in _STOPS if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN]
+
+
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
@@ -332,6 +350,7 @@ def environment(
         # CPU threads sleep while they wait, and do not spin: threads that fetch and encode need the cores.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GRADCAM_WORKER_NAME": planned.name,
+        "GRADCAM_WORKER_LAUNCHER_PID": str(os.getpid()),
         "GRADCAM_WORKER_DEVICE": planned.device,
         "GRADCAM_WORKER_PROCESSES_ON_DEVICE": str(planned.sharing),
         # prometheus_client reads it when it is imported, and writes its files there.

@@ -55,7 +55,7 @@ class Hooks:
 
     #: A read of the queues came back, with a message or without: once a second at least, while there is no work.
     polled: Callable[[], None] = _nothing
-    #: Redis is about to be connected to, for the first time or again.
+    #: Redis is about to be connected to, or is still waited for: once a second at least. Or it refuses to be read.
     connecting: Callable[[], None] = _nothing
 
 
@@ -176,6 +176,7 @@ class Channel(kombu_redis.Channel):
         )
 
     def _refused(self, error: ResponseError) -> None:
+        hooks.connecting()
         now = time.monotonic()
         self._read_at = now + REFUSED_PAUSE_S
         if now >= self._tell_at:
@@ -214,11 +215,17 @@ class Connection(kombu.Connection):
 
     def ensure_connection(self, *args: Any, **options: Any) -> Any:
         """Wait for Redis; Celery's own pauses grow to half a minute, idle time after each outage."""
+        callback = options.pop("callback", None) or _nothing
+
+        def waiting() -> None:
+            hooks.connecting()
+            callback()
+
         hooks.connecting()
         pauses = {"interval_start": 1, "interval_step": 1, "interval_max": RECONNECT_WITHIN_S}
         # What lets us connect and then cuts us off, again and again, is no reason to run in circles.
         time.sleep(max(0.0, Connection._made_at + RECONNECT_AFTER_S - time.monotonic()))
-        made = super().ensure_connection(*args, **{**pauses, **options})
+        made = super().ensure_connection(*args, **{**pauses, **options, "callback": waiting})
         Connection._made_at = time.monotonic()
         return made
 
