@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from producer.jobs.model.interrupt import wished
 from producer.jobs.model.text import LINE_CHARS, lines, shown
 
 
@@ -27,6 +28,12 @@ class Talk(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts, a line each, and what rich can draw."""
         super().print(*(shown(each, LINE_CHARS) if isinstance(each, str) else each for each in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """End; where Ctrl-C has ended the reader, too (`gradcam … 2>&1 | tee log`), as what was interrupted."""
+        if wished():
+            raise KeyboardInterrupt
+        super().on_broken_pipe()
 
     def print_lines(self, text: str) -> None:
         """Print a text of several lines of ours."""
