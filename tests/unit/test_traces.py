@@ -273,6 +273,23 @@ def test_a_variable_of_opentelemetry_that_cannot_be_used_is_a_sentence(monkeypat
     assert str(raised.value) == "the OTEL_* variables cannot be used: max_queue_size must be a positive integer."
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+@pytest.mark.parametrize("header", ["Authorization Bearer {}", "team=cats,Authorization: {}", 'api-key="{}"'])
+def test_a_header_that_is_none_is_refused_and_shown_to_nobody(
+    name: str, header: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library writes the whole header to the log, with the key of whoever takes the spans in it."""
+    monkeypatch.setenv(name, header.format("hunter2"))
+    with pytest.raises(SettingsError) as raised:
+        open_traces("otlp", "gradcam", print)
+    assert str(raised.value) == (
+        "the OTEL_* variables cannot be used: OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TRACES_HEADERS has an "
+        "entry that is no header: write name=value, with commas between them"
+    )
+    assert raised.value.__cause__ is None
+    assert "hunter2" not in caplog.text
+
+
 def without_opentelemetry(folder: Path) -> Sequence[str]:
     """Where packages are, but for OpenTelemetry's."""
     for place in sys.path:

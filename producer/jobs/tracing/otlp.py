@@ -42,7 +42,8 @@ def open_otlp(service: str, tell: Tell) -> OtlpTraces:
     if not isinstance(ours, trace.ProxyTracerProvider):
         return OtlpTraces(ours)
     try:
-        exporter = _TellingExporter(OTLPSpanExporter(), tell)
+        with _headers_kept_secret():
+            exporter = _TellingExporter(OTLPSpanExporter(), tell)
         provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
         processor = BatchSpanProcessor(exporter)
     except (ValueError, RuntimeError, ImportError) as error:
@@ -52,6 +53,25 @@ def open_otlp(service: str, tell: Tell) -> OtlpTraces:
     # What else it says of spans that it cannot send, `tell` has said; what is set wrong it has said by now.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     return OtlpTraces(provider, processor, exporter)
+
+
+@contextmanager
+def _headers_kept_secret() -> Iterator[None]:
+    """Raise ValueError for a header that is none, in place of what the library says: it quotes all of it."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        raise ValueError(
+            "OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TRACES_HEADERS has an entry that is no header: write "
+            "name=value, with commas between them"
+        )
+
+    said = logging.getLogger("opentelemetry.util.re")  # nothing else is said by it
+    said.setLevel(logging.WARNING)
+    said.addFilter(refuse)
+    try:
+        yield
+    finally:
+        said.removeFilter(refuse)
 
 
 def _resource(service: str) -> Resource:
