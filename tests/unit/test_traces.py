@@ -7,8 +7,10 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 from json import dumps, loads
 from pathlib import Path
@@ -240,6 +242,47 @@ def test_a_collector_that_hangs_holds_up_no_end(told: list[str], monkeypatch: py
     assert told == [
         "Spans cannot be sent, and are lost (they were not taken within 0.2 s): look at OTEL_EXPORTER_OTLP_ENDPOINT."
     ]
+
+
+def sending_threads() -> Counter[str]:
+    """Ours and the library's, by their names."""
+    return Counter(thread.name for thread in threading.enumerate() if thread.name.startswith(("Otel", "flush-")))
+
+
+def test_every_client_of_a_program_sends_its_spans_by_the_same_thread(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service with a client a request would have a thread more with each."""
+    with receiving() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        tell = told.append
+        one_span(open_traces("otlp", "gradcam", tell))
+        before = sending_threads()
+        for _ in range(3):
+            traces = open_traces("otlp", "gradcam", tell)
+            one_span(traces)
+        assert sending_threads() == before
+        traces.flush(10)
+        assert len(receiver.spans("submit")) == 4
+
+
+def test_spans_that_a_hanging_collector_does_not_take_are_waited_for_by_one_thread(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving() as receiver:
+        receiver.answers.clear()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        traces = open_traces("otlp", "gradcam", told.append)
+        one_span(traces)
+        traces.flush(0.1)
+        assert sending_threads()["flush-spans"] == 1
+        for _ in range(3):
+            one_span(traces)
+            traces.flush(0.1)
+        assert sending_threads()["flush-spans"] == 1
+        receiver.answers.set()
+        traces.flush(10)
+        assert len(receiver.spans("submit")) == 4
 
 
 def test_a_program_that_has_set_up_opentelemetry_itself_gets_our_spans_below_its_own() -> None:
