@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,11 @@ class Talk(Console):
         if wished():
             raise KeyboardInterrupt
         super().on_broken_pipe()
+
+    def print_command(self, sentence: str, command: str) -> None:
+        """Print a sentence, and a command behind it that is to be pasted: half of one does something else."""
+        self.file.write(f"{shown(sentence, LINE_CHARS)}: {shown(command, sys.maxsize)}\n")
+        self.file.flush()
 
     def print_lines(self, text: str) -> None:
         """Print a text of several lines of ours."""

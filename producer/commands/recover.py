@@ -97,4 +97,8 @@ def _show(found: StoredJob, *, as_json: bool) -> None:
         return
     counts = "-" if found.total is None else f"{found.done} done, {found.failed} failed of {found.total}"
     where = "in Redis" if found.in_redis else "not in Redis"
-    out(found.job, found.state, found.network or "-", counts, where, found.command or found.problem or "-")
+    facts = (found.job, found.state, found.network or "-", counts, where)
+    if found.command:
+        out(*facts, command=found.command)
+    else:
+        out(*facts, found.problem or "-")

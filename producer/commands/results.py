@@ -264,7 +264,7 @@ def _export_failures(job: str, output: str, only: str | None) -> None:
         talk.print(f"{counted(count, 'failed image')} in {output}")
         return
     command = command_of(found[0], sources=[output, *how_to_read(found[0], first.item.keep)])
-    talk.print(f"{counted(count, 'failed image')} in {output}; as a job of their own: {command}")
+    talk.print_command(f"{counted(count, 'failed image')} in {output}; as a job of their own", command)
     if open_words := blanks(command):
         talk.print(f"there {open_words}")
     if first.item.uri.startswith(uploads_of(found[0], job)):
