@@ -210,40 +210,42 @@ class Client:
         except ServiceError:
             return set()
 
-    def cancel(self, job: str, *, because: str | None = None) -> JobStatus:
+    def cancel(self, job: str, *, reason: str | None = None, because: str | None = None) -> JobStatus:
         """Stop a job for good: what is done stays, workers stop after the current batch.
 
         Args:
             job: Its id.
-            because: Why; `history` keeps it.
+            reason: Why; `history` keeps it.
+            because: What 0.4.0 called `reason`.
 
         Raises:
             UnknownJob: There is no such job.
             UsageError: It has ended otherwise.
         """
-        return self._actions.cancel(job, because)
+        return self._actions.cancel(job, reason or because)
 
-    def pause(self, job: str, *, because: str | None = None) -> JobStatus:
-        """Hand out nothing more of a job until it is resumed. Errors as `cancel`."""
-        return self._actions.pause(job, because)
+    def pause(self, job: str, *, reason: str | None = None, because: str | None = None) -> JobStatus:
+        """Hand out nothing more of a job until it is resumed. Reasons and errors as `cancel`."""
+        return self._actions.pause(job, reason or because)
 
-    def resume(self, job: str, *, because: str | None = None) -> JobStatus:
-        """Go on with a paused job. Errors as `cancel`."""
-        return self._actions.resume(job, because)
+    def resume(self, job: str, *, reason: str | None = None, because: str | None = None) -> JobStatus:
+        """Go on with a paused job. Reasons and errors as `cancel`."""
+        return self._actions.resume(job, reason or because)
 
-    def retry(self, job: str, *, reason: str | None = None, because: str | None = None) -> int:
+    def retry(self, job: str, *, only: str | None = None, reason: str | None = None, because: str | None = None) -> int:
         """Try the failed images of a job that has ended once more, and nothing else; how many.
 
         Args:
             job: Its id.
-            reason: Only images that failed for it, such as `fetch` or `timeout`.
-            because: Why; `history` keeps it.
+            only: Only images that failed for it, such as `fetch` or `timeout`.
+            reason: Why; `history` keeps it.
+            because: What 0.4.0 called `reason`; its `reason` is `only`.
 
         Raises:
             UnknownJob: There is no such job, or its lifetime is over.
-            UsageError: It has not ended, was cancelled, or nothing failed.
+            UsageError: It has not ended, was cancelled, or nothing failed; or the reason seems to be meant for `only`.
         """
-        return self._actions.retry(job, reason, because)
+        return self._actions.retry(job, only, reason or because)
 
     def delete(self, job: str, *, objects: bool = False, progress: Callable[[int], None] | None = None) -> int:
         """Forget a job that has ended, and with `objects` everything it has in the store; how many objects went.
@@ -329,20 +331,26 @@ class Client:
         """
         return self._monitor.wait(job, timeout_s)
 
-    def failures(self, job: str, *, reason: str | None = None) -> Iterator[Failure]:
-        """Images of a job that failed, each with its reason; with `reason` only those that failed for it.
+    def failures(self, job: str, *, only: str | None = None, reason: str | None = None) -> Iterator[Failure]:
+        """Images of a job that failed, each with its reason; with `only` those that failed for it.
+
+        Args:
+            job: Its id.
+            only: A reason, such as `fetch` or `timeout`.
+            reason: What 0.4.0 called `only`.
 
         Raises:
             UnknownJob: There is no such job.
             UsageError: No image ever fails for such a reason.
         """
-        if reason is not None:
-            check_reason(reason, self.table.queries.status(job).failures)
-        return (failure for failure in self.table.queries.failures(job) if reason in {None, failure.reason})
+        wanted = reason if only is None else only
+        if wanted is not None:
+            check_reason(wanted, self.table.queries.status(job).failures)
+        return (failure for failure in self.table.queries.failures(job) if wanted in {None, failure.reason})
 
-    def export_failures(self, job: str, file: str | Path, *, reason: str | None = None) -> int:
-        """Write failures to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
-        return write_failures(lambda: self.failures(job, reason=reason), Path(file))
+    def export_failures(self, job: str, file: str | Path, *, only: str | None = None, reason: str | None = None) -> int:
+        """Write `failures` to a .jsonl or .csv file that `submit` reads again, for its owner alone; how many."""
+        return write_failures(lambda: self.failures(job, only=only, reason=reason), Path(file))
 
     def results(
         self,

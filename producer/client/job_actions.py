@@ -11,11 +11,13 @@ from producer.jobs.model.errors import UnknownJob, UsageError
 from producer.jobs.model.history import checked_reason, user_and_host
 from producer.jobs.model.states import TERMINAL, JobState
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.text import quoted
 from producer.jobs.table.user_actions import By
 from producer.maintenance.audit import Finding, audit
 from producer.maintenance.audit import repair as repair_job
 from producer.maintenance.deletion import delete_with_objects
 from producer.maintenance.retry import retry_failed
+from producer.output.checks import failure_reasons
 from producer.submission.recover import Recovered, recover
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ class JobActions:
     def __init__(self, services: Services, monitor: Monitor) -> None:
         self._services, self._monitor = services, monitor
 
-    def _by(self, because: str | None) -> By:
-        return By(self._services.settings.user or user_and_host(), checked_reason(because))
+    def _by(self, reason: str | None) -> By:
+        return By(self._services.settings.user or user_and_host(), checked_reason(reason))
 
-    def cancel(self, job: str, because: str | None) -> JobStatus:
+    def cancel(self, job: str, reason: str | None) -> JobStatus:
         """See `Client.cancel`."""
-        state = self._services.table.actions.cancel(job, self._by(because))
+        state = self._services.table.actions.cancel(job, self._by(reason))
         if state in TERMINAL and state is not JobState.CANCELLED:
             raise UsageError(f"job {job} has ended already: {state}")
         self._services.finalize_if_due(job)
@@ -48,26 +50,32 @@ class JobActions:
             time.sleep(0.05)
         return status
 
-    def pause(self, job: str, because: str | None) -> JobStatus:
+    def pause(self, job: str, reason: str | None) -> JobStatus:
         """See `Client.pause`."""
-        return self._not_ended(job, self._services.table.actions.pause(job, self._by(because)))
+        return self._not_ended(job, self._services.table.actions.pause(job, self._by(reason)))
 
-    def resume(self, job: str, because: str | None) -> JobStatus:
+    def resume(self, job: str, reason: str | None) -> JobStatus:
         """See `Client.resume`."""
-        status = self._not_ended(job, self._services.table.actions.resume(job, self._by(because)))
+        status = self._not_ended(job, self._services.table.actions.resume(job, self._by(reason)))
         self._services.messages.send_missing(
             self._services.table, self._services.table.queries.existing_outline(job).queue
         )
         return status
 
-    def retry(self, job: str, reason: str | None, because: str | None) -> int:
+    def retry(self, job: str, only: str | None, reason: str | None) -> int:
         """See `Client.retry`."""
-        by = self._by(because)
+        by = self._by(reason)
+        if only is None and by.reason in failure_reasons():
+            # Up to 0.4.0 it chose images: whoever still types that must not try all of them again.
+            raise UsageError(
+                f"{quoted(by.reason)} is what images fail for: to try only what failed with it again say --only "
+                f"{by.reason}, in Python only={quoted(by.reason)}; --reason is why you try, in words of your own"
+            )
         queue = self._services.table.queries.existing_outline(job).queue
         self._services.check_redis()
         self._services.finalize_if_due(job)  # where a worker cannot write its summary, it need not wait for another
         messages = self._services.messages
-        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, reason=reason, by=by)
+        count = retry_failed(self._services.table, messages.publisher(job, queue), job, queue, only=only, by=by)
         messages.send_missing(self._services.table, queue)
         return count
 

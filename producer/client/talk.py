@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from producer.jobs.model.interrupt import wished
 from producer.jobs.model.text import LINE_CHARS, lines, shown
 
 
@@ -27,6 +29,17 @@ class Talk(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts, a line each, and what rich can draw."""
         super().print(*(shown(each, LINE_CHARS) if isinstance(each, str) else each for each in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """End; where Ctrl-C has ended the reader, too (`gradcam … 2>&1 | tee log`), as what was interrupted."""
+        if wished():
+            raise KeyboardInterrupt
+        super().on_broken_pipe()
+
+    def print_command(self, sentence: str, command: str) -> None:
+        """Print a sentence, and a command behind it that is to be pasted: half of one does something else."""
+        self.file.write(f"{shown(sentence, LINE_CHARS)}: {shown(command, sys.maxsize)}\n")
+        self.file.flush()
 
     def print_lines(self, text: str) -> None:
         """Print a text of several lines of ours."""

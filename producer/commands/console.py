@@ -76,6 +76,23 @@ class Examples(click.Command):
                 formatter.write(f"{line}\n")
 
 
+class Renamed(click.Option):
+    """An option that is still read by its earlier name, which help and docs no longer show.
+
+    Args:
+        earlier: That name.
+    """
+
+    def __init__(self, *arguments: Any, earlier: str, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._earlier = earlier
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Read both names."""
+        super().add_to_parser(parser, ctx)
+        parser.add_option(obj=self, opts=[self._earlier], dest=self.name, action="store", nargs=self.nargs)
+
+
 def examples(*lines: str, codes: str = CODES) -> str:
     """An epilog: examples, a line each, and the exit codes."""
     return "\n".join(["Examples:", *(f"  {line}" for line in lines), "", codes])

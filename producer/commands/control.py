@@ -15,6 +15,7 @@ from producer.commands.console import (
     TIMED_OUT,
     Duration,
     Examples,
+    Renamed,
     client_from_env,
     counts_of,
     each,
@@ -32,22 +33,29 @@ if TYPE_CHECKING:
     from producer.jobs.model.status import JobStatus
 
 _JSON_HELP = "Print a line of JSON a job: its status."
-_BECAUSE_HELP = "Why; `gradcam history` shows it."
+#: Why somebody does something; 0.4.0 called it --because where --reason meant something else.
+_REASON = click.option(
+    "--reason",
+    cls=Renamed,
+    earlier="--because",
+    metavar="TEXT",
+    help="Why you do this; it is kept with who and when, and `gradcam history` shows it.",
+)
 _DIFFERENT = 1
 _AGAIN = "submit their source again under another name"
 
 
 @click.command(cls=Examples, epilog=examples("gradcam cancel JOB", "gradcam cancel JOB OTHER --json"))
 @click.argument("job", nargs=-1, required=True)
-@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
+@_REASON
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def cancel(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
+def cancel(job: tuple[str, ...], reason: str | None, as_json: bool) -> None:
     """Stop jobs for good.
 
     What is done stays done, with its pictures; workers stop after the current batch.
     """
     client = client_from_env()
-    sys.exit(each("job", job, lambda one: _print(client.cancel(one, because=because), as_json), as_json=as_json))
+    sys.exit(each("job", job, lambda one: _print(client.cancel(one, reason=reason), as_json), as_json=as_json))
 
 
 @click.command(
@@ -55,43 +63,46 @@ def cancel(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
     epilog=examples('gradcam pause JOB --reason "until the review is done"', "gradcam resume JOB", codes=PLAIN_CODES),
 )
 @click.argument("job", nargs=-1, required=True)
-@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
+@_REASON
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def pause(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
+def pause(job: tuple[str, ...], reason: str | None, as_json: bool) -> None:
     """Hand out nothing more of jobs until they are resumed."""
     client = client_from_env()
-    sys.exit(each("job", job, lambda one: _print(client.pause(one, because=because), as_json), as_json=as_json))
+    sys.exit(each("job", job, lambda one: _print(client.pause(one, reason=reason), as_json), as_json=as_json))
 
 
 @click.command(cls=Examples, epilog=examples("gradcam resume JOB", codes=PLAIN_CODES))
 @click.argument("job", nargs=-1, required=True)
-@click.option("--because", "--reason", "because", metavar="TEXT", help=_BECAUSE_HELP)
+@_REASON
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
-def resume(job: tuple[str, ...], because: str | None, as_json: bool) -> None:
+def resume(job: tuple[str, ...], reason: str | None, as_json: bool) -> None:
     """Go on with paused jobs."""
     client = client_from_env()
-    sys.exit(each("job", job, lambda one: _print(client.resume(one, because=because), as_json), as_json=as_json))
+    sys.exit(each("job", job, lambda one: _print(client.resume(one, reason=reason), as_json), as_json=as_json))
 
 
 @click.command(
     cls=Examples,
     epilog=examples(
-        "gradcam retry JOB", "gradcam retry JOB --reason fetch --wait", "gradcam status JOB   # lists the reasons"
+        "gradcam retry JOB",
+        "gradcam status JOB   # lists why images failed",
+        "gradcam retry JOB --only fetch --wait",
+        'gradcam retry JOB --only fetch --reason "the bucket is back"',
     ),
 )
 @click.argument("job")
-@click.option("--reason", help="Only images that failed for it, such as fetch, timeout or store.")
-@click.option("--because", metavar="TEXT", help=_BECAUSE_HELP)
+@click.option("--only", metavar="REASON", help="Only images that failed for it, such as fetch, timeout or store.")
+@_REASON
 @click.option("--wait", is_flag=True, help="Stay until the job ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print the job's status as JSON.")
-def retry(job: str, reason: str | None, because: str | None, wait: bool, as_json: bool) -> None:
+def retry(job: str, only: str | None, reason: str | None, wait: bool, as_json: bool) -> None:
     """Try the failed images of a job that has ended once more.
 
     The counts follow. A job that failed as a whole goes on with what is left of it. Local files are tried again as they
     were uploaded: where you corrected one since, submit the file itself.
     """
     client, talk = client_from_env(), make_talk()
-    count = client.retry(job, reason=reason, because=because)
+    count = client.retry(job, only=only, reason=reason)
     again = f"{counted(count, 'failed image')} {'is' if count == 1 else 'are'} tried again"
     talk.print(again if count else f"job {job} goes on")
     if wait:

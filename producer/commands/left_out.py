@@ -60,7 +60,7 @@ def list_bad(talk: Talk, sources: Sources, name: str | None, typed: Mapping[str,
     path = _written(sources, name)
     # They are a job of their own: under the name of this one they would be taken for other images of it.
     command = submit_command([str(path), *_how_to_read(sources.reading)], {**typed, "name": None})
-    talk.print(f"all of them are in {path}; once corrected: {command}")
+    talk.print_command(f"all of them are in {path}; once corrected", command)
     if open_words := blanks(command):
         talk.print(f"there {open_words}")
 

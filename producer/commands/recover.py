@@ -133,4 +133,8 @@ def _show(found: StoredJob, *, as_json: bool) -> None:
     counts = "-" if found.total is None else f"{found.done} done, {found.failed} failed of {found.total}"
     at = "-" if found.finished_at is None else f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC"
     where = ("in Redis in part" if found.can_be_recovered else "in Redis") if found.in_redis else "not in Redis"
-    out(found.job, found.state, found.network or "-", counts, at, where, found.command or found.problem or "-")
+    facts = (found.job, found.state, found.network or "-", counts, at, where)
+    if found.command:
+        out(*facts, command=found.command)
+    else:
+        out(*facts, found.problem or "-")

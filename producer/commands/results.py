@@ -20,6 +20,7 @@ from producer.commands.console import (
     PLAIN_CODES,
     Duration,
     Examples,
+    Renamed,
     TerminalLines,
     client_from_env,
     examples,
@@ -43,27 +44,33 @@ _HOUR_S = 3600.0
     epilog=examples(
         "gradcam failures JOB",
         "gradcam failures JOB --json | jq .item.uri",
-        "gradcam failures JOB --reason fetch --output failed.jsonl",
+        "gradcam failures JOB --only fetch --output failed.jsonl",
         "gradcam submit failed.jsonl --uri-column uri --class-column class --id-column id --network resnet50",
         codes=PLAIN_CODES,
     ),
 )
 @click.argument("job")
-@click.option("--reason", help="Only images that failed for it, such as fetch, timeout or store.")
+@click.option(
+    "--only",
+    cls=Renamed,
+    earlier="--reason",
+    metavar="REASON",
+    help="Only images that failed for it, such as fetch, timeout or store.",
+)
 @click.option(
     "--output",
     metavar="FILE",
     help="Write a .jsonl or .csv list that `gradcam submit` reads again; addresses in full, for your eyes alone.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an image.")
-def failures(job: str, reason: str | None, output: str | None, as_json: bool) -> None:
+def failures(job: str, only: str | None, output: str | None, as_json: bool) -> None:
     """List the images of a job that failed, and why."""
     if output is not None:
         if as_json:
             raise UsageError("--output writes what the file's name says: leave --json out")
-        _export_failures(job, output, reason)
+        _export_failures(job, output, only)
         return
-    for whole in client_from_env().failures(job, reason=reason):
+    for whole in client_from_env().failures(job, only=only):
         failure = whole.shown()
         if as_json:
             out_json(failure.model_dump_json(exclude_none=True))
@@ -246,18 +253,18 @@ def _print_urls(links: Iterable[PictureUrl], file: BinaryIO, *, as_json: bool) -
     return count
 
 
-def _export_failures(job: str, output: str, reason: str | None) -> None:
+def _export_failures(job: str, output: str, only: str | None) -> None:
     from producer.output.failures import UPLOADED, how_to_read, uploads_of
     from producer.submission.command_line import blanks, command_of
 
     client, talk = client_from_env(), make_talk()
-    count = client.export_failures(job, output, reason=reason)
-    first, found = next(client.failures(job, reason=reason), None), client.table.queries.spec(job)
+    count = client.export_failures(job, output, only=only)
+    first, found = next(client.failures(job, only=only), None), client.table.queries.spec(job)
     if not count or first is None or found is None:
         talk.print(f"{counted(count, 'failed image')} in {output}")
         return
     command = command_of(found[0], sources=[output, *how_to_read(found[0], first.item.keep)])
-    talk.print(f"{counted(count, 'failed image')} in {output}; as a job of their own: {command}")
+    talk.print_command(f"{counted(count, 'failed image')} in {output}; as a job of their own", command)
     if open_words := blanks(command):
         talk.print(f"there {open_words}")
     if first.item.uri.startswith(uploads_of(found[0], job)):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def retry_failed(
-    table: JobTable, publish: Publish, job: str, queue: str, *, reason: str | None = None, by: By = NOBODY
+    table: JobTable, publish: Publish, job: str, queue: str, *, only: str | None = None, by: By = NOBODY
 ) -> int:
     """Try the failed images of a job that has ended once more, and nothing else.
 
@@ -30,7 +30,7 @@ def retry_failed(
         publish: Sends a chunk's pointer.
         job: Its id.
         queue: Its priority.
-        reason: Only images that failed for it.
+        only: Only images that failed for it.
         by: Who does it, and why.
 
     Returns:
@@ -41,13 +41,13 @@ def retry_failed(
         UsageError: It has not ended, was cancelled, or has no such failures.
         UnreadableJob: Of some images it cannot be read why they failed; the others are tried again.
     """
-    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, reason=reason, by=by)
+    generation = table.actions.retry(job, queue, retry_id=uuid.uuid4().hex, only=only, by=by)
     lost: list[UnreadableJob] = []
 
     def wanted() -> Iterator[RetryItem]:
         try:
             for failure in table.queries.failures(job):
-                if reason in {None, failure.reason}:
+                if only in {None, failure.reason}:
                     yield RetryItem(failure.index, failure.item)
         except UnreadableJob as error:
             lost.append(error)  # those that can be read are tried again, then it is told

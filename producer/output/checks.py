@@ -28,15 +28,15 @@ def check_reason(reason: str, there: Mapping[str, int]) -> None:
     Raises:
         UsageError: None of this job's failed for it, and none of any job's does.
     """
-    if reason in there or reason in _reasons():
+    if reason in there or reason in failure_reasons():
         return
     of_job = ", ".join(f"{name} ({count})" for name, count in sorted(there.items())) or "none, no image failed"
-    raise UsageError(
-        f"no image fails for a reason {quoted(reason)}{nearest(reason, {*there, *_reasons()})}; of this job: {of_job}"
-    )
+    near = nearest(reason, {*there, *failure_reasons()})
+    raise UsageError(f"no image fails for a reason {quoted(reason)}{near}; of this job: {of_job}")
 
 
-def _reasons() -> set[str]:
+def failure_reasons() -> set[str]:
+    """Return what images of this release's workers fail for."""
     found, left = {_INTERNAL}, [ItemError]
     while left:
         kind = left.pop()

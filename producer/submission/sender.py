@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 
 from producer.input.display import printable
 from producer.jobs.model import keys
-from producer.jobs.model.errors import JobError, ServiceError, SourceChanged, UsageError
+from producer.jobs.model.errors import GradcamError, JobError, ServiceError, SourceChanged, UsageError
 from producer.jobs.model.items import Chunk, Item, decompress_items, uri_line
 from producer.jobs.model.limits import FULL_SHARE
 from producer.jobs.model.results import Failure, Result, class_key
@@ -41,6 +43,8 @@ _UPLOADS_AHEAD = 4 * UPLOAD_THREADS
 #: How often everything is looked through again when Redis lost some of it.
 _PASSES = 5
 _LOOK_EVERY_S = 0.5
+#: How often Redis is told that somebody is at it, where nothing else tells it so.
+_TELL_EVERY_S = 60.0
 #: How long taking over what is recorded of a chunk may take.
 _ADOPT_S = 30.0
 #: Called with images sent so far, and images in all where that is known.
@@ -168,7 +172,7 @@ class _Sending:
             self.recorded = dict(manifest_parts(self.storage, self.job, since=self.since))
         known = self.table.queries.chunks(self.job)
         sent = chunks = 0
-        with ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
+        with self._heard_of(), ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload") as pool:
             try:
                 for chunk in self._uploaded(pool, iter(sources), known):
                     if chunk.number not in known:
@@ -187,6 +191,24 @@ class _Sending:
             # speed is that of the images explained since
             self.table.annotate(self.job, self.life, base_n=str(before))
         return chunks, sent
+
+    @contextmanager
+    def _heard_of(self) -> Iterator[None]:
+        """Tell Redis that somebody is at it: between two chunks lie minutes of uploads, or of what is there already."""
+        over = threading.Event()
+
+        def tell() -> None:
+            while True:
+                with suppress(GradcamError):  # whoever sends meets it, too
+                    self.table.annotate(self.job, self.life, ingest_at=f"{self.table.registry.now():.6f}")
+                if over.wait(_TELL_EVERY_S):
+                    return
+
+        threading.Thread(target=tell, name="heard-of", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def refuse_if_shorter(self, chunks: int, images: int) -> None:
         """A source that has lost whole chunks since the job was made is another one.

@@ -92,7 +92,7 @@ def test_a_retry_runs_what_failed_and_nothing_else(client: Client, tmp_path: Pat
     before = {result.index: result for result in client.results(job)}
     client.storage.put("late/coffee.png", (PHOTOS / "coffee.png").read_bytes())
 
-    assert "1 failed image is tried again" in gradcam("retry", job, "--reason", "fetch").stderr
+    assert "1 failed image is tried again" in gradcam("retry", job, "--only", "fetch").stderr
     status = client.wait(job, timeout_s=60)
     assert (status.done, status.failures, status.generation) == (3, {"image": 1}, 2)
     after = {result.index: result for result in client.results(job)}
@@ -103,7 +103,7 @@ def test_a_retry_runs_what_failed_and_nothing_else(client: Client, tmp_path: Pat
     status = client.status(job)
     assert (status.state, status.done, status.failures) == (JobState.COMPLETED_WITH_ERRORS, 3, {"image": 1})
     assert client.table.redis.hget(f"gradcam:job:{job}", "ends") == b"3"
-    assert "no failed images with the reason 'fetch'" in gradcam("retry", job, "--reason", "fetch", code=2).stderr
+    assert "no failed images with the reason 'fetch'" in gradcam("retry", job, "--only", "fetch", code=2).stderr
 
 
 def test_a_job_that_failed_as_a_whole_goes_on_when_its_cause_is_gone(client: Client, worker: Stack) -> None:

@@ -42,7 +42,7 @@ def test_what_was_done_is_listed_with_who_and_why_and_stands_in_the_summary(unat
     hands = InProcessWorker(unattended)
     hands.gone = {IMAGES[1]}
     hands.explain_all(job)
-    gradcam("retry", job, "--reason", "fetch", "--because", "the bucket is back")
+    gradcam("retry", job, "--only", "fetch", "--reason", "the bucket is back")
     gradcam("cancel", job, "--because", "enough")
     expected = [
         ("pause", "until the review is done"),
@@ -59,16 +59,59 @@ def test_what_was_done_is_listed_with_who_and_why_and_stands_in_the_summary(unat
     assert [(one["verb"], one["reason"]) for one in written["history"]] == expected
 
 
+def test_a_retry_keeps_why_it_is_done_and_chooses_no_images_by_it(unattended: Client, job: str) -> None:
+    hands = InProcessWorker(unattended)
+    hands.gone = {*IMAGES}
+    hands.explain_all(job)
+    assert "2 failed images" in gradcam("retry", job, "--reason", "the bucket is back").stderr
+    hands.explain_all(job)
+    assert unattended.retry(job, because="what 0.4.0 called it") == 2
+    hands.explain_all(job)
+    assert unattended.retry(job, only="fetch", reason="fetch") == 2
+    assert verbs(unattended, job) == [
+        ("retry", "the bucket is back"),
+        ("retry", "what 0.4.0 called it"),
+        ("retry", "fetch"),
+    ]
+
+
+def test_who_means_a_retry_of_some_images_by_the_option_of_0_4_0_does_not_retry_all(
+    unattended: Client, job: str
+) -> None:
+    """`--reason fetch` chose images; now it is why one tries, and all images would be tried again."""
+    hands = InProcessWorker(unattended)
+    hands.gone = {*IMAGES}
+    hands.explain_all(job)
+    for meant in ("timeout", " fetch "):
+        refused = gradcam("retry", job, "--reason", meant, code=2).stderr
+        assert f"say --only {meant.strip()}, in Python only='{meant.strip()}'" in refused
+    with pytest.raises(UsageError, match="say --only image"):
+        unattended.retry(job, reason="image", because="a new decoder")
+    assert unattended.history(job) == []
+    assert unattended.status(job).failed == 2
+
+
+def test_failures_are_chosen_as_a_retry_chooses_them_and_by_the_option_of_0_4_0(unattended: Client, job: str) -> None:
+    hands = InProcessWorker(unattended)
+    hands.gone = {IMAGES[1]}
+    hands.explain_all(job)
+    for option in ("--only", "--reason"):
+        assert gradcam("failures", job, option, "fetch").stdout.startswith("1\tfetch\t")
+        assert gradcam("failures", job, option, "timeout").stdout == ""
+    assert [failure.index for failure in unattended.failures(job, reason="fetch")] == [1]
+    assert list(unattended.failures(job, only="timeout")) == []
+
+
 def test_a_list_of_what_was_done_has_bounds_and_goes_with_its_job(
     unattended: Client, job: str, redis_client: redis.Redis
 ) -> None:
     for number in range(30):
-        unattended.pause(job, because=str(number))
+        unattended.pause(job, reason=str(number))
         unattended.resume(job)
     assert len(unattended.history(job)) == 50
     assert verbs(unattended, job)[-2:] == [("pause", "29"), ("resume", "")]
     with pytest.raises(UsageError, match="at most 500"):
-        unattended.pause(job, because="x" * 501)
+        unattended.pause(job, reason="x" * 501)
     unattended.cancel(job)
     assert redis_client.ttl(f"gradcam:job:{job}:history") > 0
     unattended.delete(job)

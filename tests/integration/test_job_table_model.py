@@ -555,10 +555,10 @@ class Table(RuleBasedStateMachine):
         allowed = allowed and model.state not in MAINTAINED
         if not allowed:
             with pytest.raises(UsageError):
-                self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
+                self.table.actions.retry("job", "default", retry_id=retry_id, only=reason)
             return
         for _ in range(1 + twice):
-            generation = self.table.actions.retry("job", "default", retry_id=retry_id, reason=reason)
+            generation = self.table.actions.retry("job", "default", retry_id=retry_id, only=reason)
             assert generation == Generation(model.generation + 1, model.life)
         model.state, model.outcome, model.reopening = "running", None, 0
         self._see_generation(model.generation + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def test_a_named_submission_without_its_bad_rows_is_continued_and_not_doubled(cl
     for job in ("skipping", "corrected"):
         if not client.status(job).ended:
             client.cancel(job)
+
+
+@pytest.mark.usefixtures("client")
+def test_a_command_that_is_printed_is_whole_however_many_columns_it_keeps(rows: Path) -> None:
+    """Cut in the middle it can be pasted as well, and keeps other columns."""
+    kept = [f"measured_value_{number}" for number in range(120)]
+    head, *lines = rows.read_text().splitlines()
+    rows.write_text("\n".join([",".join([head, *kept]), *(line + ",1" * len(kept) for line in lines)]) + "\n")
+    columns = ",".join(kept)
+    options = ("--skip-bad", "--keep-columns", columns, "--bad-rows", "bad.jsonl", "--dry-run", "--network", NETWORK)
+    said = gradcam("submit", "list.csv", *options).stderr
+    (line,) = (line for line in said.splitlines() if "once corrected" in line)
+    words = shlex.split(line.partition("once corrected: ")[2])
+    assert words[:3] == ["gradcam", "submit", "bad.jsonl"]
+    assert words[words.index("--keep-columns") + 1] == columns
 
 
 def test_the_python_client_tells_what_it_left_out(client: Client, rows: Path) -> None:

@@ -108,7 +108,7 @@ def test_bad_images_fail_alone_each_with_its_reason(client: Client, tmp_path: Pa
     assert states == ["done", *["failed"] * 5]
     told = gradcam("failures", job, "--output", str(tmp_path / "failed.jsonl")).stderr
     assert "local files are tried again as they were uploaded: where you corrected one since, submit" in told
-    told = gradcam("failures", job, "--reason", "fetch", "--output", str(tmp_path / "failed.jsonl")).stderr
+    told = gradcam("failures", job, "--only", "fetch", "--output", str(tmp_path / "failed.jsonl")).stderr
     assert "uploaded" not in told
 
 

@@ -261,7 +261,7 @@ def test_no_match_is_said_and_is_no_error(counted: str, tmp_path: Path) -> None:
         assert f"no image of job {counted} matches" in run.stderr
     assert "matches" in gradcam("results", counted, "--jsonl", "--where", "reason=timeout").stderr
     assert "matches" not in gradcam("results", counted, "--jsonl", "--where", "reason=fetch").stderr
-    assert "the nearest are fetch" in gradcam("failures", counted, "--reason", "fetsh", code=2).stderr
+    assert "the nearest are fetch" in gradcam("failures", counted, "--only", "fetsh", code=2).stderr
 
 
 def test_images_are_sorted_and_the_first_so_many_taken_in_every_format(
@@ -442,8 +442,8 @@ def test_failures_become_a_list_with_addresses_in_full_for_the_owner_alone(
     }
     assert "hunter2" not in message
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert gradcam("failures", photos, "--reason", "fetch").stdout.split("\t")[:3] == ["2", "fetch", "lost"]
-    assert client.export_failures(photos, path, reason="image") == 0
+    assert gradcam("failures", photos, "--only", "fetch").stdout.split("\t")[:3] == ["2", "fetch", "lost"]
+    assert client.export_failures(photos, path, only="image") == 0
     assert path.read_text() == ""
     with pytest.raises(UsageError, match=r"\.jsonl"):
         client.export_failures(photos, tmp_path / "failed.txt")

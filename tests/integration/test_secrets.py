@@ -246,7 +246,7 @@ def test_no_secret_of_an_address_leaves_to_anybody(own: Own, tmp_path: Path) -> 
 
     # A retry has the whole addresses, and nothing keeps those of images that are done.
     Pages.found_again = True
-    assert client.retry("secrets", reason="fetch")
+    assert client.retry("secrets", only="fetch")
     client.wait("secrets", timeout_s=60)
     left = [failure.item.uri for failure in client.failures("secrets")]
     assert sorted(left) == sorted(

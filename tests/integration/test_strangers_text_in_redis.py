@@ -101,7 +101,7 @@ def test_whatever_stands_in_redis_is_shown_harmlessly(unattended: Client, table:
         gradcam("list"),
         gradcam("failures", "job"),
         gradcam("wait", "job", "--timeout", "0s", code=5),
-        gradcam("retry", "job", "--reason", "nothing", code=2),
+        gradcam("retry", "job", "--only", "nothing", code=2),
     ]
     for run in said:
         assert_harmless(run.stdout, 3 * LINE_CHARS)

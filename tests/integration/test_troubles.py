@@ -7,6 +7,7 @@ import time
 import pytest
 import redis
 
+from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import JobState
@@ -100,6 +101,32 @@ def test_workers_that_ended_without_a_word_are_forgotten(table: JobTable) -> Non
     table.registry.forget_silent()
     assert table.redis.zrange("gradcam:workers", 0, -1) == [b"alive"]
     assert table.redis.hkeys("gradcam:queues") == [b"alive"]
+
+
+def test_what_dead_workers_complained_of_and_waited_for_goes_though_others_complain_still(table: JobTable) -> None:
+    """The hash as a whole goes 2 min after the last word of anybody, and each status reads all of it."""
+    registry = table.registry
+    for worker in ("alive", "dead"):
+        registry.heartbeat(worker)
+    registry.report_problem("never seen", "it cannot get what it needs")
+    for worker in ("dead", "alive"):
+        registry.report_problem(worker, "the disk is full")
+        registry.waits_for(worker, "the object store", 1)
+    registry.forget_silent()
+    assert set(table.redis.hkeys("gradcam:problems")) == {b"dead", b"alive"}
+    table.redis.zadd("gradcam:workers", {"dead": time.time() - keys.PROBLEM_LIFETIME_S - 1})
+    registry.forget_silent()
+    assert table.redis.hkeys("gradcam:problems") == [b"alive"]
+    assert table.redis.hkeys("gradcam:waits") == [b"alive"]
+
+
+def test_a_wish_that_somebody_leaves_is_forgotten_after_an_hour_though_others_are_asked(table: JobTable) -> None:
+    """A launcher started again under its name, as in a container, would leave at once."""
+    table.registry.drain("launcher-1")
+    table.redis.hset("gradcam:drains", "launcher-0", f"{time.time() - 3601:.3f}")
+    table.redis.hset("gradcam:drains", "of another release", "{}")
+    table.registry.forget_silent()
+    assert set(table.redis.hkeys("gradcam:drains")) == {b"launcher-1", b"of another release"}
 
 
 def test_a_worker_that_did_a_chunk_takes_its_word_back(table: JobTable) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import redis
+from stacks import eventually
 
 from producer.client import watch
+from producer.client.client import Client
+from producer.input.source import Source
 from producer.jobs.model import keys
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.keys import JobKeys
@@ -15,9 +20,11 @@ from producer.jobs.model.spec import JobSpec
 from producer.jobs.model.states import WaitReason
 from producer.jobs.model.status import JobStatus
 from producer.jobs.model.waits import STORE
+from producer.jobs.model.why import SENDER_SILENT_S
 from producer.jobs.table.claims import Claim
 from producer.jobs.table.table import JobTable
 from producer.jobs.table.troubles import Kind
+from producer.submission import sender
 
 JOB = "mine"
 
@@ -210,6 +217,41 @@ def test_a_submission_that_is_silent_for_minutes_was_interrupted(table: JobTable
     assert waits(table) == (WaitReason.SENDER_SILENT, said)
     table.add_chunk(JOB, Chunk.compress(0, [uri_line("s3://b/0.jpg")]))
     assert waits(table)[0] is WaitReason.NO_WORKER
+
+
+def test_a_submission_that_uploads_or_reads_for_minutes_is_not_called_interrupted(
+    unattended: Client, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 photos of 10 MB take 640 s at 1 MB/s, and its owner was told to cancel it."""
+    assert 2 * sender._TELL_EVERY_S < SENDER_SILENT_S
+    monkeypatch.setattr(sender, "_TELL_EVERY_S", 0.05)
+    table, spec = unattended.table, JobSpec(chunk_size=2)
+    life = table.create(JOB, spec, name=JOB, lifetime_s=60).life
+
+    def heard_s() -> float:
+        return float(redis_client.hget(JobKeys(JOB).hash, "ingest_at") or 0)
+
+    def heard_since(before: float) -> bool:
+        return heard_s() > before
+
+    def slow() -> Iterator[Source]:
+        for number in range(4):
+            long_ago = table.registry.now() - 301
+            redis_client.hset(JobKeys(JOB).hash, "ingest_at", long_ago)
+            eventually(partial(heard_since, long_ago), within_s=5)
+            if not number:
+                assert waits(table)[0] is not WaitReason.SENDER_SILENT
+            yield Source(uri=f"s3://b/{number}.jpg")
+
+    def submit() -> None:
+        sender.send(table, unattended.storage, lambda chunk, at: None, job=JOB, life=life, spec=spec, sources=slow())
+
+    submit()
+    table.create(JOB, spec, name=JOB, lifetime_s=60)  # all of it is there: nothing is added
+    submit()
+    closed_at = heard_s()
+    time.sleep(0.3)
+    assert heard_s() == closed_at
 
 
 def test_a_full_redis_is_told_before_everything_that_follows_from_it(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -30,7 +32,8 @@ interrupt.run_guarded(command)
 def started(*lines: str, before: str = "signal.default_int_handler") -> Iterator[subprocess.Popen[str]]:
     program = PROGRAM.format(body="\n    ".join(lines), before=before)
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered) as process:
         try:
             yield process
         finally:
@@ -100,6 +103,52 @@ def test_a_second_interrupt_ends_the_command_at_once() -> None:
                 process.wait(0.1)
         assert process.returncode == 130
         assert process.stderr.read() == "interrupted again: ended without tidying up\n"
+
+
+#: Commands that Ctrl-C finds waiting, each in a way of its own to say so.
+WAITING = {
+    "says nothing itself": ("print('ready', flush=True)", "time.sleep(20)"),
+    "says that the job goes on": (
+        "from producer import cli",
+        "from producer.client.talk import Talk",
+        "def follow():",
+        "    print('ready', flush=True)",
+        "    try: time.sleep(20)",
+        "    except KeyboardInterrupt: Talk(stderr=True).print('the job goes on'); raise",
+        "return cli.run(follow)",
+    ),
+    "has written data that nobody has read": (
+        "print('ready', flush=True)",
+        "sys.stdout.write('data')",
+        "time.sleep(20)",
+    ),
+}
+
+
+@pytest.mark.parametrize("lines", WAITING.values(), ids=list(WAITING))
+def test_an_interrupt_ends_a_command_whose_output_has_nobody_to_read_it(lines: tuple[str, ...]) -> None:
+    """Ctrl-C ends the `tee` of `gradcam … 2>&1 | tee log`, too."""
+    with started(*lines) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
+def test_a_second_interrupt_ends_a_command_whose_stderr_has_nobody_to_read_it() -> None:
+    slow = ("try:", "    press()", "finally:", "    print('tidying up', flush=True)", "    time.sleep(20)")
+    with started(*slow) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "tidying up\n"
+        process.stderr.close()
+        time.sleep(0.5)  # signals that come together are one
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
 
 
 def test_what_is_ignored_where_a_command_is_started_stays_ignored() -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producer.client.talk import Talk
+from producer.jobs.model import terminal
 from producer.jobs.model.errors import GradcamError, JobError
 from producer.jobs.model.text import LINE_CHARS, LINES, SENTENCE_CHARS, counted, in_json, lines, quoted, shown
 
@@ -41,6 +43,14 @@ def test_what_is_shown_moves_nothing_is_bounded_and_stays_as_it_is(text: str, li
     assert len(once) <= limit
     assert len(once.encode()) <= 4 * limit
     assert shown(once, limit) == once
+
+
+def test_a_command_is_printed_whole_and_moves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"gradcam submit IMAGES --weight-path s3://b/{'a' * 5000}.pth --class-name \x1b[2J"
+    escaped = command.replace("\x1b", "\\x1b")
+    terminal.out("audit-7", command=command)
+    Talk(stderr=True).print_command("submit it again", command)
+    assert capsys.readouterr() == (f"audit-7\t{escaped}\n", f"submit it again: {escaped}\n")
 
 
 @given(TEXTS)

@@ -7,8 +7,10 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 from json import dumps, loads
 from pathlib import Path
@@ -242,6 +244,47 @@ def test_a_collector_that_hangs_holds_up_no_end(told: list[str], monkeypatch: py
     ]
 
 
+def sending_threads() -> Counter[str]:
+    """Ours and the library's, by their names."""
+    return Counter(thread.name for thread in threading.enumerate() if thread.name.startswith(("Otel", "flush-")))
+
+
+def test_every_client_of_a_program_sends_its_spans_by_the_same_thread(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service with a client a request would have a thread more with each."""
+    with receiving() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        tell = told.append
+        one_span(open_traces("otlp", "gradcam", tell))
+        before = sending_threads()
+        for _ in range(3):
+            traces = open_traces("otlp", "gradcam", tell)
+            one_span(traces)
+        assert sending_threads() == before
+        traces.flush(10)
+        assert len(receiver.spans("submit")) == 4
+
+
+def test_spans_that_a_hanging_collector_does_not_take_are_waited_for_by_one_thread(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving() as receiver:
+        receiver.answers.clear()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        traces = open_traces("otlp", "gradcam", told.append)
+        one_span(traces)
+        traces.flush(0.1)
+        assert sending_threads()["flush-spans"] == 1
+        for _ in range(3):
+            one_span(traces)
+            traces.flush(0.1)
+        assert sending_threads()["flush-spans"] == 1
+        receiver.answers.set()
+        traces.flush(10)
+        assert len(receiver.spans("submit")) == 4
+
+
 def test_a_program_that_has_set_up_opentelemetry_itself_gets_our_spans_below_its_own() -> None:
     program = """
 from opentelemetry import trace
@@ -271,6 +314,23 @@ def test_a_variable_of_opentelemetry_that_cannot_be_used_is_a_sentence(monkeypat
     with pytest.raises(SettingsError) as raised:
         open_traces("otlp", "gradcam", print)
     assert str(raised.value) == "the OTEL_* variables cannot be used: max_queue_size must be a positive integer."
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"])
+@pytest.mark.parametrize("header", ["Authorization Bearer {}", "team=cats,Authorization: {}", 'api-key="{}"'])
+def test_a_header_that_is_none_is_refused_and_shown_to_nobody(
+    name: str, header: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library writes the whole header to the log, with the key of whoever takes the spans in it."""
+    monkeypatch.setenv(name, header.format("hunter2"))
+    with pytest.raises(SettingsError) as raised:
+        open_traces("otlp", "gradcam", print)
+    assert str(raised.value) == (
+        "the OTEL_* variables cannot be used: OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TRACES_HEADERS has an "
+        "entry that is no header: write name=value, with commas between them"
+    )
+    assert raised.value.__cause__ is None
+    assert "hunter2" not in caplog.text
 
 
 def without_opentelemetry(folder: Path) -> Sequence[str]:

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -91,15 +92,17 @@ def run_guarded(command: Callable[[], int]) -> NoReturn:
     try:
         code = command()
     except KeyboardInterrupt:
-        _say_interrupted()
+        _say("interrupted\n")
         code = INTERRUPTED
     except Exception:
         if not _guard.wished:
             raise
-        _say_interrupted()  # a library made another error of it
+        _say("interrupted\n")  # a library made another error of it
         code = INTERRUPTED
     finally:
         _guard.heard()
+    if code == INTERRUPTED:
+        _drop_unread()
     sys.exit(code)
 
 
@@ -115,15 +118,26 @@ def _under_way() -> bool:
 
 
 def _end_at_once() -> NoReturn:
-    if sys.stderr.isatty():
-        os.write(2, _SHOW_CURSOR.encode())  # a bar may have hidden it
-    os.write(2, b"interrupted again: ended without tidying up\n")
+    if os.isatty(2):
+        _say(_SHOW_CURSOR)  # a bar may have hidden it
+    _say("interrupted again: ended without tidying up\n")
     os._exit(INTERRUPTED)
 
 
-def _say_interrupted() -> None:
+def _say(text: str) -> None:
     # Not by `terminal.py`, which has to be imported.
-    os.write(2, b"interrupted\n")
+    with suppress(OSError):  # Ctrl-C has ended whoever reads it, too: `gradcam … 2>&1 | tee log`
+        os.write(2, text.encode())
+
+
+def _drop_unread() -> None:
+    """Leave out what nobody reads any more: Python would complain of it while it exits, with a code of its own."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream:  # none where it was closed before we began
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _tell_unless_interrupt(unraisable: sys.UnraisableHookArgs) -> None:

@@ -28,10 +28,10 @@ Redis (`J` is `gradcam:job:<job>`; a finished job's keys live `job_lifetime_days
 | `gradcam:active`        | set    | jobs that have not ended                    | their end    | create, finish       |
 | `gradcam:workers`       | zset   | worker → last heard of                      | it stops     | main process         |
 | `gradcam:queues`        | hash   | worker → the priorities it reads            | it stops     | main process         |
-| `gradcam:problems`      | hash   | worker → what keeps it from working         | 2 min        | child process        |
-| `gradcam:records`       | hash   | worker → what it is and does                | 2 min        | main process         |
+| `gradcam:problems`      | hash   | worker → what keeps it from working         | 2 min silent | child process        |
+| `gradcam:records`       | hash   | worker → what it is and does                | 2 min silent | main process         |
 | `gradcam:drains`        | hash   | worker or launcher → since when it leaves   | an hour      | drain                |
-| `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min        | child process        |
+| `gradcam:waits`         | hash   | worker → what it has waited for, since when | 2 min silent | child process        |
 | `gradcam:releases`      | hash   | version → last heard of, and which worker   | a minute     | main process         |
 | `gradcam:networks`      | hash   | registered network → last heard of, and who | a minute     | main process         |
 | `gradcam:warnings`      | hash   | what settings leave open → last heard, who  | a minute     | main process         |
@@ -93,7 +93,7 @@ JOB_PARTS = (
     *("chunks", "items", "waiting", "leases", "holders", "attempts", "bits", "failures", "reasons"),
     *("marks", "suspects", "classes", "timings", "troubles", "history"),
 )
-#: A problem that is not told again is over, or its worker is.
+#: A problem that is not told again is over; of a worker that is silent for so long nothing that it told counts.
 PROBLEM_LIFETIME_S = 120
 #: What is no job's lies under it; whatever is to be shared by jobs belongs here, too.
 _SYSTEM = "_system"

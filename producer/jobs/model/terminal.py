@@ -6,6 +6,7 @@ Nothing else of ours prints: `tests/unit/test_strangers_text.py` looks. Talk wit
 from __future__ import annotations
 
 import io
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
@@ -15,9 +16,10 @@ from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.text import LINE_CHARS, in_json, lines, shown
 
 
-def out(*columns: object) -> None:
-    """Print a line of data for a person; tabs between its columns."""
-    click.echo("\t".join(shown(column, LINE_CHARS) for column in columns))
+def out(*columns: object, command: str = "") -> None:
+    """Print a line of data for a person; tabs between its columns. A last one that is a command is never shortened."""
+    texts = [shown(column, LINE_CHARS) for column in columns]
+    click.echo("\t".join([*texts, shown(command, sys.maxsize)] if command else texts))
 
 
 def out_lines(text: object) -> None:

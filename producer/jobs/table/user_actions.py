@@ -178,7 +178,7 @@ class UserActions:
             raise UsageError(refusal(job, state))
 
     def retry(
-        self, job: str, queue: str, *, retry_id: str, reason: str | None = None, mode: RetryMode = "", by: By = NOBODY
+        self, job: str, queue: str, *, retry_id: str, only: str | None = None, mode: RetryMode = "", by: By = NOBODY
     ) -> Generation:
         """Begin a new generation of a job that has ended; `reopen` and `reopened` follow.
 
@@ -186,7 +186,7 @@ class UserActions:
             job: Its id.
             queue: Its priority.
             retry_id: Asking twice with the same one gives the same generation: the first reply may be lost.
-            reason: Only items that failed for it are going to be reopened.
+            only: Only items that failed for it are going to be reopened.
             mode: `repair`: done items are going to be reopened, by the client that holds the job under this retry id;
                 `submit`: a submission goes on with a job that failed meanwhile, and nothing is reopened.
             by: Who does it, and why.
@@ -200,7 +200,7 @@ class UserActions:
         answer = self._scripts.run(
             "retry",
             [names.hash, keys.ACTIVE, keys.round_robin(queue), names.part("reasons"), *others],
-            [job, retry_id, reason or "", mode, *by],
+            [job, retry_id, only or "", mode, *by],
         )
         match text(answer[0]):
             case "begun":
@@ -208,7 +208,7 @@ class UserActions:
             case "gone":
                 raise UnknownJob(no_such(job))
             case "nothing":
-                why = f" with the reason {quoted(reason)}; `gradcam status {job}` lists the reasons" if reason else ""
+                why = f" with the reason {quoted(only)}; `gradcam status {job}` lists the reasons" if only else ""
                 raise UsageError(f"job {job} has no failed images{why}")
             case "open":
                 raise UsageError(f"job {job} was never sent whole: {BROKEN_OFF}")

@@ -25,8 +25,6 @@ _FORGOTTEN_S = 86_400
 _MOST_S = 253402300799.0
 #: No batch and no speed is greater.
 _MOST = 1e6
-#: A problem that is not told again is over, or its worker is.
-PROBLEM_LIFETIME_S = 120
 #: A status names so many things that are waited for at most.
 MOST_WAITS = 5
 SPEEDS_LIFETIME_S = 30 * 86_400
@@ -291,16 +289,26 @@ class WorkerRegistry:
         return {name for name, wish in zip(names, found, strict=True) if wish is not None}
 
     def forget_silent(self) -> None:
-        """Remove workers without a heartbeat for a day."""
+        """Remove workers without a heartbeat for a day, and sooner what nobody tells any more.
+
+        The lifetime of a hash is that of all in it: one worker that goes on telling keeps what the dead have told.
+        """
+        now = self.now()
 
         def forget(client: redis.Redis) -> None:
-            names = cast("list[bytes]", client.zrangebyscore(keys.WORKERS, "-inf", self.now() - _FORGOTTEN_S))
+            names = cast("list[bytes]", client.zrangebyscore(keys.WORKERS, "-inf", now - _FORGOTTEN_S))
             if names:
                 client.zrem(keys.WORKERS, *names)
                 client.hdel(keys.QUEUES, *names)
-                client.hdel(keys.RECORDS, *names)
+            there = set(client.zrangebyscore(keys.WORKERS, now - keys.PROBLEM_LIFETIME_S, "+inf"))
+            for key in (keys.RECORDS, keys.PROBLEMS, keys.WAITS):
+                if gone := set(client.hkeys(key)) - there:
+                    client.hdel(key, *gone)
+            wishes = cast("dict[bytes, bytes]", client.hgetall(keys.DRAINS))
+            if late := [name for name, at in wishes.items() if (_silent_for(at, now) or 0) > _DRAIN_LIFETIME_S]:
+                client.hdel(keys.DRAINS, *late)
 
-        with _ours(keys.WORKERS, keys.QUEUES, keys.RECORDS):
+        with _ours(keys.WORKERS, keys.QUEUES, keys.RECORDS, keys.PROBLEMS, keys.WAITS, keys.DRAINS):
             self._scripts.do(forget)
 
     def report_problem(self, worker: str, sentence: str) -> None:

@@ -7,11 +7,13 @@ A collector that is away, or that hangs, costs spans and nothing else: they are 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from opentelemetry import trace
@@ -30,6 +32,8 @@ from producer.jobs.tracing.traces import FLUSH_WITHIN_S, Fact, Span, Tell, Trace
 #: What the SDK calls a service without a name begins so.
 _UNNAMED: Final = "unknown_service"
 _W3C: Final = TraceContextTextMapPropagator()
+#: Clients may be made by several threads at once.
+_opening: Final = threading.Lock()
 
 
 def open_otlp(service: str, tell: Tell) -> OtlpTraces:
@@ -41,8 +45,17 @@ def open_otlp(service: str, tell: Tell) -> OtlpTraces:
     ours = trace.get_tracer_provider()
     if not isinstance(ours, trace.ProxyTracerProvider):
         return OtlpTraces(ours)
+    variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("OTEL_"))
+    with _opening:
+        return _exporting(service, tell, variables)
+
+
+@cache
+def _exporting(service: str, tell: Tell, _variables: frozenset[tuple[str, str]]) -> OtlpTraces:
+    """By OTLP, as the variables say; the same again for the same: each has a thread, and no client is ever closed."""
     try:
-        exporter = _TellingExporter(OTLPSpanExporter(), tell)
+        with _headers_kept_secret():
+            exporter = _TellingExporter(OTLPSpanExporter(), tell)
         provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
         processor = BatchSpanProcessor(exporter)
     except (ValueError, RuntimeError, ImportError) as error:
@@ -52,6 +65,25 @@ def open_otlp(service: str, tell: Tell) -> OtlpTraces:
     # What else it says of spans that it cannot send, `tell` has said; what is set wrong it has said by now.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     return OtlpTraces(provider, processor, exporter)
+
+
+@contextmanager
+def _headers_kept_secret() -> Iterator[None]:
+    """Raise ValueError for a header that is none, in place of what the library says: it quotes all of it."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        raise ValueError(
+            "OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TRACES_HEADERS has an entry that is no header: write "
+            "name=value, with commas between them"
+        )
+
+    said = logging.getLogger("opentelemetry.util.re")  # nothing else is said by it
+    said.setLevel(logging.WARNING)
+    said.addFilter(refuse)
+    try:
+        yield
+    finally:
+        said.removeFilter(refuse)
 
 
 def _resource(service: str) -> Resource:
@@ -78,6 +110,8 @@ class OtlpTraces(Traces):
     ) -> None:
         self._tracer = provider.get_tracer("gradcam", release.own())
         self._processor, self._exporter = processor, exporter
+        self._flushing = threading.Lock()
+        self._sending: threading.Thread | None = None
 
     @contextmanager
     def span(self, name: str, *, parent: str = "", apart: bool = False, **facts: Fact) -> Iterator[Span]:
@@ -108,10 +142,16 @@ class OtlpTraces(Traces):
         """As `Traces.flush`."""
         if self._processor is None or self._exporter is None:
             return
-        # The SDK's own flush may take as long as all its attempts.
-        sending = threading.Thread(target=self._processor.force_flush, name="flush-spans", daemon=True)
-        sending.start()
-        sending.join(within_s)
+        until = time.monotonic() + within_s
+        if (earlier := self._sending) is not None:
+            earlier.join(within_s)
+        with self._flushing:
+            if self._sending is None or not self._sending.is_alive():
+                # The SDK's own flush may take as long as all its attempts.
+                self._sending = threading.Thread(target=self._processor.force_flush, name="flush-spans", daemon=True)
+                self._sending.start()
+            sending = self._sending
+        sending.join(max(until - time.monotonic(), 0))
         if sending.is_alive():
             self._exporter.failed(f"they were not taken within {within_s:g} s")
 
