@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from command import gradcam
 from in_process_worker import InProcessWorker
 
 from producer.client.client import Client
@@ -181,6 +182,23 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
     assert own.delete(job, objects=True) > 0
     with pytest.raises(UnknownJob):
         own.status(job)
+
+
+def test_a_job_whose_deletion_was_broken_off_is_not_waited_for(own: Client) -> None:
+    """It never ends by itself; where no worker looks for what is lost either."""
+    hands, job = InProcessWorker(own), submit(own, "half-deleted-and-waited-for")
+    hands.explain_all(job)
+    own.table.actions.maintain(job, JobState.DELETING, "a client that dies", lease_s=1.0)
+    assert own.status(job).problem is None
+    with pytest.raises(TimeoutError):
+        own.wait(job, timeout_s=0)
+    said = f"its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
+    assert said in gradcam("wait", job, code=2).stderr
+    assert said in gradcam("status", job, "--watch", code=2).stderr
+    with pytest.raises(UsageError, match="its deletion was broken off"):
+        own.wait(job, timeout_s=60)
+    assert own.status(job).problem == said
+    own.delete(job, objects=True)
 
 
 def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Client) -> None:
