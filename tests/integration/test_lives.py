@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -182,6 +185,25 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
     assert own.delete(job, objects=True) > 0
     with pytest.raises(UnknownJob):
         own.status(job)
+
+
+def test_who_says_no_to_the_deletion_of_one_job_is_asked_for_the_next(own: Client) -> None:
+    for job in ("kept", "forgotten"):
+        submit(own, job)
+        own.cancel(job)
+    keyboard, terminal = os.openpty()
+    command = [sys.executable, "-m", "producer.cli", "delete", "kept", "forgotten"]
+    with subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, text=True) as process:
+        os.write(keyboard, b"n\ny\n")
+        _, said = process.communicate(timeout=60)
+    os.close(keyboard)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "job kept stays\n" in said
+    assert "job forgotten is forgotten" in said
+    assert own.status("kept").state is JobState.CANCELLED
+    with pytest.raises(UnknownJob):
+        own.status("forgotten")
 
 
 def test_a_job_whose_deletion_was_broken_off_is_not_waited_for(own: Client) -> None:
