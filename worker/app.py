@@ -209,7 +209,7 @@ class WorkerProcess:
         """Return what this process tells of itself; what its child does is in a file, as is all that a child tells."""
         settings = self._settings
         known = {
-            "host": socket.gethostname()[:200], "launcher": settings.launcher, "device": settings.device,
+            "host": socket.gethostname()[:200], "launcher": settings.launcher, "device": settings.told_device,
             "version": release.own(),
         }  # fmt: skip
         try:

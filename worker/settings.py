@@ -84,6 +84,9 @@ class WorkerSettings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(cpu|cuda)$"), Setting(of_launcher=True)] = Field(
         default="cpu", description="`cpu` or `cuda`: the one device that this process can see"
     )
+    place: Annotated[str, Field(max_length=40), Setting(of_launcher=True, absent="the device")] = Field(
+        default="", description="which one that is on this machine: `gpu0`, or the MIG instance `gpu0-mig1`"
+    )
     processes_on_device: Annotated[int, Field(ge=1), Setting(of_launcher=True)] = Field(
         default=1, description="how many processes share that device, this one included"
     )
@@ -208,6 +211,11 @@ class WorkerSettings(BaseSettings):
     run_dir: Annotated[Path | None, Setting(absent="the system's folder for temporary files")] = Field(
         default=None, description="where launchers make their folders, for `gradcam-worker check`"
     )
+
+    @property
+    def told_device(self) -> str:
+        """Return what `gradcam workers` shows: which GPU it is, where the launcher knows that, or what it is."""
+        return self.place or self.device
 
     @property
     def largest_batch(self) -> int:

@@ -319,6 +319,7 @@ class Client:
 
         Raises:
             UnknownJob: There is no such job.
+            UsageError: Its deletion was broken off: it never ends.
             ServiceError: Redis has been away for a minute.
         """
         return self._monitor.watch(job, waiting)
@@ -328,6 +329,7 @@ class Client:
 
         Raises:
             TimeoutError: It had not ended by then; it goes on.
+            UnknownJob, UsageError, ServiceError: As `watch`.
         """
         return self._monitor.wait(job, timeout_s)
 

@@ -85,6 +85,8 @@ class Monitor:
             yield status
             if status.ended:
                 return
+            if status.is_half_deleted:
+                raise UsageError(f"job {job} is not waited for: {status.problem}")
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.2, _SLOWEST_LOOK_S)
 

@@ -218,7 +218,9 @@ def delete(job: tuple[str, ...], objects: bool, yes: bool) -> None:
                 what = "it cannot be read"
             if not sys.stdin.isatty():
                 raise UsageError("nobody can be asked here: give --yes")
-            click.confirm(f"forget job {shown(one)} ({what}){also}?", abort=True, err=True)
+            if not click.confirm(f"forget job {shown(one)} ({what}){also}?", err=True):
+                talk.print(f"job {one} stays")
+                return 0
         count = client.delete(one, objects=objects)
         stay = "; its pictures stay in the store: a job of its name takes them over, and `gradcam recover` lists it"
         talk.print(f"job {one} is forgotten" + (f", {counted(count, 'object')} deleted" if objects else stay))

@@ -6,9 +6,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
+import urllib3
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
@@ -265,3 +267,29 @@ def _store(settings: Connections) -> Iterator[Answer]:
             yield Answer(check=name, verdict="bad", words=str(error))
         else:
             yield Answer(check=name, verdict="ok", words="done")
+            if name == "S3 read" and settings.s3_public_endpoint_url:
+                yield _public(storage, key)
+
+
+def _public(storage: Storage, key: str) -> Answer:
+    """Whether an address that is signed for others gives an object, as far as this machine can tell."""
+    variable = "GRADCAM_S3_PUBLIC_ENDPOINT_URL"
+    address = storage.presigned_url(key, expires_s=60)
+    verdict: Literal["ok", "warn"] = "warn"
+    try:
+        with urllib3.PoolManager(retries=False, timeout=LIMIT_S) as pool:
+            answer = _within(lambda: pool.request("GET", address, redirect=False))
+    except (urllib3.exceptions.HTTPError, _NoAnswer) as error:
+        words = (
+            f"{variable} cannot be reached from this machine ({type(error).__name__.lstrip('_')}), which others may: "
+            "open an address of `gradcam results JOB --urls` where it is to be opened"
+        )
+    else:
+        if answer.status != HTTPStatus.OK:
+            words = f"{variable} answers {answer.status} to an address that is signed for it: it is another store, or "
+            words += "a proxy before it changes the host or the path"
+        elif answer.data != key.encode():
+            words = f"what {variable} gives is not the object that was written: it is another store"
+        else:
+            verdict, words = "ok", "an address that is signed for others gives its object"
+    return Answer(check="S3 public", verdict=verdict, words=words)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +186,49 @@ def test_the_doctor_says_a_line_a_question_and_what_to_do(client: Client, stack:
     assert "bad   Redis" in away
     assert "word" not in away
     assert "bad   S3 list" in gradcam("doctor", code=4, env={"GRADCAM_S3_BUCKET": "not-there"}).stdout
+
+
+class NotAStore(BaseHTTPRequestHandler):
+    """What stands at the address that was set by mistake."""
+
+    status = 403
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"no")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class AnotherStore(NotAStore):
+    status = 200
+
+
+def test_the_doctor_opens_an_address_that_is_signed_for_others(client: Client, stack: Stack) -> None:
+    """A wrong public address was noticed by whoever got the addresses of `results --urls`."""
+
+    def told(url: str) -> str:
+        said = gradcam("doctor", env={"GRADCAM_S3_PUBLIC_ENDPOINT_URL": url}).stdout
+        assert "Signature" not in said
+        return next(line for line in said.splitlines() if "S3 public" in line)
+
+    assert "S3 public" not in gradcam("doctor").stdout
+    ours = stack.environment()["GRADCAM_S3_ENDPOINT_URL"]
+    assert told(ours.replace("127.0.0.1", "localhost")).startswith("ok ")
+    away = told("http://127.0.0.1:9")
+    assert away.startswith("warn")
+    assert "cannot be reached from this machine" in away
+    for kind, words in ((NotAStore, "answers 403 to an address that is signed for it"), (AnotherStore, "not the obj")):
+        with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+            threading.Thread(target=server.serve_forever).start()
+            line = told(f"http://127.0.0.1:{server.server_port}")
+            server.shutdown()
+        assert line.startswith("warn")
+        assert words in line
+    assert not list(client.storage.keys(f"{client.storage.prefix}/_system/probe-"))
 
 
 @pytest.mark.usefixtures("worker")

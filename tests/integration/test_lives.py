@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
+from command import gradcam
 from in_process_worker import InProcessWorker
 
 from producer.client.client import Client
@@ -181,6 +185,42 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
     assert own.delete(job, objects=True) > 0
     with pytest.raises(UnknownJob):
         own.status(job)
+
+
+def test_who_says_no_to_the_deletion_of_one_job_is_asked_for_the_next(own: Client) -> None:
+    for job in ("kept", "forgotten"):
+        submit(own, job)
+        own.cancel(job)
+    keyboard, terminal = os.openpty()
+    command = [sys.executable, "-m", "producer.cli", "delete", "kept", "forgotten"]
+    with subprocess.Popen(command, stdin=terminal, stderr=subprocess.PIPE, text=True) as process:
+        os.write(keyboard, b"n\ny\n")
+        _, said = process.communicate(timeout=60)
+    os.close(keyboard)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "job kept stays\n" in said
+    assert "job forgotten is forgotten" in said
+    assert own.status("kept").state is JobState.CANCELLED
+    with pytest.raises(UnknownJob):
+        own.status("forgotten")
+
+
+def test_a_job_whose_deletion_was_broken_off_is_not_waited_for(own: Client) -> None:
+    """It never ends by itself; where no worker looks for what is lost either."""
+    hands, job = InProcessWorker(own), submit(own, "half-deleted-and-waited-for")
+    hands.explain_all(job)
+    own.table.actions.maintain(job, JobState.DELETING, "a client that dies", lease_s=1.0)
+    assert own.status(job).problem is None
+    with pytest.raises(TimeoutError):
+        own.wait(job, timeout_s=0)
+    said = f"its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
+    assert said in gradcam("wait", job, code=2).stderr
+    assert said in gradcam("status", job, "--watch", code=2).stderr
+    with pytest.raises(UsageError, match="its deletion was broken off"):
+        own.wait(job, timeout_s=60)
+    assert own.status(job).problem == said
+    own.delete(job, objects=True)
 
 
 def test_a_repair_whose_client_died_is_over_when_the_reconciler_looks(own: Client) -> None:

@@ -117,6 +117,14 @@ def test_problems_stand_below_the_table_and_who_is_silent_says_so(unattended: Cl
     assert "silent" not in rows[0] + rows[2]
 
 
+def test_a_list_of_workers_shows_which_gpu_each_has_and_of_earlier_releases_what_they_tell(unattended: Client) -> None:
+    unattended.table.redis.delete(keys.WORKERS)
+    for name, device in (("a", "gpu0"), ("b", "gpu1-mig3"), ("c", "cuda")):
+        unattended.table.registry.heartbeat(name, facts=FACTS.model_copy(update={"device": device}))
+    _, *rows = gradcam("workers").stdout.splitlines()
+    assert [row.split()[3] for row in rows] == ["gpu0", "gpu1-mig3", "cuda"]
+
+
 def test_what_strangers_write_of_workers_stays_in_its_cell(unattended: Client, redis_client: redis.Redis) -> None:
     evil = "\x1b[2Jgone\nname  host " + "x" * 5000
     unattended.table.registry.heartbeat(evil[:100], facts=FACTS.model_copy(update={"host": evil[:200]}))

@@ -94,6 +94,17 @@ def test_a_process_sees_its_device_and_queues_and_no_secret_stands_in_its_comman
     assert "hunter2" not in " ".join(command(process, ("high", "low")))
 
 
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("devices", "told"), [("cuda:0", "gpu0"), ("cuda:1", "gpu1-mig0"), ("cpu", "cpu")])
+def test_a_process_tells_which_gpu_or_part_of_one_it_has(
+    devices: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = environment(plan(devices, 1)[0], ("high",), tmp_path / "drain", {"GRADCAM_WORKER_PLACE": "gpu7"})
+    for name in ("GRADCAM_WORKER_DEVICE", "GRADCAM_WORKER_PLACE"):
+        monkeypatch.setenv(name, made[name])
+    assert WorkerSettings().told_device == told
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_what_dead_processes_left_is_read_before_the_classes_that_were_asked_for() -> None:
     made = command(plan("cpu")[0], ("low", "high"))

@@ -352,6 +352,7 @@ def environment(
         "GRADCAM_WORKER_NAME": planned.name,
         "GRADCAM_WORKER_LAUNCHER_PID": str(os.getpid()),
         "GRADCAM_WORKER_DEVICE": planned.device,
+        "GRADCAM_WORKER_PLACE": planned.place,
         "GRADCAM_WORKER_PROCESSES_ON_DEVICE": str(planned.sharing),
         # prometheus_client reads it when it is imported, and writes its files there.
         "PROMETHEUS_MULTIPROC_DIR": str(drain_file.with_name(METRICS)),

@@ -105,8 +105,8 @@ class Connections(BaseSettings):
         str | None, AfterValidator(_http_url), Setting(absent="`GRADCAM_S3_ENDPOINT_URL`")
     ] = Field(
         default=None,
-        description="the same server as those outside reach it: presigned addresses begin with it. Nothing of ours "
-        "connects to it",
+        description="the same server as those outside reach it: presigned addresses begin with it. Of ours only "
+        "`gradcam doctor` connects to it",
     )
     s3_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]*$"), AfterValidator(_prefix)] = Field(
         default="gradcam", description="where in the bucket: all our keys begin with it"

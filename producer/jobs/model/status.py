@@ -38,9 +38,12 @@ FIELDS = (
     "chunk_size",
     "open_chunks",
     "broken_off",
+    "maintained_until",
     "weights_sha256",
 )
 
+#: A hold that ends later is nobody's, as `_maintenance.lua` has it.
+_LONGEST_HOLD_S = 86_400.0
 _BROKEN_OFF = "its deletion was broken off, some of its objects are gone: `gradcam delete {job} --objects` goes on"
 
 
@@ -125,6 +128,11 @@ class JobStatus(Frozen):
     weights_sha256: str | None = None
     #: Chunks handed out again because a lease ran out or a message was lost.
     republished: int = 0
+
+    @property
+    def is_half_deleted(self) -> bool:
+        """Whether its deletion was broken off: nothing but another deletion goes on with it."""
+        return self.state is JobState.DELETING and self.problem == _BROKEN_OFF.format(job=self.job)
 
     @property
     def ended(self) -> bool:
@@ -241,12 +249,18 @@ def make_status(
         finished_at=to_time(fields["finished_at"]) if "finished_at" in fields else None,
         error=fields.get("error"),
         workers=workers,
-        problem=None if ended else _BROKEN_OFF.format(job=job) if "broken_off" in fields else problem,
+        problem=None if ended else _BROKEN_OFF.format(job=job) if _is_broken_off(state, fields, now) else problem,
         stalled_s=round(still_s, 1) if not fresh and left and state is JobState.RUNNING else None,
         generation=count_of(fields["generation"]),
         weights_sha256=fields.get("weights_sha256"),
         republished=count_of(fields.get("republished", "0")),
     )
+
+
+def _is_broken_off(state: JobState, fields: Mapping[str, str], now: float) -> bool:
+    """Whether nobody deletes a job any more; a worker writes that down, where there is one."""
+    held_s = float(fields.get("maintained_until", 0)) - now
+    return state is JobState.DELETING and ("broken_off" in fields or not 0 < held_s <= _LONGEST_HOLD_S)
 
 
 def still_for_s(fields: Mapping[str, str], now: float) -> float:

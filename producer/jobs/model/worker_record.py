@@ -25,7 +25,7 @@ class WorkerFacts(Frozen):
     host: _Word
     #: The name of its launcher; none where it was started without one.
     launcher: _Word | None = None
-    #: `cpu` or `cuda`.
+    #: `cpu`, or which GPU of its machine: `gpu0`, `gpu0-mig1`; `cuda` of releases up to 0.4.0 and without a launcher.
     device: _Word
     version: _Word
     #: The network and the images of its last batch; none before the first.
