@@ -97,7 +97,9 @@ class Program:
         with suppress(FileNotFoundError), self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").strip().splitlines()
-            return "\n".join(f"  {line}" for line in lines[-12:])
+            if lines:
+                return "\n".join(f"  {line}" for line in lines[-12:])
+            return "  (nothing; see that its disk has room)"  # of a full one it cannot say that it is full
         return "  (no log)"
 
 

@@ -6,7 +6,6 @@ Heavy imports stand inside the functions that need them, so that `gradcam --help
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -34,7 +33,7 @@ from producer.commands.submit import submit
 from producer.commands.workers import workers
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError
-from producer.jobs.model.interrupt import INTERRUPTED, run_guarded, wished
+from producer.jobs.model.interrupt import INTERRUPTED, UNREAD, run_guarded, wished
 from producer.jobs.model.limits import MAX_COUNT
 from producer.jobs.model.states import JobState
 from producer.jobs.model.terminal import out_json, out_lines, say, say_bug, say_error, say_refused
@@ -149,10 +148,10 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; Python must not complain about stdout while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (BrokenPipeError, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return UNREAD  # rich ends with 1, which says that images failed
     except Exception as error:
         if found := explained(error):
             say_error(error if isinstance(error, GradcamError) else found[0])

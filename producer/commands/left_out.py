@@ -9,7 +9,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from producer.input.selection import describe_left_out
+from producer.input.selection import describe_left_out, describe_no_files
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.text import counted
 from producer.output.resubmission_list import beside, check_name, write_again
@@ -79,6 +79,8 @@ def tell_left_out(talk: Talk, sources: Sources) -> None:
     """Print in one line which files of folders and prefixes are no images."""
     if words := describe_left_out(sources.left_out):
         talk.print(f"left out, no images by their names: {words}")
+    if words := describe_no_files(sources.left_out):
+        talk.print(f"left out, no files behind names of images: {words}")
 
 
 def _written(sources: Sources, name: str | None) -> Path:

@@ -92,7 +92,7 @@ def _recover_all(client: Client, talk: Talk, *, as_json: bool) -> int:
     if expired:
         talk.print(_expired(expired) + ": `gradcam recover JOB` brings one back all the same")
     if left:
-        talk.print(f"{counted(left, 'job is', 'jobs are')} left: submit them again")
+        talk.print(f"{counted(left, 'job is left: submit its', 'jobs are left: submit their')} images again")
     return _LEFT if left else 0
 
 

@@ -165,6 +165,8 @@ class Folder(SourceGroup):
             if _is(entry.is_file):
                 self._check_link(entry)
                 names.append(entry.name)
+            elif self._seen is not None:
+                self._seen.see_no_file(link=entry.is_symlink())
         elif after is None and self._seen is not None and _is(entry.is_file):
             self._seen.see(below + entry.name)
 

@@ -194,7 +194,10 @@ def _check_reading(parts: list[SourceGroup], reading: ReadOptions) -> None:
         raise UsageError("--include and --exclude choose from folders and s3:// prefixes: none of the arguments is one")
 
     if reading.skip_bad and not any(part.bad is not None for part in parts):
-        raise UsageError("--skip-bad leaves out rows of lists: none of the arguments is a list")
+        raise UsageError(
+            "--skip-bad leaves out rows of lists, and none of the arguments is a list: leave it out, a broken image "
+            "fails alone"
+        )
 
 
 def _sampled(sources: Iterator[Source], count: int, total: int, seed: int) -> Iterator[Source]:

@@ -166,7 +166,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise UsageError("Parquet needs pyarrow, which is not installed here: pip install pyarrow") from None
+        raise UsageError("Parquet needs pyarrow, which is missing here: pip install 'gradcam-queue[parquet]'") from None
 
 
 def _only_known(results: Iterable[Result], columns: Sequence[Column]) -> Iterator[Result]:

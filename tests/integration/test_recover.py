@@ -203,7 +203,7 @@ def test_all_jobs_that_had_ended_come_back_at_once_and_the_others_are_told(versi
         "half\topen\tsqueezenet1_1\t-\t-\tnot in Redis\tgradcam submit IMAGES --name half --network squeezenet1_1 "
         in (run.stdout)
     )
-    assert run.stderr.endswith("\n3 jobs are left: submit them again\n")
+    assert run.stderr.endswith("\n3 jobs are left: submit their images again\n")
     after = {found["job"]: found for found in map(json.loads, gradcam("recover", "--json").stdout.splitlines())}
     assert {job: found["in_redis"] for job, found in after.items()} == {
         "worked": True,
@@ -536,7 +536,7 @@ def test_a_job_whose_records_are_gone_stops_no_other_of_all(alone: Client) -> No
     found = {line["job"]: line for line in map(json.loads, run.stdout.splitlines())}
     assert (found["first"]["done"], found["last"]["done"]) == (5, 5)
     assert "of 6 images of job gaps only the first 0 have a record" in found["gaps"]["error"]
-    assert run.stderr.endswith("1 job is left: submit them again\n")
+    assert run.stderr.endswith("1 job is left: submit its images again\n")
 
 
 def test_jobs_that_redis_would_have_forgotten_are_left_out_of_all(alone: Client) -> None:

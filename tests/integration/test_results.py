@@ -186,7 +186,8 @@ def test_parquet_without_pyarrow_says_what_to_install_and_writes_nothing(small: 
     (tmp_path / "hidden" / "pyarrow.py").write_text("raise ImportError")
     path = tmp_path / "results.parquet"
     hidden = {"PYTHONPATH": str(tmp_path / "hidden")}
-    assert "pip install pyarrow" in gradcam_process("results", small, "--parquet", str(path), code=2, env=hidden).stderr
+    run = gradcam_process("results", small, "--parquet", str(path), code=2, env=hidden)
+    assert "pip install 'gradcam-queue[parquet]'" in run.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["hidden"]
 
 

@@ -117,7 +117,7 @@ def test_what_is_wrong_with_the_list_as_a_whole_is_refused_as_ever(tmp_path: Pat
     (tmp_path / "list.csv").write_text(f"address\n{A}\n")
     with pytest.raises(UsageError, match="say with --uri-column"):
         open_sources([tmp_path / "list.csv"], ReadOptions(skip_bad=True))
-    with pytest.raises(UsageError, match="--skip-bad leaves out rows of lists: none of the arguments is a list"):
+    with pytest.raises(UsageError, match="--skip-bad leaves out rows of lists, and none of the arguments is a list"):
         open_sources([A], ReadOptions(skip_bad=True))
 
 

@@ -172,3 +172,40 @@ def test_the_commands_hear_an_interrupt_before_they_import_anything_that_takes_l
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
+
+
+#: What says something to a reader who has gone.
+TOLD = {
+    "by click": (
+        "import click",
+        "from producer import cli",
+        "from producer.commands.console import Examples",
+        "say = click.command(cls=Examples)(lambda: [click.echo('x' * 1000) for _ in range(1000)])",
+        "return cli.run(lambda: say([], standalone_mode=False))",
+    ),
+    "by rich": (
+        "from producer import cli",
+        "from producer.client.talk import Talk",
+        "return cli.run(lambda: [Talk().print('x' * 1000) for _ in range(1000)])",
+    ),
+    "by nobody but Python": ("from producer import cli", "return cli.run(lambda: print('x' * 1_000_000, flush=True))"),
+}
+
+
+@pytest.mark.parametrize("lines", TOLD.values(), ids=list(TOLD))
+def test_whoever_reads_no_more_is_not_told_that_images_failed(lines: tuple[str, ...]) -> None:
+    with started("print('ready', flush=True)", "time.sleep(0.3)", *lines) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdout.close()
+        assert process.wait(30) == 141
+        assert process.stderr.read() == ""
+
+
+def test_a_command_works_where_its_output_was_closed_before_it_began() -> None:
+    program = PROGRAM.format(body="return 7 if sys.stdout.isatty() else 0", before="signal.default_int_handler")
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")

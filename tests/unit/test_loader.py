@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_are_told_by_their_address(make: Make, tmp_path:
     digest = sha256_of(tmp_path / "w.pth")
     (tmp_path / "weights").mkdir()
     uri = (tmp_path / "w.pth").rename(tmp_path / "weights" / digest).as_uri()
-    with pytest.raises(JobError, match=r"^given with --weight-path is not a weights file"):
+    with pytest.raises(JobError, match=r"^the file given with --weight-path is not a weights file"):
         make().get(JobSpec(network=NETWORK, weights=uri, weights_sha256=digest))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.input.selection import describe_left_out
+from producer.input.selection import describe_left_out, describe_no_files
 from producer.input.sources import ReadOptions, Source, open_sources, printable
 from producer.jobs.model.errors import UsageError
 
@@ -198,6 +198,22 @@ def test_links_to_folders_and_images_are_followed(tmp_path: Path) -> None:
     assert below(tmp_path / "set", [tmp_path / "set"], ReadOptions(follow_links=True)) == [
         *("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg", "x.jpg", "y.jpg")
     ]
+
+
+def test_names_of_images_without_a_file_behind_them_are_counted(tmp_path: Path) -> None:
+    """A checkout of DVC or git-annex without its data is links that lead nowhere."""
+    for link in ("a.jpg", "b.jpg"):
+        (tmp_path / link).symlink_to("objects/gone")
+    (tmp_path / "notes").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "c.png")
+    told = r"left out: 2 links that lead nowhere, 1 pipe, socket or device$"
+    with pytest.raises(UsageError, match=told):
+        named([tmp_path])
+    tree(tmp_path, "d.jpg")
+    with open_sources([tmp_path]) as sources:
+        assert sources.count == 1
+        assert describe_no_files(sources.left_out) == "2 links that lead nowhere, 1 pipe, socket or device"
+        assert describe_left_out(sources.left_out) == ""
 
 
 def test_what_is_deep_is_found_too(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def _told(key: JobSpec, path: Path) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        given = "given with --weight-path" if _UPLOADED.search(key.weights) else redact(key.weights)
+        given = "the file given with --weight-path" if _UPLOADED.search(key.weights) else redact(key.weights)
         raise type(error)(str(error).replace(str(path), given)) from None
 
 

@@ -230,4 +230,7 @@ class DeviceError(WorkerError):
 
 def no_such(job: str) -> str:
     """The message for a job that does not exist."""
-    return f"there is no job {quoted(job)} (or its lifetime is over): `gradcam list` shows those there are"
+    return (
+        f"there is no job {quoted(job)} (or its lifetime is over): `gradcam list` shows those in Redis, "
+        "`gradcam recover` those in the bucket"
+    )

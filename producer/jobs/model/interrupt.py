@@ -21,6 +21,8 @@ from typing import NoReturn
 
 #: The exit code of a command that was interrupted, as shells have it for Ctrl-C.
 INTERRUPTED = 130
+#: The exit code of a command whose reader has gone (`| head`), as shells have it for SIGPIPE.
+UNREAD = 141
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How often an interrupt that was lost is raised again.
 _AGAIN_S = 0.5
@@ -89,6 +91,7 @@ def run_guarded(command: Callable[[], int]) -> NoReturn:
         command: What to do; imports that take long belong into it.
     """
     _guard.begin()
+    _open_what_is_closed()
     try:
         code = command()
     except KeyboardInterrupt:
@@ -101,9 +104,16 @@ def run_guarded(command: Callable[[], int]) -> NoReturn:
         code = INTERRUPTED
     finally:
         _guard.heard()
-    if code == INTERRUPTED:
+    if code in {INTERRUPTED, UNREAD}:
         _drop_unread()
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Give a stream that was closed before we began (`>&-`) nobody who reads it: Python has None in its place."""
+    for name in ("stdin", "stdout", "stderr"):  # in their order: each file takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115 - as long as we run
 
 
 def _under_way() -> bool:
@@ -134,8 +144,7 @@ def _drop_unread() -> None:
     """Leave out what nobody reads any more: Python would complain of it while it exits, with a code of its own."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
-            if stream:  # none where it was closed before we began
-                stream.flush()
+            stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 

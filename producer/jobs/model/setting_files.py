@@ -14,6 +14,11 @@ FILE: Final = "_FILE"
 _MAX_BYTES: Final = 65536
 
 
+def variable_of(name: str) -> str:
+    """Return the variable that a setting comes from, for who is to correct it: `name`, or `name_FILE`."""
+    return f"{name}{FILE}" if os.environ.get(f"{name}{FILE}") else name
+
+
 def held_in_file(name: str) -> str | None:
     """Return what the file of a setting holds, less a line's end; None where no file is named.
 

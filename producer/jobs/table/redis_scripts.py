@@ -19,6 +19,7 @@ from producer.jobs.model.errors import ServiceError, Unfit, UnreadableJob
 from producer.jobs.model.keys import JobKeys
 from producer.jobs.model.names import is_job_name
 from producer.jobs.model.redaction import redact_text
+from producer.jobs.model.setting_files import variable_of
 from producer.jobs.model.waits import REDIS, waiting
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _answering(client: redis.Redis, settings: Connections) -> redis.Redis:
             hint = " (redis:// where it speaks no TLS)"
         raise ServiceError(
             f"Redis at {settings.redis_address} cannot be used ({type(error).__name__}): "
-            f"start it, or correct GRADCAM_REDIS_URL{hint}"
+            f"start it, or correct {variable_of('GRADCAM_REDIS_URL')}{hint}"
         ) from None
     return client
 
@@ -258,7 +259,9 @@ class Scripts:
                 if forbidden := _forbidden(error, self.user):
                     raise Unfit(forbidden) from None
                 if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.NoPermissionError):
-                    raise Unfit(f"Redis refuses us ({redact_text(str(error))}): correct GRADCAM_REDIS_URL") from None
+                    raise Unfit(
+                        f"Redis refuses us ({redact_text(str(error))}): correct {variable_of('GRADCAM_REDIS_URL')}"
+                    ) from None
                 if key := _UNREADABLE_KEY.search(str(error)):
                     raise ServiceError(
                         f"Redis holds something under {key[1]} that is not ours: rename or delete that key, it is made "
