@@ -72,7 +72,7 @@ def _pids(stack: Stack) -> list[int]:
 
 def _sockets(stack: Stack) -> list[Path]:
     grpc = [port for name, port in stack.s3.ports.items() if name.endswith(".grpc")]
-    return [path for port in grpc for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+    return [path for port in grpc for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock")]
 
 
 def test_both_servers_do_what_they_are_for(servers: Stack, database: redis.Redis) -> None:
