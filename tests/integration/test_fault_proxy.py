@@ -141,7 +141,7 @@ def test_a_cut_connection_is_reset_and_a_new_one_is_made(connect: Connect, valke
     client = connect()
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(client.blpop, ["nothing"], 3)
-        _until(lambda: len(client.client_list()) >= 2)
+        _until(lambda: any(other["cmd"] == "blpop" for other in client.client_list()))
         valkey.cut()
         with pytest.raises(redis.ConnectionError, match="reset by peer"):
             waiting.result()
