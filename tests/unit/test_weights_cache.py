@@ -266,7 +266,7 @@ def test_a_machine_whose_disks_are_all_full_is_not_the_jobs_fault(tmp_path: Path
 def test_waiting_for_another_process_has_an_end_and_is_no_fault_of_this_worker(tmp_path: Path) -> None:
     files = _files(tmp_path, _Served({"s3://a/w": DATA}), timeout_s=0.3)
     (tmp_path / "kept").mkdir()
-    with (tmp_path / "kept" / f"{DIGEST[:2]}.lock").open("w") as other:
+    with (tmp_path / "kept" / f"{DIGEST[:4]}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(NotHere, match="another process has been fetching weights"):
             files.file("s3://a/w", DIGEST).__enter__()

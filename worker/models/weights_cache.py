@@ -3,8 +3,8 @@
 | name in the folder | what it is                                                                             |
 |--------------------|----------------------------------------------------------------------------------------|
 | `<64 hex digits>`  | a weights file, named by its SHA-256; when it was used last is its time of modification |
-| `<2 hex digits>.lock` | held by the process that fetches a file of such a name (or from such an address)    |
-| `<2 hex digits>.partial` | what that process has fetched so far                                             |
+| `<4 hex digits>.lock` | held by the process that fetches a file of such a name (or from such an address)    |
+| `<4 hex digits>.partial` | what that process has fetched so far                                             |
 | `changes.lock`     | held for a moment by the process that puts a file in its place or removes some         |
 
 A process that reads a file holds a shared lock on it; the kernel ends the lock with the process. Only files that nobody
@@ -140,9 +140,9 @@ class WeightsFiles:
 
     def _fetched(self, uri: str, sha256: str | None) -> tuple[BinaryIO, str]:
         """Fetch a file, or wait for another process that fetches it; return it open, as above, with its SHA-256."""
-        # 256 locks for all files: two files that share a lock wait for each other. No lock is ever removed, as nobody
-        # could do that safely.
-        name = (sha256 or hashlib.sha256(uri.encode()).hexdigest())[:2]
+        # 65,536 locks for all files: two files that share a lock wait for each other, which may be for half an hour. No
+        # lock is ever removed, as nobody could do that safely.
+        name = (sha256 or hashlib.sha256(uri.encode()).hexdigest())[:4]
         partial = self._folder / f"{name}.partial"
         until = time.monotonic() + self._timeout_s
         with self._locked(name, self._timeout_s):
