@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from deploy import DEFAULT_DIRECTORY
 from producer.cli import cli
 from producer.commands.console import PLAIN_CODES, Examples, examples
 from producer.jobs.model.errors import UsageError
@@ -20,7 +21,7 @@ __all__ = ["cli"]
 _directory = click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".gradcam"),
+    default=DEFAULT_DIRECTORY,
     show_default=True,
     help="Where the stack's data, settings and logs are.",
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import redis
 
+from deploy import DEFAULT_DIRECTORY
 from deploy.directory_lock import OF_LAUNCHER, holder, make_private
 from deploy.stack import WORKER_GRACE_S, Stack
 from producer.jobs.model import keys
@@ -23,8 +24,6 @@ from producer.jobs.model.errors import ServiceError, UsageError
 from producer.jobs.model.terminal import out, out_lines, say
 from producer.jobs.model.text import counted, quoted
 
-#: Where a stack is of which nobody says where, as `deploy/commands.py` has it.
-_DEFAULT = Path(".gradcam")
 #: A little more than the servers' own limits, whose errors say more.
 _UP_WITHIN_S = 90.0
 _WORKERS_WITHIN_S = 30.0
@@ -192,7 +191,7 @@ def _state(directory: Path) -> dict[str, Any]:
 
 def _typed(verb: str, directory: Path) -> str:
     """Return what to type for a stack in this directory."""
-    return f"gradcam {verb}" + ("" if directory == _DEFAULT else f" --directory {shlex.quote(str(directory))}")
+    return f"gradcam {verb}" + ("" if directory == DEFAULT_DIRECTORY else f" --directory {shlex.quote(str(directory))}")
 
 
 def _count(workers: int) -> str:

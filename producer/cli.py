@@ -148,10 +148,8 @@ def run(command: Callable[[], Any]) -> int:  # noqa: PLR0911 - a line a way to e
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         return INTERRUPTED
-    except (BrokenPipeError, SystemExit) as ended:
-        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
-            raise
-        return UNREAD  # rich ends with 1, which says that images failed
+    except BrokenPipeError:
+        return UNREAD
     except Exception as error:
         if found := explained(error):
             say_error(error if isinstance(error, GradcamError) else found[0])

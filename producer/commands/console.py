@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import click
 
 from producer.jobs.model.errors import GradcamError, JobError, StoreError, UsageError
-from producer.jobs.model.interrupt import UNREAD
 from producer.jobs.model.terminal import out_json, say_error
 from producer.jobs.model.text import in_json, quoted, shown
 
@@ -62,9 +61,6 @@ class Examples(click.Command):
         """Run it; with `--json` an error is also an object on stdout."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # click would end with 1, which says that images failed.
-            raise click.exceptions.Exit(UNREAD) from None
         except Exception as error:
             found = explained(error)
             if found is not None and ctx.params.get("as_json"):

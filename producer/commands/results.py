@@ -231,7 +231,7 @@ def _output(name: str | None, *, private: bool = False) -> Iterator[BinaryIO]:
             # Here, where an error becomes a sentence; not while Python exits.
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            # The reader (`| head`) has what it wanted; click would make it exit code 1.
+            # The reader (`| head`) has what it wanted, and is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(0) from None
         return

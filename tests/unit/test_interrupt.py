@@ -179,8 +179,7 @@ TOLD = {
     "by click": (
         "import click",
         "from producer import cli",
-        "from producer.commands.console import Examples",
-        "say = click.command(cls=Examples)(lambda: [click.echo('x' * 1000) for _ in range(1000)])",
+        "say = click.command()(lambda: [click.echo('x' * 1000) for _ in range(1000)])",
         "return cli.run(lambda: say([], standalone_mode=False))",
     ),
     "by rich": (
@@ -201,6 +200,17 @@ def test_whoever_reads_no_more_is_not_told_that_images_failed(lines: tuple[str, 
         process.stdout.close()
         assert process.wait(30) == 141
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("command", [("deploy.cli", "--help"), ("worker.cli", "networks")], ids=" ".join)
+def test_every_command_says_so(command: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        ["bash", "-c", '"$@" | true; echo "${PIPESTATUS[0]}"', "", sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("141\n", "")
 
 
 def test_a_command_works_where_its_output_was_closed_before_it_began() -> None:

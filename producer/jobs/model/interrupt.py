@@ -92,8 +92,15 @@ def run_guarded(command: Callable[[], int]) -> NoReturn:
     """
     _guard.begin()
     _open_what_is_closed()
+    streams = sys.stdout, sys.stderr
     try:
         code = command()
+    except SystemExit as ended:
+        # click and rich end with 1 where nobody reads any more, which says that images failed. click wraps the streams.
+        if not (isinstance(ended.__context__, BrokenPipeError) or sys.stdout is not streams[0]):
+            raise
+        sys.stdout, sys.stderr = streams
+        code = UNREAD
     except KeyboardInterrupt:
         _say("interrupted\n")
         code = INTERRUPTED
