@@ -213,6 +213,22 @@ def test_every_command_says_so(command: tuple[str, ...]) -> None:
     assert (run.stdout, run.stderr) == ("141\n", "")
 
 
+@pytest.mark.parametrize("code", [0, 1, 4])
+def test_a_command_keeps_its_exit_code_where_a_library_has_put_a_stream_of_its_own_in_place_of_ours(code: int) -> None:
+    """Celery does, in every worker: each ended with 141, and whoever had started it took it for a fault."""
+    lines = (
+        "import logging, sys",
+        "from celery.utils.log import LoggingProxy",
+        "from producer import cli",
+        "def command():",
+        "    sys.stdout = sys.stderr = LoggingProxy(logging.getLogger('worker'))",
+        f"    sys.exit({code})",
+        "return cli.run(command)",
+    )
+    with started(*lines) as process:
+        assert process.wait(30) == code
+
+
 def test_a_command_works_where_its_output_was_closed_before_it_began() -> None:
     program = PROGRAM.format(body="return 7 if sys.stdout.isatty() else 0", before="signal.default_int_handler")
     run = subprocess.run(
