@@ -156,7 +156,8 @@ def keys_with_secret(stack: Stack) -> dict[str, int]:
                 b"zset": lambda key: admin.zrange(key, 0, -1),
                 b"set": admin.smembers,
                 b"list": lambda key: admin.lrange(key, 0, -1),
-                b"string": lambda key: [admin.get(key)],
+                b"string": lambda key: [admin.get(key) or b""],
+                b"none": lambda key: [],  # it expired since it was listed
             }[asked.type(key)](key)
             if any(SECRET.encode() in part for value in values for part in (value, _unpacked(value))):
                 found[key.decode()] = int(admin.ttl(key))
