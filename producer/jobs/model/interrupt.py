@@ -96,8 +96,8 @@ def run_guarded(command: Callable[[], int]) -> NoReturn:
     try:
         code = command()
     except SystemExit as ended:
-        # click and rich end with 1 where nobody reads any more, which says that images failed. click wraps the stream that
-        # we began with then; Celery puts its own in place of it whenever it runs, which means nothing.
+        # click and rich end with 1 where nobody reads any more, which says that images failed. click wraps the stream
+        # that we began with then; Celery puts its own in place of it whenever it runs, which means nothing.
         if not (isinstance(ended.__context__, BrokenPipeError) or getattr(sys.stdout, "wrapped", None) is streams[0]):
             raise
         sys.stdout, sys.stderr = streams
