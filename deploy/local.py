@@ -143,10 +143,14 @@ def stop(directory: Path) -> None:
     if supervisor:
         with suppress(ProcessLookupError):  # another `down` was faster
             os.kill(supervisor, signal.SIGTERM)
-    while holder(directory) == supervisor:
-        if time.monotonic() > deadline:
-            raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
-        time.sleep(0.1)
+    try:
+        while holder(directory) == supervisor:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"the stack has not ended after {_DOWN_WITHIN_S:g} s; its logs are in {directory}/")
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        say(f"The stack ends by itself all the same; whether it has: {_typed('down', directory)}")
+        raise
     out(f"The stack is down; jobs and pictures are kept for the next `{_typed('up', directory)}`.")
 
 

@@ -31,10 +31,13 @@ from deploy.certificates import AUTHORITY, CERTIFICATE, KEY, write_certificates
 from deploy.directory_lock import make_private, write_private
 from deploy.programs import Program, free_ports
 from producer.jobs.model.errors import ServiceError, WorkerError
+from worker.supervise.cgroups import machine_bytes
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+#: Valkey may take one part of this many of the machine's memory.
+_MEMORY_PARTS = 4
 #: What SeaweedFS is made of, as its files and options call it.
 _PARTS = ("master", "volume", "filer", "s3")
 #: HTTP/2, which Go takes as soon as it speaks TLS, costs SeaweedFS half a millisecond a PUT.
@@ -145,6 +148,8 @@ class Valkey(Server):
             "dir": "data",  # of the working directory, whose own path may hold spaces
             "appendonly": "yes",
             "appendfsync": "everysec",
+            # With a limit producers wait before it is full, and what watches it can warn; the workers need the rest.
+            "maxmemory": str(machine_bytes() // _MEMORY_PARTS),
             "maxmemory-policy": "noeviction",
             "save": '""',  # no snapshots beside the append-only file
         }

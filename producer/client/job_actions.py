@@ -11,6 +11,7 @@ from producer.jobs.model.errors import UnknownJob, UsageError
 from producer.jobs.model.history import checked_reason, user_and_host
 from producer.jobs.model.states import TERMINAL, JobState
 from producer.jobs.model.status import JobStatus
+from producer.jobs.model.suggestions import meant
 from producer.jobs.model.text import quoted
 from producer.jobs.table.user_actions import By
 from producer.maintenance.audit import Finding, audit
@@ -65,11 +66,11 @@ class JobActions:
     def retry(self, job: str, only: str | None, reason: str | None) -> int:
         """See `Client.retry`."""
         by = self._by(reason)
-        if only is None and by.reason in failure_reasons():
+        if only is None and by.reason and (filter_ := meant(by.reason, failure_reasons())):
             # Up to 0.4.0 it chose images: whoever still types that must not try all of them again.
             raise UsageError(
-                f"{quoted(by.reason)} is what images fail for: to try only what failed with it again say --only "
-                f"{by.reason}, in Python only={quoted(by.reason)}; --reason is why you try, in words of your own"
+                f"{quoted(filter_)} is what images fail for: to try only what failed with it again say --only "
+                f"{filter_}, in Python only={quoted(filter_)}; --reason is why you try, in words of your own"
             )
         queue = self._services.table.queries.existing_outline(job).queue
         self._services.check_redis()

@@ -82,9 +82,9 @@ def test_who_means_a_retry_of_some_images_by_the_option_of_0_4_0_does_not_retry_
     hands = InProcessWorker(unattended)
     hands.gone = {*IMAGES}
     hands.explain_all(job)
-    for meant in ("timeout", " fetch "):
-        refused = gradcam("retry", job, "--reason", meant, code=2).stderr
-        assert f"say --only {meant.strip()}, in Python only='{meant.strip()}'" in refused
+    for typed, meant in (("timeout", "timeout"), (" fetch ", "fetch"), ("fetsh", "fetch"), ("time-out", "timeout")):
+        refused = gradcam("retry", job, "--reason", typed, code=2).stderr
+        assert f"say --only {meant}, in Python only='{meant}'" in refused
     with pytest.raises(UsageError, match="say --only image"):
         unattended.retry(job, reason="image", because="a new decoder")
     assert unattended.history(job) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -79,6 +80,9 @@ def test_both_servers_do_what_they_are_for(servers: Stack, database: redis.Redis
     assert database.ping()
     assert database.config_get("appendfsync") == {"appendfsync": "everysec"}
     assert database.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = int(database.config_get("maxmemory")["maxmemory"])
+    assert 0 < limit <= machine // 4, "doctor warns where there is no limit, and alerts cannot warn"
     with closing(servers.s3.client()) as client:
         client.put_object(Bucket=servers.s3.bucket, Key="a/b", Body=b"pixels")
         assert client.get_object(Bucket=servers.s3.bucket, Key="a/b")["Body"].read() == b"pixels"
@@ -557,6 +561,27 @@ def test_down_beside_another_down_is_well(tmp_path: Path) -> None:
         out, err = down.communicate(timeout=30)
     assert (down.returncode, said, err) == (0, "Stopping the stack …\n", "")
     assert out.startswith("The stack is down")
+
+
+def test_who_interrupts_down_is_told_that_the_stack_ends_all_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy.cli", "down", "--directory", str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as supervisor:
+        lock = DirectoryLock(tmp_path)
+        lock.acquire()
+        lock.path.write_text(str(supervisor.pid))
+        with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as down:
+            assert supervisor.wait(30) == -signal.SIGTERM
+            down.send_signal(signal.SIGINT)
+            _out, err = down.communicate(timeout=30)
+        lock.release()
+    assert (down.returncode, [line for line in err.splitlines() if line]) == (
+        130,
+        [
+            "Stopping the stack …",
+            f"The stack ends by itself all the same; whether it has: gradcam down --directory {tmp_path}",
+            "interrupted",
+        ],
+    )
 
 
 def _launcher(directory: Path) -> psutil.Process:

@@ -306,7 +306,7 @@ def test_boxes_are_explained_end_to_end_and_an_image_without_any_is_done(client:
 def test_names_are_known_where_a_live_worker_has_registered_them(client: Client) -> None:
     assert client.registered_networks() == {"lungs", "broken", "findings", "age", "colors"}
     error = gradcam("submit", str(CAT), "--network", "lungz", code=2).stderr
-    assert "no worker that could be asked has registered one; the nearest are lungs" in error
+    assert "no worker that could be asked has registered one; the nearest is lungs" in error
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_names_are_known_where_a_live_worker_has_registered_them(client: Client)
     [
         ("evil_of_mine.build", None, "no network is called 'evil_of_mine.build'"),
         ("os.system", None, "no network is called 'os.system'"),
-        ("lungz", None, "no network is called 'lungz'; the nearest are lungs"),
+        ("lungz", None, "no network is called 'lungz'; the nearest is lungs"),
         ("broken", None, "network 'broken' cannot be used: evil_not_there:build (GRADCAM_WORKER_NETWORKS)"),
     ],
 )

@@ -37,9 +37,11 @@ OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 @pytest.fixture
 def admin(stack: Stack) -> Iterator[redis.Redis]:
     with closing(redis.Redis.from_url(stack.redis.url)) as made:
+        before = made.config_get("maxmemory")["maxmemory"]
+        made.config_set("maxmemory", 0)
         yield made
         made.acl_deluser("gradcam")
-        made.config_set("maxmemory", 0)
+        made.config_set("maxmemory", before)
         made.config_set("maxmemory-policy", "noeviction")
 
 

@@ -237,11 +237,11 @@ def counted(stack: object) -> str:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("probabilty<0.5", "the nearest are probability"),
-        ("class=class number 77", "explained for a class 'class number 77'; the nearest are class number 7"),
+        ("probabilty<0.5", "the nearest is probability"),
+        ("class=class number 77", "explained for a class 'class number 77'; the nearest is class number 7"),
         ("class_id!=12345", "explained for a class '12345'"),
-        ("reason=fetsh", "'fetsh'; the nearest are fetch"),
-        ("keep.splt=val", "no image of this job has a column 'splt'; the nearest are split"),
+        ("reason=fetsh", "'fetsh'; the nearest is fetch"),
+        ("keep.splt=val", "no image of this job has a column 'splt'; the nearest is split"),
     ],
 )
 def test_what_the_job_does_not_know_is_an_error_that_names_the_nearest(
@@ -262,7 +262,7 @@ def test_no_match_is_said_and_is_no_error(counted: str, tmp_path: Path) -> None:
         assert f"no image of job {counted} matches" in run.stderr
     assert "matches" in gradcam("results", counted, "--jsonl", "--where", "reason=timeout").stderr
     assert "matches" not in gradcam("results", counted, "--jsonl", "--where", "reason=fetch").stderr
-    assert "the nearest are fetch" in gradcam("failures", counted, "--only", "fetsh", code=2).stderr
+    assert "the nearest is fetch" in gradcam("failures", counted, "--only", "fetsh", code=2).stderr
 
 
 def test_images_are_sorted_and_the_first_so_many_taken_in_every_format(

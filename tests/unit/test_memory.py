@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from worker.models import memory
+from worker.supervise import cgroups
 
 _REAL_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -36,11 +37,11 @@ def _root(folder: Path, cgroup: str, limits: dict[str, str]) -> Path:
 def test_the_memory_of_a_machine_is_what_its_control_groups_leave(
     tmp_path: Path, cgroup: str, limits: dict[str, str], expected: int
 ) -> None:
-    assert memory.machine_bytes(_root(tmp_path, cgroup, limits)) == expected
+    assert cgroups.machine_bytes(_root(tmp_path, cgroup, limits)) == expected
 
 
 def test_a_machine_without_control_groups_has_all_its_memory(tmp_path: Path) -> None:
-    assert memory.machine_bytes(tmp_path) == _REAL_BYTES
+    assert cgroups.machine_bytes(tmp_path) == _REAL_BYTES
 
 
 def test_processes_on_one_device_share_what_models_may_take(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_no_name_in_a_message_reaches_code(
 
 def test_a_name_that_a_live_worker_has_registered_is_known_to_submissions() -> None:
     check_network("lungs", lambda: {"lungs"})
-    with pytest.raises(UsageError, match="no worker that could be asked has registered one; the nearest are lungs"):
+    with pytest.raises(UsageError, match="no worker that could be asked has registered one; the nearest is lungs"):
         check_network("lungz", lambda: {"lungs"})
 
     def never() -> set[str]:

@@ -139,7 +139,7 @@ def test_what_works_and_was_perhaps_not_meant_is_noted(tried: Any, function: str
             ("--layer-name", "fc"),
             "gives (1, 3), not maps (images, channels, height, width); maps come from relu2",
         ),
-        ("build_grey", ("--class-name", "opasity"), "no class of mine is called 'opasity'; the nearest are opacity"),
+        ("build_grey", ("--class-name", "opasity"), "no class of mine is called 'opasity'; the nearest is opacity"),
         ("build_any", ("--class-id", "3"), "class 3 is out of range: mine has classes 0 to 2"),
         ("build_any", ("--weight-path", "s3://bucket/a.pth"), "try reads weights of this machine"),
         ("build_any", ("--weight-path", "/nowhere.pth"), "neither a file nor a name of weights of mine"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +38,7 @@ def models_bytes(device: str, processes: int, root: Path = cgroups.ROOT) -> int:
         WorkerError: The device does not answer.
     """
     if device != "cuda":
-        return int(_MACHINE_SHARE * machine_bytes(root) / processes)
+        return int(_MACHINE_SHARE * cgroups.machine_bytes(root) / processes)
     try:
         _free, total = torch.cuda.mem_get_info()
     except RuntimeError as error:
@@ -47,15 +46,9 @@ def models_bytes(device: str, processes: int, root: Path = cgroups.ROOT) -> int:
     return int(_GPU_SHARE * total / processes)
 
 
-def machine_bytes(root: Path = cgroups.ROOT) -> int:
-    """Return the memory of this machine in bytes, or what this process's control groups grant, if that is less."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([there, *(granted for granted, _used in cgroups.memory_limits(root))])
-
-
 def available_bytes(root: Path = cgroups.ROOT) -> int:
     """Return how many bytes of the host's memory a process can have now without making others swap."""
-    free = machine_bytes(root)
+    free = cgroups.machine_bytes(root)
     with suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         free = min(free, 1024 * int(lines["MemAvailable"].split()[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
@@ -29,6 +30,12 @@ def memory_limits(root: Path = ROOT) -> Iterator[tuple[int, int | None]]:
             granted = _number(folder / limit)
             if granted is not None:
                 yield granted, _number(folder / used)
+
+
+def machine_bytes(root: Path = ROOT) -> int:
+    """Return the memory of this machine in bytes, or what this process's control groups grant, if that is less."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([there, *(granted for granted, _used in memory_limits(root))])
 
 
 def oom_kills(root: Path = ROOT) -> int:
