@@ -9,13 +9,14 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pods
 import pytest
 import s3_servers
+import weed
 from charts import VALUES, manifests, merged
 from containers import (
     COMPOSE,
@@ -55,17 +56,14 @@ def settings_of_compose(folder: Path, redis_port: str, s3_port: str) -> dict[str
     return given
 
 
-def seaweedfs(here: Mapping[str, str]) -> list[str]:
-    # Ports that are free here; in its container all are.
-    parts = ("master", "volume", "filer", "s3")
-    ports = iter(free_ports(2 * len(parts)))
-    others = [f"-{part}.port.grpc={next(ports)}" for part in parts]
-    others += [f"-{part}.port={next(ports)}" for part in parts[:3]]
+def seaweedfs(here: Mapping[str, str], held: ExitStack) -> list[str]:
+    parts = weed.Parts(int(here["8333"]))
+    held.callback(parts.clean_up)
     program, *words = command_of(COMPOSE["services"]["s3"], here)
-    return [part.replace("0.0.0.0", "127.0.0.1") for part in (str(BIN / program), *words, *others)]
+    return [part.replace("0.0.0.0", "127.0.0.1") for part in (str(BIN / program), *words, *parts.options)]
 
 
-def minio(here: Mapping[str, str]) -> list[str]:
+def minio(here: Mapping[str, str], _held: ExitStack) -> list[str]:
     return command_of(MINIO["services"]["s3"], here)
 
 
@@ -91,10 +89,9 @@ def test_a_job_is_done_by_what_compose_runs_with_secrets_from_files(store: str, 
     tmp_path.joinpath("s3-data").mkdir()
     settings = settings_of_compose(tmp_path, redis_port, s3_port)
     redis = [str(get_binary_path()), *command_of(COMPOSE["services"]["redis"], {**here, "/data": str(tmp_path)})[1:]]
-    command: Sequence[str] = {"seaweedfs": seaweedfs, "minio": minio}[store](
-        {**here, "/data": str(tmp_path / "s3-data")}
-    )
     with ExitStack() as held:
+        make: Callable[[Mapping[str, str], ExitStack], list[str]] = {"seaweedfs": seaweedfs, "minio": minio}[store]
+        command = make({**here, "/data": str(tmp_path / "s3-data")}, held)
         held.enter_context(running("redis", redis, tmp_path))
         plain = {"PATH": path_of(tmp_path, store), "HOME": str(tmp_path)}
         held.enter_context(running("s3", command, tmp_path, plain))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dockerfile
+import weed
 from charts import ROOT, Manifest, find
 
 from deploy.programs import Program, free_ports
@@ -28,8 +29,6 @@ BIN: Final = Path(sys.executable).parent
 _STAGES: Final = dockerfile.stages(ROOT / "deploy/Dockerfile")
 #: Of the image that a container is made from; others are not ours.
 _IMAGES: Final = {"worker": "worker", "exporter": "client", "client": "client", "bucket": "client"}
-#: SeaweedFS has more parts than the one that a service leads to; in a pod all their ports are free.
-_PARTS: Final = ("master", "volume", "filer", "s3")
 
 
 def _program(command: str) -> list[str]:
@@ -78,6 +77,7 @@ class Pod(Program):
         self._container, self._cluster = container, cluster
         self._places: dict[str, str] = {}
         self._ports = cluster.ports_of(name, container)
+        self._parts: weed.Parts | None = None
         for mount in container["volumeMounts"]:
             [volume] = [one for one in volumes if one["name"] == mount["name"]] or [{"emptyDir": {}}]
             self._places[mount["mountPath"]] = str(self._mounted(mount["name"], volume))
@@ -114,13 +114,17 @@ class Pod(Program):
         assert self.process is not None
         self.process.terminate()
 
+    def clean_up(self) -> None:
+        """Remove what it leaves outside of its folder."""
+        if self._parts:
+            self._parts.clean_up()
+
     def command(self, words: Sequence[str]) -> list[str]:
         """What this machine runs in place of a command of the container."""
         made = [*_program(words[0]), *(self.seen(word) for word in words[1:])]
         if words[0] == "weed":
-            ports = iter(free_ports(2 * len(_PARTS)))
-            made += [f"-{part}.port.grpc={next(ports)}" for part in _PARTS]
-            made += [f"-{part}.port={next(ports)}" for part in _PARTS[:3]]
+            self._parts = weed.Parts(self.port("s3"))
+            made += self._parts.options
         return made
 
     def seen(self, text: str) -> str:
@@ -223,6 +227,7 @@ class Cluster:
         """End all of them, the last first."""
         for pod in reversed(self.pods):
             pod.stop(min(pod.grace_s, 20))
+            pod.clean_up()
 
 
 @contextmanager
