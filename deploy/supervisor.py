@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
-from producer.jobs.model import terminal
+from producer.jobs.model import interrupt, terminal
 from producer.jobs.model.errors import GradcamError
 from producer.jobs.model.text import counted
 from worker.supervise.backoff import Backoff
@@ -68,10 +68,7 @@ class Restarted:
 
 
 def supervise(directory: Path, workers: int) -> None:
-    """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
-    # Like Ctrl-C: it interrupts any wait, and the `with` ends everything.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    """Hold a stack until it is interrupted; `env` and `state.json` in its directory say where it is, while it is up."""
     env, state = directory / "env", directory / "state.json"
     try:
         with Stack(directory, workers) as stack:
@@ -81,12 +78,10 @@ def supervise(directory: Path, workers: int) -> None:
                 say(f"up with {counted(workers, 'worker')}")
                 _keep_running(stack, partial(_write_state, state, workers))
             finally:
-                # From here the end is orderly: another Ctrl-C or `down` adds nothing.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
                 state.unlink(missing_ok=True)
                 env.unlink(missing_ok=True)
     except KeyboardInterrupt:
+        interrupt.heard()
         say("down")
 
 
@@ -132,9 +127,16 @@ def say(text: str) -> None:
     terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
 
-if __name__ == "__main__":
-    # `python -m deploy.supervisor DIRECTORY WORKERS`, as `deploy.local` starts it.
+def _command() -> int:
     try:
         supervise(Path(sys.argv[1]), int(sys.argv[2]))
     except GradcamError as error:
         raise SystemExit(f"error: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    # `python -m deploy.supervisor DIRECTORY WORKERS`, as `deploy.local` starts it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started us may ignore it, and `down` sends it
+    # A signal interrupts any wait, as Ctrl-C does, and the `with` ends everything; another `down` adds nothing.
+    interrupt.run_guarded(_command, insists=False)
