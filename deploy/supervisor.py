@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deploy.directory_lock import write_private
 from deploy.servers import Server
@@ -61,9 +63,9 @@ class Restarted:
         try:
             self.program.restart()
         except GradcamError as error:
-            say(str(error))
-            if error.excerpt:
-                terminal.say_lines(error.excerpt)
+            say(str(error), error.excerpt)
+        except OSError as error:  # of a library that wanted a file or a socket: the others go on
+            say(f"{self.program.name} cannot be started now ({error.strerror or error})")
         self.started_at = time.monotonic()
 
 
@@ -100,12 +102,20 @@ def _keep_running(stack: Stack, write_state: Callable[..., None]) -> None:
             say(
                 f"{each.program.name} was asked to leave, and has; it stays ended until `gradcam down` and `gradcam up`"
             )
-            write_state(left=True)
+            _note(write_state, left=True)
         for each in [each for each in restarted if each.refusal]:
             restarted.remove(each)
             say(f"{each.program.name} cannot start, and stays ended: {each.refusal}")
-            write_state(refusal=each.refusal)
+            _note(write_state, refusal=each.refusal)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _note(write_state: Callable[..., None], **facts: Any) -> None:
+    """Write what `up` tells of the workers; a full disk is no reason to end the servers."""
+    try:
+        write_state(**facts)
+    except GradcamError as error:
+        say(str(error))
 
 
 def env_file(settings: dict[str, str]) -> str:
@@ -122,9 +132,12 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "'\\''") + "'"
 
 
-def say(text: str) -> None:
-    """Write a line with its time to the supervisor's log."""
-    terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+def say(text: str, excerpt: str = "") -> None:
+    """Write a line with its time to the supervisor's log, and lines behind it; a full disk ends nothing."""
+    with suppress(OSError):
+        terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        if excerpt:
+            terminal.say_lines(excerpt)
 
 
 def _command() -> int:
