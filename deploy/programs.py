@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from deploy.directory_lock import DirectoryLock
+from deploy.directory_lock import DirectoryLock, InUse
 from producer.jobs.model.errors import ServiceError
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
@@ -75,10 +75,16 @@ class Program:
                 )
 
         lock = self._lock
+        starting = _STARTER.submit(start if lock is None else lambda: lock.hand_over(start))
         try:
-            self.process = _STARTER.submit(start if lock is None else lambda: lock.hand_over(start)).result()
+            self.process = starting.result()
         except OSError as error:
             raise ServiceError(f"{self.name} cannot be started now ({error.strerror or error})") from None
+        except KeyboardInterrupt:
+            # It starts all the same, and whoever tidies up has to know of it.
+            with suppress(OSError, InUse):
+                self.process = starting.result()
+            raise
 
     def kill(self) -> None:
         """End the program at once, as a crash would."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import stat
 import subprocess
@@ -28,7 +29,7 @@ from strangers import PAGES, answered, calls, careless, listening, page
 from deploy import demo
 from deploy.certificates import write_certificates
 from deploy.directory_lock import OF_LAUNCHER, DirectoryLock, InUse, holder, make_private
-from deploy.programs import free_ports
+from deploy.programs import _STARTER, free_ports
 from deploy.servers import PortTaken, SeaweedFS, Valkey
 from deploy.stack import FOREIGN, Stack, Worker
 from deploy.supervisor import env_file
@@ -322,6 +323,21 @@ with Stack(Path(sys.argv[1]), workers=0) as stack:
 """
 
 
+def test_nothing_is_left_of_a_stack_that_is_interrupted_while_a_program_starts(tmp_path: Path) -> None:
+    """The thread that starts it went on, and nobody knew of the server."""
+    before = psutil.Process().children()
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore it
+    try:
+        _STARTER.submit(time.sleep, 1.0)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt), Stack(tmp_path / "a", workers=0):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    _STARTER.submit(int).result()
+    assert [child for child in psutil.Process().children() if child not in before] == []
+
+
 def test_everything_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OWNER, str(tmp_path)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as owner:
@@ -574,7 +590,7 @@ def test_a_supervisor_whose_log_is_full_goes_on(directory: Path) -> None:
     make_private(directory)
     command = [sys.executable, "-m", "deploy.supervisor", str(directory), "0"]
     with Path("/dev/full").open("wb") as full, subprocess.Popen(command, cwd=PROJECT, stdout=full, stderr=full):
-        _wait(lambda: (directory / "state.json").exists())
+        _wait((directory / "state.json").exists)
         first = _valkey(directory)
         assert first is not None
         first.kill()
