@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from deploy.directory_lock import DirectoryLock
+from deploy.directory_lock import DirectoryLock, InUse
+from producer.jobs.model.errors import ServiceError
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LOG_TAIL_BYTES = 3000
@@ -46,6 +47,9 @@ class Program:
         """Start the program in its own session: Ctrl-C in a terminal is for us, and we end the program in order.
 
         Files and sockets that it makes are for their owner alone.
+
+        Raises:
+            ServiceError: It cannot be started now: no memory, no more processes or files.
         """
         die_with_parent = (
             sys.executable,
@@ -71,7 +75,16 @@ class Program:
                 )
 
         lock = self._lock
-        self.process = _STARTER.submit(start if lock is None else lambda: lock.hand_over(start)).result()
+        starting = _STARTER.submit(start if lock is None else lambda: lock.hand_over(start))
+        try:
+            self.process = starting.result()
+        except OSError as error:
+            raise ServiceError(f"{self.name} cannot be started now ({error.strerror or error})") from None
+        except KeyboardInterrupt:
+            # It starts all the same, and whoever tidies up has to know of it.
+            with suppress(OSError, InUse):
+                self.process = starting.result()
+            raise
 
     def kill(self) -> None:
         """End the program at once, as a crash would."""

@@ -8,14 +8,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deploy.directory_lock import write_private
 from deploy.servers import Server
 from deploy.stack import FOREIGN, Stack, Worker
-from producer.jobs.model import terminal
+from producer.jobs.model import interrupt, terminal
 from producer.jobs.model.errors import GradcamError
 from producer.jobs.model.text import counted
 from worker.supervise.backoff import Backoff
@@ -61,17 +63,14 @@ class Restarted:
         try:
             self.program.restart()
         except GradcamError as error:
-            say(str(error))
-            if error.excerpt:
-                terminal.say_lines(error.excerpt)
+            say(str(error), error.excerpt)
+        except OSError as error:  # of a library that wanted a file or a socket: the others go on
+            say(f"{self.program.name} cannot be started now ({error.strerror or error})")
         self.started_at = time.monotonic()
 
 
 def supervise(directory: Path, workers: int) -> None:
-    """Hold a stack until SIGTERM; `env` and `state.json` in the directory say where it is, and exist while it is up."""
-    # Like Ctrl-C: it interrupts any wait, and the `with` ends everything.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    """Hold a stack until it is interrupted; `env` and `state.json` in its directory say where it is, while it is up."""
     env, state = directory / "env", directory / "state.json"
     try:
         with Stack(directory, workers) as stack:
@@ -81,12 +80,10 @@ def supervise(directory: Path, workers: int) -> None:
                 say(f"up with {counted(workers, 'worker')}")
                 _keep_running(stack, partial(_write_state, state, workers))
             finally:
-                # From here the end is orderly: another Ctrl-C or `down` adds nothing.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
                 state.unlink(missing_ok=True)
                 env.unlink(missing_ok=True)
     except KeyboardInterrupt:
+        interrupt.heard()
         say("down")
 
 
@@ -105,12 +102,20 @@ def _keep_running(stack: Stack, write_state: Callable[..., None]) -> None:
             say(
                 f"{each.program.name} was asked to leave, and has; it stays ended until `gradcam down` and `gradcam up`"
             )
-            write_state(left=True)
+            _note(write_state, left=True)
         for each in [each for each in restarted if each.refusal]:
             restarted.remove(each)
             say(f"{each.program.name} cannot start, and stays ended: {each.refusal}")
-            write_state(refusal=each.refusal)
+            _note(write_state, refusal=each.refusal)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _note(write_state: Callable[..., None], **facts: Any) -> None:
+    """Write what `up` tells of the workers; a full disk is no reason to end the servers."""
+    try:
+        write_state(**facts)
+    except GradcamError as error:
+        say(str(error))
 
 
 def env_file(settings: dict[str, str]) -> str:
@@ -127,14 +132,24 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "'\\''") + "'"
 
 
-def say(text: str) -> None:
-    """Write a line with its time to the supervisor's log."""
-    terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+def say(text: str, excerpt: str = "") -> None:
+    """Write a line with its time to the supervisor's log, and lines behind it; a full disk ends nothing."""
+    with suppress(OSError):
+        terminal.say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        if excerpt:
+            terminal.say_lines(excerpt)
 
 
-if __name__ == "__main__":
-    # `python -m deploy.supervisor DIRECTORY WORKERS`, as `deploy.local` starts it.
+def _command() -> int:
     try:
         supervise(Path(sys.argv[1]), int(sys.argv[2]))
     except GradcamError as error:
         raise SystemExit(f"error: {error}") from error
+    return 0
+
+
+if __name__ == "__main__":
+    # `python -m deploy.supervisor DIRECTORY WORKERS`, as `deploy.local` starts it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started us may ignore it, and `down` sends it
+    # A signal interrupts any wait, as Ctrl-C does, and the `with` ends everything; another `down` adds nothing.
+    interrupt.run_guarded(_command, insists=False)

@@ -16,7 +16,7 @@ import click
 
 from producer.jobs.model import release
 from producer.jobs.model.errors import GradcamError, JobError, ServiceError, Unfit, UsageError, WorkerError
-from producer.jobs.model.interrupt import INTERRUPTED, wished
+from producer.jobs.model.interrupt import INTERRUPTED, heard, wished
 from producer.jobs.model.setting_files import held_in_file
 from producer.jobs.model.terminal import out, out_json, out_table, say, say_bug, say_error, say_refused
 
@@ -99,7 +99,14 @@ def cli(
       gradcam-worker try resnet50 --image cat.jpg
     """  # noqa: D301 - click reads the backspace
     if context.invoked_subcommand is None:
-        sys.exit(_run(devices, processes_per_device, queues, preload, (metrics_address, metrics_port)))
+        try:
+            code = _run(devices, processes_per_device, queues, preload, (metrics_address, metrics_port))
+        except KeyboardInterrupt:
+            # Its processes end as their launcher says, and there are none: to be stopped is how a worker ends.
+            heard()
+            log.info("action=stopped The launcher was asked to stop while no process ran, and ends.")
+            code = 0
+        sys.exit(code)
 
 
 @cli.command("check", short_help="Say whether the workers of this stack are alive.")

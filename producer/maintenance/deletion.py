@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,7 +23,8 @@ def delete_with_objects(
 ) -> int:
     """Delete a job's objects, then forget the job; what was broken off can be repeated.
 
-    A job of an early release may be called `weights`: weights that all jobs share lie among its objects, and stay.
+    Its summary goes last: while that is there, a job that Redis has forgotten can still be named. A job of an early
+    release may be called `weights`: weights that all jobs share lie among its objects, and stay.
 
     Args:
         table: The job table.
@@ -40,9 +41,7 @@ def delete_with_objects(
     """
     with MaintenanceLease(table, job, JobState.DELETING) as lease:
         count = 0
-        found = storage.keys(keys.job_prefix(storage.prefix, job))
-        names = (key for key in found if not keys.is_shared(storage.prefix, key))
-        while part := list(islice(names, DELETED_AT_ONCE)):
+        for part in _parts(storage, job):
             lease.check()
             lease.incomplete = True
             storage.delete(part)
@@ -52,3 +51,22 @@ def delete_with_objects(
         with suppress(UnknownJob):
             table.actions.delete(job, who=lease.who)
     return count
+
+
+def _parts(storage: Storage, job: str) -> Iterator[list[str]]:
+    """The keys of a job's objects, as many as are deleted at once; the summary comes last, by itself."""
+    last = keys.summary(storage.prefix, job)
+    summaries: list[str] = []
+
+    def others() -> Iterator[str]:
+        for key in storage.keys(keys.job_prefix(storage.prefix, job)):
+            if key == last:
+                summaries.append(key)
+            elif not keys.is_shared(storage.prefix, key):
+                yield key
+
+    names = others()
+    while part := list(islice(names, DELETED_AT_ONCE)):
+        yield part
+    if summaries:
+        yield summaries

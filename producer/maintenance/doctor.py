@@ -20,7 +20,7 @@ from producer.jobs.model.redaction import redact_text
 from producer.jobs.model.text import counted
 from producer.jobs.store.bucket import Storage
 from producer.jobs.store.finalize import versions
-from producer.jobs.table.redis_scripts import Scripts, connect, hello, user_of
+from producer.jobs.table.redis_scripts import Scripts, connect, hello, user_of, version_of
 from producer.jobs.table.redis_server import Server
 from producer.jobs.table.workers import WORKER_SILENT_S, WorkerRegistry
 
@@ -118,6 +118,10 @@ def _redis(settings: Connections) -> Iterator[Answer]:
                 verdict="warn",
                 words=f"cannot be asked ({redact_text(str(error))}): allow it, or look yourself",
             )
+        except (LookupError, TypeError, ValueError) as error:
+            # Others than Redis and Valkey speak its language, each a little otherwise.
+            words = f"what this Redis answers cannot be read ({type(error).__name__}): look yourself"
+            yield Answer(check=name, verdict="warn", words=words)
 
 
 def _server(client: redis.Redis) -> Server:
@@ -126,10 +130,11 @@ def _server(client: redis.Redis) -> Server:
 
 def _version(client: redis.Redis) -> Answer:
     found = hello(client)
-    if not found:
+    version = version_of(found)
+    if not version:
         return Answer(check="Redis", verdict="warn", words="its version cannot be asked: use 6.2 or later, or Valkey")
     name = f"{found.get('server', 'redis')} {found.get('version', '')}"
-    new = tuple(int(part) for part in found.get("version", "0").split(".")[:2]) >= OLDEST_REDIS
+    new = version[:2] >= OLDEST_REDIS
     if (kind := found.get("mode", "standalone")) != "standalone":
         return Answer(check="Redis", verdict="bad", words=f"{name} is a {kind}: use one primary, Celery needs it")
     words = name if new else f"{name} is too old: use 6.2 or later, or Valkey"
@@ -145,10 +150,13 @@ def _rights(client: redis.Redis) -> Answer:
 
 def _persistence(client: redis.Redis) -> Answer:
     info: dict[str, Any] = client.info("persistence")
+    if "aof_enabled" not in info:
+        words = "it does not tell whether it keeps what it was given over a restart: look yourself, or jobs may be lost"
+        return Answer(check="persistence", verdict="warn", words=words)
     if not int(info["aof_enabled"]):
         words = "off: a restart of Redis loses every job; set `appendonly yes` and `appendfsync everysec`"
         return Answer(check="persistence", verdict="bad", words=words)
-    if info.get("aof_last_write_status") != "ok":
+    if info.get("aof_last_write_status", "ok") != "ok":
         return Answer(check="persistence", verdict="bad", words="the last write to disk failed: look at Redis' disk")
     return Answer(check="persistence", verdict="ok", words="appendonly yes")
 

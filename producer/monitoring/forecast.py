@@ -108,17 +108,18 @@ def _others_went_on_at(overview: Overview, priority: str) -> float:
 
 
 def _stall(job: JobFacts, overview: Overview, others_went_on_at: float) -> float:
-    """For how many seconds a job has not gone on though it could."""
+    """For how many seconds a job had not gone on though it could, when it was looked at: it may have gone on since."""
     if job.state is JobState.FINALIZING:
-        return overview.at - job.went_on_at
+        return job.seen_at - job.went_on_at
     if job.state is not JobState.RUNNING:
         return 0.0
     if not job.left:
         # A sender waits where Redis is full, which is told by itself.
         silent = job.sent_at is not None and overview.memory.fullness <= FULL_SHARE
-        return overview.at - max(job.went_on_at, job.sent_at or 0.0) if silent else 0.0
+        return job.seen_at - max(job.went_on_at, job.sent_at or 0.0) if silent else 0.0
     since = max(job.went_on_at, job.ready_at or 0.0)
     if job.leased:
-        return overview.at - since
-    passed_over_s = overview.passed_over.get(job.job, 0.0) - since
-    return max(overview.at - max(since, others_went_on_at), passed_over_s)
+        return job.seen_at - since
+    # What is known of it is of when it was looked at: whether a chunk of it has waited since, nobody knows.
+    passed_over_s = min(overview.passed_over.get(job.job, 0.0), job.seen_at) - since
+    return max(job.seen_at - max(since, others_went_on_at), passed_over_s)

@@ -152,7 +152,7 @@ def measure(overview: Overview, images_per_s: float) -> Iterator[tuple[Metric, V
     yield IN_FLIGHT, _by_priority(running, lambda job: job.in_flight)
     yield SPEED, _by_priority(running, lambda job: job.images_per_s or 0.0)
     yield WAITING, _by_priority(running, lambda job: job.waiting)
-    ages = [(job.priority, overview.at - job.waiting_since) for job in running if job.waiting_since is not None]
+    ages = [(job.priority, job.seen_at - job.waiting_since) for job in running if job.waiting_since is not None]
     yield OLDEST, {(one,): max((age for its, age in ages if its == one), default=0.0) for one in PRIORITIES}
     yield LEASED, _by_priority(overview.jobs, lambda job: job.leased)
     yield OVERDUE, _by_priority(overview.jobs, lambda job: job.overdue)

@@ -65,7 +65,7 @@ def _priority(overview: Overview, place: int) -> _Priority:
 
 def _reason(job: JobFacts, overview: Overview, of: _Priority, in_hand: int) -> WaitReason | None:
     in_flight = job.leased - job.overdue
-    if not is_asked(job.state, in_flight=in_flight, begun=job.begun, still_s=overview.at - job.went_on_at):
+    if not is_asked(job.state, in_flight=in_flight, begun=job.begun, still_s=job.seen_at - job.went_on_at):
         return None
     if job.state is JobState.PAUSED:
         return WaitReason.PAUSED
@@ -74,7 +74,7 @@ def _reason(job: JobFacts, overview: Overview, of: _Priority, in_hand: int) -> W
         queue=job.priority,
         loading=job.loading,
         delayed_s=delayed_s if delayed_s <= _LONGEST_DELAY_S else 0.0,
-        sender_silent_s=overview.at - (job.sent_at or overview.at),
+        sender_silent_s=job.seen_at - (job.sent_at or job.seen_at),
         alive=of.alive,
         readers=of.readers,
         faulty=of.faulty,

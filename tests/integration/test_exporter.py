@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stacks import eventually
 
 from deploy.programs import free_ports
-from producer.jobs.model import keys
+from producer.jobs.model import keys, why
 from producer.jobs.model.items import Chunk, uri_line
 from producer.jobs.model.results import Failure
 from producer.jobs.model.spec import PRIORITIES, JobSpec
@@ -32,7 +32,7 @@ from producer.jobs.table.overview import device_of
 from producer.jobs.table.table import JobTable
 from producer.jobs.table.troubles import Kind
 from producer.monitoring import exporter
-from producer.monitoring.metrics import METRICS
+from producer.monitoring.metrics import METRICS, STALL, WAITS, measure
 from worker.supervise import gpus, process_plan
 
 LEASE_S = 30.0
@@ -649,6 +649,30 @@ def test_of_many_jobs_a_look_looks_at_some_and_forgets_those_that_are_gone(
     for _ in range(3):
         found = open_images()
     assert found == 16 + 6
+
+
+def test_a_job_that_was_not_looked_at_for_a_while_is_not_told_to_have_stood_still_meanwhile(
+    table: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With some thousand jobs minutes lie between two looks at one: those that a worker held counted as stuck."""
+    monkeypatch.setattr(overview, "_JOBS_AGAIN", 1)
+    monkeypatch.setattr(why, "MOVES_S", 2.0)
+    table.registry.heartbeat("a", PRIORITIES)
+    spec = {job: add_job(table, job) for job in ("first", "later")}["later"]
+    for job in ("first", "later"):
+        explain(table, job, spec, 0)
+        table.claim(job, 1, spec, claim_id="me", lease_s=LEASE_S)
+    table.overview.read()
+    time.sleep(3)
+    for job in ("first", "later"):
+        explain(table, job, spec, 1)
+        table.claim(job, 2, spec, claim_id="me", lease_s=LEASE_S)
+    table.registry.waits_for("a", "pictures.example", 0)
+    found = table.overview.read()
+    assert [round(found.at - job.seen_at) for job in found.jobs] == [3, 0]
+    measured = dict(measure(found, 20))
+    assert measured[STALL]["default",] < 2
+    assert measured[WAITS][WaitReason.WORKERS_WAIT,] == 0
 
 
 @pytest.mark.parametrize("address", ["..", "x" * 64 + ".example", "nobody.invalid", "192.0.2.1"])

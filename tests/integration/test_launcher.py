@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -283,6 +284,20 @@ def test_sigterm_ends_all_and_leaves_nothing(launcher: Worker, folders: Path) ->
     assert (run.returncode, run.stdout) == (1, "")
     assert "no launcher" in run.stderr
     assert [path for path in folders.rglob("*") if path.is_file()] == []
+
+
+def test_a_launcher_that_is_stopped_before_it_starts_a_process_ends_as_one_that_is_stopped_later(own: Stack) -> None:
+    """It ended with 130, a failure to whoever starts it again; here it waits for a Redis that is mute."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        environment = own.environment() | {"GRADCAM_REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}/0"}
+        command = [sys.executable, "-m", "worker.cli", "--devices", "cpu"]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
+            mute.settimeout(60)
+            connection, _ = mute.accept()
+            with connection:
+                started.terminate()
+                _, said = started.communicate(timeout=30)
+    assert (started.returncode, "action=stopped" in said) == (0, True), said
 
 
 def test_processes_whose_launcher_is_killed_as_they_start_end_as_well(own: Stack, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from producer.jobs.model import keys
 from producer.jobs.model.errors import StoreError, UnknownJob, UsageError
 from producer.jobs.model.items import Item
 from producer.jobs.model.states import JobState
+from producer.maintenance import deletion
 from producer.maintenance.maintenance_lease import MaintenanceLease
 from producer.output.objects import Objects
 from worker.chunks.lease import LeaseLost
@@ -165,7 +166,7 @@ def test_a_job_whose_objects_are_being_deleted_is_refused_to_retry_and_submit(ow
             refused.append(str(found.value))
 
     own.delete(job, objects=True, progress=meanwhile)
-    assert len(refused) == 3
+    assert len(refused) == 2 * 3  # its summary goes by itself
     assert pictures(own, job) == []
     with pytest.raises(UnknownJob):
         own.status(job)
@@ -185,6 +186,29 @@ def test_a_deletion_whose_client_died_is_told_and_gone_on_with(own: Client) -> N
     assert own.delete(job, objects=True) > 0
     with pytest.raises(UnknownJob):
         own.status(job)
+
+
+@pytest.mark.parametrize("pack", ["none", "tar"])
+def test_a_deletion_that_is_broken_off_can_be_repeated_also_for_a_job_that_redis_has_forgotten(
+    own: Client, monkeypatch: pytest.MonkeyPatch, pack: str
+) -> None:
+    """Its summary went before manifest and shards, and nobody could name the job any more: they stayed for ever."""
+    job = submit(own, f"forgotten-{pack}", pack=pack)
+    InProcessWorker(own).explain_all(job)
+    own.delete(job)
+    folder = keys.job_prefix(own.storage.prefix, job)
+    there = len(list(own.storage.keys(folder)))
+    monkeypatch.setattr(deletion, "DELETED_AT_ONCE", 1)
+
+    def broken_off(_count: int) -> None:
+        raise KeyboardInterrupt
+
+    for left in range(there - 1, 0, -1):
+        with pytest.raises(KeyboardInterrupt):
+            own.delete(job, objects=True, progress=broken_off)
+        assert len(list(own.storage.keys(folder))) == left
+    assert own.delete(job, objects=True) == 1
+    assert list(own.storage.keys(folder)) == []
 
 
 def test_who_says_no_to_the_deletion_of_one_job_is_asked_for_the_next(own: Client) -> None:

@@ -29,7 +29,7 @@ from strangers import PAGES, answered, calls, careless, listening, page
 from deploy import demo
 from deploy.certificates import write_certificates
 from deploy.directory_lock import OF_LAUNCHER, DirectoryLock, InUse, holder, make_private
-from deploy.programs import free_ports
+from deploy.programs import _STARTER, free_ports
 from deploy.servers import PortTaken, SeaweedFS, Valkey
 from deploy.stack import FOREIGN, Stack, Worker
 from deploy.supervisor import env_file
@@ -326,6 +326,21 @@ with Stack(Path(sys.argv[1]), workers=0) as stack:
 """
 
 
+def test_nothing_is_left_of_a_stack_that_is_interrupted_while_a_program_starts(tmp_path: Path) -> None:
+    """The thread that starts it went on, and nobody knew of the server."""
+    before = psutil.Process().children()
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore it
+    try:
+        _STARTER.submit(time.sleep, 1.0)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt), Stack(tmp_path / "a", workers=0):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    _STARTER.submit(int).result()
+    assert [child for child in psutil.Process().children() if child not in before] == []
+
+
 def test_everything_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OWNER, str(tmp_path)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as owner:
@@ -545,6 +560,72 @@ def test_no_more_workers_are_asked_for_than_one_launcher_has(directory: Path) ->
         cwd=PROJECT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "65 is not in the range 1<=x<=64" in run.stderr
+
+
+def _files(process: psutil.Process) -> set[int]:
+    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+
+
+def test_a_server_that_cannot_be_started_again_now_is_tried_again_and_the_others_go_on(directory: Path) -> None:
+    """One fork that failed, for want of memory say, ended the supervisor, and with it all that was well."""
+    assert _local("up", "--workers", "0", directory=directory).returncode == 0
+    supervisor, url = _supervisor(directory), _sourced(directory, "GRADCAM_REDIS_URL")
+    first = _valkey(directory)
+    assert first is not None
+    others = {child.pid for child in supervisor.children()} - {first.pid}
+    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+    taken = set.intersection(*(_files(supervisor) for _ in range(5)))
+    # Three more than it has: files can be read, and no pipe to a new process can be made.
+    limit = next(number for number in range(1000) if number - len(taken & set(range(number))) == 3)
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        first.kill()
+        said = "Valkey cannot be started now (Too many open files)"
+        _wait(lambda: said in (directory / "supervisor.log").read_text())
+    finally:
+        if supervisor.is_running():
+            supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
+    _wait(lambda: _answers(url))
+    assert others <= {child.pid for child in supervisor.children()}
+
+
+def test_a_supervisor_whose_log_is_full_goes_on(directory: Path) -> None:
+    make_private(directory)
+    command = [sys.executable, "-m", "deploy.supervisor", str(directory), "0"]
+    with Path("/dev/full").open("wb") as full, subprocess.Popen(command, cwd=PROJECT, stdout=full, stderr=full):
+        _wait((directory / "state.json").exists)
+        first = _valkey(directory)
+        assert first is not None
+        first.kill()
+        _wait(lambda: (now := _valkey(directory)) is not None and now.pid != first.pid)
+        assert "is down" in _local("down", directory=directory).stdout
+
+
+_LOSES_THE_FIRST = """
+import os, runpy, signal, sys, weakref
+from deploy import servers
+class Gone: pass
+def answers(server, asked=servers.SeaweedFS.answers):
+    gone = Gone()
+    weakref.finalize(gone, os.kill, os.getpid(), signal.SIGTERM)
+    del gone
+    return asked(server)
+servers.SeaweedFS.answers = answers
+runpy.run_module("deploy.supervisor", run_name="__main__")
+"""
+
+
+def test_down_is_heard_also_where_a_library_loses_what_python_makes_of_the_signal(tmp_path: Path) -> None:
+    """Of 40 stacks that were stopped as they started 2 stayed up: an error in a weak reference's end is lost."""
+    command = [sys.executable, "-c", _LOSES_THE_FIRST, str(tmp_path), "0"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        try:
+            out, _ = run.communicate(timeout=30)
+        finally:
+            run.kill()
+    assert (run.returncode, out.endswith(" down\n")) == (0, True), out
+    assert "KeyboardInterrupt" not in out
+    assert (holder(tmp_path), (tmp_path / "state.json").exists()) == (None, False)
 
 
 def test_down_beside_another_down_is_well(tmp_path: Path) -> None:

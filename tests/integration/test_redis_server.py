@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from deploy.stack import Worker
 from producer.client.client import Client
 from producer.jobs.model.errors import ServiceError, Unfit
 from producer.jobs.model.states import JobState
-from producer.jobs.table.redis_scripts import Scripts
+from producer.jobs.table.redis_scripts import Scripts, hello
 from producer.jobs.table.redis_server import DIRECT, READING, Server, scripted
 from producer.monitoring.metrics import MEMORY, MEMORY_LIMIT, measure
 
@@ -169,6 +172,58 @@ def test_keys_that_a_user_may_not_use_are_named(stack: Stack, admin: redis.Redis
     admin.execute_command(*LINE.replace("~gradcam:*", "~other:*").split())
     with settings_of(stack, GRADCAM_REDIS_URL=url_of(stack)):
         assert "use the keys gradcam:*: `ACL SETUSER gradcam ~gradcam:*`" in gradcam("submit", COFFEE, code=4).stderr
+
+
+# -- others that speak Redis' language --------------------------------------------------------------------------------
+
+
+@contextmanager
+def saying(port: int, *changes: tuple[bytes, bytes]) -> Iterator[int]:
+    """The port of a Redis that says something else, of the same length, in the place of some words."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                threading.Thread(target=self.ask, args=(server,), daemon=True).start()
+                while said := server.recv(2**20):
+                    for found, instead in changes:
+                        said = said.replace(found, instead)
+                    self.request.sendall(said)
+
+        def ask(self, server: socket.socket) -> None:
+            with suppress(OSError):
+                while asked := self.request.recv(2**16):
+                    server.sendall(asked)
+                server.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            yield proxy.server_address[1]
+        finally:
+            proxy.shutdown()
+
+
+def test_a_redis_that_tells_less_or_otherwise_is_examined_to_the_end(stack: Stack, admin: redis.Redis) -> None:
+    """Some who sell Redis leave fields out, and what is not released yet has letters in its version: a traceback."""
+    version = hello(admin)["version"].encode()
+    odd = (b"8-rc" + version)[: len(version)]
+    port = stack.redis.ports["redis"]
+    cases = {
+        (b"aof_enabled", b"aof_unknown"): ("persistence", "warn", "it does not tell"),
+        (b"aof_last_write_status", b"aof_last_write_unknow"): ("persistence", "ok", "appendonly yes"),
+        (b"aof_enabled:1", b"aof_enabled:?"): ("persistence", "warn", "cannot be read (ValueError)"),
+        (version, odd): ("Redis", "ok", odd.decode()),
+    }
+    for change, (check, verdict, words) in cases.items():
+        with saying(port, change) as other:
+            url = stack.redis.url.replace(f":{port}/", f":{other}/")
+            with settings_of(stack, GRADCAM_REDIS_URL=url):
+                run = gradcam("doctor", "--json")
+                told = {answer["check"]: answer for answer in map(json.loads, run.stdout.splitlines())}
+        assert (told[check]["verdict"], words in told[check]["words"]) == (verdict, True), told[check]
+        assert told["rights"]["verdict"] == told["S3 delete"]["verdict"] == "ok"
 
 
 # -- eviction ---------------------------------------------------------------------------------------------------------

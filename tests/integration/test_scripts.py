@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
+from importlib.resources import files
 
 import pytest
 import redis
@@ -116,3 +119,12 @@ def test_what_a_worker_says_against_a_job_that_has_ended_is_not_kept(
     assert table.troubles.tell("host-a", "h", "job", Kind.REFUSED, "no such network") == "completed_with_errors"
     assert not redis_client.exists(f"{HASH}:troubles")
     assert table.queries.status("job").state is JobState.COMPLETED_WITH_ERRORS
+
+
+def test_each_name_of_what_all_scripts_begin_with_is_given_once() -> None:
+    """Two parts had a `LONGEST_S`, of 30 s and of a year: the last one counted everywhere."""
+    parts = [path.read_text() for path in files("producer.jobs.table.lua").iterdir() if path.name.startswith("_")]
+    given = re.findall(r"^local (?:function )?([\w, ]+)", "\n".join(parts), re.MULTILINE)
+    names = [name.strip() for each in given for name in each.split(",")]
+    assert {"now", "LONGEST_S", "to_the_end"} <= set(names)
+    assert [name for name, times in Counter(names).items() if times > 1] == []

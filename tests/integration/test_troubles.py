@@ -255,6 +255,17 @@ def test_one_death_puts_nothing_off_and_a_second_one_does(table: JobTable, redis
     assert whose_turns(table, times=1, exact=True) == ["bad"]
 
 
+def test_a_job_is_put_off_no_longer_than_half_a_minute_whatever_redis_clock_does(
+    table: JobTable, redis_client: redis.Redis
+) -> None:
+    """The clock of a primary, or of the replica that took its place, went back: others went first."""
+    make(table, "bad")
+    make(table, "good")
+    redis_client.hset("gradcam:job:bad", "not_before", time.time() + 3600)
+    assert "bad" in whose_turns(table, times=2)
+    assert whose_turns(table, times=1, exact=True) == ["bad"]
+
+
 def test_a_machine_that_takes_many_chunks_along_is_one_accident(table: JobTable) -> None:
     make(table, "bad", chunks=8)
     make(table, "good")

@@ -37,9 +37,15 @@ class _Guard:
     def __init__(self) -> None:
         self._wished_at: float | None = None
         self._over = False
+        self._insists = True
 
-    def begin(self) -> None:
-        """Listen; what whoever started us has set to be ignored stays so, as under `nohup`."""
+    def begin(self, *, insists: bool) -> None:
+        """Listen; what whoever started us has set to be ignored stays so, as under `nohup`.
+
+        Args:
+            insists: Whether a second signal ends the command at once.
+        """
+        self._insists = insists
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._signalled)
@@ -61,6 +67,8 @@ class _Guard:
         if self._wished_at is not None and now - self._wished_at < _ONE_WISH_S:
             return
         if self._wished_at is not None or self._over:
+            if not self._insists:
+                return
             _end_at_once()
         self._wished_at = now
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
@@ -84,13 +92,14 @@ def wished() -> bool:
     return _guard.wished
 
 
-def run_guarded(command: Callable[[], int]) -> NoReturn:
+def run_guarded(command: Callable[[], int], *, insists: bool = True) -> NoReturn:
     """Run a command and exit with its code, or, where it is interrupted, with 130 and one sentence.
 
     Args:
         command: What to do; imports that take long belong into it.
+        insists: Whether a second signal ends it at once; else only the first one counts.
     """
-    _guard.begin()
+    _guard.begin(insists=insists)
     _open_what_is_closed()
     streams = sys.stdout, sys.stderr
     try:

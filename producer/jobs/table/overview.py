@@ -54,6 +54,8 @@ class JobFacts:
     """What metrics need of a job that has not ended."""
 
     job: str
+    #: When it was looked at, by Redis' clock, in seconds since 1970: of many jobs not each is with every look.
+    seen_at: float
     state: JobState
     priority: str
     network: str
@@ -266,6 +268,7 @@ def _facts(job: str, answer: Sequence[Any], now: float) -> JobFacts:
     went_on_at = max(began_at, moved_at or 0.0)
     return JobFacts(
         job=job,
+        seen_at=now,
         state=JobState(fields["state"]),
         priority=fields["queue"],
         network=fields["network"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -190,6 +190,11 @@ def hello(client: redis.Redis) -> dict[str, str]:
     return {text(name): text(value) for name, value in pairs if isinstance(name, bytes) and isinstance(value, bytes)}
 
 
+def version_of(said: Mapping[str, str]) -> tuple[int, ...]:
+    """The numbers of the version in what `hello` gives, `8.0-rc1` say; none where there are none."""
+    return tuple(map(int, re.findall(r"[0-9]{1,9}", said.get("version", ""))))
+
+
 class Scripts:
     """Runs commands and the scripts in `lua/`; safe to share between threads.
 
@@ -283,8 +288,7 @@ class Scripts:
         script = self._scripts.get(name)
         if script is None:
             # Not by INFO, which not every user may run; where nothing is said, a full Redis refuses more than it must.
-            version = hello(client).get("version", "0")
-            has_flags = int(version.split(".")[0]) >= _SCRIPT_FLAGS_SINCE
+            has_flags = version_of(hello(client))[:1] >= (_SCRIPT_FLAGS_SINCE,)
             header = _ALLOW_OOM if has_flags and name not in _GROWING else ""
             script = self._scripts[name] = client.register_script(header + _source(name))
         return script
