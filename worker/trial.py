@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from producer.jobs.fetch.policy import FetchPolicy
 from producer.jobs.model import keys
 from producer.jobs.model.errors import ImageError, JobError, ModelError, UsageError
 from producer.jobs.model.results import Prediction
@@ -109,8 +110,13 @@ def run_trial(
 
 
 def _read(image: Path) -> Picture:
+    limit = FetchPolicy().max_bytes
     try:
-        return decode(image.read_bytes())
+        with image.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UsageError(f"--image {image} is larger than {limit:,} bytes, more than a worker takes")
+        return decode(content)
     except OSError as error:
         raise UsageError(f"--image {image} cannot be read: {error.strerror or error}") from None
     except ImageError as error:

@@ -168,6 +168,7 @@ def test_a_picture_that_cannot_be_read_is_told(tried: Any, tmp_path: Path) -> No
     assert "cannot be read: No such file" in tried("build_any", image=tmp_path / "no.png")[2]
     (tmp_path / "text.png").write_text("cat")
     assert "not a picture" in tried("build_any", image=tmp_path / "text.png")[2]
+    assert "/dev/zero is larger than 67,108,864 bytes" in tried("build_any", image=Path("/dev/zero"))[2]
 
 
 def test_weights_of_a_file_are_tried(tried: Any, tmp_path: Path) -> None:
