@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -51,7 +52,12 @@ def metrics(address: str, port: int, images_per_s: float) -> None:
 
     settings = read(Connections)
     tell = _tell_json if settings.log == "json" else _tell
-    with make_exporter(settings, address, port, images_per_s=images_per_s, tell=tell) as server:
+
+    def tell_if_read(action: str, sentence: str) -> None:
+        with suppress(OSError):  # whoever read the lines has gone, or their disk is full: answers go on
+            tell(action, sentence)
+
+    with make_exporter(settings, address, port, images_per_s=images_per_s, tell=tell_if_read) as server:
         tell("serving", f"http://{address}:{server.server_port}/metrics")
         try:
             server.serve_forever()

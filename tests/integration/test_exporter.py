@@ -723,3 +723,20 @@ def test_in_containers_the_exporter_writes_its_lines_as_json(
     assert lines[0]["message"] == f"http://127.0.0.1:{port}/metrics"
     assert "Redis has been away" in lines[1]["message"]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)
+
+
+def test_answers_go_on_where_nobody_reads_the_exporters_lines_any_more(
+    table: JobTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = str(free_ports(1)[0])
+    monkeypatch.setenv("GRADCAM_REDIS_URL", "redis://127.0.0.1:1/0")
+    command = [sys.executable, "-m", "producer.cli", "metrics", "--port", port]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            process.stderr.readline()
+            process.stderr.close()
+            assert samples(f"http://127.0.0.1:{port}") == {"gradcam_redis_up": 0}
+            assert process.poll() is None
+        finally:
+            process.terminate()
