@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -137,6 +138,8 @@ class Rig:
                 )
             )
             stack.callback(self.stop_workers)
+            # A shell has what it runs in the background ignore Ctrl-C, and workers heed that; here they are to hear it.
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
             for core in sorted(os.sched_getaffinity(0))[:2]:
                 self.workers.append(self.new_worker(core))
             for number, image in enumerate(self._images):
