@@ -81,7 +81,7 @@ def test_both_servers_do_what_they_are_for(servers: Stack, database: redis.Redis
     assert database.config_get("appendfsync") == {"appendfsync": "everysec"}
     assert database.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = int(database.config_get("maxmemory")["maxmemory"])
+    limit = int(str(database.config_get("maxmemory")["maxmemory"]))
     assert 0 < limit <= machine // 4, "doctor warns where there is no limit, and alerts cannot warn"
     with closing(servers.s3.client()) as client:
         client.put_object(Bucket=servers.s3.bucket, Key="a/b", Body=b"pixels")

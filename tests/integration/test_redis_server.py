@@ -40,7 +40,7 @@ OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 @pytest.fixture
 def admin(stack: Stack) -> Iterator[redis.Redis]:
     with closing(redis.Redis.from_url(stack.redis.url)) as made:
-        before = made.config_get("maxmemory")["maxmemory"]
+        before = str(made.config_get("maxmemory")["maxmemory"])
         made.config_set("maxmemory", 0)
         yield made
         made.acl_deluser("gradcam")
