@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,8 @@ from lanes import SECONDS
 
 # A thread each: the lanes and their workers share the cores. torch reads it when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets what it runs in the background ignore Ctrl-C, and what that starts heeds it; here it is to be heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("small", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("large", max_examples=200, deadline=None)
