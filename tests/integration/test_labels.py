@@ -62,7 +62,7 @@ def test_labels_stand_beside_predictions_in_every_format_and_right_and_wrong_are
     told = " ".join(gradcam("status", job).stdout.split())
     assert "1 predicted as labelled, 1 not: 50.0% correct of 2 labels that are classes" in told
     assert "1 label is no class of this network" in told
-    assert f"no class of {NETWORK} is called 'misile'; the nearest is missile" in told
+    assert f"no class of {NETWORK} is called 'misile'; the nearest are missile" in told
     summary = json.loads(client.storage.get(keys.summary(client.storage.prefix, job)))
     counts = ("correct", "wrong", "unknown_labels", "label_problem")
     assert [summary["status"][name] for name in counts] == [1, 1, 1, status.label_problem]

@@ -237,8 +237,8 @@ def counted(stack: object) -> str:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("probabilty<0.5", "the nearest is probability"),
-        ("class=class number 77", "explained for a class 'class number 77'; the nearest is class number 7"),
+        ("probabilty<0.5", "the nearest are probability"),
+        ("class=class number 77", "explained for a class 'class number 77'; the nearest are class number 7"),
         ("class_id!=12345", "explained for a class '12345'"),
         ("reason=fetsh", "'fetsh'; the nearest is fetch"),
         ("keep.splt=val", "no image of this job has a column 'splt'; the nearest is split"),

@@ -123,7 +123,11 @@ def test_what_a_worker_says_against_a_job_that_has_ended_is_not_kept(
 
 def test_each_name_of_what_all_scripts_begin_with_is_given_once() -> None:
     """Two parts had a `LONGEST_S`, of 30 s and of a year: the last one counted everywhere."""
-    parts = [path.read_text() for path in files("producer.jobs.table.lua").iterdir() if path.name.startswith("_")]
+    parts = [
+        path.read_text()
+        for path in files("producer.jobs.table.lua").iterdir()
+        if path.name.startswith("_") and path.name.endswith(".lua")
+    ]
     given = re.findall(r"^local (?:function )?([\w, ]+)", "\n".join(parts), re.MULTILINE)
     names = [name.strip() for each in given for name in each.split(",")]
     assert {"now", "LONGEST_S", "to_the_end"} <= set(names)
