@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -91,6 +93,41 @@ def test_labels_say_which_release_and_which_commit_an_image_is_of(name: str) -> 
 @pytest.mark.parametrize("name", ["client", "worker"])
 def test_no_layer_of_an_image_has_what_only_its_making_reads(name: str) -> None:
     assert not [text for kind, text in dockerfile.chain(STAGES, name) if kind in {"COPY", "ADD"}]
+
+
+def test_the_worker_finds_the_gpu_driver_where_gke_puts_it(tmp_path: Path) -> None:
+    """It mounts libraries and programs there, and enters them nowhere: NVIDIA's runtime has no hand in it."""
+    environment: dict[str, str] = {}
+    for kind, text in dockerfile.chain(STAGES, "worker"):
+        if kind == "ENV":
+            pairs = [pair.partition("=")[::2] for pair in text.split()]
+            environment |= {name: value.replace("${PATH}", environment.get("PATH", "")) for name, value in pairs}
+    for folder in ("bin", "lib64"):
+        tmp_path.joinpath(folder).mkdir()
+    # Any library will do, under the driver's name.
+    library = importlib.util.find_spec("numpy.random.mtrand")
+    assert library is not None
+    shutil.copy(str(library.origin), tmp_path / "lib64/libcuda.so.1")
+    tool = tmp_path / "bin/nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA L4 (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)'\n")
+    tool.chmod(0o755)
+    theirs = {
+        name: environment.get(name, "").replace("/usr/local/nvidia", str(tmp_path))
+        for name in ("PATH", "LD_LIBRARY_PATH")
+    }
+    finds = "from worker.supervise.gpus import installed; print(len(installed()))"
+    code = f"{finds}; import ctypes; ctypes.CDLL('libcuda.so.1')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**theirs, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
+    wanted = set(environment["NVIDIA_DRIVER_CAPABILITIES"].split(","))
+    assert wanted == {"compute", "utility"}, "CUDA and nvidia-smi: older runtimes give the second alone"
+    assert "NVIDIA_VISIBLE_DEVICES" not in environment, "which GPUs, the cluster says; `all` would take those of others"
 
 
 def test_compose_opens_ports_to_this_machine_alone_and_hardens_every_service() -> None:
