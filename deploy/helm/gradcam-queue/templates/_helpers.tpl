@@ -206,8 +206,14 @@ nvidia.com/mig-{{ .Values.worker.gpu.migProfile | replace "+" "." }}
 {{- toYaml $resources -}}
 {{- end -}}
 
+{{- /* A policy is about ports of pods, not of Services. Those of DNS listen at 53; on OpenShift at 5353, with Gardener at 8053, in
+a vcluster at 1053. */ -}}
 {{- define "gradcam.dnsEgress" -}}
-- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+- ports:
+    {{- range $port := list 53 1053 5353 8053 }}
+    - {port: {{ $port }}, protocol: UDP}
+    - {port: {{ $port }}, protocol: TCP}
+    {{- end }}
 {{- end -}}
 
 {{- define "gradcam.redisEgress" -}}
