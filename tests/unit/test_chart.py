@@ -163,6 +163,30 @@ def test_every_pod_runs_without_rights_as_pod_security_restricted_asks(name: str
             assert mounted <= {volume["name"] for volume in spec["volumes"]} | {"data"}, pod
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_no_worker_and_no_exporter_keeps_a_node_that_nobody_needs(name: str) -> None:
+    """The cluster's autoscaler leaves each node with a pod that has an `emptyDir` of which nobody said that it may go.
+
+    An exporter on a node with GPUs kept it, and its bill, for ever. Who types in the client's pod has files there.
+    """
+    word = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    for one in manifests(VALUES[name]):
+        if one["kind"] == "Deployment":
+            template = one["spec"]["template"]
+            part = template["metadata"]["labels"]["app.kubernetes.io/component"]
+            said = template["metadata"].get("annotations", {}).get(word, "")
+            local = {volume["name"] for volume in template["spec"]["volumes"] if "emptyDir" in volume}
+            assert local
+            assert (not said) if part == "client" else local <= set(said.split(",")), part
+
+
+def test_who_says_otherwise_of_a_pods_volumes_is_heard() -> None:
+    word = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    values = merged(GPU, {"worker": {"podAnnotations": {word: "tmp"}}})
+    worker = find(manifests(values), "Deployment", "-worker")["spec"]["template"]["metadata"]
+    assert worker["annotations"] == {word: "tmp"}
+
+
 def test_pods_of_ours_run_as_the_images_user_and_write_where_the_images_do() -> None:
     spec = dict(pods_of(manifests(GPU)))["demo-gradcam-queue-worker"]
     assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == USER
@@ -471,7 +495,7 @@ def test_worker_exporter_and_client_have_the_same_things_of_ones_own() -> None:
     values = merged(VALUES["full"], {"worker": {"nodeSelector": {"kubernetes.io/os": "linux"}}})
     for name, pod in pods_named(values, "worker", "exporter", "client").items():
         assert pod["metadata"]["labels"]["example.com/team"] == "vision", name
-        assert pod["metadata"]["annotations"] == {"example.com/team": "vision"}, name
+        assert pod["metadata"]["annotations"]["example.com/team"] == "vision", name
         spec = pod["spec"]
         assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}, name
         assert spec["priorityClassName"] == ("batch" if name == "worker" else "people")

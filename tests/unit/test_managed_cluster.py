@@ -138,6 +138,19 @@ def test_the_values_are_taken_by_the_chart(typed: Typed) -> None:
     assert values["redis"]["existingSecret"] in secret
 
 
+def test_nothing_but_workers_comes_onto_a_node_with_a_gpu(typed: Typed) -> None:
+    """Such a node has no taint, and stays as long as a pod is on it."""
+    values = yaml.safe_load((typed.folder / "values.yaml").read_text(encoding="utf-8"))
+    (cluster,) = typed.of("eksctl", "create", "cluster")
+    (nodes,) = typed.of("eksctl", "create", "nodegroup")
+    small, large = (command[command.index("--node-type") + 1] for command in (cluster, nodes))
+    of = {
+        name.rpartition("-")[2]: spec["nodeSelector"]["node.kubernetes.io/instance-type"]
+        for name, spec in pods_of(manifests(values, "explainer"))
+    }
+    assert of == {"worker": large, "client": small, "exporter": small}
+
+
 def test_the_address_of_redis_is_one_that_our_settings_take(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     ((*words, address),) = typed.of("kubectl", "secret")
     assert "--from-file=redis-url=/dev/stdin" in words

@@ -113,12 +113,14 @@ http://{{ include "gradcam.fullname" . }}-s3:8333
 {{- end }}
 {{- end -}}
 
-{{- /* What worker, exporter and client take alike: `part` is theirs of the values. */ -}}
+{{- /* What worker, exporter and client take alike: `part` is theirs of the values. Of `scratch`, volumes that are empty at first,
+nothing is missed: without that word the cluster's autoscaler takes no node away on which such a pod is. */ -}}
 {{- define "gradcam.podMetadata" -}}
 labels:
   {{- include "gradcam.labels" . | nindent 2 }}
   {{- with .part.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
-{{- with .part.podAnnotations }}
+{{- $scratch := ternary (dict "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes" .scratch) dict (not (empty .scratch)) }}
+{{- with merge dict .part.podAnnotations $scratch }}
 annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
