@@ -28,6 +28,7 @@ from producer.jobs.model.states import WaitReason
 from producer.jobs.model.status import JobStatus
 from producer.jobs.model.terminal import out_lines, say
 from producer.jobs.model.text import shown
+from producer.output.atomic_file import not_written
 
 NETWORK = "efficientnet_lite0"
 CHUNK_SIZE = 4
@@ -62,7 +63,7 @@ def run(output_dir: Path, console: Console) -> int:
         job = client.submit(_upload(stack, photos), network=NETWORK, chunk_size=CHUNK_SIZE)
         status = _follow(client, job, stack, console)
         results = list(client.results(job))
-        client.download(job, output_dir)
+        _download(client, job, output_dir)
         # The job is done: the worker has nothing to finish.
         stack.stop_worker(grace_s=5.0)
     rows = [_row(photos[result.index], result, output_dir) for result in results]
@@ -87,6 +88,17 @@ def _upload(stack: Stack, photos: Sequence[Path]) -> list[str]:
         for photo in photos:
             client.upload_file(str(photo), stack.s3.bucket, f"photos/{photo.name}")
     return [f"s3://{stack.s3.bucket}/photos/{photo.name}" for photo in photos]
+
+
+def _download(client: Client, job: str, output_dir: Path) -> None:
+    """Bring the pictures, in the place of those of an earlier demo: a download replaces none of another job."""
+    with tempfile.TemporaryDirectory(prefix=f".{_TEMPORARY}", dir=output_dir) as fresh:
+        client.download(job, fresh)
+        for picture in Path(fresh).glob("[!.]*"):
+            try:
+                picture.replace(output_dir / picture.name)
+            except OSError as error:
+                raise not_written(output_dir / picture.name, error) from None
 
 
 def _follow(client: Client, job: str, stack: Stack, console: Console) -> JobStatus:

@@ -114,8 +114,10 @@ def submit(
     if not wait and not output_dir:
         _print_submitted(client, job, as_json)
         status = client.status(job)
-        words = f"it has ended already: {status.state}" if status.ended else f"watch it: gradcam status {job} --watch"
-        talk.print(words)
+        if status.ended:
+            talk.print(f"it has ended already: {status.state}{f': {status.error}' if status.error else ''}")
+        else:
+            talk.print(f"watch it: gradcam status {job} --watch")
         return
     if not as_json:
         out(job)

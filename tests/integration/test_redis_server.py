@@ -75,6 +75,7 @@ def test_a_job_is_done_by_a_user_with_the_documented_rights_and_parameters_in_th
     stack: Stack, admin: redis.Redis, tmp_path: Path
 ) -> None:
     """The line of the documentation, less INFO, which no job needs."""
+    admin.acl_log_reset()  # it lists what tests of wrong passwords were denied, too
     admin.execute_command(*LINE.split(), "-info")
     # The other worker of this lane reads another database.
     url = url_of(stack, "?socket_timeout=5&health_check_interval=5&client_name=gradcam-test", database=1)

@@ -202,7 +202,10 @@ def test_what_is_published_is_as_an_index_wants_it(dist: Path, wheel: Path) -> N
 
 
 def test_the_demo_of_the_wheel_explains_its_photos_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    """`pip install 'gradcam-queue[demo]'`, then `gradcam demo`: nothing else is there."""
+    """`pip install 'gradcam-queue[demo]'`, then `gradcam demo`: nothing else is there but a picture of another job."""
+    earlier = tmp_path / "results" / "chelsea-efficientnet_lite0-cam.jpg"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"of another job")
     # The servers' programs are our environment's, like the packages.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     said = run(installed / "gradcam", "demo", cwd=tmp_path, env=environment)
@@ -214,6 +217,8 @@ def test_the_demo_of_the_wheel_explains_its_photos_in_an_empty_folder(installed:
         re.sub(r"\d+\.\d%", "N%", line.rstrip()) for line in said.splitlines()
     ]
     assert len(list((tmp_path / "results").glob("*.jpg"))) == 40
+    assert earlier.stat().st_size > 1000
+    assert [path.name for path in earlier.parent.glob(".*")] == []
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
