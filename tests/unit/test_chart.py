@@ -32,6 +32,8 @@ from charts import (
 
 from producer.jobs.model.settings import Connections
 from worker.settings import WorkerSettings
+from worker.supervise.check import STARTING_WITHIN_S
+from worker.supervise.launcher import GIVEN_UP_AFTER
 
 USER = 10001
 #: At which the pods of a cluster's DNS listen: everywhere else, in a vcluster, on OpenShift, with Gardener.
@@ -236,6 +238,19 @@ def test_a_worker_is_restarted_only_where_that_helps_and_not_ready_with_the_firs
     assert commands["liveness"] == ["gradcam-worker", "check", "--live", "--all"]
     assert commands["startup"] == commands["readiness"] == ["gradcam-worker", "check"]
     assert f"[{', '.join(commands['liveness'])}]" in (ROOT / "docs/operations.md").read_text()
+
+
+def test_an_update_looks_at_a_new_worker_until_one_that_cannot_work_is_not_ready_any_more() -> None:
+    """One that starts is ready at once: a release with a broken torch took the place of all others within minutes."""
+    deployment = find(manifests(GPU), "Deployment", "-worker")["spec"]
+    probe = deployment["template"]["spec"]["containers"][0]["readinessProbe"]
+    # Kubernetes gives up after three answers. Before the first one it may have just asked.
+    longest_s = STARTING_WITHIN_S + probe.get("failureThreshold", 3) * probe["periodSeconds"]
+    assert deployment["minReadySeconds"] > longest_s
+    assert deployment["minReadySeconds"] > sum(2**death for death in range(GIVEN_UP_AFTER)) + 60, "given up by then"
+    assert deployment["progressDeadlineSeconds"] > deployment["minReadySeconds"] + 600, (
+        "Kubernetes refuses less than the first"
+    )
 
 
 def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
