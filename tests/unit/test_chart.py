@@ -253,6 +253,13 @@ def test_an_update_looks_at_a_new_worker_until_one_that_cannot_work_is_not_ready
     )
 
 
+def test_metrics_are_served_at_a_pods_address_of_whatever_kind() -> None:
+    """Where it is one of IPv6, nothing that listens at 0.0.0.0 is reached: the exporter was killed for its probe."""
+    for name, option in (("worker", "--metrics-address"), ("exporter", "--address")):
+        arguments = dict(pods_of(manifests(GPU)))[f"demo-gradcam-queue-{name}"]["containers"][0]["args"]
+        assert arguments[arguments.index(option) + 1] == "::"
+
+
 def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
     def worker(name: str) -> dict[str, Any]:
         container: dict[str, Any] = dict(pods_of(manifests(VALUES[name])))["demo-gradcam-queue-worker"]["containers"][0]
