@@ -761,6 +761,22 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     assert {one for one in keys(defaults) - properties(schema, schema) if not free.search(one)} == set()
 
 
+def test_values_that_an_earlier_chart_left_are_refused_by_the_name_of_what_is_missing(tmp_path: Path) -> None:
+    """`helm upgrade --reuse-values` puts the defaults of the chart that is there in place of the new one's."""
+    folder = tmp_path / "gradcam-queue"
+    shutil.copytree(CHART, folder)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    for part in (name for name, value in defaults.items() if isinstance(value, dict)):
+        earlier = {name: value for name, value in defaults.items() if name != part}
+        (folder / "values.yaml").write_text(yaml.safe_dump(earlier), encoding="utf-8")
+        with helm_python.Chart.load(folder) as copied, pytest.raises(helm_python.HelmError) as refused:
+            copied.render({name: value for name, value in GPU.items() if name != part}, name="demo")
+        assert "schema" in str(refused.value)
+        assert part in str(refused.value)
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    assert not [page for page in pages if re.search(r"^helm upgrade .*--reuse-values", page, re.MULTILINE)]
+
+
 def test_a_values_file_is_not_changed_by_rendering() -> None:
     before = copy.deepcopy(VALUES["full"])
     manifests(VALUES["full"])
