@@ -68,7 +68,7 @@ _NOT_TRIED = ("network", "explain", "raw", "pack", "queue")
     "--metrics-address",
     default="127.0.0.1",
     show_default=True,
-    help="Where to serve them; 0.0.0.0 for whoever reaches this machine.",
+    help="Where to serve them; :: for whoever reaches this machine, 0.0.0.0 for whoever does by IPv4.",
 )
 @click.pass_context
 def cli(

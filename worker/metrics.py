@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 
 from producer.jobs.model.metric import Metric
 from producer.jobs.model.network_names import HF, TIMM, known
-from producer.jobs.model.serving import not_served
+from producer.jobs.model.serving import not_served, served_at
 from producer.jobs.model.stage_times import IDLE, WAIT
 from producer.jobs.store.s3_errors import DENIED_WRITE, FIRST_TRY, S3Fault
 
@@ -232,6 +232,6 @@ def serve(folder: Path, address: str, port: int, others: Iterable[Collector] = (
     for collector in others:
         registry.register(collector)
     try:
-        start_http_server(port, address, registry)
+        start_http_server(port, served_at(address), registry)
     except (OSError, UnicodeError) as error:
         raise not_served(address, port, error) from None

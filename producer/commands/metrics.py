@@ -31,7 +31,7 @@ _WELL: Final = ("serving", "redis_back")
     "--address",
     default="127.0.0.1",
     show_default=True,
-    help="Interface to serve at: everybody who can reach it can read them.",
+    help="Interface to serve at: everybody who can reach it can read them. :: is all, 0.0.0.0 all of IPv4.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=9100, show_default=True, help="Where to serve.")
 @click.option(
@@ -58,7 +58,8 @@ def metrics(address: str, port: int, images_per_s: float) -> None:
             tell(action, sentence)
 
     with make_exporter(settings, address, port, images_per_s=images_per_s, tell=tell_if_read) as server:
-        tell("serving", f"http://{address}:{server.server_port}/metrics")
+        host = f"[{address}]" if ":" in address else address
+        tell("serving", f"http://{host}:{server.server_port}/metrics")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

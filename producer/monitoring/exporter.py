@@ -19,7 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from producer.jobs.model.errors import GradcamError, Unfit, UsageError
-from producer.jobs.model.serving import not_served
+from producer.jobs.model.serving import not_served, served_at
 from producer.jobs.model.spec import PRIORITIES
 from producer.jobs.table.redis_scripts import make_redis_client
 from producer.jobs.table.table import JobTable
@@ -238,8 +238,9 @@ def make_exporter(
     table = JobTable(make_redis_client(settings, answers_within_s=_REDIS_ANSWERS_WITHIN_S), patience_s=0)
     app = Exporter(Looker(table.overview.read, tell, keep_s=keep_s), images_per_s)
     try:
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        place = served_at(address)
+        family = socket.getaddrinfo(place, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         server = type("_Server", (_Server,), {"address_family": family})
-        return make_server(address, port, app, server, _Handler)
+        return make_server(place, port, app, server, _Handler)
     except (OSError, UnicodeError) as error:
         raise not_served(address, port, error) from None

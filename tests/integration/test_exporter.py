@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import re
@@ -684,6 +685,31 @@ def test_an_address_that_is_not_of_this_machine_is_a_sentence_that_names_the_add
     assert f"no metrics can be served at '{address}' (" in said
     assert "name an address of this machine" in said
     assert "another port" not in said
+
+
+def reached(host: str) -> bool:
+    """Whether this machine has an address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
+        return made.connect_ex((host, 9)) != errno.EADDRNOTAVAIL
+
+
+@pytest.mark.usefixtures("table")
+def test_all_addresses_are_those_of_ipv4_and_of_ipv6() -> None:
+    """The chart serves there: a pod's address may be one of either kind."""
+    with serving(place="::") as address:
+        port = address.rpartition(":")[2]
+        assert get(f"http://127.0.0.1:{port}/healthz") == (200, "ok\n")
+        if socket.has_dualstack_ipv6() and reached("::1"):
+            assert get(f"http://[::1]:{port}/healthz") == (200, "ok\n")
+
+
+@pytest.mark.usefixtures("table")
+def test_all_addresses_of_a_machine_without_ipv6_are_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with serving(place="::") as address:
+        assert get(f"{address}/healthz") == (200, "ok\n")
+        with pytest.raises(OSError, match=r"."):  # refused, or there is no such address
+            socket.create_connection(("::1", int(address.split(":")[2])), timeout=5)
 
 
 def test_the_command_serves_until_it_is_stopped_and_a_port_in_use_is_a_sentence(table: JobTable) -> None:

@@ -133,6 +133,8 @@ class Pod(Program):
         text = re.sub(rf"(?<![\w./-])({places})(?=/|$)", lambda found: self._places[found[1]], text)
         for port, ours in self._ports.items():
             text = re.sub(rf"(^|=){port}$", rf"\g<1>{ours}", text)
+        if text in {"0.0.0.0", "::"}:
+            return "127.0.0.1"
         return self._cluster.addressed(text).replace("0.0.0.0", "127.0.0.1")
 
     def _named(self) -> list[str]:

@@ -32,6 +32,8 @@ from charts import (
 
 from producer.jobs.model.settings import Connections
 from worker.settings import WorkerSettings
+from worker.supervise.check import STARTING_WITHIN_S
+from worker.supervise.launcher import GIVEN_UP_AFTER
 
 USER = 10001
 #: At which the pods of a cluster's DNS listen: everywhere else, in a vcluster, on OpenShift, with Gardener.
@@ -236,6 +238,26 @@ def test_a_worker_is_restarted_only_where_that_helps_and_not_ready_with_the_firs
     assert commands["liveness"] == ["gradcam-worker", "check", "--live", "--all"]
     assert commands["startup"] == commands["readiness"] == ["gradcam-worker", "check"]
     assert f"[{', '.join(commands['liveness'])}]" in (ROOT / "docs/operations.md").read_text()
+
+
+def test_an_update_looks_at_a_new_worker_until_one_that_cannot_work_is_not_ready_any_more() -> None:
+    """One that starts is ready at once: a release with a broken torch took the place of all others within minutes."""
+    deployment = find(manifests(GPU), "Deployment", "-worker")["spec"]
+    probe = deployment["template"]["spec"]["containers"][0]["readinessProbe"]
+    # Kubernetes gives up after three answers. Before the first one it may have just asked.
+    longest_s = STARTING_WITHIN_S + probe.get("failureThreshold", 3) * probe["periodSeconds"]
+    assert deployment["minReadySeconds"] > longest_s
+    assert deployment["minReadySeconds"] > sum(2**death for death in range(GIVEN_UP_AFTER)) + 60, "given up by then"
+    assert deployment["progressDeadlineSeconds"] > deployment["minReadySeconds"] + 600, (
+        "Kubernetes refuses less than the first"
+    )
+
+
+def test_metrics_are_served_at_a_pods_address_of_whatever_kind() -> None:
+    """Where it is one of IPv6, nothing that listens at 0.0.0.0 is reached: the exporter was killed for its probe."""
+    for name, option in (("worker", "--metrics-address"), ("exporter", "--address")):
+        arguments = dict(pods_of(manifests(GPU)))[f"demo-gradcam-queue-{name}"]["containers"][0]["args"]
+        assert arguments[arguments.index(option) + 1] == "::"
 
 
 def test_a_gpu_a_slice_of_one_and_a_cpu_are_asked_for_by_their_names() -> None:
@@ -737,6 +759,22 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     }
     assert missing == {".global"}
     assert {one for one in keys(defaults) - properties(schema, schema) if not free.search(one)} == set()
+
+
+def test_values_that_an_earlier_chart_left_are_refused_by_the_name_of_what_is_missing(tmp_path: Path) -> None:
+    """`helm upgrade --reuse-values` puts the defaults of the chart that is there in place of the new one's."""
+    folder = tmp_path / "gradcam-queue"
+    shutil.copytree(CHART, folder)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    for part in (name for name, value in defaults.items() if isinstance(value, dict)):
+        earlier = {name: value for name, value in defaults.items() if name != part}
+        (folder / "values.yaml").write_text(yaml.safe_dump(earlier), encoding="utf-8")
+        with helm_python.Chart.load(folder) as copied, pytest.raises(helm_python.HelmError) as refused:
+            copied.render({name: value for name, value in GPU.items() if name != part}, name="demo")
+        assert "schema" in str(refused.value)
+        assert part in str(refused.value)
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    assert not [page for page in pages if re.search(r"^helm upgrade .*--reuse-values", page, re.MULTILINE)]
 
 
 def test_a_values_file_is_not_changed_by_rendering() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from deploy.programs import free_ports
 from producer.jobs.model import errors
 from producer.jobs.model.network_names import known
 from worker import metrics
@@ -85,6 +88,22 @@ metrics.weights_file(fetched=True); metrics.store_failed("away"); metrics.worker
 def test_metrics_cannot_be_served_at_an_address_that_is_not_of_this_machine(address: str, tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError, match="name an address of this machine"):
         metrics.serve(tmp_path, address, 9)
+
+
+def test_metrics_are_served_at_addresses_of_both_kinds_and_where_there_is_one_kind_at_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chart names `::`: a pod's address may be one of IPv6, and its node may know none."""
+    dual, single = free_ports(2)
+    metrics.serve(tmp_path, "::", dual)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "has_dualstack_ipv6", lambda: False)
+        metrics.serve(tmp_path, "::", single)
+    for port in (dual, single):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            assert answer.status == 200
+    with pytest.raises(OSError, match=r"."):  # refused, or there is no such address
+        socket.create_connection(("::1", single), timeout=5)
 
 
 OF_THE_LAUNCHER = (metrics.PROCESSES, metrics.DEATHS, metrics.GPU_USED, metrics.GPU_MEMORY, metrics.GPU_BUSY)

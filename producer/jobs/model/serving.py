@@ -1,4 +1,4 @@
-"""What is wrong with an address and a port at which metrics were to be served, in a sentence."""
+"""At which address metrics are served; what is wrong with one at which they were to be, in a sentence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import socket
 
 from producer.jobs.model.errors import UsageError
 from producer.jobs.model.text import quoted
+
+
+def served_at(address: str) -> str:
+    """Return where to listen: `::`, all addresses of this machine, is those of IPv4 where a machine knows no others.
+
+    Args:
+        address: As it was given.
+    """
+    return "0.0.0.0" if address == "::" and not socket.has_dualstack_ipv6() else address  # noqa: S104 - it was asked for
 
 
 def not_served(address: str, port: int, error: OSError | UnicodeError) -> UsageError:
