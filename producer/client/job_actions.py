@@ -66,11 +66,11 @@ class JobActions:
     def retry(self, job: str, only: str | None, reason: str | None) -> int:
         """See `Client.retry`."""
         by = self._by(reason)
-        if only is None and by.reason and (filter_ := meant(by.reason, failure_reasons())):
+        if only is None and by.reason and (kind := meant(by.reason, failure_reasons())):
             # Up to 0.4.0 it chose images: whoever still types that must not try all of them again.
             raise UsageError(
-                f"{quoted(filter_)} is what images fail for: to try only what failed with it again say --only "
-                f"{filter_}, in Python only={quoted(filter_)}; --reason is why you try, in words of your own"
+                f"{quoted(kind)} is what images fail for: to try only what failed with it again say --only "
+                f"{kind}, in Python only={quoted(kind)}; --reason is why you try, in words of your own"
             )
         queue = self._services.table.queries.existing_outline(job).queue
         self._services.check_redis()

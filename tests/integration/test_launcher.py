@@ -25,7 +25,7 @@ import torch
 import torchvision
 from command import Run, gradcam
 from command import worker_check as check
-from stacks import children_of, eventually, frozen, mains_of, own_stack
+from stacks import children_of, eventually, frozen, mains_of, own_stack, without_descriptors
 
 from deploy.stack import Worker
 from producer.client.client import Client
@@ -218,23 +218,12 @@ def test_a_process_that_cannot_be_started_now_is_tried_again_and_the_others_work
     assert launcher.process is not None
     running = psutil.Process(launcher.process.pid)
     dying, healthy = mains_of(launcher)
-    before = running.rlimit(psutil.RLIMIT_NOFILE)
-    # A descriptor more than it has: files can be written, and no pipe to a new process can be made.
-    taken = set.intersection(*(_descriptors(running) for _ in range(5)))
-    limit = next(number for number in range(1000) if number - len(taken & set(range(number))) == 1)
-    running.rlimit(psutil.RLIMIT_NOFILE, (limit, before[1]))
-    try:
+    with without_descriptors(running, left=1):
         dying.kill()
         eventually(lambda: "cannot be started now (Too many open files)" in check().stderr, within_s=20)
         assert sorted(states(check("--json"))) == ["dead", "idle"]
-    finally:
-        running.rlimit(psutil.RLIMIT_NOFILE, before)
     eventually(lambda: states(check("--json")) == ["idle"] * 2, within_s=120, every_s=0.2)
     assert healthy in mains_of(launcher)
-
-
-def _descriptors(process: psutil.Process) -> set[int]:
-    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
 
 
 @pytest.mark.usefixtures("launcher")

@@ -23,7 +23,7 @@ import redis
 from botocore.exceptions import ClientError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from stacks import mains_of
+from stacks import mains_of, without_descriptors
 from strangers import PAGES, answered, calls, careless, listening, page
 
 from deploy import demo
@@ -562,10 +562,6 @@ def test_no_more_workers_are_asked_for_than_one_launcher_has(directory: Path) ->
     assert "65 is not in the range 1<=x<=64" in run.stderr
 
 
-def _files(process: psutil.Process) -> set[int]:
-    return {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
-
-
 def test_a_server_that_cannot_be_started_again_now_is_tried_again_and_the_others_go_on(directory: Path) -> None:
     """One fork that failed, for want of memory say, ended the supervisor, and with it all that was well."""
     assert _local("up", "--workers", "0", directory=directory).returncode == 0
@@ -573,18 +569,10 @@ def test_a_server_that_cannot_be_started_again_now_is_tried_again_and_the_others
     first = _valkey(directory)
     assert first is not None
     others = {child.pid for child in supervisor.children()} - {first.pid}
-    before = supervisor.rlimit(psutil.RLIMIT_NOFILE)
-    taken = set.intersection(*(_files(supervisor) for _ in range(5)))
-    # Three more than it has: files can be read, and no pipe to a new process can be made.
-    limit = next(number for number in range(1000) if number - len(taken & set(range(number))) == 3)
-    supervisor.rlimit(psutil.RLIMIT_NOFILE, (limit, before[1]))
-    try:
+    with without_descriptors(supervisor, left=3):
         first.kill()
         said = "Valkey cannot be started now (Too many open files)"
         _wait(lambda: said in (directory / "supervisor.log").read_text())
-    finally:
-        if supervisor.is_running():
-            supervisor.rlimit(psutil.RLIMIT_NOFILE, before)
     _wait(lambda: _answers(url))
     assert others <= {child.pid for child in supervisor.children()}
 
